@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// SHA-256 (FIPS 180-4), HMAC-SHA256 (RFC 2104) and AES-256-GMAC (NIST SP 800-38D) over libcrypto.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cstdint>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+
+#include <qvmremote/bytes.hpp>
+
+namespace qvmremote {
+
+using digest256 = std::array<std::uint8_t, 32>;
+
+namespace detail {
+
+// libcrypto fails here only when it is out of memory or has no such algorithm; nothing that
+// authenticates may go on then, in a release build either.
+inline void require(bool ok) noexcept {
+    if (!ok)
+        std::abort();
+}
+
+struct evp_md_free {
+    void operator()(EVP_MD_CTX *p) const noexcept { EVP_MD_CTX_free(p); }
+};
+struct evp_cipher_free {
+    void operator()(EVP_CIPHER_CTX *p) const noexcept { EVP_CIPHER_CTX_free(p); }
+};
+
+// Fetched once and kept: the search through the providers is most of a short hash's cost.
+inline const EVP_MD *sha256_algorithm() noexcept {
+    static EVP_MD *const md = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+    require(md != nullptr);
+    return md;
+}
+inline const EVP_CIPHER *gcm_algorithm() noexcept {
+    static EVP_CIPHER *const cipher = EVP_CIPHER_fetch(nullptr, "AES-256-GCM", nullptr);
+    require(cipher != nullptr);
+    return cipher;
+}
+
+} // namespace detail
+
+/// A SHA-256 in progress. Copying copies the state, so that a common beginning is hashed once.
+class sha256_hash {
+public:
+    sha256_hash() : context_(EVP_MD_CTX_new()) {
+        detail::require(context_ && EVP_DigestInit_ex2(context_.get(), detail::sha256_algorithm(), nullptr) == 1);
+    }
+    sha256_hash(const sha256_hash &other) : context_(EVP_MD_CTX_new()) { *this = other; }
+    sha256_hash &operator=(const sha256_hash &other) {
+        if (this != &other)
+            detail::require(context_ && EVP_MD_CTX_copy_ex(context_.get(), other.context_.get()) == 1);
+        return *this;
+    }
+    sha256_hash(sha256_hash &&) noexcept = default;
+    sha256_hash &operator=(sha256_hash &&) noexcept = default;
+    ~sha256_hash() = default;
+
+    sha256_hash &update(bytes_view data) {
+        detail::require(EVP_DigestUpdate(context_.get(), data.data(), data.size()) == 1);
+        return *this;
+    }
+    sha256_hash &update(std::string_view text) { return update(as_bytes(text)); }
+
+    /// The digest of all that was given; the object is then spent.
+    [[nodiscard]] digest256 finish() {
+        digest256 out;
+        detail::require(EVP_DigestFinal_ex(context_.get(), out.data(), nullptr) == 1);
+        return out;
+    }
+
+private:
+    // EVP wipes the state when it frees it.
+    std::unique_ptr<EVP_MD_CTX, detail::evp_md_free> context_;
+};
+
+[[nodiscard]] inline digest256 sha256(bytes_view data) { return sha256_hash().update(data).finish(); }
+
+/// HMAC-SHA256 under one key, for any number of messages: the two padded blocks are hashed once, and
+/// each message starts from copies of those states.
+class hmac_sha256 {
+public:
+    explicit hmac_sha256(bytes_view key) {
+        std::array<std::uint8_t, 64> block{};
+        if (key.size() > block.size()) {
+            const digest256 hashed = sha256(key);
+            std::copy(hashed.begin(), hashed.end(), block.begin());
+        } else {
+            std::copy(key.begin(), key.end(), block.begin());
+        }
+        for (std::uint8_t &b : block)
+            b ^= 0x36;
+        inner_.update(block);
+        for (std::uint8_t &b : block)
+            b ^= 0x36 ^ 0x5c;
+        outer_.update(block);
+        OPENSSL_cleanse(block.data(), block.size());
+    }
+
+    /// The code of the parts, one behind the other.
+    [[nodiscard]] digest256 of(std::initializer_list<bytes_view> parts) {
+        work_ = inner_;
+        for (const bytes_view part : parts)
+            work_.update(part);
+        const digest256 inside = work_.finish();
+        work_ = outer_;
+        return work_.update(inside).finish();
+    }
+
+private:
+    sha256_hash inner_, outer_, work_;
+};
+
+/// AES-256-GMAC: a 16-byte tag over data that is not encrypted. A nonce must never repeat under one
+/// key; callers pass the frame's sequence number, which does not (doc/PROTOCOL.md, "Tags").
+class gmac {
+public:
+    explicit gmac(const digest256 &key) : context_(EVP_CIPHER_CTX_new()) {
+        detail::require(context_ && EVP_EncryptInit_ex2(context_.get(), detail::gcm_algorithm(),
+                                                        key.data(), nullptr, nullptr) == 1);
+    }
+
+    [[nodiscard]] std::array<std::uint8_t, 16> of(std::uint64_t nonce,
+                                                  std::initializer_list<bytes_view> parts) {
+        std::array<std::uint8_t, 12> iv{};
+        store_u64(iv.data() + 4, nonce);
+        detail::require(EVP_EncryptInit_ex2(context_.get(), nullptr, nullptr, iv.data(), nullptr) == 1);
+        int n = 0;
+        for (const bytes_view part : parts)
+            detail::require(EVP_EncryptUpdate(context_.get(), nullptr, &n, part.data(),
+                                              static_cast<int>(part.size())) == 1);
+        std::array<std::uint8_t, 16> tag;
+        detail::require(EVP_EncryptFinal_ex(context_.get(), tag.data(), &n) == 1 &&
+                        EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_GET_TAG,
+                                            static_cast<int>(tag.size()), tag.data()) == 1);
+        return tag;
+    }
+
+private:
+    std::unique_ptr<EVP_CIPHER_CTX, detail::evp_cipher_free> context_;
+};
+
+/// Compares without telling by its time where the difference is. Lengths are public.
+[[nodiscard]] inline bool equal_constant_time(bytes_view a, bytes_view b) noexcept {
+    return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+} // namespace qvmremote

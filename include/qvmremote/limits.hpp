@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Every limit of the system, each with its unit and where the figure comes from (SPEC §3).
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qvmremote::limits {
+
+// Sizes, in bytes.
+inline constexpr std::size_t command = 1024 * 1024;      ///< a command text or script
+inline constexpr std::size_t request_header = 16 * 1024; ///< signed header of a request
+inline constexpr std::size_t frame = 64 * 1024;          ///< payload of a frame, its tag included
+inline constexpr std::size_t command_id = 128;
+inline constexpr std::size_t qube_name = 31;             ///< what Qubes allows for a local qube
+inline constexpr std::size_t preamble_skip = 64 * 1024;  ///< what a login profile may print first
+inline constexpr std::size_t window = 256 * 1024;        ///< unacknowledged data, per direction
+inline constexpr std::size_t inline_body = 12 * 1024;    ///< a body this small travels in the header
+inline constexpr std::size_t reason_text = 512;          ///< words in a REFUSED or PENDING frame
+inline constexpr std::size_t recorded_output = 10 * 1024 * 1024; ///< per stream, in history
+inline constexpr std::size_t config_file = 64 * 1024;
+inline constexpr std::size_t audit_line = 32 * 1024;
+inline constexpr std::size_t audit_argument = 8 * 1024;  ///< argv as recorded, before escaping
+inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
+inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024;
+
+// Counts.
+inline constexpr std::size_t arguments = 1024; ///< words of an argv
+inline constexpr std::size_t environment = 64; ///< variables a request may carry
+inline constexpr std::size_t open_challenges = 64; ///< per stream
+inline constexpr std::size_t running_per_qube = 8;
+inline constexpr std::size_t running = 64;
+inline constexpr std::size_t waiting_per_qube = 256;
+inline constexpr std::size_t starts_per_second = 500; ///< sustained, per qube
+inline constexpr std::size_t starts_burst = 2000;
+inline constexpr std::size_t streams_per_qube = 64;
+inline constexpr std::size_t auth_fail_lines_per_second = 10;
+
+// Times.
+inline constexpr std::uint32_t default_timeout_s = 300;
+inline constexpr std::uint64_t challenge_ms = 30'000;
+inline constexpr std::uint64_t preamble_ms = 30'000;
+inline constexpr std::int64_t id_clock_skew_s = 26 * 3600;
+inline constexpr std::int64_t id_remembered_s = 72 * 3600;
+
+} // namespace qvmremote::limits
