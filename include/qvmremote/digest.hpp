@@ -12,6 +12,10 @@
 #include <initializer_list>
 #include <memory>
 
+#ifdef QVMREMOTE_DIRECT_SHA256
+#define OPENSSL_SUPPRESS_DEPRECATED
+#include <openssl/sha.h>
+#endif
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 
@@ -51,6 +55,39 @@ inline const EVP_CIPHER *gcm_algorithm() noexcept {
 
 } // namespace detail
 
+#ifdef QVMREMOTE_DIRECT_SHA256
+
+/// A SHA-256 in progress. Copying copies the state, so that a common beginning is hashed once.
+///
+/// This form calls libcrypto's SHA256_* directly. They are deprecated, and yet what a program that
+/// lives for a few milliseconds wants: the search through the providers that EVP begins with took
+/// 0.7 ms, a fifth of a whole `qvm-remote true`.
+class sha256_hash {
+public:
+    sha256_hash() { detail::require(SHA256_Init(&context_) == 1); }
+    sha256_hash(const sha256_hash &) = default;
+    sha256_hash &operator=(const sha256_hash &) = default;
+    ~sha256_hash() { OPENSSL_cleanse(&context_, sizeof context_); }
+
+    sha256_hash &update(bytes_view data) {
+        detail::require(SHA256_Update(&context_, data.data(), data.size()) == 1);
+        return *this;
+    }
+    sha256_hash &update(std::string_view text) { return update(as_bytes(text)); }
+
+    /// The digest of all that was given; the object is then spent.
+    [[nodiscard]] digest256 finish() {
+        digest256 out;
+        detail::require(SHA256_Final(out.data(), &context_) == 1);
+        return out;
+    }
+
+private:
+    SHA256_CTX context_;
+};
+
+#else
+
 /// A SHA-256 in progress. Copying copies the state, so that a common beginning is hashed once.
 class sha256_hash {
 public:
@@ -84,6 +121,8 @@ private:
     // EVP wipes the state when it frees it.
     std::unique_ptr<EVP_MD_CTX, detail::evp_md_free> context_;
 };
+
+#endif
 
 [[nodiscard]] inline digest256 sha256(bytes_view data) { return sha256_hash().update(data).finish(); }
 

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The request as signed bytes: what is to run, and how (doc/PROTOCOL.md, "Request header").
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <qvmremote/bytes.hpp>
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/digest.hpp>
+#include <qvmremote/error.hpp>
+#include <qvmremote/frame.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote {
+
+/// What is asked for. Numbers are frozen.
+enum class request_kind : std::uint8_t {
+    shell = 1,  ///< the body is a command line for bash
+    exec = 2,   ///< the arguments are an argv, run as they are
+    script = 3, ///< the body is a file, run by bash with the arguments
+    ping = 4,   ///< nothing runs; proves both ends and the key
+    status = 5, ///< nothing runs; dom0 describes itself
+};
+
+[[nodiscard]] constexpr std::string_view name(request_kind kind) noexcept {
+    switch (kind) {
+    case request_kind::shell:
+        return "shell";
+    case request_kind::exec:
+        return "exec";
+    case request_kind::script:
+        return "script";
+    case request_kind::ping:
+        return "ping";
+    case request_kind::status:
+        return "status";
+    }
+    return "unknown";
+}
+
+/// Abilities that dom0 announces in HELLO and a request may use; a set of bits, each named once.
+namespace feature {
+inline constexpr std::uint32_t gmac = 1u << 0; ///< large data frames carry AES-256-GMAC tags
+inline constexpr std::uint32_t known = gmac;
+} // namespace feature
+
+/// One request. A default-constructed one asks for nothing and does not encode.
+struct envelope {
+    std::array<std::uint8_t, 16> nonce{}; ///< random, so that two equal requests differ
+    request_kind kind{};
+    bool stdin_live = false; ///< stdin is streamed; else the command reads /dev/null
+    bool tty = false;        ///< reserved: refused by this version
+    bool detach = false;     ///< reserved: refused by this version
+    bool dry_run = false;    ///< decide, record, and run nothing
+    std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
+    std::uint32_t features = 0;
+    std::uint16_t columns = 0, rows = 0; ///< of the terminal, with tty
+    std::optional<command_id> id;        ///< always present in what decode returns
+    std::vector<std::pair<std::string, std::string>> environment;
+    std::vector<std::string> arguments;
+
+    /// The body: a command line or a script, at most limits::command bytes. In the header when it is
+    /// small; else it follows, and the header holds its length and digest.
+    std::string body;
+    bool body_follows = false;
+    std::uint32_t body_length = 0;
+    digest256 body_digest{};
+
+    /// Puts a body in, choosing where it travels.
+    void set_body(std::string text) {
+        body = std::move(text);
+        body_length = static_cast<std::uint32_t>(body.size());
+        body_follows = body.size() > limits::inline_body;
+        body_digest = body_follows ? sha256(as_bytes(body)) : digest256{};
+    }
+
+    /// The header's bytes. Fails with errc::frame_too_large when they exceed
+    /// limits::request_header, errc::command_too_large when the body does its own limit, and
+    /// errc::bad_envelope when a field could not be decoded again.
+    [[nodiscard]] result<bytes> encode() const {
+        if (body_length > limits::command)
+            return fail(errc::command_too_large);
+        bytes out;
+        byte_writer w(out);
+        w.u16(protocol_version);
+        w.put(nonce);
+        w.u8(static_cast<std::uint8_t>(kind));
+        w.u8(static_cast<std::uint8_t>((stdin_live ? 1 : 0) | (tty ? 2 : 0) | (detach ? 4 : 0) |
+                                       (dry_run ? 8 : 0)));
+        w.u32(timeout_s);
+        w.u32(features);
+        w.u16(columns);
+        w.u16(rows);
+        if (!id || environment.size() > limits::environment || arguments.size() > limits::arguments)
+            return fail(errc::bad_envelope);
+        w.u8(static_cast<std::uint8_t>(id->text().size()));
+        w.put(id->text());
+        w.u16(static_cast<std::uint16_t>(environment.size()));
+        for (const auto &[key, value] : environment)
+            if (!put_string(w, key) || !put_string(w, value))
+                return fail(errc::frame_too_large);
+        w.u16(static_cast<std::uint16_t>(arguments.size()));
+        for (const std::string &argument : arguments)
+            if (!put_string(w, argument))
+                return fail(errc::frame_too_large);
+        w.u8(body_follows ? 1 : 0);
+        w.u32(body_length);
+        if (body_follows)
+            w.put(body_digest);
+        else
+            w.put(body);
+        if (out.size() > limits::request_header)
+            return fail(errc::frame_too_large, limits::request_header);
+        return out;
+    }
+
+    /// Parses a header whose token has verified: `verified_request` is the only caller in a daemon.
+    /// Strict: every field in its range, no byte left over, no NUL in text that becomes an argv, an
+    /// environment or a command line. Fails with errc::bad_envelope (or incomplete, bad_version,
+    /// bad_command_id, command_empty, command_too_large, unsupported) at the offset of the field.
+    [[nodiscard]] static result<envelope> decode(bytes_view header) {
+        if (header.size() > limits::request_header)
+            return fail(errc::frame_too_large, limits::request_header);
+        byte_reader r(header);
+        envelope out;
+        const auto version = r.u16();
+        if (!version)
+            return tl::unexpected(version.error());
+        if (*version != protocol_version)
+            return fail(errc::bad_version);
+        const auto nonce = r.array<16>();
+        const auto kind = r.u8();
+        const auto flags = r.u8();
+        const auto timeout = r.u32();
+        const auto features = r.u32();
+        const auto columns = r.u16();
+        const auto rows = r.u16();
+        if (!rows)
+            return tl::unexpected(rows.error());
+        out.nonce = *nonce;
+        out.kind = static_cast<request_kind>(*kind);
+        if (name(out.kind) == "unknown")
+            return fail(errc::unsupported, 18);
+        if (*flags & ~0x0f)
+            return fail(errc::unsupported, 19);
+        out.stdin_live = *flags & 1;
+        out.tty = *flags & 2;
+        out.detach = *flags & 4;
+        out.dry_run = *flags & 8;
+        out.timeout_s = *timeout;
+        out.features = *features;
+        if (out.features & ~feature::known)
+            return fail(errc::unsupported, 24);
+        out.columns = *columns;
+        out.rows = *rows;
+
+        const auto id_length = r.u8();
+        if (!id_length)
+            return tl::unexpected(id_length.error());
+        const std::size_t id_at = r.offset();
+        const auto id_bytes = r.take(*id_length);
+        if (!id_bytes)
+            return tl::unexpected(id_bytes.error());
+        auto id = command_id::parse(as_text(*id_bytes));
+        if (!id)
+            return fail(id.error().code, id_at + id.error().offset);
+        out.id = std::move(*id);
+
+        const std::size_t variables_at = r.offset();
+        const auto variables = r.u16();
+        if (!variables)
+            return tl::unexpected(variables.error());
+        if (*variables > limits::environment)
+            return fail(errc::bad_envelope, variables_at);
+        for (std::uint16_t i = 0; i < *variables; ++i) {
+            const std::size_t at = r.offset();
+            auto key = take_string(r);
+            if (!key)
+                return tl::unexpected(key.error());
+            auto value = take_string(r);
+            if (!value)
+                return tl::unexpected(value.error());
+            if (!is_variable_name(*key))
+                return fail(errc::bad_envelope, at);
+            out.environment.emplace_back(std::move(*key), std::move(*value));
+        }
+
+        const std::size_t arguments_at = r.offset();
+        const auto count = r.u16();
+        if (!count)
+            return tl::unexpected(count.error());
+        if (*count > limits::arguments)
+            return fail(errc::bad_envelope, arguments_at);
+        for (std::uint16_t i = 0; i < *count; ++i) {
+            auto argument = take_string(r);
+            if (!argument)
+                return tl::unexpected(argument.error());
+            out.arguments.push_back(std::move(*argument));
+        }
+
+        const std::size_t body_at = r.offset();
+        const auto follows = r.u8();
+        const auto length = r.u32();
+        if (!length)
+            return tl::unexpected(length.error());
+        if (*follows > 1)
+            return fail(errc::bad_envelope, body_at);
+        if (*length > limits::command)
+            return fail(errc::command_too_large, body_at + 1);
+        out.body_follows = *follows == 1;
+        out.body_length = *length;
+        if (out.body_follows) {
+            auto digest = r.array<32>();
+            if (!digest)
+                return tl::unexpected(digest.error());
+            out.body_digest = *digest;
+        } else {
+            auto text = r.take(*length);
+            if (!text)
+                return tl::unexpected(text.error());
+            out.body.assign(as_text(*text));
+        }
+        if (r.left() != 0)
+            return fail(errc::bad_envelope, r.offset());
+        if (auto shape = out.check_shape(body_at); !shape)
+            return tl::unexpected(shape.error());
+        if (!out.body_follows)
+            if (auto content = check_content(out.kind, out.body); !content)
+                return fail(content.error().code, body_at + 5 + content.error().offset);
+        return out;
+    }
+
+    /// Whether a body's bytes can be what the kind says: no NUL in a command line, which would end
+    /// there for bash and go on for whoever reads the record. A script may hold any byte.
+    [[nodiscard]] static result<std::monostate> check_content(request_kind kind,
+                                                              std::string_view body) {
+        if (kind == request_kind::shell)
+            if (const auto at = body.find('\0'); at != body.npos)
+                return fail(errc::binary_content, at);
+        return std::monostate{};
+    }
+
+private:
+    [[nodiscard]] static bool put_string(byte_writer &w, std::string_view text) {
+        if (text.size() > 0xffff)
+            return false;
+        w.u16(static_cast<std::uint16_t>(text.size()));
+        w.put(text);
+        return true;
+    }
+    [[nodiscard]] static result<std::string> take_string(byte_reader &r) {
+        const auto length = r.u16();
+        if (!length)
+            return tl::unexpected(length.error());
+        const std::size_t at = r.offset();
+        const auto text = r.take(*length);
+        if (!text)
+            return tl::unexpected(text.error());
+        if (const auto nul = as_text(*text).find('\0'); nul != std::string_view::npos)
+            return fail(errc::bad_envelope, at + nul);
+        return std::string(as_text(*text));
+    }
+    [[nodiscard]] static bool is_variable_name(std::string_view text) {
+        if (text.empty() || is_digit(text[0]))
+            return false;
+        return std::all_of(text.begin(), text.end(), [](char c) { return is_alnum(c) || c == '_'; });
+    }
+
+    // Which fields go with which kind, so that nothing signed is silently ignored.
+    [[nodiscard]] result<std::monostate> check_shape(std::size_t at) const {
+        switch (kind) {
+        case request_kind::shell:
+            if (body_length == 0)
+                return fail(errc::command_empty, at);
+            if (!arguments.empty())
+                return fail(errc::bad_envelope, at);
+            break;
+        case request_kind::script:
+            if (body_length == 0)
+                return fail(errc::command_empty, at);
+            break;
+        case request_kind::exec:
+            if (arguments.empty() || arguments[0].empty())
+                return fail(errc::command_empty, at);
+            if (body_length != 0 || body_follows)
+                return fail(errc::bad_envelope, at);
+            break;
+        case request_kind::ping:
+        case request_kind::status:
+            if (!arguments.empty() || body_length != 0 || body_follows || stdin_live)
+                return fail(errc::bad_envelope, at);
+            break;
+        }
+        return std::monostate{};
+    }
+};
+
+} // namespace qvmremote

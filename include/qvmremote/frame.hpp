@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Frames of protocol 2: types, the fixed header, and buffers that cut a stream into frames
+/// (doc/PROTOCOL.md, "Frames").
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <qvmremote/bytes.hpp>
+#include <qvmremote/error.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote {
+
+inline constexpr std::uint16_t protocol_version = 2;
+
+/// What the qube's end writes first. Begins and ends with bytes that no login profile prints, so
+/// that dom0 finds it behind one's chatter.
+inline constexpr std::array<std::uint8_t, 16> preamble = {0,   'q', 'v', 'm', '-', 'r',  'e',  'm',
+                                                          'o', 't', 'e', ' ', '2', '\r', '\n', 0xff};
+
+/// Which end may send a frame, and whether it carries a tag (the last 16 bytes of its payload).
+enum class sender : std::uint8_t { qube, dom0, either };
+enum class tagging : std::uint8_t { none, tagged };
+
+/// Name, number, sender, tag. Numbers are frozen and never reused.
+#define QVMREMOTE_FRAMES(X)                                                                        \
+    X(hello, 1, dom0, none)                                                                        \
+    X(open, 2, qube, none)                                                                         \
+    X(challenge, 3, dom0, none)                                                                    \
+    X(request, 4, qube, none) /* carries its token in front */                                     \
+    X(body, 5, qube, tagged)                                                                       \
+    X(pending, 6, dom0, tagged)                                                                    \
+    X(accepted, 7, dom0, tagged)                                                                   \
+    X(refused, 8, dom0, tagged)                                                                    \
+    X(rejected, 9, dom0, none) /* a refusal before the token verified: nobody vouches for it */    \
+    X(stdin_data, 10, qube, tagged)                                                                \
+    X(stdin_eof, 11, qube, tagged)                                                                 \
+    X(stdout_data, 12, dom0, tagged)                                                               \
+    X(stderr_data, 13, dom0, tagged)                                                               \
+    X(stdout_eof, 14, dom0, tagged)                                                                \
+    X(stderr_eof, 15, dom0, tagged)                                                                \
+    X(signal, 16, qube, tagged)                                                                    \
+    X(resize, 17, qube, tagged)                                                                    \
+    X(credit, 18, either, tagged)                                                                  \
+    X(end, 19, dom0, tagged)                                                                       \
+    X(close, 20, either, none)                                                                     \
+    X(ping, 21, either, none)                                                                      \
+    X(pong, 22, either, none)
+// 32 to 39 are reserved for detached jobs (list, attach, detach, wait, cancel), 40 to 43 for
+// terminals beyond RESIZE.
+
+enum class frame_type : std::uint8_t {
+#define QVMREMOTE_X(name, value, from, tag) name = value,
+    QVMREMOTE_FRAMES(QVMREMOTE_X)
+#undef QVMREMOTE_X
+};
+
+struct frame_rule {
+    frame_type type;
+    sender from;
+    tagging tag;
+    std::string_view name;
+};
+inline constexpr frame_rule frame_rules[] = {
+#define QVMREMOTE_X(name, value, from, tag)                                                        \
+    {frame_type::name, sender::from, tagging::tag, #name},
+    QVMREMOTE_FRAMES(QVMREMOTE_X)
+#undef QVMREMOTE_X
+};
+
+/// The rule of a type; nullptr for a number that is not in the table. Numbers run without gaps.
+[[nodiscard]] constexpr const frame_rule *rule_of(frame_type type) noexcept {
+    const auto n = static_cast<std::size_t>(type);
+    return n >= 1 && n <= std::size(frame_rules) ? &frame_rules[n - 1] : nullptr;
+}
+static_assert([] {
+    for (std::size_t i = 0; i < std::size(frame_rules); ++i)
+        if (static_cast<std::size_t>(frame_rules[i].type) != i + 1)
+            return false;
+    return true;
+}());
+
+/// The fixed header: payload length, session, type, three zero bytes; big-endian.
+struct frame_header {
+    std::uint32_t length = 0;
+    std::uint32_t session = 0; ///< 0: the stream itself
+    frame_type type{};
+
+    static constexpr std::size_t size = 12;
+
+    /// Checks the length against the limit before anybody takes memory for it, and that the type is
+    /// known and the reserved bytes are zero.
+    [[nodiscard]] static result<frame_header> decode(std::span<const std::uint8_t, size> untrusted,
+                                                     std::size_t payload_limit) {
+        frame_header out{load_u32(untrusted.data()), load_u32(untrusted.data() + 4),
+                         static_cast<frame_type>(untrusted[8])};
+        if (out.length > payload_limit)
+            return fail(errc::frame_too_large);
+        if (!rule_of(out.type))
+            return fail(errc::unknown_frame, 8);
+        for (std::size_t i = 9; i < size; ++i)
+            if (untrusted[i] != 0)
+                return fail(errc::bad_frame, i);
+        return out;
+    }
+
+    void encode(std::uint8_t *out) const noexcept {
+        store_u32(out, length);
+        store_u32(out + 4, session);
+        out[8] = static_cast<std::uint8_t>(type);
+        out[9] = out[10] = out[11] = 0;
+    }
+};
+
+/// One frame as it lies in a reader's buffer.
+struct frame_view {
+    frame_header header;
+    bytes_view untrusted_payload;
+};
+
+/// Cuts a stream into frames. Holds one frame of the largest permitted size, no more: what a peer
+/// can make this end keep is the limit given here (I4).
+class frame_reader {
+public:
+    explicit frame_reader(std::size_t payload_limit) : limit_(payload_limit) {}
+
+    /// Raises (never lowers) the largest payload, when a peer has proven who it is.
+    void raise_limit(std::size_t payload_limit) noexcept { limit_ = std::max(limit_, payload_limit); }
+
+    /// Where the next bytes go; never empty once next() has said that it needs more. Frames that
+    /// next() returned are gone after this.
+    [[nodiscard]] std::span<std::uint8_t> prepare() {
+        const std::size_t capacity = limit_ + frame_header::size;
+        if (begin_ > 0) {
+            std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+            end_ -= begin_;
+            begin_ = 0;
+        }
+        if (buffer_.size() < capacity)
+            buffer_.resize(capacity);
+        return std::span(buffer_).subspan(end_);
+    }
+    void commit(std::size_t n) noexcept { end_ += n; }
+
+    /// Copies bytes in where the caller has them already; returns how many fitted.
+    std::size_t push(bytes_view untrusted) {
+        const auto room = prepare();
+        const std::size_t n = std::min(room.size(), untrusted.size());
+        std::copy_n(untrusted.begin(), n, room.begin());
+        commit(n);
+        return n;
+    }
+
+    /// The next whole frame, borrowed from the buffer until prepare() or push(); nothing when more
+    /// bytes are needed. An error is final for the stream: there is no way to find the next frame.
+    [[nodiscard]] result<std::optional<frame_view>> next() {
+        const bytes_view held = unread();
+        if (held.size() < frame_header::size)
+            return std::nullopt;
+        auto header = frame_header::decode(held.first<frame_header::size>(), limit_);
+        if (!header)
+            return tl::unexpected(header.error());
+        if (held.size() - frame_header::size < header->length)
+            return std::nullopt;
+        begin_ += frame_header::size + header->length;
+        return frame_view{*header, held.subspan(frame_header::size, header->length)};
+    }
+
+    /// Bytes not yet returned as frames.
+    [[nodiscard]] bytes_view unread() const noexcept {
+        return bytes_view(buffer_).subspan(begin_, end_ - begin_);
+    }
+    void skip(std::size_t n) noexcept { begin_ += n; }
+
+    /// Gives the buffer's memory back while the stream is idle between frames.
+    void release_if_empty() {
+        if (begin_ == end_) {
+            buffer_ = {};
+            begin_ = end_ = 0;
+        }
+    }
+
+private:
+    std::vector<std::uint8_t> buffer_;
+    std::size_t begin_ = 0;
+    std::size_t end_ = 0;
+    std::size_t limit_;
+};
+
+/// Bytes on their way out. Frames are built in place, so that data read from a pipe is not copied
+/// again before it is written to the stream.
+class out_buffer {
+public:
+    /// Room for n bytes behind what is pending; invalidates earlier spans.
+    [[nodiscard]] std::span<std::uint8_t> prepare(std::size_t n) {
+        if (begin_ == end_)
+            begin_ = end_ = 0;
+        if (buffer_.size() - end_ < n && begin_ > 0) {
+            std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+            end_ -= begin_;
+            begin_ = 0;
+        }
+        if (buffer_.size() - end_ < n)
+            buffer_.resize(end_ + n);
+        return std::span(buffer_).subspan(end_, n);
+    }
+    void commit(std::size_t n) noexcept {
+        assert(end_ + n <= buffer_.size());
+        end_ += n;
+    }
+    void put(bytes_view data) {
+        const auto room = prepare(data.size());
+        std::copy(data.begin(), data.end(), room.begin());
+        commit(data.size());
+    }
+
+    [[nodiscard]] bytes_view pending() const noexcept {
+        return bytes_view(buffer_).subspan(begin_, end_ - begin_);
+    }
+    [[nodiscard]] std::size_t size() const noexcept { return end_ - begin_; }
+    void consume(std::size_t n) noexcept {
+        assert(n <= size());
+        begin_ += n;
+    }
+
+    /// Gives the memory back when nothing is pending.
+    void release_if_empty() {
+        if (begin_ == end_) {
+            buffer_ = {};
+            begin_ = end_ = 0;
+        }
+    }
+
+private:
+    std::vector<std::uint8_t> buffer_;
+    std::size_t begin_ = 0;
+    std::size_t end_ = 0;
+};
+
+} // namespace qvmremote

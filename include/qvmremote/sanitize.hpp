@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Bytes of others on their way to a terminal, a log, JSON, markup or a file name: one function a sink.
+///
+/// A hostile byte is shown, not dropped: whoever reads `\x1b[2J` learns that somebody sent it.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include <qvmremote/bytes.hpp>
+#include <qvmremote/error.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote {
+
+/// What one piece of foreign text may take of a screen or a log, unless the caller says otherwise.
+inline constexpr std::size_t sanitized_text = 4096;
+
+/// For a terminal: bytes 0x20 to 0x7e and nothing else, so nothing that a terminal obeys. Newline,
+/// tab and carriage return become `\n`, `\t`, `\r`, the backslash `\\`, every other byte `\xNN`
+/// (two lower-case digits). Uncut, the text can be turned back into the bytes.
+///
+/// Here and below, a result never exceeds `limit` bytes; one that was cut ends in `...`, and no
+/// escape is cut in two.
+[[nodiscard]] inline std::string for_terminal(std::string_view untrusted_text,
+                                              std::size_t limit = sanitized_text);
+
+/// For one line of a log: the same set as for_terminal, so there is no newline to forge a line with.
+[[nodiscard]] inline std::string for_log(std::string_view untrusted_text,
+                                         std::size_t limit = sanitized_text);
+
+/// A command as the logs of protocol 1 show it (its PREVIEW): the first `max_bytes` bytes, newlines
+/// as blanks, other bytes outside 0x20 to 0x7e as in for_log. The backslash stays as it is, since the
+/// Python programs left it so; `\x1b` may therefore be four characters that somebody typed.
+[[nodiscard]] inline std::string preview(std::string_view untrusted_text, std::size_t max_bytes);
+
+/// For the inside of a JSON string (RFC 8259); the quotes are the caller's. Valid UTF-8 passes
+/// (no overlong form, no surrogate, nothing above U+10FFFF), but for `"`, `\`, the controls (C0, DEL,
+/// C1), U+2028, U+2029 and the marks that turn the direction of text, which are escaped.
+///
+/// A byte that is not part of valid UTF-8 becomes `\u00NN`, NN being that byte. A reader cannot tell
+/// it from the character U+00NN: JSON has no way to carry a byte, and whoever needs the exact bytes
+/// records their digest beside.
+[[nodiscard]] inline std::string for_json(std::string_view untrusted_text,
+                                          std::size_t limit = std::string_view::npos);
+
+/// For the text between tags, or in a quoted attribute, of HTML and Pango markup: as for_terminal,
+/// and `& < > " '` as `&amp; &lt; &gt; &quot; &#39;`. Bytes outside ASCII stay visible as `\xNN`
+/// rather than as numeric references: Pango refuses a whole text for one `&#x1b;` or one bad UTF-8
+/// sequence, and a `?` in its place would make two different commands look alike to who approves.
+[[nodiscard]] inline std::string for_markup(std::string_view untrusted_text,
+                                            std::size_t limit = sanitized_text);
+
+/// For one component of a path. Accepts 1 to 128 of `[A-Za-z0-9._-]`, not beginning with `.` or `-`.
+/// All else is errc::bad_value at the first byte that does not fit: a repaired name would be
+/// another name, and two of them might meet.
+[[nodiscard]] inline result<std::string> for_file_name(std::string_view untrusted_name);
+
+namespace detail {
+
+// Appends pieces to a string up to a limit. The first piece that does not fit ends the text with
+// "..." at the last boundary that leaves room for it.
+class bounded_text {
+public:
+    bounded_text(std::string &out, std::size_t limit) noexcept
+        : out_(out), start_(out.size()), keep_(out.size()), limit_(limit) {}
+
+    // False when the piece did not fit: nothing may be added any more.
+    [[nodiscard]] bool add(std::string_view piece) {
+        if (piece.size() > limit_ - used()) {
+            out_.resize(keep_);
+            out_.append(dots.substr(0, limit_));
+            return false;
+        }
+        out_.append(piece);
+        if (used() + dots.size() <= limit_)
+            keep_ = out_.size();
+        return true;
+    }
+
+    // The same for text that may be cut at any byte.
+    [[nodiscard]] bool add_run(std::string_view run) {
+        if (used() + run.size() + dots.size() <= limit_)
+            return add(run);
+        for (std::size_t i = 0; i < run.size(); ++i)
+            if (!add(run.substr(i, 1)))
+                return false;
+        return true;
+    }
+
+private:
+    static constexpr std::string_view dots = "...";
+
+    [[nodiscard]] std::size_t used() const noexcept { return out_.size() - start_; }
+
+    std::string &out_;
+    std::size_t start_;
+    std::size_t keep_;
+    std::size_t limit_;
+};
+
+[[nodiscard]] constexpr bool is_printable(char c) noexcept { return c >= 0x20 && c <= 0x7e; }
+
+inline constexpr char hex_digits[] = "0123456789abcdef";
+
+// Shared by the sinks that take printable ASCII alone. `replacement(c)` is what stands for a byte in
+// that sink, or empty for the common rule.
+template <class Replacement>
+[[nodiscard]] std::string escape_bytes(std::string_view untrusted_text, std::size_t limit,
+                                       Replacement replacement) {
+    std::string out;
+    out.reserve(untrusted_text.size() < limit ? untrusted_text.size() : limit);
+    bounded_text text(out, limit);
+    std::size_t run = 0;
+    for (std::size_t i = 0; i < untrusted_text.size(); ++i) {
+        const char c = untrusted_text[i];
+        std::string_view piece = replacement(c);
+        if (piece.empty() && is_printable(c))
+            continue;
+        const auto byte = static_cast<std::uint8_t>(c);
+        const char escaped[] = {'\\', 'x', hex_digits[byte >> 4], hex_digits[byte & 15]};
+        if (piece.empty())
+            piece = c == '\n'   ? std::string_view("\\n")
+                    : c == '\t' ? std::string_view("\\t")
+                    : c == '\r' ? std::string_view("\\r")
+                                : std::string_view(escaped, sizeof escaped);
+        if (!text.add_run(untrusted_text.substr(run, i - run)) || !text.add(piece))
+            return out;
+        run = i + 1;
+    }
+    // Full or not, this is the end.
+    static_cast<void>(text.add_run(untrusted_text.substr(run)));
+    return out;
+}
+
+struct utf8_character {
+    std::uint32_t code;
+    std::size_t length; // 0: the text does not begin with a valid sequence
+};
+
+// The first character, by table 3-7 of the Unicode standard. The text is not empty.
+[[nodiscard]] constexpr utf8_character decode_utf8(std::string_view text) noexcept {
+    const auto lead = static_cast<std::uint8_t>(text[0]);
+    if (lead < 0x80)
+        return {lead, 1};
+    const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || text.size() < length)
+        return {0, 0};
+    std::uint32_t code = lead & (0x7fu >> length);
+    for (std::size_t i = 1; i < length; ++i) {
+        const auto next = static_cast<std::uint8_t>(text[i]);
+        if ((next & 0xc0) != 0x80)
+            return {0, 0};
+        code = code << 6 | (next & 0x3fu);
+    }
+    const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
+    if (overlong || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff))
+        return {0, 0};
+    return {code, length};
+}
+
+// What a screen obeys or a person cannot see: the controls, the line separators, and the marks that
+// make text read in another order than it has ("Trojan Source", CVE-2021-42574).
+[[nodiscard]] constexpr bool is_json_escaped(std::uint32_t code) noexcept {
+    return code < 0x20 || code == '"' || code == '\\' || (code >= 0x7f && code <= 0x9f) ||
+           code == 0x61c || code == 0x200e || code == 0x200f ||
+           (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
+}
+
+// for_json into a string that is already there: the audit builds a line of many such texts.
+inline void append_json(std::string &out, std::string_view untrusted_text, std::size_t limit) {
+    bounded_text text(out, limit);
+    std::size_t i = 0;
+    while (i < untrusted_text.size()) {
+        std::size_t end = i;
+        while (end < untrusted_text.size() && is_printable(untrusted_text[end]) &&
+               untrusted_text[end] != '"' && untrusted_text[end] != '\\')
+            ++end;
+        if (end != i) {
+            if (!text.add_run(untrusted_text.substr(i, end - i)))
+                return;
+            i = end;
+            continue;
+        }
+        utf8_character next = decode_utf8(untrusted_text.substr(i));
+        const bool valid = next.length != 0;
+        if (!valid)
+            next = {static_cast<std::uint8_t>(untrusted_text[i]), 1};
+        std::string_view piece = untrusted_text.substr(i, next.length);
+        const char escaped[] = {'\\',
+                                'u',
+                                hex_digits[next.code >> 12 & 15],
+                                hex_digits[next.code >> 8 & 15],
+                                hex_digits[next.code >> 4 & 15],
+                                hex_digits[next.code & 15]};
+        if (!valid || is_json_escaped(next.code))
+            piece = next.code == '"'    ? std::string_view("\\\"")
+                    : next.code == '\\' ? std::string_view("\\\\")
+                    : next.code == '\n' ? std::string_view("\\n")
+                    : next.code == '\t' ? std::string_view("\\t")
+                    : next.code == '\r' ? std::string_view("\\r")
+                                        : std::string_view(escaped, sizeof escaped);
+        if (!text.add(piece))
+            return;
+        i += next.length;
+    }
+}
+
+} // namespace detail
+
+std::string for_terminal(std::string_view untrusted_text, std::size_t limit) {
+    return detail::escape_bytes(untrusted_text, limit, [](char c) -> std::string_view {
+        return c == '\\' ? std::string_view("\\\\") : std::string_view();
+    });
+}
+
+std::string for_log(std::string_view untrusted_text, std::size_t limit) {
+    return for_terminal(untrusted_text, limit);
+}
+
+std::string preview(std::string_view untrusted_text, std::size_t max_bytes) {
+    return detail::escape_bytes(
+        untrusted_text.substr(0, max_bytes), std::string_view::npos,
+        [](char c) { return c == '\n' ? std::string_view(" ") : std::string_view(); });
+}
+
+std::string for_json(std::string_view untrusted_text, std::size_t limit) {
+    std::string out;
+    detail::append_json(out, untrusted_text, limit);
+    return out;
+}
+
+std::string for_markup(std::string_view untrusted_text, std::size_t limit) {
+    return detail::escape_bytes(untrusted_text, limit, [](char c) -> std::string_view {
+        switch (c) {
+        case '&':
+            return "&amp;";
+        case '<':
+            return "&lt;";
+        case '>':
+            return "&gt;";
+        case '"':
+            return "&quot;";
+        case '\'':
+            return "&#39;";
+        case '\\':
+            return "\\\\";
+        default:
+            return {};
+        }
+    });
+}
+
+result<std::string> for_file_name(std::string_view untrusted_name) {
+    if (untrusted_name.empty() || untrusted_name[0] == '.' || untrusted_name[0] == '-')
+        return fail(errc::bad_value);
+    for (std::size_t i = 0; i < untrusted_name.size(); ++i) {
+        const char c = untrusted_name[i];
+        const bool allowed = is_alnum(c) || c == '.' || c == '_' || c == '-';
+        if (i == limits::command_id || !allowed)
+            return fail(errc::bad_value, i);
+    }
+    return std::string(untrusted_name);
+}
+
+} // namespace qvmremote
