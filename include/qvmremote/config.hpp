@@ -29,17 +29,18 @@ namespace qvmremote {
 ///
 /// - KEY is `[A-Za-z_][A-Za-z0-9_]*`. `export KEY=…` is refused: systemd does not know it.
 /// - VALUE is bare, or in single quotes (every byte as it is), or in double quotes (`\` takes the
-///   meaning from `"`, `\`, `$` and backquote, and stands for itself elsewhere). In a bare value `\`
-///   takes the meaning from any byte; blanks may stand inside, and a quote may not. Nothing is
+///   meaning from `"`, `\`, `$` and backquote, and stands for itself elsewhere). In a bare value
+///   `\` takes the meaning from any byte; blanks may stand inside, and a quote may not. Nothing is
 ///   expanded: `$` is a dollar sign.
-/// - A value ends on its line. Where shell and systemd would go on (open quote, `\` at the end of the
+/// - A value ends on its line. Where shell and systemd would go on (open quote, `\` at the end of
+/// the
 ///   line), this is an error, since half a value must not count.
 /// - `#` opens a comment at the beginning of a line and after a blank. A line may end in CR LF, the
 ///   last one in nothing. Of two lines with one key the last wins.
 class config {
-public:
-    /// errc::bad_config where a line is not of this form (at the byte that shows it: an open quote, a
-    /// control byte, the first byte of a line without `=`) or at a NUL; errc::bad_value above
+  public:
+    /// errc::bad_config where a line is not of this form (at the byte that shows it: an open quote,
+    /// a control byte, the first byte of a line without `=`) or at a NUL; errc::bad_value above
     /// limits::config_file.
     [[nodiscard]] static result<config> parse(std::string_view text);
 
@@ -51,8 +52,8 @@ public:
         return entries_;
     }
 
-    /// Lays a value, of the environment say, over the file's. An empty one changes nothing: an empty
-    /// variable counts as unset, and the file's value shows through.
+    /// Lays a value, of the environment say, over the file's. An empty one changes nothing: an
+    /// empty variable counts as unset, and the file's value shows through.
     void set(std::string_view key, std::string_view value);
 
     /// The keys that nobody asks for, so that a program can warn of a misspelt one.
@@ -62,25 +63,25 @@ public:
     /// The line, from 1, that an error's offset into `text` lies in.
     [[nodiscard]] static std::uint32_t line_of(std::string_view text, std::uint32_t offset);
 
-private:
+  private:
     void assign(std::string_view key, std::string &&value);
 
     std::vector<std::pair<std::string, std::string>> entries_;
 };
 
-/// `text` with `key` set to `value`, and every other byte as it was: comments, order, line ends. The
-/// line changed is the last one with the key, since that one counts; without one, a line is added at
-/// the end. The value is put in double quotes where a shell would otherwise not read it as one word.
-/// Lines that do not parse are passed over, so parse first. `key` is a key and `value` holds no
-/// control byte: both are ours, and checked by assertion.
+/// `text` with `key` set to `value`, and every other byte as it was: comments, order, line ends.
+/// The line changed is the last one with the key, since that one counts; without one, a line is
+/// added at the end. The value is put in double quotes where a shell would otherwise not read it as
+/// one word. Lines that do not parse are passed over, so parse first. `key` is a key and `value`
+/// holds no control byte: both are ours, and checked by assertion.
 [[nodiscard]] inline std::string with_value(std::string_view text, std::string_view key,
                                             std::string_view value);
 
 /// The words of a value, between blanks, tabs or line ends; views into `text`.
 [[nodiscard]] inline std::vector<std::string_view> split_words(std::string_view text);
 
-/// 1 to 2^31-1 in decimal digits: no sign, no blank, no leading zero (some readers take `010` for 8).
-/// errc::bad_value at the first byte that does not fit.
+/// 1 to 2^31-1 in decimal digits: no sign, no blank, no leading zero (some readers take `010` for
+/// 8). errc::bad_value at the first byte that does not fit.
 [[nodiscard]] inline result<std::uint32_t> parse_positive(std::string_view untrusted_text);
 
 /// What a value like `auto work=both dev=2` says for a qube: its own word if it has one, else the
@@ -105,7 +106,8 @@ namespace detail {
     return at;
 }
 
-// A whole number as programs print it: digits, `-` before them for a signed type, no leading zero, no
+// A whole number as programs print it: digits, `-` before them for a signed type, no leading zero,
+// no
 // `-0`; so one number has one spelling.
 template <class T>
 [[nodiscard]] std::optional<T> parse_decimal(std::string_view untrusted_text) noexcept {
@@ -142,9 +144,8 @@ struct config_line {
     for (; i < line.size() && line[i] != quote; ++i) {
         if (is_control(line[i]) && line[i] != '\t')
             return fail(errc::bad_config, i);
-        const bool escape =
-            quote == '"' && line[i] == '\\' && i + 1 < line.size() &&
-            std::string_view("\"\\$`").find(line[i + 1]) != std::string_view::npos;
+        const bool escape = quote == '"' && line[i] == '\\' && i + 1 < line.size() &&
+                            std::string_view("\"\\$`").find(line[i + 1]) != std::string_view::npos;
         if (escape)
             ++i;
         parsed.value.push_back(line[i]);
@@ -293,7 +294,7 @@ inline std::uint32_t config::line_of(std::string_view text, std::uint32_t offset
     return static_cast<std::uint32_t>(1 + std::count(before.begin(), before.end(), '\n'));
 }
 
-std::string with_value(std::string_view text, std::string_view key, std::string_view value) {
+inline std::string with_value(std::string_view text, std::string_view key, std::string_view value) {
     assert(detail::parse_config_line(std::string(key) + "=") && !key.empty());
     assert(std::none_of(value.begin(), value.end(), detail::is_control));
     const std::string quoted = detail::quote_value(value);
@@ -315,7 +316,7 @@ std::string with_value(std::string_view text, std::string_view key, std::string_
     return out.append(key).append("=").append(quoted).append("\n");
 }
 
-std::vector<std::string_view> split_words(std::string_view text) {
+inline std::vector<std::string_view> split_words(std::string_view text) {
     constexpr std::string_view blanks = " \t\r\n";
     std::vector<std::string_view> out;
     std::size_t begin = text.find_first_not_of(blanks);
@@ -327,7 +328,7 @@ std::vector<std::string_view> split_words(std::string_view text) {
     return out;
 }
 
-result<std::uint32_t> parse_positive(std::string_view untrusted_text) {
+inline result<std::uint32_t> parse_positive(std::string_view untrusted_text) {
     constexpr std::uint32_t most = 0x7fffffff;
     if (untrusted_text.empty() || untrusted_text[0] == '0')
         return fail(errc::bad_value);
@@ -344,7 +345,7 @@ result<std::uint32_t> parse_positive(std::string_view untrusted_text) {
     return value;
 }
 
-std::optional<std::string_view> choose_for(std::string_view spec, std::string_view qube) {
+inline std::optional<std::string_view> choose_for(std::string_view spec, std::string_view qube) {
     std::optional<std::string_view> common, own;
     for (const std::string_view word : split_words(spec)) {
         const std::size_t equals = word.find('=');
@@ -356,7 +357,7 @@ std::optional<std::string_view> choose_for(std::string_view spec, std::string_vi
     return own ? own : common;
 }
 
-std::vector<std::string_view> listed_qubes(const config &settings) {
+inline std::vector<std::string_view> listed_qubes(const config &settings) {
     std::vector<std::string_view> out;
     for (const std::string_view key :
          {"QVM_REMOTE_VMS", "QUBES_REMOTE_VMS", "QVM_REMOTE_VM", "QUBES_REMOTE_VM"}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bytes of others on their way to a terminal, a log, JSON, markup or a file name: one function a sink.
+/// Bytes of others on their way to a terminal, a log, JSON, markup or a file name: one function a
+/// sink.
 ///
 /// A hostile byte is shown, not dropped: whoever reads `\x1b[2J` learns that somebody sent it.
 
@@ -29,22 +30,23 @@ inline constexpr std::size_t sanitized_text = 4096;
 [[nodiscard]] inline std::string for_terminal(std::string_view untrusted_text,
                                               std::size_t limit = sanitized_text);
 
-/// For one line of a log: the same set as for_terminal, so there is no newline to forge a line with.
+/// For one line of a log: the same set as for_terminal, so there is no newline to forge a line
+/// with.
 [[nodiscard]] inline std::string for_log(std::string_view untrusted_text,
                                          std::size_t limit = sanitized_text);
 
 /// A command as the logs of protocol 1 show it (its PREVIEW): the first `max_bytes` bytes, newlines
-/// as blanks, other bytes outside 0x20 to 0x7e as in for_log. The backslash stays as it is, since the
-/// Python programs left it so; `\x1b` may therefore be four characters that somebody typed.
+/// as blanks, other bytes outside 0x20 to 0x7e as in for_log. The backslash stays as it is, since
+/// the Python programs left it so; `\x1b` may therefore be four characters that somebody typed.
 [[nodiscard]] inline std::string preview(std::string_view untrusted_text, std::size_t max_bytes);
 
 /// For the inside of a JSON string (RFC 8259); the quotes are the caller's. Valid UTF-8 passes
-/// (no overlong form, no surrogate, nothing above U+10FFFF), but for `"`, `\`, the controls (C0, DEL,
-/// C1), U+2028, U+2029 and the marks that turn the direction of text, which are escaped.
+/// (no overlong form, no surrogate, nothing above U+10FFFF), but for `"`, `\`, the controls (C0,
+/// DEL, C1), U+2028, U+2029 and the marks that turn the direction of text, which are escaped.
 ///
-/// A byte that is not part of valid UTF-8 becomes `\u00NN`, NN being that byte. A reader cannot tell
-/// it from the character U+00NN: JSON has no way to carry a byte, and whoever needs the exact bytes
-/// records their digest beside.
+/// A byte that is not part of valid UTF-8 becomes `\u00NN`, NN being that byte. A reader cannot
+/// tell it from the character U+00NN: JSON has no way to carry a byte, and whoever needs the exact
+/// bytes records their digest beside.
 [[nodiscard]] inline std::string for_json(std::string_view untrusted_text,
                                           std::size_t limit = std::string_view::npos);
 
@@ -55,8 +57,8 @@ inline constexpr std::size_t sanitized_text = 4096;
 [[nodiscard]] inline std::string for_markup(std::string_view untrusted_text,
                                             std::size_t limit = sanitized_text);
 
-/// For one component of a path. Accepts 1 to 128 of `[A-Za-z0-9._-]`, not beginning with `.` or `-`.
-/// All else is errc::bad_value at the first byte that does not fit: a repaired name would be
+/// For one component of a path. Accepts 1 to 128 of `[A-Za-z0-9._-]`, not beginning with `.` or
+/// `-`. All else is errc::bad_value at the first byte that does not fit: a repaired name would be
 /// another name, and two of them might meet.
 [[nodiscard]] inline result<std::string> for_file_name(std::string_view untrusted_name);
 
@@ -65,7 +67,7 @@ namespace detail {
 // Appends pieces to a string up to a limit. The first piece that does not fit ends the text with
 // "..." at the last boundary that leaves room for it.
 class bounded_text {
-public:
+  public:
     bounded_text(std::string &out, std::size_t limit) noexcept
         : out_(out), start_(out.size()), keep_(out.size()), limit_(limit) {}
 
@@ -92,7 +94,7 @@ public:
         return true;
     }
 
-private:
+  private:
     static constexpr std::string_view dots = "...";
 
     [[nodiscard]] std::size_t used() const noexcept { return out_.size() - start_; }
@@ -107,8 +109,8 @@ private:
 
 inline constexpr char hex_digits[] = "0123456789abcdef";
 
-// Shared by the sinks that take printable ASCII alone. `replacement(c)` is what stands for a byte in
-// that sink, or empty for the common rule.
+// Shared by the sinks that take printable ASCII alone. `replacement(c)` is what stands for a byte
+// in that sink, or empty for the common rule.
 template <class Replacement>
 [[nodiscard]] std::string escape_bytes(std::string_view untrusted_text, std::size_t limit,
                                        Replacement replacement) {
@@ -171,8 +173,10 @@ struct utf8_character {
            (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
 }
 
-// for_json into a string that is already there: the audit builds a line of many such texts.
-inline void append_json(std::string &out, std::string_view untrusted_text, std::size_t limit) {
+// for_json into a string that is already there: the audit builds a line of many such texts. False
+// when the text was cut.
+[[nodiscard]] inline bool append_json(std::string &out, std::string_view untrusted_text,
+                                      std::size_t limit) {
     bounded_text text(out, limit);
     std::size_t i = 0;
     while (i < untrusted_text.size()) {
@@ -182,7 +186,7 @@ inline void append_json(std::string &out, std::string_view untrusted_text, std::
             ++end;
         if (end != i) {
             if (!text.add_run(untrusted_text.substr(i, end - i)))
-                return;
+                return false;
             i = end;
             continue;
         }
@@ -205,36 +209,37 @@ inline void append_json(std::string &out, std::string_view untrusted_text, std::
                     : next.code == '\r' ? std::string_view("\\r")
                                         : std::string_view(escaped, sizeof escaped);
         if (!text.add(piece))
-            return;
+            return false;
         i += next.length;
     }
+    return true;
 }
 
 } // namespace detail
 
-std::string for_terminal(std::string_view untrusted_text, std::size_t limit) {
+inline std::string for_terminal(std::string_view untrusted_text, std::size_t limit) {
     return detail::escape_bytes(untrusted_text, limit, [](char c) -> std::string_view {
         return c == '\\' ? std::string_view("\\\\") : std::string_view();
     });
 }
 
-std::string for_log(std::string_view untrusted_text, std::size_t limit) {
+inline std::string for_log(std::string_view untrusted_text, std::size_t limit) {
     return for_terminal(untrusted_text, limit);
 }
 
-std::string preview(std::string_view untrusted_text, std::size_t max_bytes) {
+inline std::string preview(std::string_view untrusted_text, std::size_t max_bytes) {
     return detail::escape_bytes(
         untrusted_text.substr(0, max_bytes), std::string_view::npos,
         [](char c) { return c == '\n' ? std::string_view(" ") : std::string_view(); });
 }
 
-std::string for_json(std::string_view untrusted_text, std::size_t limit) {
+inline std::string for_json(std::string_view untrusted_text, std::size_t limit) {
     std::string out;
-    detail::append_json(out, untrusted_text, limit);
+    static_cast<void>(detail::append_json(out, untrusted_text, limit));
     return out;
 }
 
-std::string for_markup(std::string_view untrusted_text, std::size_t limit) {
+inline std::string for_markup(std::string_view untrusted_text, std::size_t limit) {
     return detail::escape_bytes(untrusted_text, limit, [](char c) -> std::string_view {
         switch (c) {
         case '&':
@@ -255,7 +260,7 @@ std::string for_markup(std::string_view untrusted_text, std::size_t limit) {
     });
 }
 
-result<std::string> for_file_name(std::string_view untrusted_name) {
+inline result<std::string> for_file_name(std::string_view untrusted_name) {
     if (untrusted_name.empty() || untrusted_name[0] == '.' || untrusted_name[0] == '-')
         return fail(errc::bad_value);
     for (std::size_t i = 0; i < untrusted_name.size(); ++i) {
