@@ -3,11 +3,11 @@
 /// dom0's audit log: one line of JSON a record, each holding a hash over itself and the line
 /// before.
 ///
-/// `{"n":SERIAL,"t":"TIME","kind":"KIND",…,"h":"HASH"}`, without blanks, where HASH is the
+/// `{"n":SERIAL,"t":"TIME","kind":"KIND",...,"h":"HASH"}`, without blanks, where HASH is the
 /// lower-case hex of SHA-256 over the previous line's HASH (64 characters; zeros before the first
 /// line) and this line's bytes up to, not including, `,"h":`. So a line edited, removed or moved no
 /// longer follows from the one before it, until somebody rewrites all that comes after; against
-/// that, and against a cut tail, the head stands in the system journal (SPEC §4).
+/// that, and against a cut tail, the head stands in the system journal (SPEC 4).
 
 #pragma once
 
@@ -85,13 +85,12 @@ struct audit_record {
     // What is asked. In START, APPROVED and REFUSED, as far as it was known then: a request that
     // did not authenticate has no request, argv or script.
     std::optional<std::uint32_t> proto;
-    std::optional<std::string_view>
-        body; ///< "unsigned": protocol 1, whose token covers the ID alone
+    std::optional<std::string_view> body; ///< "unsigned": protocol 1's token covers the ID alone
     std::optional<std::string_view> transport;
-    std::optional<std::string_view> request; ///< the request's kind: "exec", "shell", "script", …
+    std::optional<std::string_view> request; ///< the request's kind: "exec", "shell", "script", ...
     /// Recorded up to limits::audit_argument bytes. If there is more, argv_count and argv_bytes
-    /// tell how much, and argv_sha256 is over all words, a NUL behind each: `printf '%s\0' … |
-    /// sha256sum`.
+    /// tell how much, and argv_sha256 is over all words, a NUL behind each, as
+    /// `printf '%s\0' WORDS | sha256sum` has it.
     std::optional<std::span<const std::string>> argv;
     std::optional<audit_script> script;
 
@@ -104,7 +103,7 @@ struct audit_record {
     // How it ended. In END.
     std::optional<std::uint64_t> of; ///< serial of its START; in HEAD, the last serial before
     std::optional<std::int32_t> exit;
-    std::optional<std::string_view> cause; ///< "exited", "signal", "timeout", "cancelled", …
+    std::optional<std::string_view> cause; ///< "exited", "signal", "timeout", "cancelled", ...
     std::optional<std::uint64_t> stdin_bytes, stdout_bytes, stderr_bytes;
     std::optional<std::string_view> started, ended;
     std::optional<std::uint64_t> duration_ms;

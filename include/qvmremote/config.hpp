@@ -27,7 +27,7 @@ namespace qvmremote {
 ///
 ///     blanks KEY blanks = blanks VALUE blanks [# comment]
 ///
-/// - KEY is `[A-Za-z_][A-Za-z0-9_]*`. `export KEY=…` is refused: systemd does not know it.
+/// - KEY is `[A-Za-z_][A-Za-z0-9_]*`. `export KEY=...` is refused: systemd does not know it.
 /// - VALUE is bare, or in single quotes (every byte as it is), or in double quotes (`\` takes the
 ///   meaning from `"`, `\`, `$` and backquote, and stands for itself elsewhere). In a bare value
 ///   `\` takes the meaning from any byte; blanks may stand inside, and a quote may not. Nothing is
@@ -296,7 +296,8 @@ inline std::uint32_t config::line_of(std::string_view text, std::uint32_t offset
 
 inline std::string with_value(std::string_view text, std::string_view key, std::string_view value) {
     assert(detail::parse_config_line(std::string(key) + "=") && !key.empty());
-    assert(std::none_of(value.begin(), value.end(), detail::is_control));
+    assert(std::none_of(value.begin(), value.end(),
+                        [](char c) { return detail::is_control(c) && c != '\t'; }));
     const std::string quoted = detail::quote_value(value);
     std::optional<std::pair<std::size_t, std::size_t>> last;
     for (std::size_t at = 0; at < text.size();) {

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Nothing but printable ASCII leaves the sanitizers of terminal, log and markup; an uncut text for
+// the terminal can be turned back; JSON holds no control and is valid UTF-8; limits hold.
+// The first two bytes of the input are the limit.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include <qvmremote/sanitize.hpp>
+
+#include "target.hpp"
+
+using namespace qvmremote;
+
+namespace {
+
+bool printable(std::string_view text) {
+    return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
+}
+
+std::string from_terminal(std::string_view text) {
+    std::string out;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text[i] != '\\') {
+            out.push_back(text[i]);
+            continue;
+        }
+        switch (text[++i]) {
+        case 'n':
+            out.push_back('\n');
+            break;
+        case 't':
+            out.push_back('\t');
+            break;
+        case 'r':
+            out.push_back('\r');
+            break;
+        case '\\':
+            out.push_back('\\');
+            break;
+        case 'x':
+            out.push_back(static_cast<char>(hex_value(text[i + 1]) * 16 + hex_value(text[i + 2])));
+            i += 2;
+            break;
+        default:
+            std::abort();
+        }
+    }
+    return out;
+}
+
+void check_json(std::string_view text) {
+    for (std::size_t i = 0; i < text.size();) {
+        const auto next = detail::decode_utf8(text.substr(i));
+        require(next.length != 0 && next.code >= 0x20 && next.code != '"');
+        require(next.code < 0x7f || next.code > 0x9f);
+        if (next.code != '\\') {
+            i += next.length;
+            continue;
+        }
+        require(i + 1 < text.size());
+        const bool u = text[i + 1] == 'u';
+        require(u || std::string_view("\"\\nrt").find(text[i + 1]) != std::string_view::npos);
+        require(i + (u ? 6 : 2) <= text.size());
+        i += u ? 6 : 2;
+    }
+}
+
+} // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
+    if (size < 2)
+        return 0;
+    const std::size_t limit = data[0] | std::size_t{data[1]} << 8;
+    const std::string_view text(reinterpret_cast<const char *>(data) + 2, size - 2);
+
+    for (const std::string &out : {for_terminal(text, limit), for_log(text, limit),
+                                   for_markup(text, limit), preview(text, limit)})
+        require(printable(out));
+    require(for_terminal(text, limit).size() <= limit);
+    require(for_log(text, limit).size() <= limit);
+    require(for_markup(text, limit).size() <= limit);
+    require(for_json(text, limit).size() <= limit);
+    require(preview(text, limit).size() <= 4 * limit);
+    require(from_terminal(for_terminal(text, std::string_view::npos)) == text);
+    require(for_markup(text, limit).find_first_of("<>\"'") == std::string::npos);
+    check_json(for_json(text));
+    check_json(for_json(text, limit));
+
+    if (const auto name = for_file_name(text)) {
+        require(*name == text && printable(text) && text.size() <= 128);
+        require(text.find('/') == std::string_view::npos && text[0] != '.' && text[0] != '-');
+    }
+    return 0;
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What every fuzz target has: its entry, and a check that stands in a release build too.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size);
+
+/// The property that a target holds.
+inline void require(bool ok) {
+    if (!ok)
+        std::abort();
+}
