@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -28,9 +29,11 @@ using bytes = std::vector<std::uint8_t>;
 }
 
 /// Reads big-endian fields from the front of a view. Each call either takes a whole field and moves
-/// on or fails with errc::incomplete at the field's offset, and moves nothing.
+/// on or fails with errc::incomplete at the field's offset; after one failure all further calls
+/// fail too. So a row of fields may be read and only the last one asked: were a shorter field still
+/// taken behind a longer one that failed, the last would be there and those before it not.
 class byte_reader {
-public:
+  public:
     explicit constexpr byte_reader(bytes_view data) noexcept : data_(data) {}
 
     [[nodiscard]] std::size_t offset() const noexcept { return offset_; }
@@ -43,16 +46,17 @@ public:
 
     /// The next n bytes, borrowed from the input.
     [[nodiscard]] result<bytes_view> take(std::size_t n) {
-        if (n > left())
+        if (failed_ || n > left()) {
+            failed_ = true;
             return fail(errc::incomplete, offset_);
+        }
         const bytes_view out = data_.subspan(offset_, n);
         offset_ += n;
         return out;
     }
 
     /// Copies exactly N bytes.
-    template <std::size_t N>
-    [[nodiscard]] result<std::array<std::uint8_t, N>> array() {
+    template <std::size_t N> [[nodiscard]] result<std::array<std::uint8_t, N>> array() {
         auto view = take(N);
         if (!view)
             return tl::unexpected(view.error());
@@ -61,9 +65,8 @@ public:
         return out;
     }
 
-private:
-    template <class T>
-    [[nodiscard]] result<T> number() {
+  private:
+    template <class T> [[nodiscard]] result<T> number() {
         auto view = take(sizeof(T));
         if (!view)
             return tl::unexpected(view.error());
@@ -75,11 +78,12 @@ private:
 
     bytes_view data_;
     std::size_t offset_ = 0;
+    bool failed_ = false;
 };
 
 /// Appends big-endian fields to a buffer that the caller owns.
 class byte_writer {
-public:
+  public:
     explicit byte_writer(bytes &out) noexcept : out_(out) {}
 
     void u8(std::uint8_t v) { number(v); }
@@ -89,9 +93,8 @@ public:
     void put(bytes_view v) { out_.insert(out_.end(), v.begin(), v.end()); }
     void put(std::string_view v) { put(as_bytes(v)); }
 
-private:
-    template <class T>
-    void number(T v) {
+  private:
+    template <class T> void number(T v) {
         for (std::size_t i = sizeof(T); i-- > 0;)
             out_.push_back(static_cast<std::uint8_t>(v >> (8 * i)));
     }

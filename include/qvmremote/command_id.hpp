@@ -4,10 +4,13 @@
 
 #pragma once
 
+#include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/error.hpp>
@@ -19,7 +22,7 @@ namespace qvmremote {
 /// it: 1 to 128 of [A-Za-z0-9._-], not beginning with '.' or '-', not ending in ".auth" or ".cmd"
 /// (COMPAT-V1.md).
 class command_id {
-public:
+  public:
     /// Fails with errc::bad_command_id at the first byte that does not belong.
     [[nodiscard]] static result<command_id> parse(std::string_view untrusted) {
         if (untrusted.empty() || untrusted.size() > limits::command_id)
@@ -49,7 +52,8 @@ public:
                 return std::nullopt;
         const int year = number(0, 4), month = number(4, 2), day = number(6, 2);
         const int hour = number(9, 2), minute = number(11, 2), second = number(13, 2);
-        if (month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 || second > 60)
+        if (month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 ||
+            second > 60)
             return std::nullopt;
         // Days since 1970-01-01 in the proleptic Gregorian calendar, with March as first month.
         const std::int64_t y = month <= 2 ? year - 1 : year;
@@ -63,7 +67,7 @@ public:
 
     friend bool operator==(const command_id &, const command_id &) = default;
 
-private:
+  private:
     explicit command_id(std::string text) noexcept : text_(std::move(text)) {}
     [[nodiscard]] int number(std::size_t at, std::size_t length) const noexcept {
         int value = 0;
@@ -79,7 +83,7 @@ private:
 /// most (qubes.vm.validate_name). Not dom0, none or default, and not a stub domain (*-dm): none of
 /// these can be a peer.
 class qube_name {
-public:
+  public:
     /// Fails with errc::bad_qube_name at the first byte that does not belong.
     [[nodiscard]] static result<qube_name> parse(std::string_view untrusted) {
         if (untrusted.empty() || !is_alpha(untrusted[0]))
@@ -102,7 +106,7 @@ public:
     friend bool operator==(const qube_name &, const qube_name &) = default;
     friend auto operator<=>(const qube_name &, const qube_name &) = default;
 
-private:
+  private:
     explicit qube_name(std::string text) noexcept : text_(std::move(text)) {}
 
     std::string text_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -69,8 +70,8 @@ struct envelope {
     std::vector<std::pair<std::string, std::string>> environment;
     std::vector<std::string> arguments;
 
-    /// The body: a command line or a script, at most limits::command bytes. In the header when it is
-    /// small; else it follows, and the header holds its length and digest.
+    /// The body: a command line or a script, at most limits::command bytes. In the header when it
+    /// is small; else it follows, and the header holds its length and digest.
     std::string body;
     bool body_follows = false;
     std::uint32_t body_length = 0;
@@ -85,11 +86,15 @@ struct envelope {
     }
 
     /// The header's bytes. Fails with errc::frame_too_large when they exceed
-    /// limits::request_header, errc::command_too_large when the body does its own limit, and
-    /// errc::bad_envelope when a field could not be decoded again.
+    /// limits::request_header, errc::command_too_large when the body does its own limit,
+    /// errc::bad_envelope when there is no ID or the body was not put in by set_body, and as decode
+    /// does when dom0 would refuse it: what encodes, decodes.
     [[nodiscard]] result<bytes> encode() const {
-        if (body_length > limits::command)
+        if (body.size() > limits::command || body_length > limits::command)
             return fail(errc::command_too_large);
+        // One that decode returned lacks the body that follows it.
+        if (body.size() != body_length && !(body_follows && body.empty()))
+            return fail(errc::bad_envelope);
         bytes out;
         byte_writer w(out);
         w.u16(protocol_version);
@@ -119,12 +124,14 @@ struct envelope {
             w.put(body_digest);
         else
             w.put(body);
-        if (out.size() > limits::request_header)
-            return fail(errc::frame_too_large, limits::request_header);
+        if (auto again = decode(out); !again)
+            return tl::unexpected(again.error());
+        if (auto content = check_content(kind, body); !content)
+            return tl::unexpected(content.error());
         return out;
     }
 
-    /// Parses a header whose token has verified: `verified_request` is the only caller in a daemon.
+    /// Parses a header whose token has verified: request_verifier is the only caller in a daemon.
     /// Strict: every field in its range, no byte left over, no NUL in text that becomes an argv, an
     /// environment or a command line. Fails with errc::bad_envelope (or incomplete, bad_version,
     /// bad_command_id, command_empty, command_too_large, unsupported) at the offset of the field.
@@ -190,7 +197,10 @@ struct envelope {
             auto value = take_string(r);
             if (!value)
                 return tl::unexpected(value.error());
-            if (!is_variable_name(*key))
+            // Twice the same name: the record would show one value and the command see the other.
+            if (!is_variable_name(*key) ||
+                std::any_of(out.environment.begin(), out.environment.end(),
+                            [&](const auto &seen) { return seen.first == *key; }))
                 return fail(errc::bad_envelope, at);
             out.environment.emplace_back(std::move(*key), std::move(*value));
         }
@@ -250,7 +260,7 @@ struct envelope {
         return std::monostate{};
     }
 
-private:
+  private:
     [[nodiscard]] static bool put_string(byte_writer &w, std::string_view text) {
         if (text.size() > 0xffff)
             return false;
@@ -273,7 +283,8 @@ private:
     [[nodiscard]] static bool is_variable_name(std::string_view text) {
         if (text.empty() || is_digit(text[0]))
             return false;
-        return std::all_of(text.begin(), text.end(), [](char c) { return is_alnum(c) || c == '_'; });
+        return std::all_of(text.begin(), text.end(),
+                           [](char c) { return is_alnum(c) || c == '_'; });
     }
 
     // Which fields go with which kind, so that nothing signed is silently ignored.

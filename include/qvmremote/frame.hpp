@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -25,8 +27,8 @@ inline constexpr std::uint16_t protocol_version = 2;
 
 /// What the qube's end writes first. Begins and ends with bytes that no login profile prints, so
 /// that dom0 finds it behind one's chatter.
-inline constexpr std::array<std::uint8_t, 16> preamble = {0,   'q', 'v', 'm', '-', 'r',  'e',  'm',
-                                                          'o', 't', 'e', ' ', '2', '\r', '\n', 0xff};
+inline constexpr std::array<std::uint8_t, 16> preamble = {
+    0, 'q', 'v', 'm', '-', 'r', 'e', 'm', 'o', 't', 'e', ' ', '2', '\r', '\n', 0xff};
 
 /// Which end may send a frame, and whether it carries a tag (the last 16 bytes of its payload).
 enum class sender : std::uint8_t { qube, dom0, either };
@@ -72,8 +74,7 @@ struct frame_rule {
     std::string_view name;
 };
 inline constexpr frame_rule frame_rules[] = {
-#define QVMREMOTE_X(name, value, from, tag)                                                        \
-    {frame_type::name, sender::from, tagging::tag, #name},
+#define QVMREMOTE_X(name, value, from, tag) {frame_type::name, sender::from, tagging::tag, #name},
     QVMREMOTE_FRAMES(QVMREMOTE_X)
 #undef QVMREMOTE_X
 };
@@ -131,11 +132,13 @@ struct frame_view {
 /// Cuts a stream into frames. Holds one frame of the largest permitted size, no more: what a peer
 /// can make this end keep is the limit given here (I4).
 class frame_reader {
-public:
+  public:
     explicit frame_reader(std::size_t payload_limit) : limit_(payload_limit) {}
 
     /// Raises (never lowers) the largest payload, when a peer has proven who it is.
-    void raise_limit(std::size_t payload_limit) noexcept { limit_ = std::max(limit_, payload_limit); }
+    void raise_limit(std::size_t payload_limit) noexcept {
+        limit_ = std::max(limit_, payload_limit);
+    }
 
     /// Where the next bytes go; never empty once next() has said that it needs more. Frames that
     /// next() returned are gone after this.
@@ -150,7 +153,10 @@ public:
             buffer_.resize(capacity);
         return std::span(buffer_).subspan(end_);
     }
-    void commit(std::size_t n) noexcept { end_ += n; }
+    void commit(std::size_t n) noexcept {
+        assert(n <= buffer_.size() - end_);
+        end_ += n;
+    }
 
     /// Copies bytes in where the caller has them already; returns how many fitted.
     std::size_t push(bytes_view untrusted) {
@@ -180,7 +186,10 @@ public:
     [[nodiscard]] bytes_view unread() const noexcept {
         return bytes_view(buffer_).subspan(begin_, end_ - begin_);
     }
-    void skip(std::size_t n) noexcept { begin_ += n; }
+    void skip(std::size_t n) noexcept {
+        assert(n <= end_ - begin_);
+        begin_ += n;
+    }
 
     /// Gives the buffer's memory back while the stream is idle between frames.
     void release_if_empty() {
@@ -190,7 +199,7 @@ public:
         }
     }
 
-private:
+  private:
     std::vector<std::uint8_t> buffer_;
     std::size_t begin_ = 0;
     std::size_t end_ = 0;
@@ -200,12 +209,14 @@ private:
 /// Bytes on their way out. Frames are built in place, so that data read from a pipe is not copied
 /// again before it is written to the stream.
 class out_buffer {
-public:
+  public:
     /// Room for n bytes behind what is pending; invalidates earlier spans.
     [[nodiscard]] std::span<std::uint8_t> prepare(std::size_t n) {
         if (begin_ == end_)
             begin_ = end_ = 0;
-        if (buffer_.size() - end_ < n && begin_ > 0) {
+        // Only when that frees at least as much as it moves: else a peer that takes one byte at a
+        // time could have all that is pending moved for each.
+        if (buffer_.size() - end_ < n && begin_ >= end_ - begin_) {
             std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
             end_ -= begin_;
             begin_ = 0;
@@ -241,7 +252,7 @@ public:
         }
     }
 
-private:
+  private:
     std::vector<std::uint8_t> buffer_;
     std::size_t begin_ = 0;
     std::size_t end_ = 0;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -18,11 +19,13 @@
 namespace qvmremote {
 
 /// N secret bytes. Move-only; the source of a move and a destroyed object hold zeros.
-template <std::size_t N>
-class secret_bytes {
-public:
+template <std::size_t N> class secret_bytes {
+  public:
     secret_bytes() noexcept = default;
-    explicit secret_bytes(const std::array<std::uint8_t, N> &value) noexcept : value_(value) {}
+    /// Takes the value over: what it came in is wiped, a temporary of a MAC's result above all.
+    explicit secret_bytes(std::array<std::uint8_t, N> &&value) noexcept : value_(value) {
+        OPENSSL_cleanse(value.data(), value.size());
+    }
     secret_bytes(secret_bytes &&other) noexcept : value_(other.value_) { other.wipe(); }
     secret_bytes &operator=(secret_bytes &&other) noexcept {
         if (this != &other) {
@@ -44,14 +47,14 @@ public:
     }
     void wipe() noexcept { OPENSSL_cleanse(value_.data(), value_.size()); }
 
-private:
+  private:
     std::array<std::uint8_t, N> value_{};
 };
 
 /// A key as it is registered: the text of 64 hexadecimal digits, in the case it was typed in. The
 /// text itself, not the 32 bytes it spells, is the HMAC key of both protocols (COMPAT-V1.md).
 class secret {
-public:
+  public:
     /// Takes 64 digits of [0-9a-fA-F], blanks and newlines around them allowed. Fails with
     /// errc::bad_key and the offset of the first byte that does not belong: no prefix, no sign, no
     /// separator. The caller wipes the text it passed.
@@ -117,7 +120,7 @@ public:
 
     static constexpr std::size_t digits = 64;
 
-private:
+  private:
     secret() noexcept = default;
     static constexpr bool is_blank(char c) noexcept {
         return c == ' ' || c == '\t' || c == '\n' || c == '\r';

@@ -8,10 +8,11 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cassert>
+#include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <optional>
 #include <span>
@@ -65,15 +66,17 @@ struct run_end {
     std::uint32_t value = 0;
     std::uint64_t stdout_bytes = 0;
     std::uint64_t stderr_bytes = 0;
-    std::string text{}; ///< for people, at most limits::reason_text; untrusted in the qube and cleaned there
+    std::string text{}; ///< for people, at most limits::reason_text; untrusted in the qube and
+                        ///< cleaned there
 
     /// SPEC §1.2.
     [[nodiscard]] int exit_code() const noexcept {
         switch (cause) {
         case end_cause::exited:
-            return static_cast<int>(value & 0xff);
+            // Never cut to eight bits: 256 would become success.
+            return value <= 255 ? static_cast<int>(value) : 255;
         case end_cause::signalled:
-            return static_cast<int>(128 + (value & 0x7f));
+            return value <= 127 ? static_cast<int>(128 + value) : 255;
         case end_cause::timed_out:
             return 124;
         case end_cause::not_found:
@@ -107,7 +110,7 @@ struct run_end {
 
 /// What both ends of a stream share: cutting the input into frames, and building the output.
 class stream_end {
-public:
+  public:
     /// Where to read to; never empty while next() has no event left to give.
     [[nodiscard]] std::span<std::uint8_t> prepare() { return reader_.prepare(); }
     void commit(std::size_t n) noexcept { reader_.commit(n); }
@@ -131,7 +134,7 @@ public:
         out_.release_if_empty();
     }
 
-protected:
+  protected:
     explicit stream_end(std::size_t payload_limit) : reader_(payload_limit) {}
 
     void put_plain(std::uint32_t session, frame_type type, bytes_view payload) {
@@ -149,14 +152,18 @@ protected:
         commit_tagged(keys, session, type, payload.size());
     }
 
-    // In place: room for the payload, with the header before and the tag behind it.
+    // In place: room for the payload, with the header before and the tag behind it. The output must
+    // not be touched between the two calls; were it, the frame would begin elsewhere and seal
+    // whatever lies there.
     [[nodiscard]] std::span<std::uint8_t> prepare_tagged(std::size_t payload) {
-        return out_.prepare(frame_header::size + payload + tag_size)
-            .subspan(frame_header::size, payload);
+        const auto room = out_.prepare(frame_header::size + payload + tag_size);
+        prepared_ = room.data();
+        return room.subspan(frame_header::size, payload);
     }
     void commit_tagged(frame_authenticator &keys, std::uint32_t session, frame_type type,
                        std::size_t payload) {
         const auto room = out_.prepare(frame_header::size + payload + tag_size);
+        assert(room.data() == prepared_);
         out_.commit(keys.seal(room.data(), session, type, payload));
     }
 
@@ -182,12 +189,15 @@ protected:
 
     frame_reader reader_;
     out_buffer out_;
+
+  private:
+    const std::uint8_t *prepared_ = nullptr;
 };
 
-/// What happened on a stream, for dom0.
+/// What happened on a stream, for dom0. `data` is borrowed until the next prepare() or push().
 struct server_event {
     enum class kind : std::uint8_t {
-        open,       ///< answer with server_stream::challenge or reject_open
+        open,       ///< answer with issue_challenge or reject_open before reading on
         request,    ///< answer with server_stream::verify before reading on
         body,       ///< the body that take_body asked for is here: server_stream::complete
         stdin_data, ///< data: for the command; give credit back when it is written
@@ -211,10 +221,12 @@ struct server_event {
 /// Until a token has verified on it, it holds one frame of a header's size and at most
 /// limits::open_challenges challenges (I4), and reads frame headers and lengths only (I5).
 class server_stream : public stream_end {
-public:
+  public:
     /// `peer` is the qube's name as the transport proves it.
     server_stream(std::string_view peer, std::uint32_t features, std::uint64_t now_ms)
-        : stream_end(token_size + limits::request_header), preamble_deadline_(now_ms + limits::preamble_ms) {
+        : stream_end(token_size + limits::request_header),
+          preamble_deadline_(now_ms + limits::preamble_ms) {
+        assert(peer.size() <= 255);
         byte_writer w(hello_);
         w.u16(protocol_version);
         w.u32(features);
@@ -225,7 +237,8 @@ public:
     }
 
     /// The next event; nothing when more bytes are needed. An error is the stream's: close it, and
-    /// treat all its sessions as closed.
+    /// treat all its sessions as closed. To be called at times without new bytes too, until the
+    /// preamble has come: that is how its deadline passes.
     [[nodiscard]] result<std::optional<server_event>> next(std::uint64_t now_ms) {
         if (!announced_) {
             auto found = find_preamble(now_ms);
@@ -244,36 +257,43 @@ public:
         }
     }
 
-    /// Answers the oldest OPEN. Returns the session's number.
+    /// Answers OPEN. Returns the session's number.
     std::uint32_t issue_challenge(const challenge &fresh, std::uint64_t now_ms) {
+        assert(open_unanswered_);
+        open_unanswered_ = false;
         const std::uint32_t number = ++last_session_;
         sessions_.emplace(number, session{.fresh = fresh, .issued_ms = now_ms});
         put_plain(number, frame_type::challenge, fresh);
         return number;
     }
-    /// Answers the oldest OPEN with a refusal.
-    void reject_open(errc reason) { reject(0, reason, {}); }
+    /// Answers OPEN with a refusal.
+    void reject_open(errc reason) {
+        assert(open_unanswered_);
+        open_unanswered_ = false;
+        reject(0, reason, {});
+    }
 
     /// Verifies the REQUEST that `event` announced, under any of `keys`. The challenge is spent
-    /// whatever comes of it. On failure the refusal has been sent and the session is gone; the reason
-    /// is returned for the log: errc::no_key, bad_token, challenge_stale, or what was wrong with a
-    /// header that did verify.
+    /// whatever comes of it. On failure the refusal has been sent and the session is gone; the
+    /// reason is returned for the log: errc::no_key, bad_token, challenge_stale, or what was wrong
+    /// with a header that did verify.
     struct header_verified {
         verified<envelope> header;
         std::size_t key_index;
     };
-    [[nodiscard]] result<header_verified> verify(const server_event &event,
-                                                 std::span<const secret> keys, std::uint64_t now_ms) {
+    [[nodiscard]] result<header_verified>
+    verify(const server_event &event, std::span<const secret> keys, std::uint64_t now_ms) {
         const auto at = sessions_.find(event.session);
         assert(at != sessions_.end() && at->second.stage == phase::requested);
         session &s = at->second;
         errc why = errc::bad_token;
-        if (now_ms - s.issued_ms > limits::challenge_ms) {
+        if (is_stale(s, now_ms)) {
             why = errc::challenge_stale;
         } else if (keys.empty()) {
             why = errc::no_key;
         } else if (auto header = request_verifier::verify(keys, t_, s.fresh, event.data)) {
-            session_keys derived = request_signer(keys[(**header).key_index]).keys((**header).token);
+            session_keys derived =
+                request_signer(keys[(**header).key_index]).keys((**header).token);
             s.to_dom0.emplace(std::move(derived.to_dom0));
             s.to_qube.emplace(std::move(derived.to_qube));
             s.stage = phase::waiting;
@@ -298,20 +318,22 @@ public:
         return fail(why);
     }
 
-    /// Asks for a body that follows: event `body` comes when it is whole. For one that came with its
-    /// header there is nothing to ask: returns false, and complete() can be called at once.
+    /// Asks for a body that follows: event `body` comes when it is whole. For one that came with
+    /// its header there is nothing to ask: returns false, and complete() can be called at once.
     [[nodiscard]] bool take_body(std::uint32_t number) {
         session &s = at(number);
+        assert(s.stage == phase::waiting);
         if (s.body_left == 0)
             return false;
         s.stage = phase::body;
-        s.stdin_credit = s.body_left;
+        s.body.reserve(s.body_left);
         put_u32(s, number, frame_type::credit, s.body_left);
         return true;
     }
 
     /// Joins header and body. On failure the refusal has been sent and the session is gone.
-    [[nodiscard]] result<verified<request>> complete(std::uint32_t number, verified<envelope> header) {
+    [[nodiscard]] result<verified<request>> complete(std::uint32_t number,
+                                                     verified<envelope> header) {
         auto whole = request_verifier::complete(std::move(header), std::move(at(number).body));
         if (!whole)
             refuse(number, whole.error().code, {});
@@ -324,12 +346,13 @@ public:
         byte_writer w(payload);
         w.u64(serial);
         w.put(text.substr(0, limits::reason_text));
-        put_tagged(*at(number).to_qube, number, frame_type::pending, payload);
+        put_tagged(authentic(number), number, frame_type::pending, payload);
     }
 
     /// The command runs. `stdin_live` opens the window for stdin.
     void accept(std::uint32_t number, std::uint32_t timeout_s, bool stdin_live) {
         session &s = at(number);
+        assert(s.stage == phase::waiting);
         s.stage = phase::running;
         s.stdin_open = stdin_live;
         s.stdin_credit = stdin_live ? limits::window : 0;
@@ -342,12 +365,14 @@ public:
 
     /// Ends a session that has not been accepted, with a tagged reason.
     void refuse(std::uint32_t number, errc reason, std::string_view text) {
-        put_tagged(*at(number).to_qube, number, frame_type::refused, reason_payload(reason, text));
+        put_tagged(authentic(number), number, frame_type::refused, reason_payload(reason, text));
         sessions_.erase(number);
     }
 
     /// How many bytes of output the client will take now, both streams together.
-    [[nodiscard]] std::size_t output_credit(std::uint32_t number) { return at(number).output_credit; }
+    [[nodiscard]] std::size_t output_credit(std::uint32_t number) {
+        return at(number).output_credit;
+    }
 
     /// Room to read output into, at most `most` bytes and never more than a frame or the credit
     /// allows; commit_output sends what was put there.
@@ -356,14 +381,14 @@ public:
     }
     void commit_output(std::uint32_t number, frame_type stream, std::size_t n) {
         session &s = at(number);
-        assert(n <= s.output_credit);
+        assert(s.stage == phase::running && n > 0 && n <= s.output_credit);
         s.output_credit -= n;
         (stream == frame_type::stdout_data ? s.stdout_bytes : s.stderr_bytes) += n;
         commit_tagged(*s.to_qube, number, stream, n);
     }
     /// The command closed one of its streams and goes on.
     void output_eof(std::uint32_t number, frame_type stream_eof) {
-        put_tagged(*at(number).to_qube, number, stream_eof, {});
+        put_tagged(authentic(number), number, stream_eof, {});
     }
 
     /// Stdin that was written to the command (or thrown away, when it no longer reads): the client
@@ -371,6 +396,7 @@ public:
     void grant_stdin(std::uint32_t number, std::size_t n) {
         session &s = at(number);
         s.stdin_owed += n;
+        assert(s.stdin_credit + s.stdin_owed <= limits::window);
         if (s.stdin_owed < limits::window / 4 || !s.stdin_open)
             return;
         s.stdin_credit += s.stdin_owed;
@@ -381,6 +407,7 @@ public:
     /// The last word on a session that was accepted; byte counts are filled in here.
     run_end end(std::uint32_t number, run_end how) {
         session &s = at(number);
+        assert(s.stage == phase::running);
         how.stdout_bytes = s.stdout_bytes;
         how.stderr_bytes = s.stderr_bytes;
         bytes payload;
@@ -399,7 +426,7 @@ public:
     [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
     [[nodiscard]] bool announced() const noexcept { return announced_; }
 
-private:
+  private:
     enum class phase : std::uint8_t { challenged, requested, waiting, body, running };
     struct session {
         challenge fresh{};
@@ -420,6 +447,11 @@ private:
         assert(found != sessions_.end());
         return found->second;
     }
+    [[nodiscard]] frame_authenticator &authentic(std::uint32_t number) {
+        session &s = at(number);
+        assert(s.to_qube);
+        return *s.to_qube;
+    }
 
     void put_u32(session &s, std::uint32_t number, frame_type type, std::uint32_t value) {
         std::array<std::uint8_t, 4> payload;
@@ -432,6 +464,8 @@ private:
     }
 
     [[nodiscard]] result<bool> find_preamble(std::uint64_t now_ms) {
+        if (now_ms > preamble_deadline_)
+            return fail(errc::bad_preamble);
         const bytes_view held = reader_.unread();
         const auto found = std::search(held.begin(), held.end(), preamble.begin(), preamble.end());
         const auto before = static_cast<std::size_t>(found - held.begin());
@@ -440,7 +474,7 @@ private:
             const std::size_t done = held.size() - std::min(held.size(), preamble.size() - 1);
             reader_.skip(done);
             skipped_ += done;
-            if (skipped_ > limits::preamble_skip || now_ms > preamble_deadline_)
+            if (skipped_ > limits::preamble_skip)
                 return fail(errc::bad_preamble);
             return false;
         }
@@ -462,7 +496,8 @@ private:
         put_plain(number, frame_type::close, payload);
         if (!known_to_host)
             return std::nullopt;
-        return server_event{.what = server_event::kind::closed, .session = number, .reason = reason};
+        return server_event{
+            .what = server_event::kind::closed, .session = number, .reason = reason};
     }
 
     [[nodiscard]] result<std::optional<server_event>> take(const frame_view &frame,
@@ -483,13 +518,15 @@ private:
         if (type == frame_type::open) {
             if (number != 0 || !frame.untrusted_payload.empty())
                 return fail(errc::bad_frame);
-            forget_stale_challenges(now_ms);
-            if (challenged_count() >= limits::open_challenges) {
+            // Answers come in the order of the OPENs, so this one's must not overtake another's.
+            assert(!open_unanswered_);
+            if (open_challenges(now_ms) >= limits::open_challenges) {
                 reject(0, errc::busy, {});
                 return std::nullopt;
             }
             if (last_session_ == UINT32_MAX)
                 return fail(errc::session_over); // a number is never used twice
+            open_unanswered_ = true;
             return server_event{.what = kind::open};
         }
         if (number == 0 || number > last_session_)
@@ -513,6 +550,9 @@ private:
         if (type == frame_type::request) {
             if (s.stage != phase::challenged)
                 return drop(number, errc::challenge_stale);
+            // On a stream that has proven itself, frames may be larger than a header.
+            if (frame.untrusted_payload.size() > token_size + limits::request_header)
+                return drop(number, errc::frame_too_large);
             s.stage = phase::requested;
             return server_event{
                 .what = kind::request, .session = number, .data = frame.untrusted_payload};
@@ -572,8 +612,7 @@ private:
         }
         case frame_type::credit: {
             const auto more = r.u32();
-            if (!more || r.left() != 0 || *more == 0 ||
-                *more > limits::window - s.output_credit)
+            if (!more || r.left() != 0 || *more == 0 || *more > limits::window - s.output_credit)
                 return drop(number, errc::credit_exceeded);
             s.output_credit += *more;
             return server_event{.what = kind::credit, .session = number};
@@ -583,17 +622,22 @@ private:
         }
     }
 
-    void forget_stale_challenges(std::uint64_t now_ms) {
-        std::erase_if(sessions_, [&](const auto &entry) {
-            return entry.second.stage == phase::challenged &&
-                   now_ms - entry.second.issued_ms > limits::challenge_ms;
-        });
+    [[nodiscard]] static bool is_stale(const session &s, std::uint64_t now_ms) noexcept {
+        return now_ms > s.issued_ms + limits::challenge_ms;
     }
-    [[nodiscard]] std::size_t challenged_count() const {
-        return static_cast<std::size_t>(
-            std::count_if(sessions_.begin(), sessions_.end(), [](const auto &entry) {
-                return entry.second.stage == phase::challenged;
-            }));
+    // How many challenges can still be answered; forgets those that cannot. One walk over at most
+    // limits::open_challenges and what the caller lets wait and run.
+    [[nodiscard]] std::size_t open_challenges(std::uint64_t now_ms) {
+        std::size_t count = 0;
+        for (auto i = sessions_.begin(); i != sessions_.end();) {
+            if (i->second.stage == phase::challenged && is_stale(i->second, now_ms)) {
+                i = sessions_.erase(i);
+                continue;
+            }
+            count += i->second.stage == phase::challenged;
+            ++i;
+        }
+        return count;
     }
 
     std::uint64_t preamble_deadline_;
@@ -603,18 +647,20 @@ private:
     bytes hello_;
     digest256 t_;
     std::uint32_t last_session_ = 0;
+    bool open_unanswered_ = false;
     std::map<std::uint32_t, session> sessions_;
 };
 
-/// What happened on a stream, for the qube. Texts and names are untrusted: clean them for their sink.
+/// What happened on a stream, for the qube. Texts and names are untrusted: clean them for their
+/// sink. `data` is borrowed until the next prepare() or push().
 struct client_event {
     enum class kind : std::uint8_t {
-        hello,       ///< text: the name that dom0 knows this qube by
-        challenged,  ///< answers the oldest open(): call client_stream::request
-        rejected,    ///< refused, and nobody vouches for it: reason, text; session 0 answers an open()
-        refused,     ///< refused by dom0: reason, text
-        pending,     ///< serial, text: waits in dom0
-        accepted,    ///< number: the time-out in seconds, 0 for none
+        hello,      ///< text: the name that dom0 knows this qube by
+        challenged, ///< answers the oldest open(): call client_stream::send_request
+        rejected, ///< refused, and nobody vouches for it: reason, text; session 0 answers an open()
+        refused,  ///< refused by dom0: reason, text
+        pending,  ///< serial, text: waits in dom0
+        accepted, ///< number: the time-out in seconds, 0 for none
         stdin_ready, ///< more stdin may be sent
         stdout_data,
         stderr_data,
@@ -635,7 +681,7 @@ struct client_event {
 
 /// A qube's end of a stream, for any number of sessions one beside the other.
 class client_stream : public stream_end {
-public:
+  public:
     client_stream() : stream_end(limits::frame) { out_.put(preamble); }
 
     /// Asks for a session: a challenge or a rejection comes, in the order of the calls.
@@ -660,11 +706,12 @@ public:
         }
     }
 
-    /// Sends the request of a session whose challenge has come. Features that dom0 does not have are
-    /// taken out. Fails as envelope::encode does, and then nothing was sent.
+    /// Sends the request of a session whose challenge has come. Features that dom0 does not have
+    /// are taken out. Fails as envelope::encode does, and then nothing was sent.
     [[nodiscard]] result<std::monostate> send_request(std::uint32_t number, envelope what,
                                                       const secret &key) {
         session &s = at(number);
+        assert(s.stage == phase::challenged);
         what.features &= features_.value_or(0);
         auto header = what.encode();
         if (!header)
@@ -688,6 +735,9 @@ public:
     /// How much stdin dom0 will take now; 0 before it accepts.
     [[nodiscard]] std::size_t stdin_credit(std::uint32_t number) { return at(number).stdin_credit; }
 
+    // What follows is for sessions that dom0 has accepted, and stdin for those that asked for it
+    // live: dom0 ends a session that sends it any of this otherwise.
+
     /// Room to read stdin into, never more than a frame or the credit allows.
     [[nodiscard]] std::span<std::uint8_t> prepare_stdin(std::uint32_t number) {
         return prepare_tagged(std::min(at(number).stdin_credit, max_tagged_payload));
@@ -699,10 +749,12 @@ public:
         commit_tagged(*s.to_dom0, number, frame_type::stdin_data, n);
     }
     void stdin_eof(std::uint32_t number) {
-        put_tagged(*at(number).to_dom0, number, frame_type::stdin_eof, {});
+        put_tagged(authentic(number), number, frame_type::stdin_eof, {});
     }
+    /// `signal` is one of is_forwarded_signal.
     void send_signal(std::uint32_t number, std::uint8_t signal) {
-        put_tagged(*at(number).to_dom0, number, frame_type::signal, {{signal}});
+        assert(is_forwarded_signal(signal));
+        put_tagged(authentic(number), number, frame_type::signal, {{signal}});
     }
 
     /// Output that was passed on: dom0 may send as much again. Small amounts are saved up.
@@ -712,6 +764,7 @@ public:
             return;
         session &s = found->second;
         s.output_owed += n;
+        assert(s.output_window + s.output_owed <= limits::window);
         if (s.output_owed < limits::window / 4)
             return;
         std::array<std::uint8_t, 4> payload;
@@ -737,7 +790,7 @@ public:
         return found != sessions_.end() && found->second.stage == phase::running;
     }
 
-private:
+  private:
     enum class phase : std::uint8_t { challenged, requested, running };
     struct session {
         challenge fresh{};
@@ -754,6 +807,11 @@ private:
         const auto found = sessions_.find(number);
         assert(found != sessions_.end());
         return found->second;
+    }
+    [[nodiscard]] frame_authenticator &authentic(std::uint32_t number) {
+        session &s = at(number);
+        assert(s.to_dom0);
+        return *s.to_dom0;
     }
 
     [[nodiscard]] result<std::optional<client_event>> take(const frame_view &frame) {
@@ -885,7 +943,7 @@ private:
         }
         case frame_type::credit: {
             const auto more = r.u32();
-            if (!more || r.left() != 0)
+            if (!more || r.left() != 0 || *more == 0)
                 return broken(number, errc::bad_frame);
             if (!running)
                 return send_body(number, s, *more);
@@ -911,9 +969,9 @@ private:
         case frame_type::stderr_eof:
             if (!running || !payload.empty())
                 return broken(number, errc::bad_frame);
-            return client_event{
-                .what = type == frame_type::stdout_eof ? kind::stdout_eof : kind::stderr_eof,
-                .session = number};
+            return client_event{.what = type == frame_type::stdout_eof ? kind::stdout_eof
+                                                                       : kind::stderr_eof,
+                                .session = number};
         case frame_type::end: {
             const auto cause = r.u8();
             const auto value = r.u32();

@@ -5,7 +5,9 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -23,15 +25,14 @@
 
 namespace qvmremote {
 
-/// Proof that a T was authenticated: only request_verifier makes one, and what starts processes takes
-/// nothing else.
-template <class T>
-class verified {
-public:
+/// Proof that a T was authenticated: only request_verifier makes one, and what starts processes
+/// takes nothing else.
+template <class T> class verified {
+  public:
     [[nodiscard]] const T &operator*() const noexcept { return value_; }
     [[nodiscard]] const T *operator->() const noexcept { return &value_; }
 
-private:
+  private:
     friend class request_verifier;
     explicit verified(T value) : value_(std::move(value)) {}
 
@@ -47,22 +48,22 @@ inline constexpr std::size_t tag_size = 16;
 inline constexpr std::size_t token_size = 32;
 /// The largest payload that still leaves room for its tag.
 inline constexpr std::size_t max_tagged_payload = limits::frame - tag_size;
-/// With feature::gmac, data frames with at least this much data carry GMAC tags. Below it HMAC is as
-/// fast, and a short command never pays for setting AES up.
+/// With feature::gmac, data frames with at least this much data carry GMAC tags. Below it HMAC is
+/// as fast, and a short command never pays for setting AES up.
 inline constexpr std::size_t gmac_threshold = 4096;
 
 /// Seals or opens the frames of one session in one direction. Keeps the sequence number, which both
 /// ends count and nobody sends.
 class frame_authenticator {
-public:
+  public:
     explicit frame_authenticator(const secret_bytes<32> &key) : mac_(key.view()) {}
 
     /// Large data frames use GMAC from now on: the signed header said so.
     void use_gmac() noexcept { use_gmac_ = true; }
 
     /// The tag of the next frame; counts it.
-    [[nodiscard]] std::array<std::uint8_t, tag_size> next_tag(std::uint32_t session, frame_type type,
-                                                              bytes_view payload) {
+    [[nodiscard]] std::array<std::uint8_t, tag_size> next_tag(std::uint32_t session,
+                                                              frame_type type, bytes_view payload) {
         std::array<std::uint8_t, 13> prefix;
         store_u32(prefix.data(), session);
         store_u64(prefix.data() + 4, sequence_);
@@ -105,7 +106,7 @@ public:
         return frame_header::size + length + tag_size;
     }
 
-private:
+  private:
     [[nodiscard]] static constexpr bool is_data(frame_type type) noexcept {
         return type == frame_type::stdin_data || type == frame_type::stdout_data ||
                type == frame_type::stderr_data;
@@ -133,7 +134,7 @@ using challenge = std::array<std::uint8_t, 32>;
 
 /// Derives everything from a registered key, and so is as secret as that.
 class request_signer {
-public:
+  public:
     explicit request_signer(const secret &key) : mac_(root(key).view()) {}
 
     /// `t` is SHA-256 of HELLO's payload as it was sent; `header` is the encoded envelope.
@@ -146,10 +147,9 @@ public:
                 frame_authenticator(secret_bytes<32>(mac_.of({label("d2c"), token})))};
     }
 
-private:
+  private:
     // The labels count with their final NUL, so that none is the beginning of another.
-    template <std::size_t N>
-    [[nodiscard]] static bytes_view label(const char (&text)[N]) noexcept {
+    template <std::size_t N> [[nodiscard]] static bytes_view label(const char (&text)[N]) noexcept {
         return as_bytes({text, N});
     }
     [[nodiscard]] static secret_bytes<32> root(const secret &key) {
@@ -161,7 +161,7 @@ private:
 
 /// A header whose token verified, before anything in it was read.
 struct signed_header {
-    bytes_view header; ///< borrowed from the REQUEST frame
+    bytes_view header;     ///< borrowed from the REQUEST frame
     std::size_t key_index; ///< which of the keys that were offered
     digest256 token;
 };
@@ -173,12 +173,13 @@ struct request {
 
 /// The one way from bytes to a request that may run: token, then header, then body.
 class request_verifier {
-public:
+  public:
     /// `untrusted_payload` is a token and a header; nothing of the header is looked at. Fails with
     /// errc::bad_token. All keys are tried, so that time does not tell which one fits.
-    [[nodiscard]] static result<verified<signed_header>>
-    verify(std::span<const secret> keys, const digest256 &t, const challenge &c,
-           bytes_view untrusted_payload) {
+    [[nodiscard]] static result<verified<signed_header>> verify(std::span<const secret> keys,
+                                                                const digest256 &t,
+                                                                const challenge &c,
+                                                                bytes_view untrusted_payload) {
         if (untrusted_payload.size() < token_size)
             return fail(errc::bad_token);
         signed_header out{untrusted_payload.subspan(token_size), keys.size(), {}};
