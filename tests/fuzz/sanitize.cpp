@@ -52,13 +52,38 @@ std::string from_terminal(std::string_view text) {
     return out;
 }
 
+// The length of the character at the front by the byte ranges of RFC 3629, which is another way to
+// the answer than the library's; 0 when it is malformed or a C1 control.
+std::size_t utf8_length(std::string_view text) {
+    const auto byte = [&](std::size_t i) {
+        return i < text.size() ? static_cast<std::uint8_t>(text[i]) : 0;
+    };
+    const auto in = [&](std::size_t i, int low, int high) {
+        return byte(i) >= low && byte(i) <= high;
+    };
+    const auto tail = [&](std::size_t i) { return in(i, 0x80, 0xbf); };
+    if (in(0, 0x00, 0x7f))
+        return 1;
+    if (in(0, 0xc2, 0xdf))
+        return tail(1) && !(byte(0) == 0xc2 && byte(1) < 0xa0) ? 2 : 0;
+    if (in(0, 0xe0, 0xef))
+        return in(1, byte(0) == 0xe0 ? 0xa0 : 0x80, byte(0) == 0xed ? 0x9f : 0xbf) && tail(2) ? 3
+                                                                                              : 0;
+    if (in(0, 0xf0, 0xf4))
+        return in(1, byte(0) == 0xf0 ? 0x90 : 0x80, byte(0) == 0xf4 ? 0x8f : 0xbf) && tail(2) &&
+                       tail(3)
+                   ? 4
+                   : 0;
+    return 0;
+}
+
 void check_json(std::string_view text) {
     for (std::size_t i = 0; i < text.size();) {
-        const auto next = detail::decode_utf8(text.substr(i));
-        require(next.length != 0 && next.code >= 0x20 && next.code != '"');
-        require(next.code < 0x7f || next.code > 0x9f);
-        if (next.code != '\\') {
-            i += next.length;
+        const std::size_t length = utf8_length(text.substr(i));
+        require(length != 0 && text[i] != '"' && text[i] != 0x7f);
+        require(length > 1 || text[i] >= 0x20);
+        if (text[i] != '\\') {
+            i += length;
             continue;
         }
         require(i + 1 < text.size());
