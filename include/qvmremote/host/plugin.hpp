@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The loader of plug-ins: transport::load. Apart from transport.hpp, since it alone needs
+/// Boost.DLL.
+
+#pragma once
+
+#ifndef BOOST_DLL_USE_STD_FS
+#error "compile with -DBOOST_DLL_USE_STD_FS: Boost.DLL then needs no Boost library"
+#endif
+
+#include <algorithm>
+#include <cerrno>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <dirent.h>
+
+#include <boost/dll/import.hpp>
+#include <boost/dll/library_info.hpp>
+
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/host/transport.hpp>
+#include <qvmremote/sanitize.hpp>
+
+namespace qvmremote::host {
+namespace detail {
+
+// "mock, qrexec": for the message alone. A name that could not be configured is not listed.
+[[nodiscard]] inline std::string installed_transports(const std::string &directory) {
+    std::vector<std::string> names;
+    const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory.c_str()), ::closedir);
+    while (const dirent *entry = open ? ::readdir(open.get()) : nullptr) {
+        std::string_view name = entry->d_name;
+        if (!name.ends_with(".so"))
+            continue;
+        name.remove_suffix(3);
+        if (is_transport_name(name))
+            names.emplace_back(name);
+    }
+    std::sort(names.begin(), names.end());
+    std::string out;
+    for (const std::string &name : names)
+        out += (out.empty() ? "" : ", ") + name;
+    return out.empty() ? "none" : out;
+}
+
+} // namespace detail
+
+inline outcome<transport> transport::load(const std::string &directory, const std::string &name,
+                                          role as, const transport_options &options) {
+    const auto refused = [&](const std::string &why, int error_number = 0) {
+        return tl::unexpected(failure{"transport '" + name + "' " + why, error_number});
+    };
+    if (!detail::is_transport_name(name))
+        return tl::unexpected(
+            failure{"'" + for_terminal(name, 64) +
+                        "' is not the name of a transport; "
+                        "use a-z, then a-z, 0-9 and '-', 32 at most, without path and '.so'",
+                    EINVAL});
+    const std::string path = directory + "/" + name + ".so";
+
+    // What is checked here is looked at again by name, by library_info and by dlopen. Nobody can
+    // swap it in between: the directory, those above it and the file are closed to all but root and
+    // ourselves, and whoever is one of these need not race us. Loading /proc/self/fd/N instead
+    // would bring a fault of its own: the dynamic linker takes a name that it has seen for the same
+    // library, and a descriptor's number comes again.
+    if (auto trusted_directory = open_trusted(directory, trusted::directory); !trusted_directory)
+        return refused("cannot be loaded: " + trusted_directory.error().what,
+                       trusted_directory.error().error_number);
+    if (auto file = open_trusted(path, trusted::file); !file) {
+        if (file.error().error_number == ENOENT)
+            return refused("is not installed: no " + name + ".so in " +
+                               detail::shell_word(directory) +
+                               " (installed: " + detail::installed_transports(directory) + ")",
+                           ENOENT);
+        return refused("cannot be loaded: " + file.error().what, file.error().error_number);
+    }
+
+    // Boost throws, and differs by release in what; one net for all of it.
+    try {
+        // Read, not loaded: dlopen would already have run the constructors of a file that only
+        // happens to lie here. Throws when it is not ELF of this machine, or cut short.
+        const auto symbols = [&]() -> std::vector<std::string> {
+            try {
+                return boost::dll::library_info(path).symbols();
+            } catch (const std::exception &) {
+                return {};
+            }
+        }();
+        if (std::find(symbols.begin(), symbols.end(), QVMREMOTE_TRANSPORT_SYMBOL) == symbols.end())
+            return refused("cannot be loaded: " + detail::shell_word(path) +
+                           " is no shared object with the symbol " QVMREMOTE_TRANSPORT_SYMBOL
+                           "; install a transport that was built for this version");
+
+        // RTLD_NOW: a symbol that is missing shows here and not in the middle of a session.
+        // RTLD_LOCAL (Boost's default): two plug-ins see nothing of each other.
+        const auto table = boost::dll::import_symbol<const qvmremote_transport_ops>(
+            path, QVMREMOTE_TRANSPORT_SYMBOL, boost::dll::load_mode::rtld_now);
+        // Boost's pointer keeps the library, ours keeps Boost's (which pointer type depends on the
+        // release).
+        std::shared_ptr<const void> library(table.get(), [table](const void *) {});
+        return from_table(table.get(), std::move(library), name, as, options);
+    } catch (const std::exception &why) {
+        return refused("cannot be loaded: " + for_terminal(why.what()) + "; reinstall it");
+    }
+}
+
+} // namespace qvmremote::host
