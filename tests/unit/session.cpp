@@ -320,13 +320,15 @@ TEST_CASE("many sessions beside each other, each with its own stalled reader") {
 }
 
 TEST_CASE("the preamble: behind 64 KiB of noise, not one byte more, however it is cut") {
-    for (const auto &[noise, found] : {std::pair(0u, true),
-                                       {1u, true},
-                                       {15u, true},
-                                       {65535u, true},
-                                       {65536u, true},
-                                       {65537u, false},
-                                       {200'000u, false}}) {
+    for (const auto &row : {std::pair(0u, true),
+                            {1u, true},
+                            {15u, true},
+                            {65535u, true},
+                            {65536u, true},
+                            {65537u, false},
+                            {200'000u, false}}) {
+        const auto noise = row.first;
+        const bool found = row.second;
         CAPTURE(noise);
         dom0_end dom0;
         dom0.feed(bytes(noise, '\n') + preamble);
@@ -360,7 +362,9 @@ TEST_CASE("the preamble: behind 64 KiB of noise, not one byte more, however it i
 }
 
 TEST_CASE("the preamble: within 30 s, by the clock value") {
-    for (const auto &[at, found] : {std::pair(0u, true), {30'000u, true}, {30'001u, false}}) {
+    for (const auto &row : {std::pair(0u, true), {30'000u, true}, {30'001u, false}}) {
+        const auto at = row.first;
+        const bool found = row.second;
         dom0_end dom0;
         dom0.now = at;
         dom0.feed(preamble);
@@ -422,13 +426,15 @@ TEST_CASE("I4: what dom0 holds for a peer that sends anything and reads nothing 
 }
 
 TEST_CASE("I1: a challenge is good for 30 s, by the clock value") {
-    for (const auto &[late, good] :
+    for (const auto &row :
          {std::pair(0u, true), {30'000u, true}, {30'001u, false}, {4'000'000'000u, false}}) {
+        const auto late = row.first;
+        const bool good = row.second;
         CAPTURE(late);
         qube_end qube;
         dom0_end dom0;
         qube.ask(make_request(request_kind::exec));
-        carry(qube, dom0, [&, late = late](bytes up) {
+        carry(qube, dom0, [&](bytes up) {
             if (!up.empty() && up.size() != 28) // all but preamble and OPEN
                 dom0.now = late;
             return up;
