@@ -35,7 +35,9 @@ inline constexpr std::size_t running = 64;
 inline constexpr std::size_t waiting_per_qube = 256;
 inline constexpr std::size_t starts_per_second = 500; ///< sustained, per qube
 inline constexpr std::size_t starts_burst = 2000;
-inline constexpr std::size_t streams_per_qube = 64;
+inline constexpr std::size_t streams_per_qube = 128;
+inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`, in bytes: Linux takes less than 128 KiB
+
 inline constexpr std::size_t auth_fail_lines_per_second = 10;
 
 // Times.

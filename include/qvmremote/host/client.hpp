@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The client: runs commands in dom0 over a stream that is kept, one after the other.
+///
+/// @code
+/// auto link = transport::load(directory, "mock", role::qube, options);
+/// auto stream = link->connect();
+/// client dom0(std::move(*stream), std::move(key));
+/// collected result = dom0.collect({.kind = request_kind::shell, .body = "qvm-ls"});
+/// @endcode
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <climits>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/envelope.hpp>
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/failure.hpp>
+#include <qvmremote/host/transport.hpp>
+#include <qvmremote/secret.hpp>
+#include <qvmremote/session.hpp>
+
+namespace qvmremote::host {
+
+/// What to run.
+struct command {
+    request_kind kind = request_kind::shell;
+    std::string body;                   ///< a command line or a script
+    std::vector<std::string> arguments; ///< an argv, or a script's arguments
+    std::vector<std::pair<std::string, std::string>> environment;
+    std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
+    bool dry_run = false;                                ///< only ask what dom0 would decide
+    std::optional<command_id> id;                        ///< made up when absent
+};
+
+/// Takes one stream of output. An implementation never blocks for long: it takes what it can.
+class output_sink {
+  public:
+    virtual ~output_sink() = default;
+    /// Takes a beginning of `data`, perhaps none of it, and says how many bytes.
+    [[nodiscard]] virtual std::size_t take(bytes_view data) = 0;
+    /// When take() left something: the descriptor to wait for, or -1 to be asked again soon.
+    [[nodiscard]] virtual int blocked_on() const { return -1; }
+    /// Nobody will ever take more (EPIPE): the command is given up.
+    [[nodiscard]] virtual bool broken() const { return false; }
+    /// The command has closed this stream and goes on.
+    virtual void end() {}
+};
+
+/// Keeps all in memory.
+class string_sink final : public output_sink {
+  public:
+    std::string text;
+    [[nodiscard]] std::size_t take(bytes_view data) override {
+        text.append(as_text(data));
+        return data.size();
+    }
+};
+
+/// Hands each piece to a function.
+class callback_sink final : public output_sink {
+  public:
+    explicit callback_sink(std::function<void(bytes_view)> call) : call_(std::move(call)) {}
+    [[nodiscard]] std::size_t take(bytes_view data) override {
+        call_(data);
+        return data.size();
+    }
+
+  private:
+    std::function<void(bytes_view)> call_;
+};
+
+/// Writes to a descriptor that others share (a standard stream): its flags stay as they are. So a
+/// pipe or a terminal is opened a second time, without blocking; a socket is asked not to block per
+/// call; where neither is possible, small pieces go when poll allows them.
+class descriptor_sink final : public output_sink {
+  public:
+    /// Borrows the descriptor.
+    explicit descriptor_sink(int fd) noexcept : fd_(fd) {}
+
+    [[nodiscard]] std::size_t take(bytes_view data) override {
+        if (way_ == way::unknown)
+            find_way();
+        ssize_t n = -1;
+        switch (way_) {
+        case way::socket:
+            n = ::send(fd_, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+            break;
+        case way::own:
+            n = ::write(own_.get(), data.data(), data.size());
+            break;
+        case way::careful: {
+            pollfd ready{fd_, POLLOUT, 0};
+            if (::poll(&ready, 1, 0) != 1)
+                return 0;
+            n = ::write(fd_, data.data(), std::min<std::size_t>(data.size(), PIPE_BUF));
+            break;
+        }
+        default:
+            n = ::write(fd_, data.data(), data.size());
+        }
+        if (n >= 0)
+            return static_cast<std::size_t>(n);
+        if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+            broken_ = true;
+            error_ = errno;
+        }
+        return 0;
+    }
+    [[nodiscard]] int blocked_on() const override { return own_ ? own_.get() : fd_; }
+    [[nodiscard]] bool broken() const override { return broken_; }
+    /// errno of what broke it: EPIPE when the reader went, ENOSPC and so on.
+    [[nodiscard]] int error() const noexcept { return error_; }
+
+  private:
+    enum class way { unknown, plain, own, socket, careful };
+
+    void find_way() {
+        struct stat st {};
+        way_ = way::plain;
+        if (::fstat(fd_, &st) != 0)
+            return;
+        if (S_ISSOCK(st.st_mode)) {
+            way_ = way::socket;
+        } else if (S_ISFIFO(st.st_mode) || ::isatty(fd_)) {
+            own_.reset(::open(("/proc/self/fd/" + std::to_string(fd_)).c_str(),
+                              O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+            way_ = own_ ? way::own : way::careful;
+        }
+    }
+
+    int fd_;
+    unique_fd own_;
+    way way_ = way::unknown;
+    bool broken_ = false;
+    int error_ = 0;
+};
+
+/// How a run stands, for whoever shows it to a person.
+enum class run_state : std::uint8_t {
+    sent,    ///< dom0 has not answered yet
+    pending, ///< dom0 waits for its operator: `text` says for what
+    running,
+};
+
+/// What a run is connected to; all is borrowed for the call, and descriptors keep their flags.
+struct run_streams {
+    output_sink *out = nullptr; ///< required
+    output_sink *err = nullptr; ///< required
+    int stdin_fd = -1;  ///< read from once dom0 has accepted; -1: the command gets /dev/null
+    int signal_fd = -1; ///< each byte that can be read is a signal to forward
+    /// Called when the state changes. `untrusted_text` may be empty.
+    std::function<void(run_state, std::string_view untrusted_text)> changed{};
+    /// Called every `tick_ms` while waiting, when set.
+    std::function<void()> tick{};
+    int tick_ms = 1000;
+};
+
+/// How a run ended.
+struct run_result {
+    enum class kind : std::uint8_t {
+        ended,       ///< end: what dom0 vouches for, and every byte arrived
+        refused,     ///< dom0 refuses: reason, text
+        rejected,    ///< a refusal that nobody vouches for: reason, text
+        lost,        ///< the stream broke, or what came was not authentic: text says so
+        not_sent,    ///< the request cannot be sent: reason
+        interrupted, ///< given up after a second signal, or before dom0 had accepted
+        sink_broken, ///< nobody takes the output any more; the command was given up
+    };
+    kind how = kind::lost;
+    std::string id;
+    run_end end;
+    errc reason = errc::session_over;
+    std::string untrusted_text;
+    int signal = 0;            ///< the first one that was forwarded
+    bool may_have_run = false; ///< dom0 had accepted it
+
+    /// SPEC §1.2.
+    [[nodiscard]] int exit_code() const noexcept {
+        if (signal != 0 && how != kind::sink_broken)
+            return 128 + signal;
+        switch (how) {
+        case kind::ended:
+            return end.exit_code();
+        case kind::refused:
+        case kind::rejected:
+            return 126;
+        case kind::not_sent:
+            return 1;
+        case kind::sink_broken:
+            return 141;
+        default:
+            return 255;
+        }
+    }
+};
+
+/// A result with its output.
+struct collected {
+    run_result result;
+    std::string out, err;
+};
+
+/// One stream to dom0 and the key that speaks on it. Used from one thread. SIGPIPE should be
+/// ignored in the process: a stream that broke then is a result like others.
+class client {
+  public:
+    client(stream to_dom0, secret key) : link_(std::move(to_dom0)), key_(std::move(key)) {
+        for (const int fd : {link_.in.get(), link_.out.get()})
+            ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
+    }
+
+    /// Runs one command to its end. Never throws for what dom0 or the machine does.
+    [[nodiscard]] run_result run(command what, const run_streams &io);
+
+    /// Runs one command without stdin and keeps its output.
+    [[nodiscard]] collected collect(command what) {
+        string_sink out, err;
+        collected done;
+        done.result = run(std::move(what), {.out = &out, .err = &err});
+        done.out = std::move(out.text);
+        done.err = std::move(err.text);
+        return done;
+    }
+
+    /// The name that dom0 knows this qube by; empty before the first answer. Untrusted.
+    [[nodiscard]] const std::string &untrusted_peer() const noexcept { return untrusted_peer_; }
+
+    /// Whether another command can be run on this stream.
+    [[nodiscard]] bool usable() const noexcept { return usable_; }
+
+    /// An ID as every version of qvm-remote writes it: YYYYmmdd-HHMMSS-PID-xxxxxxxx.
+    [[nodiscard]] static command_id make_id() {
+        std::array<std::uint8_t, 4> random{};
+        fill_random(random);
+        return command_id::parse(local_time::now().format("%Y%m%d-%H%M%S-") +
+                                 std::to_string(::getpid()) + "-" + to_hex(random))
+            .value();
+    }
+
+  private:
+    class running;
+
+    static void fill_random(std::span<std::uint8_t> out) {
+        // 256 bytes or less come whole, once the kernel's generator is seeded.
+        qvmremote::detail::require(::getrandom(out.data(), out.size(), 0) ==
+                                   static_cast<ssize_t>(out.size()));
+    }
+
+    stream link_;
+    secret key_;
+    client_stream machine_;
+    std::string untrusted_peer_;
+    bool usable_ = true;
+};
+
+} // namespace qvmremote::host
+
+#include <qvmremote/host/detail/client_inl.hpp>

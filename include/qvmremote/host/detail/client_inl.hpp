@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The loop of client::run.
+
+#pragma once
+
+namespace qvmremote::host {
+
+// One command on its way: what poll waits for, and what the stream machine says.
+class client::running {
+  public:
+    running(client &owner, command what, const run_streams &io)
+        : c_(owner), what_(std::move(what)), io_(io) {}
+
+    run_result go() {
+        if (!what_.id)
+            what_.id = make_id();
+        result_.id = what_.id->text();
+        if (!c_.usable_) {
+            result_.untrusted_text = "the stream to dom0 is closed";
+            return std::move(result_);
+        }
+        c_.machine_.open();
+        heard_ms_ = host::boottime_ms();
+        while (!done_) {
+            if (!flush())
+                break;
+            if (!done_)
+                wait();
+        }
+        deliver_rest();
+        return std::move(result_);
+    }
+
+  private:
+    using kind = run_result::kind;
+
+    // No answer for this long is a dead stream; asked after for a sign of life at half of it.
+    static constexpr std::uint64_t silence_ms = 30'000;
+    static constexpr std::size_t most_reads = 4;
+
+    void finish(kind how) {
+        result_.how = how;
+        done_ = true;
+    }
+    void lose(std::string why) {
+        c_.usable_ = false;
+        result_.untrusted_text = std::move(why);
+        finish(kind::lost);
+    }
+
+    bool flush() {
+        out_buffer &out = c_.machine_.output();
+        while (out.size() > 0) {
+            const bytes_view pending = out.pending();
+            const ssize_t n = ::write(c_.link_.out.get(), pending.data(), pending.size());
+            if (n >= 0) {
+                out.consume(static_cast<std::size_t>(n));
+            } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+                return true;
+            } else if (errno != EINTR) {
+                // What dom0 said before it closed may still be there to read.
+                writable_ = false;
+                out.consume(out.size());
+            }
+        }
+        return true;
+    }
+
+    void wait() {
+        std::array<pollfd, 6> fds{};
+        nfds_t count = 0;
+        const auto watch = [&](int fd, short events) {
+            fds[count] = {fd, events, 0};
+            return count++;
+        };
+        const auto in = watch(c_.link_.in.get(), POLLIN);
+        if (c_.machine_.output().size() > 0)
+            watch(c_.link_.out.get(), POLLOUT);
+        const std::optional<nfds_t> input =
+            wants_stdin() ? std::optional(watch(io_.stdin_fd, POLLIN)) : std::nullopt;
+        const std::optional<nfds_t> signals =
+            io_.signal_fd >= 0 ? std::optional(watch(io_.signal_fd, POLLIN)) : std::nullopt;
+        int timeout = static_cast<int>(silence_ms / 2);
+        if (io_.tick)
+            timeout = std::min(timeout, io_.tick_ms);
+        for (const lane *l : {&out_, &err_})
+            if (!l->pending.empty()) {
+                const int fd = sink(*l).blocked_on();
+                if (fd >= 0)
+                    watch(fd, POLLOUT);
+                else
+                    timeout = std::min(timeout, 10);
+            }
+
+        const int ready = ::poll(fds.data(), count, timeout);
+        if (ready < 0 && errno != EINTR)
+            return lose("poll failed");
+        const std::uint64_t now = host::boottime_ms();
+        if (io_.tick && now - ticked_ms_ >= static_cast<std::uint64_t>(io_.tick_ms)) {
+            ticked_ms_ = now;
+            io_.tick();
+        }
+        if (ready > 0 && signals && fds[*signals].revents)
+            take_signals();
+        for (lane *l : {&out_, &err_})
+            if (!l->pending.empty() && !done_)
+                deliver(*l);
+        if (ready > 0 && fds[in].revents && !done_)
+            receive(now);
+        else if (!done_)
+            check_silence(now);
+        if (ready > 0 && input && fds[*input].revents && !done_ && wants_stdin())
+            send_stdin();
+    }
+
+    void check_silence(std::uint64_t now) {
+        if (now - heard_ms_ > silence_ms)
+            return lose("dom0 does not answer any more");
+        if (now - heard_ms_ > silence_ms / 2 && pinged_ms_ < heard_ms_ + 1) {
+            pinged_ms_ = now;
+            c_.machine_.ping(now);
+        }
+    }
+
+    void receive(std::uint64_t now) {
+        for (std::size_t i = 0; i < most_reads && !done_; ++i) {
+            const auto room = c_.machine_.prepare();
+            const ssize_t n = ::read(c_.link_.in.get(), room.data(), room.size());
+            if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+                return;
+            if (n <= 0)
+                return lose("the stream to dom0 ended");
+            heard_ms_ = now;
+            c_.machine_.commit(static_cast<std::size_t>(n));
+            while (!done_) {
+                auto event = c_.machine_.next();
+                if (!event)
+                    return lose("what came from dom0 is not protocol 2: " +
+                                std::string(message(event.error().code)));
+                if (!*event)
+                    break;
+                handle(**event);
+            }
+            if (static_cast<std::size_t>(n) < room.size())
+                return;
+        }
+    }
+
+    void handle(client_event &event) {
+        using what = client_event::kind;
+        switch (event.what) {
+        case what::hello:
+            c_.untrusted_peer_ = std::move(event.text);
+            return;
+        case what::challenged:
+            return send_request(event.session);
+        case what::pong:
+            return;
+        case what::rejected:
+            result_.reason = event.reason;
+            result_.untrusted_text = std::move(event.text);
+            return finish(kind::rejected);
+        default:
+            break;
+        }
+        if (event.session != session_ || session_ == 0)
+            return;
+        switch (event.what) {
+        case what::refused:
+            result_.reason = event.reason;
+            result_.untrusted_text = std::move(event.text);
+            return finish(kind::refused);
+        case what::pending:
+            return changed(run_state::pending, event.text);
+        case what::accepted:
+            result_.may_have_run = true;
+            accepted_ = true;
+            return changed(run_state::running, {});
+        case what::stdout_data:
+            return pass_on(out_, event.data);
+        case what::stderr_data:
+            return pass_on(err_, event.data);
+        case what::stdout_eof:
+            out_.ended = true;
+            return deliver(out_);
+        case what::stderr_eof:
+            err_.ended = true;
+            return deliver(err_);
+        case what::ended:
+            result_.end = std::move(event.end);
+            return finish(kind::ended);
+        case what::closed:
+            result_.reason = event.reason;
+            result_.untrusted_text = "the session broke off: " + std::string(message(event.reason));
+            return finish(kind::lost);
+        default:
+            return;
+        }
+    }
+
+    void send_request(std::uint32_t session) {
+        session_ = session;
+        envelope e;
+        fill_random(e.nonce);
+        e.kind = what_.kind;
+        e.stdin_live = io_.stdin_fd >= 0;
+        e.dry_run = what_.dry_run;
+        e.timeout_s = what_.timeout_s;
+        e.features = feature::gmac;
+        e.id = what_.id;
+        e.environment = what_.environment;
+        e.arguments = what_.arguments;
+        e.set_body(std::move(what_.body));
+        if (auto sent = c_.machine_.send_request(session, std::move(e), c_.key_); !sent) {
+            c_.machine_.close(session);
+            result_.reason = sent.error().code;
+            return finish(kind::not_sent);
+        }
+        flush();
+        changed(run_state::sent, {});
+    }
+
+    void changed(run_state state, std::string_view text) {
+        if (io_.changed)
+            io_.changed(state, text);
+    }
+
+    bool wants_stdin() {
+        return io_.stdin_fd >= 0 && accepted_ && !stdin_ended_ && writable_ &&
+               !c_.machine_.congested() && c_.machine_.stdin_credit(session_) > 0;
+    }
+    void send_stdin() {
+        const auto room = c_.machine_.prepare_stdin(session_);
+        const ssize_t n = ::read(io_.stdin_fd, room.data(), room.size());
+        if (n > 0) {
+            c_.machine_.commit_stdin(session_, static_cast<std::size_t>(n));
+        } else if (n == 0 || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK)) {
+            stdin_ended_ = true;
+            c_.machine_.stdin_eof(session_);
+        }
+    }
+
+    void take_signals() {
+        std::uint8_t number = 0;
+        while (!done_ && ::read(io_.signal_fd, &number, 1) == 1) {
+            const bool second = result_.signal != 0;
+            if (!second)
+                result_.signal = number;
+            if (second || !accepted_) {
+                c_.machine_.close(session_);
+                flush();
+                c_.usable_ = c_.usable_ && session_ != 0;
+                return finish(kind::interrupted);
+            }
+            c_.machine_.send_signal(session_, number);
+            pollfd more{io_.signal_fd, POLLIN, 0};
+            if (::poll(&more, 1, 0) != 1)
+                return;
+        }
+    }
+
+    // One of the two output streams: what its sink has not taken yet. At most a window's worth,
+    // since dom0 gets no credit for it.
+    struct lane {
+        std::string pending;
+        bool ended = false;
+        bool told = false;
+        bool is_stdout;
+    };
+    output_sink &sink(const lane &l) const { return l.is_stdout ? *io_.out : *io_.err; }
+
+    void pass_on(lane &l, bytes_view data) {
+        if (l.pending.empty()) {
+            const std::size_t n = sink(l).take(data);
+            c_.machine_.grant_output(session_, n);
+            data = data.subspan(n);
+        }
+        if (!data.empty())
+            l.pending.append(as_text(data));
+        check_sink(l);
+    }
+    void deliver(lane &l) {
+        if (!l.pending.empty()) {
+            const std::size_t n = sink(l).take(as_bytes(l.pending));
+            l.pending.erase(0, n);
+            c_.machine_.grant_output(session_, n);
+        }
+        if (l.pending.empty() && l.ended && !std::exchange(l.told, true))
+            sink(l).end();
+        check_sink(l);
+    }
+    void check_sink(const lane &l) {
+        if (!sink(l).broken() || done_)
+            return;
+        c_.machine_.close(session_);
+        flush();
+        finish(kind::sink_broken);
+    }
+
+    // The command has ended, and what it wrote still has to go where it belongs.
+    void deliver_rest() {
+        if (result_.how == kind::sink_broken || result_.how == kind::interrupted)
+            return;
+        for (lane *l : {&out_, &err_}) {
+            while (!l->pending.empty() && !sink(*l).broken()) {
+                const std::size_t n = sink(*l).take(as_bytes(l->pending));
+                l->pending.erase(0, n);
+                if (n > 0)
+                    continue;
+                std::array<pollfd, 2> fds{
+                    {{sink(*l).blocked_on(), POLLOUT, 0}, {io_.signal_fd, POLLIN, 0}}};
+                ::poll(fds.data(), fds.size(), fds[0].fd >= 0 ? -1 : 10);
+                if (fds[1].revents & POLLIN) {
+                    std::uint8_t number = 0;
+                    if (::read(io_.signal_fd, &number, 1) == 1)
+                        result_.signal = number;
+                    result_.how = kind::interrupted;
+                    return;
+                }
+            }
+            if (sink(*l).broken() && result_.how == kind::ended)
+                result_.how = kind::sink_broken;
+        }
+    }
+
+    client &c_;
+    command what_;
+    const run_streams &io_;
+    run_result result_;
+    std::uint32_t session_ = 0;
+    bool accepted_ = false;
+    bool stdin_ended_ = false;
+    bool writable_ = true;
+    bool done_ = false;
+    lane out_{{}, false, false, true}, err_{{}, false, false, false};
+    std::uint64_t heard_ms_ = 0, pinged_ms_ = 0, ticked_ms_ = host::boottime_ms();
+};
+
+inline run_result client::run(command what, const run_streams &io) {
+    return running(*this, std::move(what), io).go();
+}
+
+} // namespace qvmremote::host

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Command lines from a table: getopt_long reads by it and --help prints it, so they cannot differ.
+
+#pragma once
+
+#include <cstdio>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <getopt.h>
+
+namespace qvmremote::cli {
+
+/// One option. `key` is its short letter, or a number above 255 when it has only a long name.
+struct option {
+    int key;
+    const char *name;
+    const char *argument; ///< what the help calls it; nullptr for an option without one
+    const char *help;
+};
+
+/// One subcommand, for the help and for the table that dispatches.
+template <class Handler>
+struct subcommand {
+    const char *name;
+    const char *arguments;
+    const char *help;
+    Handler run;
+};
+
+/// Reads options up to the first word that is none, or "--". Calls `take(key, value)` for each, which
+/// returns false to stop. Returns the index of the first word left, or -1 when an option is unknown,
+/// lacks its argument, or was refused; getopt has then printed what was wrong, after `program`.
+template <class Take>
+[[nodiscard]] int parse(std::span<const option> table, int argc, char **argv, Take take) {
+    std::string letters = "+"; // stop at the command: its options are its own
+    std::vector<::option> longs;
+    for (const option &o : table) {
+        if (o.key < 256) {
+            letters.push_back(static_cast<char>(o.key));
+            if (o.argument)
+                letters.push_back(':');
+        }
+        longs.push_back({o.name, o.argument ? required_argument : no_argument, nullptr, o.key});
+    }
+    longs.push_back({});
+    ::optind = 0;
+    for (int key; (key = ::getopt_long(argc, argv, letters.c_str(), longs.data(), nullptr)) != -1;)
+        if (key == '?' || !take(key, ::optarg ? ::optarg : ""))
+            return -1;
+    return ::optind;
+}
+
+/// The options as lines for --help, in the table's order.
+inline void print_options(std::FILE *to, std::span<const option> table) {
+    for (const option &o : table) {
+        std::string left = "  ";
+        if (o.key < 256)
+            left += std::string("-") + static_cast<char>(o.key) + ", ";
+        else
+            left += "    ";
+        left += std::string("--") + o.name;
+        if (o.argument)
+            left += std::string(" ") + o.argument;
+        std::fprintf(to, "%-28s %s\n", left.c_str(), o.help);
+    }
+}
+
+template <class Handler>
+void print_subcommands(std::FILE *to, std::span<const subcommand<Handler>> table) {
+    for (const auto &c : table) {
+        const std::string left =
+            std::string("  ") + c.name + (*c.arguments ? " " : "") + c.arguments;
+        if (left.size() > 28)
+            std::fprintf(to, "%s\n%-28s %s\n", left.c_str(), "", c.help);
+        else
+            std::fprintf(to, "%-28s %s\n", left.c_str(), c.help);
+    }
+}
+
+} // namespace qvmremote::cli

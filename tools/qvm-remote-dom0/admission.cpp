@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "admission.hpp"
+
+#include <cerrno>
+#include <cstdlib>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+namespace qvmremote::dom0 {
+
+namespace {
+std::string subject(const peer &from, const envelope &what) {
+    return "vm=" + from.name.text() + " id=" + what.id->text();
+}
+} // namespace
+
+void describe(const envelope &what, journal_entry &to) {
+    to.id = what.id->text();
+    to.request = name(what.kind);
+    to.timeout_s = what.timeout_s;
+    to.argv = what.arguments;
+    if (what.kind == request_kind::shell && what.body.size() <= limits::audit_argument)
+        to.argv = {"bash", "-c", what.body};
+    else if (!what.body.empty())
+        to.script = audit_script{sha256(as_bytes(what.body)), what.body.size()};
+}
+
+std::string command_text(const envelope &what) {
+    if (what.kind == request_kind::shell || what.kind == request_kind::script)
+        return what.body;
+    std::string out;
+    for (const std::string &word : what.arguments)
+        out += (out.empty() ? "" : " ") + word;
+    return out;
+}
+
+host::outcome<void> admission::reload() {
+    auto qubes = keys_.list();
+    if (!qubes)
+        return tl::unexpected(qubes.error());
+    policy fresh;
+    for (const qube_name &qube : *qubes)
+        fresh.full.insert(qube.text());
+    rules_ = std::move(fresh);
+    return {};
+}
+
+bool admission::may_log_failure(std::uint64_t now_ms) {
+    if (now_ms / 1000 != failure_second_) {
+        if (failures_in_second_ > limits::auth_fail_lines_per_second)
+            log_.write(log_category::auth_fail,
+                       std::to_string(failures_in_second_ - limits::auth_fail_lines_per_second) +
+                           " more failures in that second");
+        failure_second_ = now_ms / 1000;
+        failures_in_second_ = 0;
+    }
+    return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
+}
+
+result<candidate> admission::check(server_stream &stream, const server_event &event,
+                                   const peer &from, std::uint64_t now_ms) {
+    std::vector<secret> keys;
+    auto key = keys_.load(from.name);
+    if (key)
+        keys.push_back(std::move(*key));
+    auto checked = stream.verify(event, keys, now_ms);
+    if (!checked) {
+        const errc why = checked.error().code;
+        if (may_log_failure(now_ms)) {
+            std::string text = "vm=" + from.name.text() + " id=?";
+            if (why == errc::no_key) {
+                text += key.has_value() || key.error().error_number == ENOENT
+                            ? " (no key for this VM)"
+                            : " (" + for_log(key.error().what) + ")";
+                log_.write(log_category::auth_deny, text);
+            } else {
+                log_.write(log_category::auth_fail,
+                           text + " (" + std::string(message(why)) + ")");
+            }
+            record_refusal(from, nullptr, {why, {}});
+        }
+        return tl::unexpected(checked.error());
+    }
+
+    const envelope &what = *checked->header;
+    const auto refuse = [&](errc why) {
+        stream.refuse(event.session, why, {});
+        record_refusal(from, &what, {why, {}});
+        return fail(why);
+    };
+    // An ID outlives its memory only if it shows its age.
+    if (const auto claimed = what.id->claimed_time()) {
+        const std::int64_t off = *claimed - host::local_time::now().seconds;
+        if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
+            return refuse(errc::id_outdated);
+    }
+    if (!records_.reserve(from.name, *what.id))
+        return refuse(errc::id_used);
+    return candidate{std::move(checked->header), sha256(keys[checked->key_index].text())};
+}
+
+verdict admission::ask(const peer &from, const envelope &what) const {
+    return decide(from, what, rules_, grants{}, host::local_time::now().seconds);
+}
+
+void admission::admit(const peer &from, verified<request> what, answer tell) {
+    const envelope &header = what->header;
+    verdict said = ask(from, header);
+    if (!said.allowed()) {
+        const refusal why{said.reason, said.rule};
+        abandon(from, header, why);
+        tell(tl::unexpected(why));
+        return;
+    }
+    journal_entry entry;
+    entry.kind = audit_kind::start;
+    entry.peer = from.name.text();
+    entry.transport = from.transport;
+    describe(header, entry);
+    entry.verdict = name(said.what);
+    entry.rule = said.rule;
+    records_.start(std::move(entry), [this, from, what = std::move(what), tell = std::move(tell)](
+                                         std::optional<std::uint64_t> serial) mutable {
+        if (!serial) {
+            records_.release(from.name, *what->header.id);
+            log_.write(log_category::error,
+                       subject(from, what->header) + " " + for_log(records_.trouble()));
+            tell(tl::unexpected(refusal{errc::not_recorded, {}}));
+            return;
+        }
+        tell(admitted(std::move(what), from, *serial));
+    });
+}
+
+void admission::abandon(const peer &from, const envelope &what, const refusal &why) {
+    records_.release(from.name, *what.id);
+    record_refusal(from, &what, why);
+}
+
+void admission::record_refusal(const peer &from, const envelope *what, const refusal &why) {
+    journal_entry entry;
+    entry.kind = audit_kind::refused;
+    entry.peer = from.name.text();
+    entry.transport = from.transport;
+    if (what) {
+        describe(*what, entry);
+        entry.verdict = name(verdict::action::deny);
+        log_.write(log_category::reject, subject(from, *what) + " " + std::string(name(why.reason)) +
+                                             (why.text.empty() ? "" : " " + for_log(why.text)));
+    }
+    entry.reason = name(why.reason);
+    records_.note(std::move(entry));
+}
+
+bool admission::still_stands(const qube_name &qube, const digest256 &key_mark) const {
+    const auto key = keys_.load(qube);
+    return key && sha256(key->text()) == key_mark;
+}
+
+} // namespace qvmremote::dom0

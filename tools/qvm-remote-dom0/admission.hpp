@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The one way to a running process: verify, unseen, decide, record.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include <qvmremote/policy.hpp>
+#include <qvmremote/session.hpp>
+#include <qvmremote/token.hpp>
+
+#include "journal.hpp"
+#include "keyring.hpp"
+#include "log.hpp"
+
+namespace qvmremote::dom0 {
+
+/// A request that may run, because its START is durable. Only admission makes one, and the executor
+/// takes nothing else.
+class admitted {
+public:
+    [[nodiscard]] const envelope &request() const noexcept { return request_->header; }
+    [[nodiscard]] const peer &from() const noexcept { return from_; }
+    [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
+
+private:
+    friend class admission;
+    admitted(verified<qvmremote::request> request, peer from, std::uint64_t serial)
+        : request_(std::move(request)), from_(std::move(from)), serial_(serial) {}
+
+    verified<qvmremote::request> request_;
+    peer from_;
+    std::uint64_t serial_;
+};
+
+/// Why a request does not run.
+struct refusal {
+    errc reason;
+    std::string text; ///< words of dom0's for the client; may be empty
+};
+
+/// A header that verified, and the mark of the key that did it.
+struct candidate {
+    verified<envelope> header;
+    digest256 key_mark; ///< SHA-256 of the key: tells whether it still stands, and is no key
+};
+
+class admission {
+public:
+    admission(const keyring &keys, journal &records, event_log &log)
+        : keys_(keys), records_(records), log_(log) {}
+
+    /// Learns anew who may do what: at start and whenever keys or policy were changed.
+    [[nodiscard]] host::outcome<void> reload();
+
+    /// First half, on a REQUEST frame: the token under the key that is registered for this peer now,
+    /// then the ID, which from here on is taken. On failure the client has been told and the log
+    /// written.
+    [[nodiscard]] result<candidate> check(server_stream &stream, const server_event &event,
+                                          const peer &from, std::uint64_t now_ms);
+
+    /// What the policy says of a request; asked again, by admit, when it is whole.
+    [[nodiscard]] verdict ask(const peer &from, const envelope &what) const;
+
+    /// Second half: decides, writes START and, when that is durable, hands over what may run. Calls
+    /// `tell` on the loop, at once or later.
+    using answer = std::function<void(tl::expected<admitted, refusal>)>;
+    void admit(const peer &from, verified<request> what, answer tell);
+
+    /// Gives up on a request that check() let through and admit() did not get: its ID is free again.
+    void abandon(const peer &from, const envelope &what, const refusal &why);
+
+    /// Whether the key with this mark is still the one that is registered.
+    [[nodiscard]] bool still_stands(const qube_name &qube, const digest256 &key_mark) const;
+
+private:
+    void record_refusal(const peer &from, const envelope *what, const refusal &why);
+    [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
+
+    const keyring &keys_;
+    journal &records_;
+    event_log &log_;
+    policy rules_;
+
+    // Failures to authenticate cost their sender nothing, so they are logged at a bounded rate.
+    std::uint64_t failure_second_ = 0;
+    std::size_t failures_in_second_ = 0;
+};
+
+/// The words of a request as the records show them: an argv, or a digest in place of a long body.
+void describe(const envelope &what, journal_entry &to);
+/// The text that stands for a request in a log line, before escaping.
+[[nodiscard]] std::string command_text(const envelope &what);
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "connection.hpp"
+
+#include <cerrno>
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "execution.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+// Reads of one wake-up: enough to keep a fast peer busy, few enough to let the others on.
+constexpr int reads_in_a_row = 4;
+
+void set_nonblocking(int fd) {
+    const int flags = ::fcntl(fd, F_GETFL);
+    ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+} // namespace
+
+connection::connection(service &parts, host::stream from, qube_name qube)
+    : parts_(parts), from_{std::move(qube), parts.transport_name, {}, std::nullopt},
+      in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop),
+      stream_(from_.name.text(), parts.features, host::boottime_ms()) {
+    set_nonblocking(from.in.get());
+    set_nonblocking(from.out.get());
+    in_.assign(from.in.release());
+    out_.assign(from.out.release());
+}
+
+void connection::start() {
+    wait_for_preamble();
+    read_more();
+}
+
+void connection::wait_for_preamble() {
+    preamble_timer_.expires_after(std::chrono::milliseconds(limits::preamble_ms));
+    preamble_timer_.async_wait([self = weak_from_this()](boost::system::error_code ec) {
+        if (const auto alive = self.lock(); alive && !ec && !alive->stream_.announced())
+            alive->close();
+    });
+}
+
+void connection::read_more() {
+    if (reading_ || closed_ || stream_.congested())
+        return;
+    reading_ = true;
+    in_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                   [self = shared_from_this()](boost::system::error_code ec) {
+                       self->reading_ = false;
+                       if (!ec && !self->closed_)
+                           self->on_readable();
+                   });
+}
+
+void connection::on_readable() {
+    for (int i = 0; i < reads_in_a_row && !stream_.congested(); ++i) {
+        const auto room = stream_.prepare();
+        const ssize_t n = ::read(in_.native_handle(), room.data(), room.size());
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            break;
+        if (n <= 0) {
+            close();
+            return;
+        }
+        stream_.commit(static_cast<std::size_t>(n));
+        const std::uint64_t now = host::boottime_ms();
+        for (;;) {
+            auto event = stream_.next(now);
+            if (!event) {
+                parts_.log.write(log_category::reject,
+                                 "vm=" + from_.name.text() + " stream closed: " +
+                                     std::string(message(event.error().code)));
+                close();
+                return;
+            }
+            if (!*event)
+                break;
+            handle(**event);
+            if (closed_)
+                return;
+        }
+        if (stream_.announced())
+            preamble_timer_.cancel();
+        if (static_cast<std::size_t>(n) < room.size())
+            break; // most likely that was all
+    }
+    if (stream_.session_count() == 0)
+        stream_.release_idle_memory();
+    flush();
+    read_more();
+}
+
+void connection::flush() {
+    if (closed_ || writing_)
+        return;
+    out_buffer &out = stream_.output();
+    while (out.size() > 0) {
+        const bytes_view pending = out.pending();
+        const ssize_t n = ::write(out_.native_handle(), pending.data(), pending.size());
+        if (n >= 0) {
+            out.consume(static_cast<std::size_t>(n));
+            continue;
+        }
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            close();
+            return;
+        }
+        writing_ = true;
+        out_.async_wait(boost::asio::posix::stream_descriptor::wait_write,
+                        [self = shared_from_this()](boost::system::error_code ec) {
+                            self->writing_ = false;
+                            if (ec || self->closed_)
+                                return;
+                            self->flush();
+                            if (self->stream_.congested())
+                                return;
+                            self->read_more();
+                            std::vector<std::shared_ptr<execution>> all; // they may go meanwhile
+                            for (const auto &[number, s] : self->sessions_)
+                                if (s.running)
+                                    all.push_back(s.running);
+                            for (const auto &running : all)
+                                running->more_output();
+                        });
+        return;
+    }
+}
+
+void connection::close() {
+    if (closed_)
+        return;
+    closed_ = true;
+    const auto self = shared_from_this();
+    boost::system::error_code ignored;
+    in_.close(ignored);
+    out_.close(ignored);
+    preamble_timer_.cancel();
+    while (!sessions_.empty())
+        on_closed(sessions_.begin()->first, errc::session_over);
+    parts_.connections.erase(self);
+    parts_.something_ended();
+}
+
+void connection::handle(const server_event &event) {
+    using kind = server_event::kind;
+    switch (event.what) {
+    case kind::open: {
+        if (parts_.draining) {
+            stream_.reject_open(errc::draining);
+            return;
+        }
+        challenge fresh;
+        if (::getrandom(fresh.data(), fresh.size(), 0) != static_cast<ssize_t>(fresh.size())) {
+            stream_.reject_open(errc::busy);
+            return;
+        }
+        stream_.issue_challenge(fresh, host::boottime_ms());
+        return;
+    }
+    case kind::request:
+        return on_request(event);
+    case kind::body:
+        return on_body(event.session);
+    case kind::closed:
+        return on_closed(event.session, event.reason);
+    case kind::pong:
+        return;
+    default:
+        break;
+    }
+    const auto at = sessions_.find(event.session);
+    if (at == sessions_.end() || !at->second.running)
+        return;
+    const auto running = at->second.running;
+    switch (event.what) {
+    case kind::stdin_data:
+        return running->stdin_data(event.data);
+    case kind::stdin_eof:
+        return running->stdin_eof();
+    case kind::signal:
+        return running->signal(event.number);
+    case kind::credit:
+        return running->more_output();
+    default: // resize: there is no terminal yet
+        return;
+    }
+}
+
+void connection::on_request(const server_event &event) {
+    auto asked = parts_.admission.check(stream_, event, from_, host::boottime_ms());
+    if (!asked)
+        return;
+    const std::uint32_t number = event.session;
+    const envelope &what = *asked->header;
+    const std::size_t held = event.data.size();
+    const request_kind kind = what.kind;
+    const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, {}}).first;
+    if (kind == request_kind::ping || kind == request_kind::status) {
+        answer_directly(number, *at->second.asked.header);
+        return;
+    }
+    // What no slot would change is said at once.
+    if (const verdict said = parts_.admission.ask(from_, *at->second.asked.header); !said.allowed())
+        return give_up(number, {said.reason, said.rule});
+    const bool queued = parts_.scheduler.submit(
+        from_.name.text(), held, [self = weak_from_this(), number] {
+            const auto alive = self.lock();
+            return alive && alive->on_slot(number);
+        });
+    if (!queued)
+        return give_up(number, {errc::busy, {}});
+    parts_.reschedule();
+}
+
+bool connection::on_slot(std::uint32_t number) {
+    const auto at = sessions_.find(number);
+    if (closed_ || at == sessions_.end())
+        return false;
+    at->second.turn.emplace(parts_, from_.name.text());
+    if (!stream_.take_body(number))
+        on_body(number);
+    else
+        flush();
+    return true;
+}
+
+void connection::on_body(std::uint32_t number) {
+    session &s = sessions_.at(number);
+    auto whole = stream_.complete(number, s.asked.header);
+    if (!whole) {
+        parts_.admission.abandon(from_, *s.asked.header, {whole.error().code, {}});
+        sessions_.erase(number);
+        return;
+    }
+    s.admitting = true;
+    parts_.admission.admit(from_, std::move(*whole),
+                           [self = shared_from_this(), number](tl::expected<admitted, refusal> a) {
+                               self->on_admitted(number, std::move(a));
+                           });
+}
+
+void connection::on_admitted(std::uint32_t number, tl::expected<admitted, refusal> answer) {
+    const auto at = sessions_.find(number);
+    if (at == sessions_.end()) {
+        // The client went while START was written. It stands in the audit log as what it is.
+        if (answer) {
+            journal_entry entry;
+            entry.kind = audit_kind::end;
+            entry.peer = from_.name.text();
+            entry.id = answer->request().id->text();
+            entry.of = answer->serial();
+            entry.cause = "not-run";
+            entry.reason = name(errc::session_over);
+            parts_.records.note(std::move(entry));
+        }
+        return;
+    }
+    session &s = at->second;
+    s.admitting = false;
+    if (!answer) {
+        stream_.refuse(number, answer.error().reason, answer.error().text);
+        sessions_.erase(at);
+        flush();
+        return;
+    }
+    s.running = std::make_shared<execution>(parts_, shared_from_this(), number, std::move(*answer),
+                                            std::move(*s.turn));
+    s.turn.reset();
+    parts_.executions.insert(s.running);
+    const auto running = s.running;
+    running->start();
+    flush();
+}
+
+void connection::answer_directly(std::uint32_t number, const envelope &what) {
+    stream_.accept(number, what.timeout_s, false);
+    if (what.kind == request_kind::status) {
+        const std::string text =
+            "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
+            "\nlevel: full\nrunning: " +
+            std::to_string(parts_.scheduler.running(from_.name.text())) +
+            "\nwaiting: " + std::to_string(parts_.scheduler.waiting(from_.name.text())) + "\n";
+        const auto room = stream_.prepare_output(number, text.size());
+        std::copy_n(text.begin(), room.size(), room.begin());
+        stream_.commit_output(number, frame_type::stdout_data, room.size());
+    }
+    stream_.end(number, {.cause = end_cause::exited});
+    parts_.records.release(from_.name, *what.id);
+    parts_.log.write(log_category::auth_ok, "vm=" + from_.name.text() + " id=" + what.id->text() +
+                                                " (" + std::string(name(what.kind)) + ")");
+    sessions_.erase(number);
+}
+
+void connection::on_closed(std::uint32_t number, errc why) {
+    const auto at = sessions_.find(number);
+    if (at == sessions_.end())
+        return;
+    const session s = std::move(at->second);
+    sessions_.erase(at);
+    if (why != errc::session_over)
+        parts_.log.write(log_category::reject, "vm=" + from_.name.text() +
+                                                   " id=" + s.asked.header->id->text() +
+                                                   " session ended: " + std::string(message(why)));
+    if (s.running)
+        s.running->abandon();
+    else if (!s.admitting)
+        parts_.admission.abandon(from_, *s.asked.header, {why, {}});
+}
+
+void connection::give_up(std::uint32_t number, const refusal &why) {
+    const auto at = sessions_.find(number);
+    stream_.refuse(number, why.reason, why.text);
+    parts_.admission.abandon(from_, *at->second.asked.header, why);
+    sessions_.erase(at);
+}
+
+void connection::recheck_keys() {
+    std::vector<std::uint32_t> numbers;
+    for (const auto &[number, s] : sessions_)
+        if (!parts_.admission.still_stands(from_.name, s.asked.key_mark))
+            numbers.push_back(number);
+    for (const std::uint32_t number : numbers) {
+        session &s = sessions_.at(number);
+        if (s.running)
+            s.running->cancel(errc::key_revoked);
+        else if (!s.admitting)
+            give_up(number, {errc::key_revoked, {}});
+    }
+    flush();
+}
+
+void connection::refuse_waiting(errc why) {
+    std::vector<std::uint32_t> numbers;
+    for (const auto &[number, s] : sessions_)
+        if (!s.running && !s.admitting)
+            numbers.push_back(number);
+    for (const std::uint32_t number : numbers)
+        give_up(number, {why, {}});
+    flush();
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// One stream from a qube, and the sessions on it up to the point where something runs.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/host/transport.hpp>
+#include <qvmremote/session.hpp>
+
+#include "admission.hpp"
+#include "service.hpp"
+
+namespace qvmremote::dom0 {
+
+class execution;
+
+/// Moves bytes between the transport's descriptors and a server_stream, and answers its events.
+class connection : public std::enable_shared_from_this<connection> {
+public:
+    connection(service &parts, host::stream from, qube_name qube);
+
+    void start();
+
+    [[nodiscard]] const peer &from() const noexcept { return from_; }
+    [[nodiscard]] server_stream &stream() noexcept { return stream_; }
+    [[nodiscard]] std::size_t session_count() const noexcept { return stream_.session_count(); }
+
+    /// Writes what the stream machine has to say; call after every use of stream().
+    void flush();
+
+    /// Ends the stream; what runs for it is ended too.
+    void close();
+
+    /// Ends sessions whose key was revoked or changed since it verified them.
+    void recheck_keys();
+    /// Refuses what waits: the daemon is about to end.
+    void refuse_waiting(errc why);
+
+    /// An execution has sent its END or was given up.
+    void forget(std::uint32_t session) { sessions_.erase(session); }
+
+private:
+    // A session from its verified header on.
+    struct session {
+        candidate asked;
+        std::optional<slot> turn;
+        bool admitting = false; // START is on its way to the disk
+        std::shared_ptr<execution> running;
+    };
+
+    void read_more();
+    void on_readable();
+    void handle(const server_event &event);
+    void on_request(const server_event &event);
+    [[nodiscard]] bool on_slot(std::uint32_t number);
+    void on_body(std::uint32_t number);
+    void answer_directly(std::uint32_t number, const envelope &what);
+    void on_closed(std::uint32_t number, errc why);
+    void on_admitted(std::uint32_t number, tl::expected<admitted, refusal> answer);
+    void give_up(std::uint32_t number, const refusal &why);
+    void wait_for_preamble();
+
+    service &parts_;
+    peer from_;
+    boost::asio::posix::stream_descriptor in_, out_;
+    boost::asio::steady_timer preamble_timer_;
+    server_stream stream_;
+    std::map<std::uint32_t, session> sessions_;
+    bool reading_ = false;
+    bool writing_ = false;
+    bool closed_ = false;
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "daemon.hpp"
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+
+#include <fcntl.h>
+#include <pwd.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/environment.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/host/plugin.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "admission.hpp"
+#include "connection.hpp"
+#include "control.hpp"
+#include "execution.hpp"
+#include "journal.hpp"
+#include "keyring.hpp"
+#include "log.hpp"
+#include "notify.hpp"
+#include "service.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds drain_limit{60};
+constexpr milliseconds accept_pause{1000}; // after a failure of the transport
+
+class daemon {
+public:
+    daemon(const daemon_options &options, warden children)
+        : options_(options), children_(std::move(children)), loop_(1),
+          keys_(options.where.keys()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
+          incoming_(loop_), accept_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
+          watchdog_timer_(loop_), once_timer_(loop_) {}
+
+    host::outcome<int> run() {
+        auto opened = open();
+        if (!opened)
+            return tl::unexpected(opened.error());
+        log_->write(log_category::info, "qvm-remote-dom0 " QVMREMOTE_VERSION " started, transport " +
+                                            parts_->transport_name);
+        log_->write(log_category::info, options_.once ? "single run" : "listening");
+        notify_supervisor("READY=1");
+        loop_.run();
+        log_->write(log_category::info, "shutting down");
+        // In this order: what runs reports to the records.
+        parts_->executions.clear();
+        parts_->connections.clear();
+        records_.reset();
+        return exit_code_;
+    }
+
+private:
+    host::outcome<void> open() {
+        auto read = load_settings(options_.where, options_.vm, options_.transport);
+        if (!read)
+            return tl::unexpected(read.error());
+        settings_ = std::move(*read);
+        if (settings_.transport == "mock" && options_.where.is_real())
+            return host::failed("the mock transport runs commands for whoever connects: it is for "
+                                "tests, with --root DIR, and never beside /etc/qubes");
+        for (const std::string &directory :
+             {options_.where.run_directory(), options_.where.root() + "/var/log/qubes"})
+            if (auto made = host::make_directories(directory, 0755); !made)
+                return made;
+        if (auto safe = host::open_trusted(options_.where.run_directory(), host::trusted::directory);
+            !safe)
+            return tl::unexpected(safe.error());
+        if (auto locked = take_lock(); !locked)
+            return locked;
+        auto log = event_log::open(options_.where.log(), options_.verbose);
+        if (!log)
+            return tl::unexpected(log.error());
+        log_.emplace(std::move(*log));
+        auto records = journal::open(options_.where, [this](std::function<void()> work) {
+            boost::asio::post(loop_, std::move(work));
+        });
+        if (!records)
+            return tl::unexpected(records.error());
+        records_ = std::move(*records);
+        admission_.emplace(keys_, *records_, *log_);
+        if (auto loaded = admission_->reload(); !loaded)
+            return loaded;
+        parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, children_);
+        parts_->transport_name = settings_.transport;
+        parts_->dry_run = options_.dry_run;
+        parts_->reschedule = [this] { reschedule(); };
+        parts_->something_ended = [this] { something_ended(); };
+        find_account();
+        report_settings();
+
+        auto loaded = host::transport::load(options_.plugin_directory, settings_.transport,
+                                            host::role::dom0,
+                                            host::options_of(settings_.values, settings_.transport));
+        if (!loaded)
+            return tl::unexpected(loaded.error());
+        transport_.emplace(std::move(*loaded));
+        if (auto told = tell_peers(); !told)
+            return told;
+        auto event_fd = transport_->listen();
+        if (!event_fd)
+            return tl::unexpected(event_fd.error());
+        // The transport keeps the descriptor; the loop has a copy of its own.
+        const int copy = ::fcntl(*event_fd, F_DUPFD_CLOEXEC, 3);
+        if (copy < 0)
+            return host::failed("cannot watch the transport", errno);
+        incoming_.assign(copy);
+        await_streams();
+
+        const int warden_fd = ::fcntl(children_.descriptor(), F_DUPFD_CLOEXEC, 3);
+        if (warden_fd < 0)
+            return host::failed("cannot watch the warden", errno);
+        warden_.assign(warden_fd);
+        watch_warden();
+
+        auto control = control_server::open(
+            loop_, options_.where, [this](std::string_view request) { return answer(request); });
+        if (!control)
+            return tl::unexpected(control.error());
+        control_ = std::move(*control);
+        await_signals();
+        watchdog();
+        if (options_.once) {
+            once_timer_.expires_after(seconds(options_.once_wait_s));
+            once_timer_.async_wait([this](boost::system::error_code ec) {
+                if (ec || served_)
+                    return;
+                log_->write(log_category::error, "nobody came within " +
+                                                     std::to_string(options_.once_wait_s) + " s");
+                exit_code_ = 1;
+                loop_.stop();
+            });
+        }
+        return {};
+    }
+
+    host::outcome<void> take_lock() {
+        const std::string path = options_.where.run_directory() + "/daemon.lock";
+        lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+        if (!lock_)
+            return host::failed("cannot open " + path, errno);
+        if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0)
+            return host::failed("another qvm-remote-dom0 serves already; see qvm-remote-dom0 status");
+        return {};
+    }
+
+    void find_account() {
+        const passwd *const who = ::getpwuid(::geteuid());
+        const auto text = [](const char *value, const char *otherwise) {
+            return std::string(value && *value ? value : otherwise);
+        };
+        parts_->user = text(who ? who->pw_name : nullptr, "root");
+        parts_->home = text(who ? who->pw_dir : nullptr, "/");
+        parts_->shell = text(who ? who->pw_shell : nullptr, "/bin/bash");
+        parts_->language = text(std::getenv("LANG"), "C.UTF-8");
+    }
+
+    void report_settings() {
+        for (const std::string &name : settings_.ignored)
+            log_->write(log_category::error,
+                        "'" + for_log(name) + "' in the list of qubes is no qube name; ignored");
+        for (const std::string &text : settings_.warnings)
+            log_->write(log_category::info, for_log(text));
+    }
+
+    host::outcome<void> tell_peers() {
+        auto qubes = keys_.list();
+        if (!qubes)
+            return tl::unexpected(qubes.error());
+        std::vector<std::string> names;
+        for (const qube_name &qube : *qubes)
+            names.push_back(qube.text());
+        return transport_->set_peers(names);
+    }
+
+    void await_streams() {
+        incoming_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                             [this](boost::system::error_code ec) {
+                                 if (!ec)
+                                     take_streams();
+                             });
+    }
+
+    void take_streams() {
+        for (;;) {
+            auto got = transport_->accept();
+            if (!got) {
+                log_->write(log_category::error, for_log(got.error().what));
+                accept_timer_.expires_after(accept_pause);
+                accept_timer_.async_wait([this](boost::system::error_code ec) {
+                    if (!ec)
+                        take_streams();
+                });
+                return;
+            }
+            if (!*got)
+                break;
+            take_stream(std::move(**got));
+        }
+        await_streams();
+    }
+
+    void take_stream(host::stream from) {
+        auto qube = qube_name::parse(from.peer);
+        if (!qube) {
+            log_->write(log_category::auth_deny,
+                        "vm=" + for_log(from.peer) + " (no name of a qube)");
+            return;
+        }
+        std::size_t have = 0;
+        for (const auto &c : parts_->connections)
+            have += c->from().name == *qube;
+        if (have >= limits::streams_per_qube || parts_->draining)
+            return; // closing it says so
+        served_ = true;
+        const auto made = std::make_shared<connection>(*parts_, std::move(from), std::move(*qube));
+        parts_->connections.insert(made);
+        made->start();
+    }
+
+    void reschedule() {
+        if (rescheduling_)
+            return; // a start may end at once and call again
+        rescheduling_ = true;
+        const auto again = parts_->scheduler.run(host::boottime_ms());
+        rescheduling_ = false;
+        if (!again)
+            return;
+        rate_timer_.expires_after(milliseconds(*again));
+        rate_timer_.async_wait([this](boost::system::error_code ec) {
+            if (!ec)
+                reschedule();
+        });
+    }
+
+    void something_ended() {
+        const bool idle = parts_->executions.empty();
+        if (parts_->draining && idle)
+            loop_.stop();
+        else if (options_.once && idle && served_ && parts_->connections.empty())
+            loop_.stop();
+    }
+
+    void watch_warden() {
+        warden_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                           [this](boost::system::error_code ec) {
+                               if (ec)
+                                   return;
+                               log_->write(log_category::error,
+                                           "the process that starts commands is gone; ending");
+                               exit_code_ = 1;
+                               loop_.stop();
+                           });
+    }
+
+    void await_signals() {
+        signals_.async_wait([this](boost::system::error_code ec, int number) {
+            if (ec)
+                return;
+            if (number == SIGHUP)
+                reload();
+            else
+                drain();
+            await_signals();
+        });
+    }
+
+    std::string reload() {
+        std::string problem;
+        auto read = load_settings(options_.where, options_.vm, options_.transport);
+        if (!read) {
+            problem = read.error().what;
+        } else {
+            if (read->transport != settings_.transport)
+                problem = "another transport is configured: restart the daemon for it";
+            settings_ = std::move(*read);
+            report_settings();
+        }
+        if (auto loaded = admission_->reload(); !loaded)
+            problem = loaded.error().what;
+        else if (auto told = tell_peers(); !told)
+            problem = told.error().what;
+        // Whatever else went wrong, a key that is gone ends its sessions.
+        const auto all = parts_->connections;
+        for (const auto &c : all)
+            c->recheck_keys();
+        log_->write(problem.empty() ? log_category::info : log_category::error,
+                    problem.empty() ? "configuration and keys read again" : for_log(problem));
+        return problem;
+    }
+
+    // The first time no more is taken on and what runs may end; the second time it is ended.
+    void drain() {
+        notify_supervisor("STOPPING=1");
+        const bool again = std::exchange(parts_->draining, true);
+        const auto executions = parts_->executions;
+        if (again) {
+            for (const auto &e : executions)
+                e->cancel(errc::draining);
+            return;
+        }
+        incoming_.cancel();
+        const auto all = parts_->connections;
+        for (const auto &c : all)
+            c->refuse_waiting(errc::draining);
+        if (parts_->executions.empty()) {
+            loop_.stop();
+            return;
+        }
+        drain_timer_.expires_after(drain_limit);
+        drain_timer_.async_wait([this](boost::system::error_code ec) {
+            if (!ec)
+                drain();
+        });
+    }
+
+    void watchdog() {
+        const auto interval = watchdog_interval_us();
+        if (!interval)
+            return;
+        notify_supervisor("WATCHDOG=1");
+        watchdog_timer_.expires_after(std::chrono::microseconds(*interval));
+        watchdog_timer_.async_wait([this](boost::system::error_code ec) {
+            if (!ec)
+                watchdog();
+        });
+    }
+
+    std::string answer(std::string_view request) {
+        if (request == "status")
+            return status();
+        if (request == "reload") {
+            const std::string problem = reload();
+            return problem.empty() ? "ok\n" : for_terminal(problem) + "\n";
+        }
+        return "unknown request\n";
+    }
+
+    std::string status() const {
+        std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
+                          "\ntransport: " + settings_.transport +
+                          "\nstreams: " + std::to_string(parts_->connections.size()) +
+                          "\nrunning: " + std::to_string(parts_->executions.size()) + "\n";
+        if (options_.dry_run)
+            out += "dry-run: nothing is run\n";
+        if (parts_->draining)
+            out += "draining: ends when what runs has ended\n";
+        if (const std::string trouble = records_->trouble(); !trouble.empty())
+            out += "trouble: " + for_terminal(trouble) + "\n";
+        std::set<std::string> qubes;
+        for (const auto &c : parts_->connections)
+            qubes.insert(c->from().name.text());
+        for (const std::string &qube : qubes)
+            out += "qube " + qube +
+                   ": running=" + std::to_string(parts_->scheduler.running(qube)) +
+                   " waiting=" + std::to_string(parts_->scheduler.waiting(qube)) + "\n";
+        return out;
+    }
+
+    daemon_options options_;
+    warden children_;
+    boost::asio::io_context loop_;
+    host::unique_fd lock_;
+    settings settings_;
+    keyring keys_;
+    std::optional<event_log> log_;
+    std::unique_ptr<journal> records_;
+    std::optional<admission> admission_;
+    std::shared_ptr<service> parts_;
+    std::optional<host::transport> transport_;
+    std::unique_ptr<control_server> control_;
+
+    boost::asio::signal_set signals_;
+    boost::asio::posix::stream_descriptor warden_, incoming_;
+    boost::asio::steady_timer accept_timer_, rate_timer_, drain_timer_, watchdog_timer_, once_timer_;
+    bool rescheduling_ = false;
+    bool served_ = false;
+    int exit_code_ = 0;
+};
+
+} // namespace
+
+int run_daemon(const daemon_options &options, warden children) {
+    // Keys pass through this memory: no core dump, and no other process of the user looks in.
+    ::prctl(PR_SET_DUMPABLE, 0);
+    ::signal(SIGPIPE, SIG_IGN);
+    auto code = daemon(options, std::move(children)).run();
+    if (!code) {
+        std::fprintf(stderr, "qvm-remote-dom0: %s\n", code.error().what.c_str());
+        return 1;
+    }
+    return *code;
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,568 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "execution.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "connection.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+// After the command has ended (DESIGN.md §7).
+constexpr std::uint64_t silence_ms = 250;
+constexpr std::uint64_t drain_ms = 2000;
+// After a signal that is meant to end it.
+constexpr milliseconds patience{5000};
+// Before a stream that the running command has closed is reported: most commands end right then.
+constexpr milliseconds early_eof{100};
+// A pipe that was once found this full is worth enlarging.
+constexpr std::size_t bulk_read = 60 * 1024;
+constexpr int bulk_pipe = 256 * 1024;
+
+constexpr int script_fd = 3;
+
+struct pipe_ends {
+    host::unique_fd read, write;
+};
+host::outcome<pipe_ends> make_pipe() {
+    int fds[2];
+    if (::pipe2(fds, O_CLOEXEC) != 0)
+        return host::failed("cannot make a pipe", errno);
+    return pipe_ends{host::unique_fd(fds[0]), host::unique_fd(fds[1])};
+}
+void set_nonblocking(int fd) { ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); }
+
+// The bytes as a file without a name that nobody can change any more, the one who runs it included.
+host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
+    host::unique_fd fd(::memfd_create("qvm-remote", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (!fd)
+        return host::failed("cannot make a memory file", errno);
+    while (!bytes.empty()) {
+        const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
+        if (n <= 0)
+            return host::failed("cannot fill a memory file", errno);
+        bytes.remove_prefix(static_cast<std::size_t>(n));
+    }
+    if (::fcntl(fd.get(), F_ADD_SEALS,
+                F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+        return host::failed("cannot seal a memory file", errno);
+    return fd;
+}
+
+} // namespace
+
+execution::execution(service &parts, std::shared_ptr<connection> stream, std::uint32_t session,
+                     admitted what, slot turn)
+    : parts_(parts), stream_(std::move(stream)), session_(session), what_(std::move(what)),
+      turn_(std::move(turn)), control_(parts.loop), stdin_(parts.loop),
+      outputs_{output(parts.loop, frame_type::stdout_data, frame_type::stdout_eof),
+               output(parts.loop, frame_type::stderr_data, frame_type::stderr_eof)},
+      limit_timer_(parts.loop), drain_timer_(parts.loop), eof_timer_(parts.loop) {}
+
+void execution::start() {
+    const envelope &what = what_.request();
+    started_at_ = host::local_time::now().precise();
+    started_ms_ = host::boottime_ms();
+    const std::string subject = "vm=" + what_.from().name.text() + " id=" + what.id->text();
+    const std::string shown = preview(command_text(what), dom0_preview);
+    const bool dry = parts_.dry_run || what.dry_run;
+    {
+        auto lines = parts_.log.begin();
+        lines.add(log_category::auth_ok, subject);
+        lines.add(log_category::exec, subject);
+        lines.add(log_category::cmd, subject + " cmd=" + shown);
+        if (dry)
+            lines.add(log_category::dry, subject + " skipped");
+    }
+    stdin_live_ = what.stdin_live && !dry;
+    stream_->stream().accept(session_, what.timeout_s, stdin_live_);
+    if (dry) {
+        const std::string text = "[dry-run] " + shown + "\n";
+        const auto room = stream_->stream().prepare_output(session_, text.size());
+        std::copy_n(text.begin(), room.size(), room.begin());
+        stream_->stream().commit_output(session_, frame_type::stdout_data, room.size());
+        outputs_[0].bytes = room.size();
+        end_ = run_end{.cause = end_cause::exited};
+        finish();
+        return;
+    }
+    if (auto launched = launch_command(); !launched) {
+        parts_.log.write(log_category::error, subject + " " + for_log(launched.error().what));
+        end_ = run_end{.cause = end_cause::not_started,
+                       .value = static_cast<std::uint32_t>(launched.error().error_number),
+                       .text = launched.error().what};
+        finish();
+        return;
+    }
+    if (what.timeout_s > 0) {
+        limit_timer_.expires_after(std::chrono::seconds(what.timeout_s));
+        limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+            if (!ec)
+                self->terminate_because(end_cause::timed_out, self->what_.request().timeout_s, {});
+        });
+    }
+    watch_child();
+    for (output &o : outputs_)
+        watch_output(o);
+}
+
+host::outcome<void> execution::launch_command() {
+    const envelope &what = what_.request();
+    launch command;
+    host::unique_fd script;
+    const std::string path = "/dev/fd/" + std::to_string(script_fd);
+    if (what.kind == request_kind::exec) {
+        command.program = what.arguments[0];
+        command.argv = what.arguments;
+    } else if (what.kind == request_kind::shell && what.body.size() <= limits::argument_text) {
+        command.program = "bash";
+        command.argv = {"bash", "-c", what.body};
+    } else {
+        auto file = sealed_file(what.body);
+        if (!file)
+            return tl::unexpected(file.error());
+        script = std::move(*file);
+        const bool runs_itself = what.kind == request_kind::script &&
+                                 (what.body.starts_with("#!") || what.body.starts_with("\x7f" "ELF"));
+        command.program = runs_itself ? path : "bash";
+        command.argv = runs_itself ? std::vector<std::string>{path}
+                                   : std::vector<std::string>{"bash", path};
+        command.argv.insert(command.argv.end(), what.arguments.begin(), what.arguments.end());
+        command.extra.emplace_back(script.get(), script_fd);
+    }
+    command.environment = {
+        "HOME=" + parts_.home,
+        "USER=" + parts_.user,
+        "LOGNAME=" + parts_.user,
+        "SHELL=" + parts_.shell,
+        "LANG=" + parts_.language,
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+        "QVM_REMOTE_PEER=" + what_.from().name.text(),
+        "QVM_REMOTE_ID=" + what.id->text(),
+    };
+    // Behind ours, and only under full access; a name that is ours already is not said twice.
+    for (const auto &[key, value] : what.environment)
+        if (std::none_of(command.environment.begin(), command.environment.end(),
+                         [&](const std::string &entry) { return entry.starts_with(key + "="); }))
+            command.environment.push_back(key + "=" + value);
+    command.directory = parts_.home;
+
+    auto out = make_pipe();
+    auto err = make_pipe();
+    if (!out || !err)
+        return tl::unexpected((out ? err : out).error());
+    pipe_ends in;
+    if (stdin_live_) {
+        auto made = make_pipe();
+        if (!made)
+            return tl::unexpected(made.error());
+        in = std::move(*made);
+    } else {
+        in.read.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+        if (!in.read)
+            return host::failed("cannot open /dev/null", errno);
+    }
+    command.in = in.read.get();
+    command.out = out->write.get();
+    command.err = err->write.get();
+    auto started = parts_.children.launch(command);
+    if (!started)
+        return tl::unexpected(started.error());
+    child_.emplace(std::move(*started));
+    control_.assign(child_->descriptor());
+    if (stdin_live_) {
+        set_nonblocking(in.write.get());
+        stdin_.assign(in.write.release());
+    }
+    set_nonblocking(out->read.get());
+    set_nonblocking(err->read.get());
+    outputs_[0].pipe.assign(out->read.release());
+    outputs_[1].pipe.assign(err->read.release());
+    outputs_[0].open = outputs_[1].open = true;
+    return {};
+}
+
+void execution::watch_child() {
+    control_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                        [self = shared_from_this()](boost::system::error_code ec) {
+                            if (!ec && !self->finished_)
+                                self->on_child();
+                        });
+}
+
+void execution::on_child() {
+    while (auto event = child_->next()) {
+        switch (event->kind) {
+        case child_event::started:
+            break;
+        case child_event::failed:
+            end_ = run_end{.cause = event->error_number == ENOENT ? end_cause::not_found
+                                                                  : end_cause::not_started,
+                           .value = static_cast<std::uint32_t>(event->error_number)};
+            finish();
+            return;
+        case child_event::exited:
+            on_exit(event->wait_status, event->tree_empty);
+            break;
+        case child_event::empty:
+            tree_empty_ = true;
+            settle();
+            break;
+        case child_event::lost:
+            // Somebody killed the keeper; the warden ends what it watched.
+            if (!end_)
+                end_ = run_end{.cause = end_cause::cancelled,
+                               .value = static_cast<std::uint32_t>(errc::outcome_unknown),
+                               .text = "the process that watched over the command was killed"};
+            exited_ = tree_empty_ = true;
+            exited_ms_ = last_output_ms_ = host::boottime_ms();
+            settle();
+            return;
+        }
+        if (finished_)
+            return;
+    }
+    watch_child();
+}
+
+void execution::on_exit(int wait_status, bool tree_empty) {
+    exited_ = true;
+    tree_empty_ = tree_empty_ || tree_empty;
+    exited_ms_ = last_output_ms_ = host::boottime_ms();
+    if (!end_) {
+        if (WIFSIGNALED(wait_status))
+            end_ = run_end{.cause = end_cause::signalled,
+                           .value = static_cast<std::uint32_t>(WTERMSIG(wait_status))};
+        else
+            end_ = run_end{.cause = end_cause::exited,
+                           .value = static_cast<std::uint32_t>(WEXITSTATUS(wait_status))};
+    }
+    // What it wrote last is in the pipes already.
+    for (output &o : outputs_)
+        if (o.open && !finished_)
+            read_output(o);
+    settle();
+}
+
+bool execution::stalled() const {
+    return stream_ && (stream_->stream().congested() ||
+                       stream_->stream().output_credit(session_) == 0);
+}
+
+// Decides, after the command has ended, whether there is still something to wait for.
+void execution::settle() {
+    if (finished_ || !exited_)
+        return;
+    if (!outputs_open()) {
+        if (tree_empty_) {
+            finish();
+        } else if (!terminating_) {
+            terminating_ = true;
+            child_->terminate();
+        }
+        return;
+    }
+    drain_tick();
+}
+
+void execution::drain_tick() {
+    const std::uint64_t now = host::boottime_ms();
+    std::uint64_t until = last_output_ms_ + silence_ms;
+    if (stalled()) {
+        // It is the client that keeps us waiting, not the command.
+        last_output_ms_ = now;
+        until = now + silence_ms;
+    } else if (!tree_empty_) {
+        until = std::min(until, exited_ms_ + drain_ms);
+    }
+    if (now >= until) {
+        for (output &o : outputs_) {
+            boost::system::error_code ignored;
+            o.pipe.close(ignored);
+            o.open = false;
+        }
+        settle();
+        return;
+    }
+    drain_timer_.expires_after(milliseconds(until - now));
+    drain_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec)
+            self->settle();
+    });
+}
+
+void execution::watch_output(output &from) {
+    if (from.waiting || !from.open || stalled())
+        return;
+    from.waiting = true;
+    from.pipe.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                         [self = shared_from_this(), &from](boost::system::error_code ec) {
+                             from.waiting = false;
+                             if (!ec && from.open)
+                                 self->read_output(from);
+                         });
+}
+
+void execution::read_output(output &from) {
+    if (!stream_)
+        return;
+    server_stream &stream = stream_->stream();
+    while (from.open && !stalled()) {
+        const auto room = stream.prepare_output(session_, limits::frame);
+        const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            break;
+        if (n <= 0) {
+            on_output_end(from);
+            break;
+        }
+        const auto got = static_cast<std::size_t>(n);
+        from.digest.feed(as_text(room.first(got)));
+        from.bytes += got;
+        last_output_ms_ = host::boottime_ms();
+        if (got >= bulk_read)
+            ::fcntl(from.pipe.native_handle(), F_SETPIPE_SZ, bulk_pipe);
+        stream.commit_output(session_, from.data_frame, got);
+        if (!exited_)
+            break; // the others' turn
+    }
+    if (!finished_ && stream_)
+        stream_->flush();
+    watch_output(from);
+}
+
+void execution::on_output_end(output &from) {
+    boost::system::error_code ignored;
+    from.pipe.close(ignored);
+    from.open = false;
+    if (exited_) {
+        settle();
+        return;
+    }
+    eof_timer_.expires_after(early_eof);
+    eof_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec)
+            self->tell_early_eof();
+    });
+}
+
+void execution::tell_early_eof() {
+    if (finished_ || exited_ || !stream_)
+        return;
+    for (output &o : outputs_) {
+        if (o.open || o.eof_told)
+            continue;
+        o.eof_told = true;
+        stream_->stream().output_eof(session_, o.eof_frame);
+    }
+    stream_->flush();
+}
+
+void execution::stdin_data(bytes_view data) {
+    stdin_bytes_ += data.size();
+    if (!stdin_.is_open()) { // the command no longer reads
+        stream_->stream().grant_stdin(session_, data.size());
+        return;
+    }
+    if (stdin_backlog_.empty()) {
+        const ssize_t n = ::write(stdin_.native_handle(), data.data(), data.size());
+        if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+            drop_stdin();
+            stream_->stream().grant_stdin(session_, data.size());
+            return;
+        }
+        if (n > 0) {
+            stream_->stream().grant_stdin(session_, static_cast<std::size_t>(n));
+            data = data.subspan(static_cast<std::size_t>(n));
+        }
+    }
+    if (data.empty())
+        return;
+    stdin_backlog_.append(as_text(data));
+    write_stdin();
+}
+
+void execution::write_stdin() {
+    if (stdin_waiting_ || !stdin_.is_open())
+        return;
+    stdin_waiting_ = true;
+    stdin_.async_wait(
+        boost::asio::posix::stream_descriptor::wait_write,
+        [self = shared_from_this()](boost::system::error_code ec) {
+            self->stdin_waiting_ = false;
+            if (ec || !self->stdin_.is_open())
+                return;
+            std::string &left = self->stdin_backlog_;
+            const ssize_t n = ::write(self->stdin_.native_handle(), left.data(), left.size());
+            std::size_t done = 0;
+            if (n > 0) {
+                done = static_cast<std::size_t>(n);
+                left.erase(0, done);
+            } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+                done = left.size();
+                self->drop_stdin();
+            }
+            if (self->stream_ && done > 0) {
+                self->stream_->stream().grant_stdin(self->session_, done);
+                self->stream_->flush();
+            }
+            if (!left.empty())
+                self->write_stdin();
+            else if (self->stdin_ended_)
+                self->drop_stdin();
+        });
+}
+
+void execution::stdin_eof() {
+    stdin_ended_ = true;
+    if (stdin_backlog_.empty())
+        drop_stdin();
+}
+
+void execution::drop_stdin() {
+    boost::system::error_code ignored;
+    stdin_.close(ignored);
+    stdin_backlog_.clear();
+}
+
+void execution::signal(int number) {
+    if (finished_ || !child_)
+        return;
+    child_->signal(number);
+    if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
+        return;
+    limit_timer_.expires_after(patience);
+    limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec && !self->exited_ && !self->terminating_) {
+            self->terminating_ = true;
+            self->child_->terminate();
+        }
+    });
+}
+
+void execution::more_output() {
+    for (output &o : outputs_)
+        if (o.open && !o.waiting && !finished_)
+            read_output(o);
+    settle();
+}
+
+void execution::terminate_because(end_cause cause, std::uint32_t value, std::string text) {
+    if (finished_ || exited_)
+        return;
+    if (!end_)
+        end_ = run_end{.cause = cause, .value = value, .text = std::move(text)};
+    if (!terminating_) {
+        terminating_ = true;
+        child_->terminate();
+    }
+}
+
+void execution::abandon() {
+    if (finished_)
+        return;
+    stream_.reset();
+    drop_stdin();
+    for (output &o : outputs_) {
+        boost::system::error_code ignored;
+        o.pipe.close(ignored);
+        o.open = false;
+    }
+    if (!exited_) {
+        terminate_because(end_cause::cancelled, static_cast<std::uint32_t>(errc::session_over), {});
+        return;
+    }
+    settle();
+}
+
+void execution::cancel(errc why) {
+    if (finished_)
+        return;
+    end_ = run_end{.cause = end_cause::cancelled,
+                   .value = static_cast<std::uint32_t>(why),
+                   .text = std::string(message(why))};
+    terminating_ = true;
+    child_->kill();
+}
+
+void execution::finish() {
+    if (finished_)
+        return;
+    finished_ = true;
+    const auto self = shared_from_this();
+    limit_timer_.cancel();
+    drain_timer_.cancel();
+    eof_timer_.cancel();
+    drop_stdin();
+    for (output &o : outputs_) {
+        boost::system::error_code ignored;
+        o.pipe.close(ignored);
+        o.open = false;
+    }
+    if (control_.is_open())
+        (void)control_.release(); // child_ closes it
+    child_.reset();
+
+    const std::uint64_t duration_ms = host::boottime_ms() - started_ms_;
+    run_end how = *end_;
+    if (stream_) {
+        how = stream_->stream().end(session_, std::move(how));
+        stream_->forget(session_);
+        stream_->flush();
+    } else {
+        how.stdout_bytes = outputs_[0].bytes;
+        how.stderr_bytes = outputs_[1].bytes;
+    }
+
+    journal_entry entry;
+    entry.kind = audit_kind::end;
+    entry.peer = what_.from().name.text();
+    entry.id = what_.request().id->text();
+    entry.of = what_.serial();
+    entry.exit = how.exit_code();
+    entry.cause = name(how.cause);
+    if (how.cause == end_cause::cancelled)
+        entry.reason = name(static_cast<errc>(how.value));
+    entry.stdin_bytes = stdin_bytes_;
+    entry.stdout_bytes = how.stdout_bytes;
+    entry.stderr_bytes = how.stderr_bytes;
+    entry.started = started_at_;
+    entry.duration_ms = duration_ms;
+    parts_.records.note(std::move(entry));
+
+    const std::string subject =
+        "vm=" + what_.from().name.text() + " id=" + what_.request().id->text();
+    {
+        auto lines = parts_.log.begin();
+        outputs_[0].digest.log(lines, log_category::out, "  stdout: ");
+        outputs_[1].digest.log(lines, log_category::err, "  stderr: ");
+        if (how.cause == end_cause::timed_out)
+            lines.add(log_category::timeout,
+                      subject + " after=" + std::to_string(how.value) + "s");
+        lines.add(how.exit_code() == 0 ? log_category::done : log_category::done_fail,
+                  subject + " exit=" + std::to_string(how.exit_code()) +
+                      " duration=" + std::to_string(duration_ms) + "ms");
+    }
+    stream_.reset();
+    parts_.executions.erase(self);
+    parts_.something_ended();
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// One running command: its pipes, its time limit, its end.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/session.hpp>
+
+#include "admission.hpp"
+#include "service.hpp"
+
+namespace qvmremote::dom0 {
+
+class connection;
+
+/// Runs what was admitted, and speaks for it on a session. The whole process tree ends with it (I9):
+/// when the command has ended, when its time is up, when the session is gone.
+class execution : public std::enable_shared_from_this<execution> {
+public:
+    execution(service &parts, std::shared_ptr<connection> stream, std::uint32_t session,
+              admitted what, slot turn);
+
+    /// Starts the command and sends ACCEPTED; whatever goes wrong from here on ends in an END.
+    void start();
+
+    // From the session.
+    void stdin_data(bytes_view data);
+    void stdin_eof();
+    void signal(int number);
+    void more_output(); ///< credit came, or the stream drained
+
+    /// The session is over on the qube's side: nobody listens any more.
+    void abandon();
+    /// dom0 ends the command; the client is told why.
+    void cancel(errc why);
+
+private:
+    struct output {
+        output(boost::asio::io_context &loop, frame_type data, frame_type eof)
+            : pipe(loop), data_frame(data), eof_frame(eof) {}
+
+        boost::asio::posix::stream_descriptor pipe;
+        frame_type data_frame, eof_frame;
+        bool open = false;
+        bool waiting = false; // for the pipe to become readable
+        bool eof_told = false;
+        std::uint64_t bytes = 0;
+        output_digest digest;
+    };
+
+    [[nodiscard]] host::outcome<void> launch_command();
+    void watch_child();
+    void on_child();
+    void watch_output(output &from);
+    void read_output(output &from);
+    void on_output_end(output &from);
+    void tell_early_eof();
+    void write_stdin();
+    void drop_stdin();
+    void on_exit(int wait_status, bool tree_empty);
+    void settle();
+    void drain_tick();
+    void terminate_because(end_cause cause, std::uint32_t value, std::string text);
+    void finish();
+    [[nodiscard]] bool outputs_open() const { return outputs_[0].open || outputs_[1].open; }
+    [[nodiscard]] bool stalled() const;
+
+    service &parts_;
+    std::shared_ptr<connection> stream_; // null once the session is gone
+    std::uint32_t session_;
+    admitted what_;
+    slot turn_;
+    std::string started_at_;
+    std::uint64_t started_ms_ = 0;
+
+    std::optional<child> child_;
+    boost::asio::posix::stream_descriptor control_;
+    boost::asio::posix::stream_descriptor stdin_;
+    bool stdin_live_ = false;
+    bool stdin_ended_ = false;
+    bool stdin_waiting_ = false;
+    std::string stdin_backlog_; // at most limits::window: the client has no credit for more
+    std::uint64_t stdin_bytes_ = 0;
+    std::array<output, 2> outputs_;
+
+    boost::asio::steady_timer limit_timer_, drain_timer_, eof_timer_;
+    std::optional<run_end> end_;   // how it ended, once that is known
+    bool exited_ = false;          // the first process
+    bool tree_empty_ = false;
+    bool terminating_ = false;
+    bool finished_ = false;
+    std::uint64_t exited_ms_ = 0, last_output_ms_ = 0;
+};
+
+} // namespace qvmremote::dom0

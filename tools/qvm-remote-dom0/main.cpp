@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include <qvmremote/config.hpp>
+
+#include "../cli.hpp"
+#include "admin.hpp"
+#include "daemon.hpp"
+
+using namespace qvmremote;
+using namespace qvmremote::dom0;
+
+namespace {
+
+enum : int { opt_root = 256, opt_vm, opt_once, opt_wait, opt_dry_run, opt_transport, opt_plugins,
+             opt_version };
+
+constexpr cli::option options[] = {
+    {opt_vm, "vm", "VM", "serve this qube, whatever remote.conf lists"},
+    {opt_once, "once", nullptr, "serve who is there, then end; exit 1 when nobody came"},
+    {opt_wait, "wait", "SECONDS", "with --once: how long to wait for somebody (60)"},
+    {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
+    {'v', "verbose", nullptr, "show the log on standard error too"},
+    {opt_transport, "transport", "NAME", "mock, qvm-run or qrexec, whatever remote.conf says"},
+    {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
+    {opt_root, "root", "DIR", "keep every file below DIR, which must be yours and closed (tests)"},
+    {'h', "help", nullptr, "show this and end"},
+    {opt_version, "version", nullptr, "show the version and end"},
+};
+
+using handler = int (*)(const invocation &);
+constexpr cli::subcommand<handler> subcommands[] = {
+    {"authorize", "VM [KEY] [--level full] [--fetch]", "let a qube in; the key comes on standard input",
+     authorize},
+    {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
+    {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
+    {"status", "", "what the running daemon is doing", status},
+    {"log", "[N]", "the last N lines of the log (20)", log},
+    {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
+    {"disable", "", "stop it, now and for the boots to come", disable},
+};
+
+void print_help() {
+    std::printf("Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
+                "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
+                "Runs commands in dom0 for the qubes that have a key here. A qube with full access IS\n"
+                "dom0.\n\nOptions:\n");
+    cli::print_options(stdout, options);
+    std::printf("\nSubcommands:\n");
+    cli::print_subcommands<handler>(stdout, subcommands);
+}
+
+int usage(const std::string &what) {
+    std::fprintf(stderr, "qvm-remote-dom0: %s; see qvm-remote-dom0 --help\n", what.c_str());
+    return 1;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    daemon_options how;
+    how.plugin_directory = QVMREMOTE_PLUGIN_DIR;
+    std::string root, wait;
+    bool help = false, version = false;
+    const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
+        switch (key) {
+        case opt_vm:
+            how.vm = value;
+            break;
+        case opt_once:
+            how.once = true;
+            break;
+        case opt_wait:
+            wait = value;
+            break;
+        case opt_dry_run:
+            how.dry_run = true;
+            break;
+        case 'v':
+            how.verbose = true;
+            break;
+        case opt_transport:
+            how.transport = value;
+            break;
+        case opt_plugins:
+            how.plugin_directory = value;
+            break;
+        case opt_root:
+            root = value;
+            break;
+        case 'h':
+            help = true;
+            break;
+        case opt_version:
+            version = true;
+            break;
+        default:
+            return false;
+        }
+        return true;
+    });
+    if (first < 0)
+        return usage("bad option");
+    if (help) {
+        print_help();
+        return 0;
+    }
+    if (version) {
+        std::printf("qvm-remote-dom0 " QVMREMOTE_VERSION "\n");
+        return 0;
+    }
+    if (!wait.empty()) {
+        const auto seconds = parse_positive(wait);
+        if (!seconds || !how.once)
+            return usage("--wait takes a number of seconds and goes with --once");
+        how.once_wait_s = *seconds;
+    }
+    if (!root.empty()) {
+        auto below = paths::below(root);
+        if (!below)
+            return usage(below.error().what);
+        how.where = *below;
+    }
+    if (first < argc) {
+        for (const auto &c : subcommands)
+            if (std::strcmp(c.name, argv[first]) == 0)
+                return c.run({how.where, {argv + first + 1, argv + argc}});
+        return usage("no subcommand of that name");
+    }
+    // Before anything has grown and before any thread: it is copied once for each command.
+    auto children = warden::start();
+    if (!children)
+        return usage(children.error().what);
+    return run_daemon(how, std::move(*children));
+}

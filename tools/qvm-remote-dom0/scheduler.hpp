@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Who runs next: so many at once, so many starts a second, and qubes take turns.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote::dom0 {
+
+/// Hands out slots. A waiting request is a function that is called when it may go on; it returns
+/// false when nobody wants the slot any more (its client has gone).
+class scheduler {
+public:
+    using go = std::function<bool()>;
+
+    /// Enqueues; false when too much waits already, of this qube or in all. `held_bytes` is what the
+    /// request keeps in memory meanwhile.
+    [[nodiscard]] bool submit(const std::string &qube, std::size_t held_bytes, go start) {
+        queue &q = queues_[qube];
+        if (q.waiting.size() >= limits::waiting_per_qube ||
+            q.held + held_bytes > limits::waiting_headers_per_qube ||
+            held_ + held_bytes > limits::waiting_headers)
+            return false;
+        q.waiting.push_back({held_bytes, std::move(start)});
+        q.held += held_bytes;
+        held_ += held_bytes;
+        return true;
+    }
+
+    /// A slot that a started request had.
+    void release(const std::string &qube) {
+        --queues_[qube].running;
+        --running_;
+    }
+
+    /// Starts what may start now, one of each qube in turn. When only the rate keeps something
+    /// waiting, returns after how many milliseconds to call again.
+    [[nodiscard]] std::optional<std::uint64_t> run(std::uint64_t now_ms) {
+        std::optional<std::uint64_t> again;
+        for (bool progress = true; progress && running_ < limits::running;) {
+            progress = false;
+            // Go on behind the qube that was served last.
+            auto at = queues_.upper_bound(last_);
+            for (std::size_t n = queues_.size(); n > 0 && running_ < limits::running; --n) {
+                if (at == queues_.end())
+                    at = queues_.begin();
+                auto &[name, q] = *at++;
+                if (q.waiting.empty() || q.running >= limits::running_per_qube)
+                    continue;
+                if (const auto wait = q.rate.wait_ms(now_ms); wait > 0) {
+                    again = std::min(again.value_or(wait), wait);
+                    continue;
+                }
+                last_ = name;
+                progress = true;
+                const item next = std::move(q.waiting.front());
+                q.waiting.pop_front();
+                q.held -= next.bytes;
+                held_ -= next.bytes;
+                ++q.running;
+                ++running_;
+                if (next.start())
+                    q.rate.take();
+                else
+                    release(name);
+            }
+        }
+        return again;
+    }
+
+    [[nodiscard]] std::size_t running() const noexcept { return running_; }
+    [[nodiscard]] std::size_t running(const std::string &qube) const {
+        const auto at = queues_.find(qube);
+        return at == queues_.end() ? 0 : at->second.running;
+    }
+    [[nodiscard]] std::size_t waiting(const std::string &qube) const {
+        const auto at = queues_.find(qube);
+        return at == queues_.end() ? 0 : at->second.waiting.size();
+    }
+
+private:
+    // A token bucket, in thousandths of a start so that milliseconds count whole.
+    class bucket {
+    public:
+        std::uint64_t wait_ms(std::uint64_t now_ms) {
+            level_ = std::min<std::uint64_t>(limits::starts_burst * 1000,
+                                             level_ + (now_ms - last_ms_) * limits::starts_per_second);
+            last_ms_ = now_ms;
+            return level_ >= 1000 ? 0 : (1000 - level_) / limits::starts_per_second + 1;
+        }
+        void take() { level_ -= 1000; }
+
+    private:
+        std::uint64_t level_ = limits::starts_burst * 1000;
+        std::uint64_t last_ms_ = 0;
+    };
+    struct item {
+        std::size_t bytes;
+        go start;
+    };
+    struct queue {
+        std::deque<item> waiting;
+        std::size_t held = 0;
+        std::size_t running = 0;
+        bucket rate;
+    };
+
+    std::map<std::string, queue> queues_;
+    std::string last_;
+    std::size_t running_ = 0;
+    std::size_t held_ = 0;
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What connections and executions share: the daemon's parts, and its one loop.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include "admission.hpp"
+#include "journal.hpp"
+#include "keyring.hpp"
+#include "log.hpp"
+#include "scheduler.hpp"
+#include "warden.hpp"
+
+namespace qvmremote::dom0 {
+
+class connection;
+class execution;
+
+/// Everything here lives as long as the loop and is touched by its thread alone.
+struct service : std::enable_shared_from_this<service> {
+    service(boost::asio::io_context &on, event_log &to, journal &r, class admission &a, warden &w)
+        : loop(on), log(to), records(r), admission(a), children(w) {}
+
+    boost::asio::io_context &loop;
+    event_log &log;
+    journal &records;
+    class admission &admission;
+    warden &children;
+    class scheduler scheduler;
+    std::string transport_name;
+    std::uint32_t features = feature::gmac;
+    bool dry_run = false;
+    bool draining = false;
+
+    std::set<std::shared_ptr<connection>> connections;
+    std::set<std::shared_ptr<execution>> executions;
+
+    /// The account that commands run as, and what they find in their environment.
+    std::string user, home, shell, language;
+
+    /// Starts what the scheduler lets start. Called whenever that may have changed.
+    std::function<void()> reschedule;
+    /// Called when a connection or an execution is over.
+    std::function<void()> something_ended;
+};
+
+/// One of the scheduler's slots, for as long as something may run in it.
+class slot {
+public:
+    slot(service &parts, std::string qube)
+        : parts_(parts.weak_from_this()), qube_(std::move(qube)) {}
+    slot(slot &&) noexcept = default;
+    slot &operator=(slot &&) = delete;
+    ~slot() {
+        const auto parts = parts_.lock(); // gone: moved from, or the daemon is ending
+        if (!parts)
+            return;
+        parts->scheduler.release(qube_);
+        boost::asio::post(parts->loop, parts->reschedule);
+    }
+
+private:
+    std::weak_ptr<service> parts_;
+    std::string qube_;
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "settings.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <qvmremote/host/environment.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+extern char **environ;
+
+namespace qvmremote::dom0 {
+
+host::outcome<paths> paths::below(const std::string &dir) {
+    if (dir.empty() || dir[0] != '/')
+        return host::failed("--root takes an absolute path, not '" + for_terminal(dir) + "'");
+    std::string root = dir;
+    while (root.size() > 1 && root.back() == '/')
+        root.pop_back();
+    if (root == "/")
+        return host::failed("--root / is the real thing: leave --root out");
+    auto opened = host::open_trusted(root, host::trusted::directory);
+    if (!opened)
+        return tl::unexpected(opened.error());
+    struct stat st {};
+    if (::fstat(opened->get(), &st) != 0)
+        return host::failed("cannot look at " + root, errno);
+    if (st.st_uid != ::geteuid() || (st.st_mode & 077) != 0)
+        return host::failed(root + " must be yours and closed to others: chmod 700 " + root);
+    paths out;
+    out.root_ = std::move(root);
+    return out;
+}
+
+host::outcome<settings> load_settings(const paths &where, const std::string &vm,
+                                      const std::string &transport) {
+    settings out;
+    auto text = host::read_trusted(where.config(), host::trusted::file, limits::config_file);
+    if (text) {
+        auto parsed = config::parse(*text);
+        if (!parsed)
+            return host::failed(where.config() + ":" +
+                                std::to_string(config::line_of(*text, parsed.error().offset)) +
+                                ": " + std::string(message(parsed.error().code)));
+        out.values = std::move(*parsed);
+    } else if (text.error().error_number != ENOENT) {
+        return tl::unexpected(text.error());
+    }
+    static constexpr std::string_view known[] = {
+        "QVM_REMOTE_VMS",      "QVM_REMOTE_VM_USER",  "QVM_REMOTE_VM",       "QUBES_REMOTE_VMS",
+        "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT"};
+    for (const std::string_view key : out.values.unknown_keys(known))
+        if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
+            !key.starts_with("QVM_REMOTE_QREXEC_"))
+            out.warnings.push_back(where.config() + ": " + for_terminal(key) +
+                                   " is not a setting of ours and is ignored");
+    host::overlay_environment(out.values, environ);
+
+    if (!vm.empty())
+        out.values.set("QVM_REMOTE_VMS", vm);
+    for (const std::string_view listed : listed_qubes(out.values)) {
+        if (auto qube = qube_name::parse(listed))
+            out.qubes.push_back(std::move(*qube));
+        else
+            out.ignored.emplace_back(listed);
+    }
+    out.transport = transport;
+    if (out.transport.empty())
+        if (const auto spec = out.values.get("QVM_REMOTE_TRANSPORT"))
+            if (const auto chosen = choose_for(*spec, {}))
+                out.transport = *chosen;
+    if (out.transport.empty())
+        out.transport = "qvm-run";
+    return out;
+}
+
+} // namespace qvmremote::dom0

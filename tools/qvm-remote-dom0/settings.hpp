@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Where dom0's files are, and what remote.conf says.
+
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/config.hpp>
+#include <qvmremote/host/failure.hpp>
+
+namespace qvmremote::dom0 {
+
+/// The paths of dom0 (COMPAT-V1.md, DESIGN.md), below a root that is empty in real life.
+class paths {
+public:
+    paths() = default;
+
+    /// For tests and the demo: DIR must be absolute, a real directory, the caller's own, and closed
+    /// to everybody else, or files in it could be somebody else's doing.
+    [[nodiscard]] static host::outcome<paths> below(const std::string &dir);
+
+    [[nodiscard]] bool is_real() const noexcept { return root_.empty(); }
+    [[nodiscard]] const std::string &root() const noexcept { return root_; }
+    [[nodiscard]] std::string config() const { return root_ + "/etc/qubes/remote.conf"; }
+    [[nodiscard]] std::string keys() const { return root_ + "/etc/qubes/remote.d"; }
+    [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
+    [[nodiscard]] std::string audit_directory() const { return root_ + "/var/log/qvm-remote"; }
+    [[nodiscard]] std::string audit() const { return audit_directory() + "/audit.jsonl"; }
+    [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
+    [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
+    [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
+    [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
+
+private:
+    std::string root_;
+};
+
+/// What the daemon is told by file, environment and command line, in this order; later wins.
+struct settings {
+    config values;
+    std::string transport;           ///< name of the one that is served
+    std::vector<qube_name> qubes;    ///< listed in QVM_REMOTE_VMS and friends, or --vm
+    std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
+    std::vector<std::string> warnings;
+};
+
+/// Reads remote.conf (a missing one is an empty one; one that others can write is a failure) and
+/// overlays the environment. `vm` and `transport` are the command line's, empty when not given.
+[[nodiscard]] host::outcome<settings> load_settings(const paths &where, const std::string &vm,
+                                                    const std::string &transport);
+
+} // namespace qvmremote::dom0

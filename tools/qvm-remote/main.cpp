@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
+
+#include <qvmremote/config.hpp>
+#include <qvmremote/host/environment.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "../cli.hpp"
+#include "home.hpp"
+#include "local.hpp"
+#include "remote.hpp"
+
+extern char **environ;
+
+using namespace qvmremote;
+using namespace qvmremote::qube;
+
+namespace {
+
+enum : int { opt_transport = 256, opt_exec, opt_script, opt_dry_run, opt_plugins, opt_version };
+
+constexpr cli::option options[] = {
+    {'t', "timeout", "SEC", "end the command after SEC seconds (300)"},
+    {'n', "no-stdin", nullptr, "the command reads /dev/null, not our standard input"},
+    {opt_exec, "exec", nullptr, "COMMAND and ARGS are an argv, run without a shell"},
+    {opt_script, "script", "FILE", "run FILE in dom0, with ARGS"},
+    {opt_dry_run, "dry-run", nullptr, "ask what dom0 would decide; nothing is run"},
+    {opt_transport, "transport", "NAME", "how to reach dom0: qvm-run, qrexec or mock"},
+    {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
+    {'v', "verbose", nullptr, "say more on standard error"},
+    {'q', "quiet", nullptr, "say nothing but errors"},
+    {'h', "help", nullptr, "show this and end"},
+    {opt_version, "version", nullptr, "show the version and end"},
+};
+
+using handler = int (*)(const settings &, const home &, std::span<char *>);
+int ping_command(const settings &how, const home &where, std::span<char *> words);
+int status_command(const settings &how, const home &where, std::span<char *> words);
+
+constexpr cli::subcommand<handler> subcommands[] = {
+    {"key", "gen|show|import [KEY]", "this qube's key: make one, print it, take one from elsewhere",
+     key_command},
+    {"ping", "", "does dom0 answer?", ping_command},
+    {"status", "", "what dom0 says of itself and of this qube", status_command},
+    {"queue", "[status|clean|debug]", "the file queue of protocol 1", queue_command},
+    {"log", "[N]", "the last N lines of the log of this user's commands (20)", log_command},
+    {"history", "[N] | show ID", "the last N commands (20), or all that is recorded of one",
+     history_command},
+};
+
+void print_help(std::FILE *to) {
+    std::fprintf(to,
+                 "Usage: qvm-remote [OPTIONS] COMMAND [ARGS...]   run a command in dom0\n"
+                 "       ... | qvm-remote [OPTIONS]              run a script from standard input\n"
+                 "       qvm-remote [OPTIONS] SUBCOMMAND\n\n"
+                 "Runs a command in dom0 of Qubes OS and gives back its output and exit code.\n"
+                 "\"--\" ends options and subcommands: `qvm-remote -- log` runs dom0's `log`.\n\n"
+                 "Options:\n");
+    cli::print_options(to, options);
+    std::fprintf(to, "\nSubcommands:\n");
+    cli::print_subcommands<handler>(to, subcommands);
+}
+
+int usage(const std::string &what) {
+    complain(what + "; see qvm-remote --help");
+    return 1;
+}
+
+int ping_command(const settings &how, const home &where, std::span<char *> words) {
+    return words.empty() ? ping(how, where) : usage("ping takes no arguments");
+}
+int status_command(const settings &how, const home &where, std::span<char *> words) {
+    return words.empty() ? status(how, where) : usage("status takes no arguments");
+}
+
+// Files first, then the environment; later wins.
+host::outcome<config> read_settings(const home &where) {
+    config out;
+    for (const std::string &path : {std::string("/etc/qvm-remote.conf"), where.config_file()}) {
+        auto text = host::read_text(path, limits::config_file);
+        if (!text) {
+            if (text.error().error_number == ENOENT)
+                continue;
+            return tl::unexpected(text.error());
+        }
+        auto parsed = config::parse(*text);
+        if (!parsed)
+            return host::failed(path + ":" +
+                                std::to_string(config::line_of(*text, parsed.error().offset)) +
+                                ": " + std::string(message(parsed.error().code)));
+        for (const auto &[key, value] : parsed->entries())
+            out.set(key, value);
+    }
+    host::overlay_environment(out, environ);
+    return out;
+}
+
+// Whether there is something on stdin that a command could want: not a terminal, and not /dev/null.
+bool has_input() {
+    struct stat st {};
+    if (::fstat(STDIN_FILENO, &st) != 0)
+        return false;
+    if (S_ISCHR(st.st_mode))
+        return !::isatty(STDIN_FILENO) && st.st_rdev != makedev(1, 3);
+    return true;
+}
+
+// A descriptor that our caller closed would become one of our own, and get the command's output.
+void fill_standard_descriptors() {
+    for (int fd = 0; fd <= 2; ++fd)
+        if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", O_RDWR) != fd)
+            std::abort();
+}
+
+host::outcome<std::string> read_script(int fd) {
+    auto text = host::read_all(fd, limits::command);
+    if (!text && text.error().error_number == EFBIG)
+        return host::failed("the script exceeds the size limit of 1 MiB; copy it to dom0 by standard "
+                            "input and run it there");
+    return text;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    fill_standard_descriptors();
+    // Nothing of libcrypto's configuration, texts or tables is needed; loading them would be a good
+    // part of our run time (DESIGN.md §1).
+    OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_LOAD_CRYPTO_STRINGS |
+                            OPENSSL_INIT_NO_ADD_ALL_CIPHERS | OPENSSL_INIT_NO_ADD_ALL_DIGESTS |
+                            OPENSSL_INIT_NO_ATEXIT,
+                        nullptr);
+    settings how;
+    run_request request;
+    std::string script, timeout, transport;
+    bool exec = false, no_stdin = false, help = false, version = false;
+    const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
+        switch (key) {
+        case 't':
+            timeout = *value ? value : "none";
+            break;
+        case 'n':
+            no_stdin = true;
+            break;
+        case opt_exec:
+            exec = true;
+            break;
+        case opt_script:
+            script = value;
+            break;
+        case opt_dry_run:
+            request.what.dry_run = true;
+            break;
+        case opt_transport:
+            transport = value;
+            break;
+        case opt_plugins:
+            how.plugin_directory = value;
+            break;
+        case 'v':
+            how.verbose = true;
+            break;
+        case 'q':
+            how.quiet = true;
+            break;
+        case 'h':
+            help = true;
+            break;
+        case opt_version:
+            version = true;
+            break;
+        default:
+            return false;
+        }
+        return true;
+    });
+    if (first < 0)
+        return usage("bad option");
+    if (help) {
+        print_help(stdout);
+        return 0;
+    }
+    if (version) {
+        std::printf("qvm-remote " QVMREMOTE_VERSION "\n");
+        return 0;
+    }
+    if (!timeout.empty()) {
+        const auto seconds = parse_positive(timeout);
+        if (!seconds)
+            return usage("'" + for_terminal(timeout, 64) +
+                         "' is no time-out: use a number of seconds, 1 or more");
+        request.what.timeout_s = *seconds;
+    }
+    if (exec && !script.empty())
+        return usage("--exec and --script exclude each other");
+
+    const auto where = home::find();
+    if (!where) {
+        complain(where.error().what);
+        return 1;
+    }
+    auto values = read_settings(*where);
+    if (!values) {
+        complain(values.error().what);
+        return 1;
+    }
+    how.values = std::move(*values);
+    how.transport = transport;
+    if (how.transport.empty())
+        how.transport = how.values.get("QVM_REMOTE_TRANSPORT").value_or("qvm-run");
+    if (how.plugin_directory.empty())
+        how.plugin_directory = how.values.get("QVM_REMOTE_PLUGIN_DIR").value_or("");
+
+    const std::span<char *> words(argv + first, argv + argc);
+    const bool plain = std::strcmp(argv[first - 1], "--") == 0;
+    if (!words.empty() && !plain && !exec && script.empty())
+        for (const auto &c : subcommands)
+            if (std::strcmp(c.name, words[0]) == 0)
+                return c.run(how, *where, words.subspan(1));
+
+    host::command &what = request.what;
+    if (!script.empty()) {
+        const host::unique_fd fd(::open(script.c_str(), O_RDONLY | O_CLOEXEC));
+        auto text = fd ? read_script(fd.get())
+                       : host::failed("cannot open the script " + for_terminal(script), errno);
+        if (!text) {
+            complain(text.error().what);
+            return 1;
+        }
+        what.kind = request_kind::script;
+        what.body = std::move(*text);
+        what.arguments.assign(words.begin(), words.end());
+        request.shown = what.body;
+    } else if (words.empty()) {
+        if (exec || ::isatty(STDIN_FILENO)) {
+            print_help(exec ? stderr : stdout);
+            return exec ? 1 : 0;
+        }
+        auto text = read_script(STDIN_FILENO);
+        if (!text) {
+            complain(text.error().what);
+            return 1;
+        }
+        what.body = std::move(*text);
+        request.shown = what.body;
+        no_stdin = true;
+    } else {
+        for (const char *word : words)
+            request.shown += (request.shown.empty() ? "" : " ") + std::string(word);
+        if (exec) {
+            what.kind = request_kind::exec;
+            what.arguments.assign(words.begin(), words.end());
+        } else {
+            what.body = request.shown;
+        }
+    }
+    const bool nothing = what.kind == request_kind::exec
+                             ? what.arguments[0].empty()
+                             : what.body.find_first_not_of(" \t\r\n") == what.body.npos;
+    if (nothing)
+        return usage(std::string(message(errc::command_empty)));
+    if (what.body.size() > limits::command) {
+        complain(std::string(message(errc::command_too_large)) +
+                 "; put it into a file and use --script, or send data by standard input");
+        return 1;
+    }
+    if (auto content = envelope::check_content(what.kind, what.body); !content) {
+        complain("the command holds a NUL byte at " + std::to_string(content.error().offset) +
+                 "; run a binary with --script FILE");
+        return 1;
+    }
+    request.stdin_live = !no_stdin && has_input();
+    return run_remote(how, *where, std::move(request));
+}
