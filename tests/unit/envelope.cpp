@@ -65,7 +65,7 @@ const row unencodable[] = {
     {"65 variables", "shell",
      [](envelope &e) {
          for (int i = 2; i <= 64; ++i)
-             e.environment.emplace_back("V" + std::to_string(i), "");
+             e.environment.emplace_back(std::string(static_cast<std::size_t>(i), 'V'), "");
      },
      errc::bad_envelope},
     {"1025 arguments", "exec", [](envelope &e) { e.arguments.resize(1025, "x"); },
