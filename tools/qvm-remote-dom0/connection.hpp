@@ -46,7 +46,7 @@ public:
     void refuse_waiting(errc why);
 
     /// An execution has sent its END or was given up.
-    void forget(std::uint32_t session) { sessions_.erase(session); }
+    void forget(std::uint32_t number) { sessions_.erase(number); }
 
 private:
     // A session from its verified header on.
