@@ -216,7 +216,7 @@ class out_buffer {
             begin_ = end_ = 0;
         // Only when that frees at least as much as it moves: else a peer that takes one byte at a
         // time could have all that is pending moved for each.
-        if (buffer_.size() - end_ < n && begin_ >= end_ - begin_) {
+        if (buffer_.size() - end_ < n && begin_ > 0 && begin_ >= end_ - begin_) {
             std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
             end_ -= begin_;
             begin_ = 0;

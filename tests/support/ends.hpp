@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -55,17 +56,16 @@ inline std::vector<bytes> frames_of(bytes_view stream, std::size_t skip = 0) {
 }
 
 inline bytes plain_frame(frame_type type, std::uint32_t session, bytes_view payload = {}) {
-    bytes out(frame_header::size);
+    bytes out(frame_header::size + payload.size());
     frame_header{static_cast<std::uint32_t>(payload.size()), session, type}.encode(out.data());
-    out.insert(out.end(), payload.begin(), payload.end());
+    std::copy(payload.begin(), payload.end(), out.begin() + frame_header::size);
     return out;
 }
 
 inline bytes sealed_frame(frame_authenticator &keys, frame_type type, std::uint32_t session,
                           bytes_view payload = {}) {
-    bytes out(frame_header::size);
-    out.insert(out.end(), payload.begin(), payload.end());
-    out.resize(out.size() + tag_size);
+    bytes out(frame_header::size + payload.size() + tag_size);
+    std::copy(payload.begin(), payload.end(), out.begin() + frame_header::size);
     static_cast<void>(keys.seal(out.data(), session, type, payload.size()));
     return out;
 }
