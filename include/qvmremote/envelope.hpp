@@ -96,6 +96,7 @@ struct envelope {
         if (body.size() != body_length && !(body_follows && body.empty()))
             return fail(errc::bad_envelope);
         bytes out;
+        out.reserve(256 + (body_follows ? 0 : body.size()));
         byte_writer w(out);
         w.u16(protocol_version);
         w.put(nonce);

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// I1: what nobody signed does not verify; what was signed verifies under that key alone, and
+// becomes a request only with the body that its header promised.
+
+#include <qvmremote/token.hpp>
+
+#include "../support/ends.hpp"
+#include "target.hpp"
+
+using namespace qvmremote;
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
+    static const std::vector<secret> keys = test::one_key();
+    static const std::vector<secret> other = test::one_key(std::string(64, '0'));
+    const bytes_view input(data, size);
+    const digest256 t = sha256({});
+    const challenge fresh{};
+    require(!request_verifier::verify(keys, t, fresh, input));
+
+    // The first two bytes say where the header ends and a body begins.
+    if (size < 2)
+        return 0;
+    const std::size_t middle = std::min<std::size_t>(data[0] * 256u + data[1], size - 2);
+    const bytes_view header = input.subspan(2, middle);
+    const std::string body(as_text(input.subspan(2 + middle)));
+    const digest256 token = request_signer(keys[0]).token(t, fresh, header);
+    bytes payload(token.begin(), token.end());
+    byte_writer(payload).put(header);
+    require(!request_verifier::verify(other, t, fresh, payload));
+    const auto verified_header = request_verifier::verify(keys, t, fresh, payload);
+    require(verified_header && (**verified_header).header.size() == header.size());
+    auto decoded = request_verifier::decode(*verified_header);
+    require(decoded.has_value() == envelope::decode(header).has_value());
+    if (!decoded)
+        return 0;
+    const bool follows = (**decoded).body_follows;
+    const digest256 promised = (**decoded).body_digest;
+    const auto whole = request_verifier::complete(std::move(*decoded), body);
+    if (follows)
+        require(!whole || (sha256(as_bytes(body)) == promised && (**whole).header.body == body));
+    else
+        require(whole.has_value() == body.empty());
+    if (whole)
+        require((**whole).header.body.size() == (**whole).header.body_length);
+    return 0;
+}
