@@ -1,0 +1,972 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The programs from the outside: what a user types, and what must come of it.
+
+Runs as an ordinary user with a HOME of its own (root gives up its rights first), the client and the
+daemon being the shipped ones over the mock transport. Usage: cli.py BUILD-DIRECTORY [CASE...]
+"""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+
+BUILD = os.path.abspath(sys.argv[1])
+CLIENT = os.path.join(BUILD, "qvm-remote")
+DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
+PLUGINS = os.path.join(BUILD, "plugins", "mock")
+HANG = 60  # seconds; nothing takes this long unless it hangs
+KEY = "0123456789abcdef" * 4
+
+
+class Fixture:
+    """A scratch HOME and root, and a daemon when asked for."""
+
+    def __init__(self, path):
+        self.path = path
+        self.home = os.path.join(path, "home")
+        self.root = os.path.join(path, "dom0")
+        os.mkdir(self.home, 0o700)
+        os.mkdir(self.root, 0o700)
+        self.daemon = None
+
+    def env(self, **more):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
+        env.update(HOME=self.home, LANG="C.UTF-8", QVM_REMOTE_PLUGIN_DIR=PLUGINS,
+                   QVM_REMOTE_TRANSPORT="mock",
+                   QVM_REMOTE_MOCK_SOCKET=os.path.join(self.root, "work.sock"))
+        env.update(more)
+        return {k: v for k, v in env.items() if v is not None}
+
+    def run(self, *words, stdin=None, env=None, program=CLIENT, **kw):
+        given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        return subprocess.run([program, *words], env=self.env(**(env or {})), capture_output=True,
+                              timeout=HANG, **given, **kw)
+
+    def dom0(self, *words, stdin=None, env=None):
+        return self.run("--root", self.root, *words, stdin=stdin, env=env, program=DAEMON)
+
+    def popen(self, *words, env=None, **kw):
+        return subprocess.Popen([CLIENT, *words], env=self.env(**(env or {})), **kw)
+
+    def write_key(self, text=KEY + "\n", mode=0o600):
+        path = os.path.join(self.home, ".qvm-remote", "auth.key")
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        with open(path, "w") as f:
+            f.write(text)
+        os.chmod(path, mode)
+        return path
+
+    def start(self, *options, peers="work dev", key=KEY):
+        self.write_key()
+        if key:
+            got = self.dom0("authorize", "work", stdin=(key + "\n").encode())
+            check(got.returncode == 0, got.stderr)
+        notify = os.path.join(self.path, "notify")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(notify)
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ready.bind(notify)
+        ready.settimeout(HANG)
+        self.daemon = subprocess.Popen(
+            [DAEMON, "--root", self.root, "--transport", "mock", "--plugin-dir", PLUGINS, *options],
+            env=self.env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=self.root,
+                         QVM_REMOTE_MOCK_PEERS=peers, QVM_REMOTE_MOCK_SOCKET=None),
+            stdin=subprocess.DEVNULL)
+        check(ready.recv(64) == b"READY=1", "the daemon is not ready")
+        ready.close()
+        return self
+
+    def stop(self):
+        if self.daemon:
+            self.daemon.terminate()
+            code = self.daemon.wait(HANG)
+            self.daemon = None
+            return code
+        return None
+
+    def audit(self):
+        # Records that nothing waits for are written a moment later.
+        time.sleep(0.05)
+        with open(os.path.join(self.root, "var/log/qvm-remote/audit.jsonl")) as f:
+            return [json.loads(line) for line in f]
+
+    def log(self):
+        with open(os.path.join(self.root, "var/log/qubes/qvm-remote.log")) as f:
+            return f.read()
+
+
+def check(ok, what="check failed"):
+    if not ok:
+        raise AssertionError(what)
+
+
+def equal(got, wanted):
+    check(got == wanted, f"got {got!r}, not {wanted!r}")
+
+
+def eventually(condition, what):
+    end = time.monotonic() + HANG
+    while not condition():
+        check(time.monotonic() < end, f"never happened: {what}")
+        time.sleep(0.01)
+
+
+def survivors(mark):
+    """Processes whose environment holds the mark."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/environ"):
+        with contextlib.suppress(OSError), open(path, "rb") as f:
+            if mark.encode() in f.read():
+                found.append(path)
+    return found
+
+
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+# --- the main job -------------------------------------------------------------------------------
+
+
+@case
+def nothing_set_up(f):
+    got = f.run("--transport", "mock", "echo out; echo err >&2; exit 7",
+                env=dict(QVM_REMOTE_MOCK_SOCKET=None, QVM_REMOTE_TRANSPORT=None))
+    equal((got.returncode, got.stdout, got.stderr), (7, b"out\n", b"err\n"))
+
+
+@case
+def nothing_set_up_leaves_nothing(f):
+    before = set(glob.glob("/tmp/qvm-remote-??????"))
+    f.run("--transport", "mock", "true", env=dict(QVM_REMOTE_MOCK_SOCKET=None))
+    equal(set(glob.glob("/tmp/qvm-remote-??????")) - before, set())
+
+
+@case
+def exit_codes(f):
+    f.start()
+    for words, code, err in [
+        (("true",), 0, b""),
+        (("exit 3",), 3, b""),
+        (("exit", "255"), 255, b""),
+        (("kill -9 $$",), 137, b"qvm-remote: the command was killed by signal 9\n"),
+        (("no-such-program-anywhere",), 127, None),
+        (("--exec", "/no/such/program"), 127, b"qvm-remote: no such program in dom0\n"),
+        (("--exec", "/etc/passwd"), 125, b"qvm-remote: dom0 could not start the command: "
+                                         b"Permission denied\n"),
+        (("-t", "1", "sleep 30"), 124, b"qvm-remote: command timed out after 1s\n"),
+        (("--timeout=1", "sleep 30"), 124, b"qvm-remote: command timed out after 1s\n"),
+    ]:
+        got = f.run(*words)
+        check(got.returncode == code, f"{words}: {got}")
+        if err is not None:
+            equal(got.stderr, err)
+
+
+@case
+def streams_stay_apart_and_whole(f):
+    f.start()
+    data = os.urandom(3_000_001)
+    got = f.run("tee /dev/stderr", stdin=data)
+    equal(got.returncode, 0)
+    check(got.stdout == data and got.stderr == data, "streams differ")
+
+
+@case
+def output_arrives_as_it_is_written(f):
+    f.start()
+    p = f.popen("echo first; read x; echo second $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"first\n")  # it has not ended: it waits for us
+    p.stdin.write(b"go\n")
+    p.stdin.flush()
+    equal(p.stdout.readline(), b"second go\n")
+    equal(p.wait(HANG), 0)
+
+
+@case
+def half_close_each_way(f):
+    f.start()
+    p = f.popen("cat >/dev/null; echo after eof; exec >&-; sleep 1; echo late >&2",
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdin.write(b"x")
+    p.stdin.close()
+    equal(p.stdout.read(), b"after eof\n")  # its end is seen while the command goes on
+    check(p.poll() is None, "the client ended with the first stream")
+    equal(p.stderr.read(), b"late\n")
+    equal(p.wait(HANG), 0)
+
+
+@case
+def script_on_stdin(f):
+    f.start()
+    got = f.run(stdin=b"echo script; exit 5\n")
+    equal((got.returncode, got.stdout), (5, b"script\n"))
+
+
+@case
+def script_file_with_arguments(f):
+    f.start()
+    path = os.path.join(f.path, "s")
+    for text, wanted in [
+        (b"echo \"$#:$1:$2\"; cat", b"2:a b:-c\nin"),
+        (b"#!/usr/bin/env python3\nimport sys; print(len(sys.argv), sys.argv[1:])\n",
+         b"3 ['a b', '-c']\n"),
+        (b"#" * 200_000 + b"\necho big $1", b"big a b\n"),
+    ]:
+        with open(path, "wb") as s:
+            s.write(text)
+        got = f.run("--script", path, "a b", "-c", stdin=b"in")
+        equal((got.returncode, got.stdout), (0, wanted))
+
+
+@case
+def exec_passes_arguments_as_they_are(f):
+    f.start()
+    words = ["a b", "", "*", "$HOME", "'", "\n", "-n", "ü"]
+    got = f.run("--exec", "printf", "<%s>", *words)
+    equal(got.stdout.decode(), "".join(f"<{w}>" for w in words))
+
+
+@case
+def arguments_are_joined_with_blanks(f):
+    f.start()
+    equal(f.run("echo", "a", "b;", "echo", "c").stdout, b"a b\nc\n")
+
+
+@case
+def large_commands(f):
+    f.start()
+    for size in (12 * 1024 - 1, 12 * 1024, 12 * 1024 + 1, 100 * 1024, 100 * 1024 + 1, 1 << 20):
+        text = b"echo ok #" + b"x" * (size - 9)
+        got = f.run(stdin=text)
+        check((got.returncode, got.stdout) == (0, b"ok\n"), f"{size}: {got.stderr}")
+    got = f.run(stdin=b"#" * ((1 << 20) + 1))
+    equal(got.returncode, 1)
+    check(b"1 MiB" in got.stderr, got.stderr)
+
+
+@case
+def stdin_is_not_read_before_dom0_accepts(f):
+    f.start(key=None)  # refused: nothing may be gone from stdin
+    r, w = os.pipe()
+    os.write(w, b"precious")
+    os.close(w)
+    p = f.popen("cat", stdin=r, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.communicate(timeout=HANG)
+    equal(p.returncode, 126)
+    equal(os.read(r, 100), b"precious")
+
+
+@case
+def no_stdin(f):
+    f.start()
+    r, w = os.pipe()
+    os.write(w, b"precious")
+    os.close(w)
+    p = f.popen("-n", "cat; echo done", stdin=r, stdout=subprocess.PIPE)
+    equal(p.communicate(timeout=HANG)[0], b"done\n")
+    equal(os.read(r, 100), b"precious")
+
+
+@case
+def inherited_descriptors_keep_their_flags(f):
+    f.start()
+    r, w = os.pipe()
+    r2, w2 = os.pipe()
+    os.close(w)
+    before = fcntl.fcntl(r, fcntl.F_GETFL), fcntl.fcntl(w2, fcntl.F_GETFL)
+    p = f.popen("seq 10000", stdin=r, stdout=w2)
+    out = b""
+    while not out.endswith(b"10000\n"):
+        out += os.read(r2, 65536)
+        equal(fcntl.fcntl(w2, fcntl.F_GETFL), before[1])
+    equal(p.wait(HANG), 0)
+    equal((fcntl.fcntl(r, fcntl.F_GETFL), fcntl.fcntl(w2, fcntl.F_GETFL)), before)
+
+
+@case
+def closed_standard_descriptors(f):
+    f.start()
+    got = subprocess.run(["bash", "-c", f"exec {CLIENT} 'echo x; exit 4' <&- >&- 2>&-"], env=f.env(),
+                         timeout=HANG)
+    equal(got.returncode, 4)
+
+
+@case
+def closed_pipe(f):
+    f.start()
+    mark = "closed-pipe-mark"
+    got = subprocess.run(["bash", "-c", f"{CLIENT} 'MARK={mark} yes' | head -1; echo ${{PIPESTATUS[0]}}"],
+                         env=f.env(), capture_output=True, timeout=HANG)
+    equal(got.stdout, b"y\n141\n")
+    eventually(lambda: not survivors(mark), "yes ends")
+
+
+@case
+def full_disk(f):
+    f.start()
+    with open("/dev/full", "wb") as full:
+        p = f.popen("echo hello", stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+        err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 255)
+    check(b"No space left" in err, err)
+
+
+@case
+def signals_are_forwarded_and_end_the_tree(f):
+    f.start()
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
+                         (signal.SIGQUIT, 131)):
+        mark = f"signal-mark-{number}"
+        p = f.popen(f"export MARK={mark}; setsid sleep 1000 & echo up; sleep 1000",
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        equal(p.stdout.readline(), b"up\n")
+        p.send_signal(number)
+        equal(p.wait(HANG), code)
+        eventually(lambda: not survivors(mark), "the tree ends")
+
+
+@case
+def a_second_signal_leaves_at_once(f):
+    f.start()
+    p = f.popen("trap '' INT; echo up; while :; do sleep 0.1; done", stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    p.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    check(p.poll() is None, "it left at the first")
+    p.send_signal(signal.SIGINT)
+    equal(p.wait(HANG), 130)
+
+
+@case
+def background_children_end_with_the_command(f):
+    f.start()
+    mark = "background-mark"
+    got = f.run(f"export MARK={mark}; sleep 1000 >/dev/null 2>&1 & setsid sleep 1000 & echo on")
+    equal((got.returncode, got.stdout), (0, b"on\n"))
+    eventually(lambda: not survivors(mark), "background children end")
+
+
+@case
+def a_killed_client_ends_its_command(f):
+    f.start()
+    mark = "client-kill-mark"
+    p = f.popen(f"export MARK={mark}; echo up; trap '' TERM HUP; while :; do sleep 0.1; done",
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    p.kill()
+    p.wait(HANG)
+    eventually(lambda: not survivors(mark), "the command ends")
+
+
+@case
+def a_killed_daemon_is_no_success(f):
+    f.start()
+    mark = "daemon-kill-mark"
+    p = f.popen(f"export MARK={mark}; echo up; sleep 1000", stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    f.daemon.kill()
+    f.daemon.wait(HANG)
+    f.daemon = None
+    err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 255)
+    check(re.search(rb"incomplete.*command \d{8}-\d{6}-\d+-[0-9a-f]{8} may have run", err), err)
+    eventually(lambda: not survivors(mark), "the command ends")
+
+
+@case
+def environment_of_a_command(f):
+    f.start()
+    got = f.run("env -0; pwd; umask; ls -l /proc/self/fd | wc -l", env=dict(SECRET="leak", TERM="x"))
+    parts = got.stdout.split(b"\0")
+    names = sorted(p.split(b"=")[0].decode() for p in parts[:-1])
+    equal([n for n in names if n not in ("PWD", "SHLVL", "_", "OLDPWD")],
+          ["HOME", "LANG", "LOGNAME", "PATH", "QVM_REMOTE_ID", "QVM_REMOTE_PEER", "SHELL", "USER"])
+    check(b"QVM_REMOTE_PEER=work" in parts, parts)
+    equal(parts[-1].split(b"\n")[1:3], [b"0022", b"5"])  # 0 1 2, ls's own, and the total line
+
+
+@case
+def forty_clients_at_once(f):
+    f.start()
+    all_of_them = [f.popen(f"echo {i}; exit {i}", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+                   for i in range(40)]
+    for i, p in enumerate(all_of_them):
+        equal(p.communicate(timeout=HANG)[0], b"%d\n" % i)
+        equal(p.returncode, i)
+
+
+@case
+def a_slow_reader_stalls_only_itself(f):
+    f.start()
+    slow = f.popen("yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    equal(slow.stdout.read(4), b"y\ny\n")
+    for _ in range(20):
+        equal(f.run("echo quick").stdout, b"quick\n")
+    slow.kill()
+    slow.wait(HANG)
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+@case
+def key_gen_show_import(f):
+    got = f.run("key", "gen")
+    equal(got.returncode, 0)
+    path = os.path.join(f.home, ".qvm-remote", "auth.key")
+    equal(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+    equal(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o700)
+    with open(path) as k:
+        digits = k.read().strip()
+    check(re.fullmatch("[0-9a-f]{64}", digits), digits)
+    check(digits.encode() not in got.stdout + got.stderr, "key gen prints the key")
+    equal(f.run("key", "show").stdout.decode().strip(), digits)
+    again = f.run("key", "gen")
+    equal(again.returncode, 1)
+    check(b"already" in again.stderr, again.stderr)
+    mixed = "ABCDEF0123456789abcdef0123456789" * 2
+    got = f.run("key", "import", stdin=f"  {mixed}\n".encode())
+    equal(got.returncode, 0)
+    equal(f.run("key", "show").stdout.decode().strip(), mixed)  # kept as typed
+    want = subprocess.run(["openssl", "dgst", "-sha256", "-binary"], input=mixed.encode(),
+                          capture_output=True).stdout
+    b64 = subprocess.run(["base64"], input=want, capture_output=True).stdout.decode().strip()
+    equal(got.stdout.decode().strip(), "SHA256:" + b64.rstrip("="))
+
+
+BAD_KEYS = ["", "0" * 63, "0" * 65, "0x" + "0" * 62, "+" + "0" * 63, "-" + "0" * 63,
+            "0" * 31 + "_" + "0" * 32, "\u0661" * 32, "g" * 64, "0" * 32 + " " + "0" * 32,
+            "0" * 32 + "\n" + "0" * 32]
+
+
+@case
+def bad_keys_are_refused_everywhere(f):
+    for bad in BAD_KEYS:
+        got = f.run("key", "import", stdin=bad.encode())
+        check(got.returncode == 1 and b"64 digits" in got.stderr, f"{bad!r}: {got}")
+        equal(got.stderr.count(b"\n"), 1)
+        got = f.dom0("authorize", "work", stdin=bad.encode())
+        check(got.returncode == 1 and b"64 digits" in got.stderr, f"{bad!r}: {got}")
+        check(not os.path.exists(os.path.join(f.root, "etc/qubes/remote.d/work.key")), bad)
+        f.write_key(bad)
+        got = f.run("true")
+        check(got.returncode == 1 and b"64 digits" in got.stderr, f"{bad!r}: {got}")
+
+
+@case
+def key_files_that_are_not_safe(f):
+    path = f.write_key(mode=0o640)
+    got = f.run("true")
+    check(got.returncode == 1 and b"chmod 600" in got.stderr, got)
+    os.rename(path, path + ".real")
+    os.chmod(path + ".real", 0o600)
+    os.symlink(path + ".real", path)
+    got = f.run("true")
+    check(got.returncode == 1 and b"symbolic link" in got.stderr, got)
+    os.unlink(path)
+    got = f.run("true")
+    check(got.returncode == 1 and path.encode() in got.stderr and b"key gen" in got.stderr, got)
+
+
+@case
+def loose_keys_in_dom0_refuse(f):
+    f.start()
+    key = os.path.join(f.root, "etc/qubes/remote.d/work.key")
+    equal(stat.S_IMODE(os.stat(key).st_mode), 0o600)
+    equal(f.run("true").returncode, 0)
+    os.chmod(key, 0o640)
+    equal(f.run("true").returncode, 126)
+    check("chmod" in f.log(), "the log does not say how to mend it")
+    os.chmod(key, 0o600)
+    equal(f.run("true").returncode, 0)
+    os.rename(key, key + ".bak")
+    os.symlink(key + ".bak", key)
+    equal(f.run("true").returncode, 126)
+    os.unlink(key)
+    equal(f.run("true").returncode, 126)
+    check("AUTH-DENY" in f.log(), f.log())
+
+
+@case
+def keys_stay_out_of_sight(f):
+    f.start()
+    p = f.popen("tr '\\0' '\\n' </proc/$PPID/environ; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ "
+                "2>/dev/null | tr '\\0' '\\n'; exit 0", stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE)
+    out = p.communicate(timeout=HANG)[0]
+    check(KEY.encode() not in out, "a key in an argv or an environment")
+    f.run("echo x")
+    for path in glob.glob(f.path + "/**", recursive=True):
+        if os.path.isfile(path) and not path.endswith(".key"):
+            with open(path, "rb") as one:
+                check(KEY.encode() not in one.read(), f"a key in {path}")
+
+
+# --- administration -----------------------------------------------------------------------------
+
+
+@case
+def authorize_names(f):
+    for bad in ("../../x", "a/b", "", "-x", "dom0", "none", "default", "sys-net-dm", "1abc",
+                "x" * 32, "a b", "a\nb", "\x1b[31m"):
+        got = f.dom0("authorize", "--", bad, stdin=KEY.encode())
+        check(got.returncode == 1, f"{bad!r}: {got}")
+        check(b"\x1b" not in got.stderr, "an escape sequence reached the terminal")
+    equal(os.path.exists(os.path.join(f.root, "etc/qubes/remote.d")), False)
+    equal(f.dom0("authorize", "x" * 31, stdin=KEY.encode()).returncode, 0)
+
+
+@case
+def authorize_keys_revoke(f):
+    got = f.dom0("authorize", "work", "--level", "monitor", stdin=KEY.encode())
+    check(got.returncode == 1 and b"level" in got.stderr, got)
+    got = f.dom0("authorize", "work", stdin=KEY.encode())
+    equal(got.returncode, 0)
+    check(b"IS dom0" in got.stderr, "no warning")
+    fingerprint = got.stdout.split()[1].decode()
+    f.write_key()
+    check(fingerprint.encode() in f.run("-v", "key", "show").stderr, "two fingerprints")
+    listed = json.loads(f.dom0("keys", "--json").stdout)
+    equal([(k["qube"], k["fingerprint"], k["level"]) for k in listed], [("work", fingerprint, "full")])
+    check(KEY[:16].encode() not in f.dom0("keys").stdout, "digits of the key are shown")
+    got = f.dom0("authorize", "dev", KEY)
+    check(got.returncode == 0 and b"list of processes" in got.stderr, got)
+    equal(f.dom0("revoke", "work").returncode, 0)
+    got = f.dom0("revoke", "work")
+    check(got.returncode == 1 and b"no key" in got.stderr, got)
+    equal([k["qube"] for k in json.loads(f.dom0("keys", "--json").stdout)], ["dev"])
+
+
+@case
+def revoke_ends_live_sessions(f):
+    f.start()
+    mark = "revoke-mark"
+    p = f.popen(f"export MARK={mark}; echo up; sleep 1000", stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    equal(f.dom0("revoke", "work").returncode, 0)
+    err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 126)
+    check(b"revoked" in err, err)
+    eventually(lambda: not survivors(mark), "the command ends")
+
+
+@case
+def reload_keeps_sessions(f):
+    f.start()
+    p = f.popen("echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    f.daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: "read again" in f.log(), "reload")
+    equal(p.communicate(b"still here\n", timeout=HANG)[0], b"still here\n")
+    equal(p.returncode, 0)
+
+
+@case
+def terminate_drains(f):
+    f.start()
+    p = f.popen("echo up; sleep 1; echo end", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    equal(f.stop(), 0)
+    equal(p.communicate(timeout=HANG)[0], b"end\n")
+    equal(p.returncode, 0)
+
+
+@case
+def one_daemon_at_a_time(f):
+    f.start()
+    got = f.dom0("--transport", "mock", "--plugin-dir", PLUGINS,
+                 env=dict(QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work"))
+    check(got.returncode == 1 and b"another" in got.stderr, got)
+
+
+@case
+def roots_that_are_not_safe(f):
+    os.chmod(f.root, 0o755)
+    got = f.dom0("keys")
+    check(got.returncode == 1 and b"chmod 700" in got.stderr, got)
+    for bad in ("relative", "/", "/nowhere/at/all"):
+        equal(f.run("--root", bad, "keys", program=DAEMON).returncode, 1)
+
+
+@case
+def mock_is_refused_beside_real_files(f):
+    got = f.run("--transport", "mock", "--plugin-dir", PLUGINS, program=DAEMON)
+    check(got.returncode == 1 and b"mock" in got.stderr and b"--root" in got.stderr, got)
+
+
+@case
+def dry_runs(f):
+    f.start()
+    path = os.path.join(f.path, "made")
+    got = f.run("--dry-run", f"touch {path}")
+    equal((got.returncode, got.stdout), (0, f"[dry-run] touch {path}\n".encode()))
+    f.stop()
+    f.start("--dry-run")
+    got = f.run(f"touch {path}")
+    equal((got.returncode, got.stdout), (0, f"[dry-run] touch {path}\n".encode()))
+    check(not os.path.exists(path), "a dry run ran")
+    check("DRY" in f.log(), f.log())
+
+
+@case
+def once(f):
+    f.start("--once")
+    equal(f.run("exit 9").returncode, 9)
+    equal(f.daemon.wait(HANG), 0)
+    f.daemon = None
+    got = f.dom0("--transport", "mock", "--plugin-dir", PLUGINS, "--once", "--wait", "1",
+                 env=dict(QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work"))
+    equal(got.returncode, 1)
+
+
+@case
+def enable_asks(f):
+    fake = os.path.join(f.path, "bin")
+    os.mkdir(fake)
+    with open(os.path.join(fake, "systemctl"), "w") as s:
+        s.write(f"#!/bin/sh\necho \"$@\" >>{f.path}/systemctl.log\n")
+    os.chmod(os.path.join(fake, "systemctl"), 0o755)
+    env = dict(PATH=fake + ":" + os.environ["PATH"])
+    for answer, code in ((b"", 1), (b"no\n", 1), (b"y\n", 1), (b"yes\n", 0)):
+        got = f.dom0("enable", stdin=answer, env=env)
+        check(got.returncode == code and b"IS dom0" in got.stderr, got)
+    equal(f.dom0("disable", env=env).returncode, 0)
+    with open(f.path + "/systemctl.log") as s:
+        equal(s.read(), f"--root={f.root} enable qvm-remote-dom0.service\n"
+                        f"--root={f.root} disable qvm-remote-dom0.service\n")
+
+
+@case
+def bad_configuration(f):
+    conf = os.path.join(f.root, "etc/qubes/remote.conf")
+    os.makedirs(os.path.dirname(conf), 0o700)
+    for text, wanted in (("A=1\nnonsense\n", b"remote.conf:2"), ('X="open\n', b"remote.conf:1")):
+        with open(conf, "w") as c:
+            c.write(text)
+        os.chmod(conf, 0o600)
+        got = f.dom0("--transport", "mock", "--plugin-dir", PLUGINS)
+        check(got.returncode == 1 and wanted in got.stderr, got)
+    os.chmod(conf, 0o666)
+    got = f.dom0("--transport", "mock", "--plugin-dir", PLUGINS)
+    check(got.returncode == 1 and b"chmod" in got.stderr, got)
+
+
+@case
+def good_configuration(f):
+    conf = os.path.join(f.root, "etc/qubes/remote.conf")
+    os.makedirs(os.path.dirname(conf), 0o700)
+    with open(conf, "w") as c:
+        c.write("# comment\r\nQVM_REMOTE_VMS = 'work ../x'\r\nQVM_REMOTE_NONSENSE=1\r\n"
+                "QVM_REMOTE_TRANSPORT=other\r\nQVM_REMOTE_TRANSPORT=mock")
+    os.chmod(conf, 0o600)
+    f.start()
+    equal(f.run("echo hello").stdout, b"hello\n")
+    check("QVM_REMOTE_NONSENSE" in f.log() and "../x" in f.log(), f.log())
+
+
+# --- the client's own ---------------------------------------------------------------------------
+
+
+@case
+def usage_errors(f):
+    f.write_key()
+    for words, wanted in [
+        (("--nonsense",), b"--nonsense"), (("-t", "0", "true"), b"time-out"),
+        (("-t", "-5", "true"), b"time-out"), (("-t", "1.5", "true"), b"time-out"),
+        (("-t", "", "true"), b"time-out"), (("-t", "99999999999", "true"), b"time-out"),
+        (("",), b"empty"), (("   ",), b"empty"), (("--script", "/nowhere"), b"No such file"),
+        (("--exec", "--script", "x"), b"exclude"), (("key",), b"usage"), (("key", "x"), b"usage"),
+        (("log", "0"), b"number"), (("history", "show", "../x"), b"no ID"),
+        (("--transport", "../evil", "true"), b"not the name"),
+        (("--transport", "missing", "true"), b"not installed"),
+        (("ping", "x"), b"no arguments"),
+    ]:
+        got = f.run(*words)
+        check(got.returncode == 1 and wanted in got.stderr, f"{words}: {got}")
+        last = got.stderr.rstrip(b"\n").split(b"\n")[-1]
+        check(last.startswith(b"qvm-remote: "), last)
+
+
+@case
+def help_and_version(f):
+    for program in (CLIENT, DAEMON):
+        got = f.run("--help", program=program)
+        check(got.returncode == 0 and got.stdout.startswith(b"Usage: ") and not got.stderr, got)
+        got = f.run("--version", program=program)
+        check(re.fullmatch(rb"qvm-remote(-dom0)? 2\.0\.0\n", got.stdout), got)
+
+
+@case
+def usage_on_a_terminal(f):
+    master, slave = pty.openpty()
+    p = f.popen(stdin=slave, stdout=subprocess.PIPE)
+    check(p.communicate(timeout=HANG)[0].startswith(b"Usage: "), "no usage")
+    equal(p.returncode, 0)
+    os.close(master)
+    os.close(slave)
+
+
+@case
+def waiting_is_shown_on_a_terminal(f):
+    f.start()
+    master, slave = pty.openpty()
+    p = f.popen("sleep 4; echo done", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=slave)
+    os.close(slave)
+    seen = b""
+    while p.poll() is None:
+        if select.select([master], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):
+                seen += os.read(master, 4096)
+    equal(p.communicate()[0], b"done\n")
+    check(re.search(rb"\[[23] s\] running in dom0", seen), seen)
+    check(seen.endswith(b"\r\x1b[K"), seen)
+    os.close(master)
+
+
+@case
+def double_dash_ends_subcommands(f):
+    f.start()
+    got = f.run("--", "history", "x")
+    equal(got.returncode, 127)  # dom0's program of that name, which does not exist
+    equal(f.run("--", "echo", "--help").stdout, b"--help\n")
+    equal(f.run("echo", "-n", "--exec").stdout, b"--exec")
+
+
+@case
+def history_and_log(f):
+    f.start()
+    f.run("echo out; echo err >&2; exit 7")
+    f.run("-t", "1", "sleep 30")
+    [entry] = [e for e in glob.glob(f.home + "/.qvm-remote/history/*/*")
+               if open(e + "/exit").read() == "7"]
+    check(re.fullmatch(r"\d{8}-\d{6}-\d+-[0-9a-f]{8}", os.path.basename(entry)), entry)
+    equal({n: open(os.path.join(entry, n)).read() for n in ("out", "err", "exit", "command")},
+          {"out": "out\n", "err": "err\n", "exit": "7", "command": "echo out; echo err >&2; exit 7"})
+    meta = open(entry + "/meta").read()
+    check(re.fullmatch(rf"id={os.path.basename(entry)}\nstarted=[0-9T:-]+\nduration_ms=\d+\n"
+                       r"exit_code=7\n", meta), meta)
+    for path in glob.glob(f.home + "/.qvm-remote/**", recursive=True):
+        equal((path, stat.S_IMODE(os.stat(path).st_mode)),
+              (path, 0o700 if os.path.isdir(path) else 0o600))
+    log = open(f.home + "/.qvm-remote/audit.log").read()
+    check(re.search(r"^\[[0-9T:-]+\] SUBMIT id=\S+ size=31B cmd=echo out; ", log, re.M), log)
+    check(re.search(r"^\[[0-9T:-]+\] DONE id=\S+ exit=7$", log, re.M), log)
+    check(re.search(r"^\[[0-9T:-]+\] TIMEOUT id=\S+ after=1s$", log, re.M), log)
+    listed = f.run("history", "1").stdout.decode()
+    check("exit=124" in listed and listed.count("\n") == 1, listed)
+    shown = f.run("history", "show", os.path.basename(entry)).stdout
+    check(b"exit_code=7" in shown and b"\nout\n" in shown and b"\nerr\n" in shown, shown)
+    equal(f.run("log", "1").stdout.count(b"\n"), 1)
+
+
+@case
+def hostile_text_stays_out_of_terminals_and_logs(f):
+    f.start()
+    f.run("printf '\\033[31mred\\033[0m\\n[2026-01-01T00:00:00] DONE forged\\n' # \x1b[2J\nexit 3")
+    for text in (f.run("history").stdout, f.run("log").stdout, f.log().encode(),
+                 f.dom0("log").stdout):
+        check(b"\x1b" not in text, text)
+    check(not re.search(r"^\[2026-01-01", f.log(), re.M), "a forged line in the log")
+
+
+@case
+def migration(f):
+    old = os.path.join(f.home, ".qubes-remote")
+    os.makedirs(old + "/history")
+    with open(old + "/auth.key", "w") as k:
+        k.write(KEY)
+    os.chmod(old + "/auth.key", 0o600)
+    equal(f.run("key", "show").stdout.decode().strip(), KEY)
+    check(os.path.isdir(f.home + "/.qvm-remote/history") and not os.path.exists(old), "not renamed")
+
+
+@case
+def queue(f):
+    for part, names in (("pending", ["a", "a.auth", "\x1b[31m"]), ("results", ["b.exit"])):
+        os.makedirs(f"{f.home}/.qvm-remote/queue/{part}")
+        for name in names:
+            with open(f"{f.home}/.qvm-remote/queue/{part}/{name}", "w") as q:
+                q.write("x")
+    equal(f.run("queue").stdout, b"pending  3\nrunning  0\nresults  1\n")
+    check(b"\x1b" not in f.run("queue", "debug").stdout, "an escape sequence")
+    equal(f.run("queue", "clean").stdout, b"removed 4\n")
+    check("QUEUE-CLEAN removed=4" in open(f.home + "/.qvm-remote/audit.log").read(), "no line")
+
+
+@case
+def ping_and_status(f):
+    f.start()
+    got = f.run("ping")
+    check(got.returncode == 0 and b"dom0 answers over mock" in got.stdout, got)
+    got = f.run("status")
+    check(got.returncode == 0 and b"qube: work\n" in got.stdout, got)
+    got = f.dom0("status")
+    check(got.returncode == 0 and b"transport: mock" in got.stdout, got)
+    f.stop()
+    equal(f.run("ping").returncode, 1)
+    equal(f.run("status").returncode, 1)
+    equal(f.dom0("status").returncode, 1)
+    equal(f.run("true").returncode, 255)
+
+
+@case
+def configuration_chooses_the_transport(f):
+    f.start()
+    os.makedirs(f.home + "/.qvm-remote", exist_ok=True)
+    with open(f.home + "/.qvm-remote/config", "w") as c:
+        c.write(f"QVM_REMOTE_TRANSPORT=mock\nQVM_REMOTE_MOCK_SOCKET={f.root}/work.sock\n")
+    none = dict(QVM_REMOTE_TRANSPORT=None, QVM_REMOTE_MOCK_SOCKET=None)
+    equal(f.run("echo config", env=none).stdout, b"config\n")
+    got = f.run("echo x", env=dict(none, QVM_REMOTE_TRANSPORT="qvm-run"))  # the environment wins
+    check(got.returncode == 1 and b"qvm-run" in got.stderr, got)
+    got = f.run("--transport", "mock", "echo flag",  # and a flag over that
+                env=dict(none, QVM_REMOTE_TRANSPORT="qvm-run"))
+    equal(got.stdout, b"flag\n")
+
+
+# --- faults and records -------------------------------------------------------------------------
+
+
+@case
+def faults_of_the_transport_are_never_a_success(f):
+    f.start()
+    data = "seq 20000; echo end"
+    whole = f.run(data).stdout
+    for fault in ("in:cut:200", "in:cut:5000", "in:corrupt:300", "in:corrupt:9000", "out:cut:20",
+                  "out:corrupt:100", "out:duplicate:200", "in:duplicate:2000"):
+        got = f.run(data, env=dict(QVM_REMOTE_MOCK_FAULT=fault))
+        check(got.returncode in (126, 255) and b"qvm-remote: " in got.stderr, f"{fault}: {got.returncode} {got.stderr}")
+        check(whole.startswith(got.stdout), f"{fault}: wrong bytes came through")
+    got = f.run(data, env=dict(QVM_REMOTE_MOCK_FAULT="in:delay:20,out:delay:20"))
+    check(got.returncode == 0 and got.stdout == whole, "a delay is no fault")
+    eventually(lambda: b"running: 0\n" in f.dom0("status").stdout, "all sessions end")
+
+
+@case
+def audit_follows_from_line_to_line(f):
+    f.start()
+    f.run("echo a")
+    f.run("--exec", "/no/such/program")
+    f.run("cat", stdin=b"12345")
+    f.stop()
+    records = f.audit()
+    kinds = [(r["kind"], r.get("exit")) for r in records]
+    equal(kinds, [("START", None), ("END", 0), ("START", None), ("END", 127), ("START", None), ("END", 0)])
+    equal(records[4]["argv"], ["bash", "-c", "cat"])
+    equal((records[5]["of"], records[5]["stdin_bytes"], records[5]["stdout_bytes"]), (5, 5, 5))
+    previous = "0" * 64
+    with open(f.root + "/var/log/qvm-remote/audit.jsonl", "rb") as raw:
+        for line in raw:
+            covered = line[: line.rindex(b',"h":')]
+            previous = hashlib.sha256(previous.encode() + covered).hexdigest()
+            equal(json.loads(line)["h"], previous)
+    equal(stat.S_IMODE(os.stat(f.root + "/var/log/qvm-remote").st_mode), 0o700)
+
+
+@case
+def nothing_runs_that_cannot_be_recorded(f):
+    f.start()
+    equal(f.run("true").returncode, 0)
+    made = os.path.join(f.path, "made")
+    f.stop()
+    audit = f.root + "/var/log/qvm-remote/audit.jsonl"
+    os.rename(audit, audit + ".kept")
+    os.symlink("/dev/full", audit)
+    got = f.dom0("--transport", "mock", "--plugin-dir", PLUGINS,
+                 env=dict(QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work"))
+    check(got.returncode == 1 and b"audit" in got.stderr, got)
+    os.unlink(audit)
+    os.rename(audit + ".kept", audit)
+    # A limit on the file's size stands for a full disk: writes fail with EFBIG.
+    size = os.path.getsize(audit)
+    f.start()
+    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", f"--fsize={size + 10}"], check=True)
+    got = f.run(f"touch {made}")
+    equal(got.returncode, 126)
+    check(b"record" in got.stderr, got.stderr)
+    check(not os.path.exists(made), "it ran unrecorded")
+    check(b"trouble: " in f.dom0("status").stdout, "status does not say so")
+    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--fsize=unlimited"], check=True)
+    got = f.run(f"touch {made}")  # and it recovers by itself
+    equal(got.returncode, 0)
+    check(os.path.exists(made), "not run after recovery")
+
+
+@case
+def a_damaged_index_is_made_anew(f):
+    f.start()
+    equal(f.run("true").returncode, 0)
+    f.stop()
+    index = f.root + "/var/lib/qvm-remote/ids.sqlite"
+    with open(index, "wb") as i:
+        i.write(b"not a database at all" * 100)
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(index + suffix)
+    f.start()
+    equal(f.run("echo alive").stdout, b"alive\n")
+
+
+def become_nobody(directory):
+    if os.geteuid() != 0:
+        return
+    os.chown(directory, 65534, 65534)
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+def main():
+    os.umask(0o022)
+    base = tempfile.mkdtemp(prefix="qvm-remote-cli-", dir="/tmp")
+    become_nobody(base)
+    check(os.access(CLIENT, os.X_OK), f"an ordinary user cannot run {CLIENT}")
+    wanted = sys.argv[2:]
+    failed = 0
+    try:
+        for number, function in enumerate(CASES):
+            if wanted and function.__name__ not in wanted:
+                continue
+            place = os.path.join(base, str(number))
+            os.mkdir(place, 0o700)
+            f = Fixture(place)
+            begin = time.monotonic()
+            try:
+                function(f)
+                verdict = "ok"
+            except Exception as e:  # the rest is run all the same
+                failed += 1
+                verdict = f"FAILED: {type(e).__name__}: {e}"
+            finally:
+                with contextlib.suppress(Exception):
+                    f.stop()
+            print(f"{function.__name__:55} {time.monotonic() - begin:6.2f} s  {verdict}", flush=True)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    print(f"{len(CASES) if not wanted else len(wanted)} cases, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+main()

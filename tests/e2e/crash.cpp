@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// kill -9 of the client, the daemon or the command, all through the life of a command. Whatever is
+// killed when: no ID runs twice, no process is left over, and the client never reports 0 for a result
+// that is not whole.
+//
+// Where a kill fell is read from what it left behind, not from where it was aimed; the test fails
+// unless each part of the way had its share. Usage: crash [ROUNDS]
+
+#include "harness.hpp"
+
+#include <algorithm>
+#include <array>
+#include <random>
+
+#include <sys/stat.h>
+
+#include <qvmremote/audit.hpp>
+
+using namespace e2e;
+
+namespace {
+
+enum class part : std::size_t { before_start, start_to_exec, running, exec_to_end, after };
+constexpr std::array<const char *, 5> part_names = {"before START", "START to exec", "running",
+                                                    "exec to END", "after END"};
+enum class victim { client, daemon, command };
+
+off_t size_of(const std::string &path) {
+    struct stat st {};
+    return ::stat(path.c_str(), &st) == 0 ? st.st_size : 0;
+}
+bool exists(const std::string &path) { return ::access(path.c_str(), F_OK) == 0; }
+
+// A tight loop: what it waits for lasts some hundred microseconds.
+template <class Condition>
+void spin_until(Condition condition, const std::string &what) {
+    const std::uint64_t begin = host::boottime_ms();
+    while (!condition())
+        require(host::boottime_ms() - begin < hang_guard_ms, "never happened: " + what);
+}
+
+struct records {
+    std::optional<std::string> id;
+    std::uint64_t start = 0;
+    bool ended = false;
+    std::string cause;
+};
+// What the audit log says beyond an offset; a line that a crash cut off does not count.
+records read_records(const std::string &path, off_t from) {
+    records out;
+    const std::string text = read_file(path).substr(static_cast<std::size_t>(from));
+    for (std::size_t at = 0, end; (end = text.find('\n', at)) != text.npos; at = end + 1) {
+        const auto entry = parse_audit(std::string_view(text).substr(at, end - at));
+        require(entry.has_value(), "an audit line does not parse");
+        if (entry->kind == "START") {
+            out.id = entry->id();
+            out.start = entry->serial;
+        } else if (entry->kind == "END") {
+            out.ended = true;
+            out.cause = entry->text("cause").value_or("");
+        }
+    }
+    return out;
+}
+
+class suite {
+public:
+    explicit suite(int rounds) : rounds_(rounds), dom0_(scratch_ / "root", "work") {
+        dom0_.register_key("work", key_digits('a'));
+        std::filesystem::create_directories(scratch_ / "home/.qvm-remote");
+        write_file(scratch_ / "home/.qvm-remote/auth.key", key_digits('a') + "\n");
+        dom0_.start();
+    }
+
+    void run() {
+        for (int i = 0; i < rounds_; ++i)
+            round(i);
+        bool spread = true;
+        for (std::size_t p = 0; p < fell_.size(); ++p) {
+            std::printf("%-16s %4d of %d kills\n", part_names[p], fell_[p], rounds_);
+            spread = spread && fell_[p] * 10 >= rounds_;
+        }
+        std::printf("%d results were whole, %d were reported as not; %d IDs sent again, none ran\n",
+                    whole_, broken_, replayed_);
+        require(spread, "a part of the way had less than a tenth of the kills");
+    }
+
+private:
+    void round(int i) {
+        const part aim = static_cast<part>(i % 5);
+        const int turn = i / 5;
+        victim whom = turn % 2 ? victim::client : victim::daemon;
+        if (aim == part::running && turn % 3 == 0)
+            whom = victim::command;
+        if (aim == part::exec_to_end)
+            whom = turn % 8 == 0 ? victim::client : victim::daemon;
+
+        const std::string mark = "crash-" + std::to_string(::getpid()) + "-" + std::to_string(i) + "-";
+        const std::string place = scratch_ / ("round-" + std::to_string(i));
+        std::filesystem::create_directories(place);
+        const std::string ran = place + "/ran", done = place + "/done", pid_file = place + "/pid";
+        const std::string command =
+            "export MARK=" + mark + "; echo $$ > " + pid_file + "; echo $QVM_REMOTE_ID >> " + ran +
+            "; setsid sleep 1000 >/dev/null 2>&1 & echo first; sleep 0.0" +
+            std::to_string(1 + random_() % 9) + "; seq 2000; echo last; : > " + done;
+
+        const off_t audit_before = size_of(dom0_.audit());
+        const unique_fd out(::open((place + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+        const unique_fd err(::open((place + "/err").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+        const pid_t client = spawn(
+            {from_environment("QVMREMOTE_CLIENT"), "-n", "--transport", "mock", "--plugin-dir",
+             from_environment("QVMREMOTE_PLUGINS"), command},
+            {"HOME=" + (scratch_ / "home"), "QVM_REMOTE_MOCK_SOCKET=" + dom0_.socket("work")},
+            out.get(), err.get());
+
+        switch (aim) {
+        case part::before_start:
+            ::usleep(static_cast<useconds_t>(random_() % 800));
+            break;
+        case part::start_to_exec:
+            spin_until([&] { return size_of(dom0_.audit()) > audit_before; }, "START");
+            break;
+        case part::running:
+            spin_until([&] { return size_of(ran) > 0; }, "the command");
+            ::usleep(static_cast<useconds_t>(random_() % 8000));
+            break;
+        case part::exec_to_end:
+            spin_until([&] { return exists(done); }, "the command's end");
+            break;
+        case part::after:
+            spin_until([&] { return read_records(dom0_.audit(), audit_before).ended; }, "END");
+            ::usleep(static_cast<useconds_t>(random_() % 2000));
+            break;
+        }
+        if (whom == victim::client)
+            ::kill(client, SIGKILL);
+        else if (whom == victim::command)
+            ::kill(static_cast<pid_t>(std::stol(read_file(pid_file))), SIGKILL);
+        else
+            dom0_.kill_now();
+
+        int status = 0;
+        require(eventually([&] { return ::waitpid(client, &status, WNOHANG) == client; }),
+                "the client hangs");
+        require(eventually([&] { return survivors(mark).empty(); }),
+                "round " + std::to_string(i) + " leaves processes");
+        if (whom == victim::daemon)
+            dom0_.start();
+        else // the daemon has heard of it when its records say so
+            require(eventually([&] {
+                        const records r = read_records(dom0_.audit(), audit_before);
+                        return !r.id || r.ended;
+                    }),
+                    "a command without an END");
+        judge(i, whom, status, place, audit_before);
+    }
+
+    std::vector<pid_t> survivors(const std::string &mark) {
+        std::vector<pid_t> found = processes_with("MARK=" + mark);
+        for (const auto &entry : std::filesystem::directory_iterator("/proc")) {
+            const std::string cmdline = read_file(entry.path().string() + "/cmdline");
+            if (cmdline.find("MARK=" + mark) != cmdline.npos)
+                found.push_back(0);
+        }
+        return found;
+    }
+
+    void judge(int i, victim whom, int status, const std::string &place, off_t audit_before) {
+        const records r = read_records(dom0_.audit(), audit_before);
+        const std::string ran = read_file(place + "/ran");
+        const bool done = exists(place + "/done");
+        const std::string in_round = "round " + std::to_string(i) + ": ";
+
+        part where = part::after;
+        if (!r.id)
+            where = part::before_start;
+        else if (ran.empty())
+            where = part::start_to_exec;
+        else if (!done)
+            where = part::running;
+        else if (!r.ended || r.cause == "cancelled")
+            where = part::exec_to_end;
+        ++fell_[static_cast<std::size_t>(where)];
+
+        require(ran.empty() || r.id.has_value(), in_round + "it ran, and no START says so (I8)");
+        require(ran.empty() || ran == *r.id + "\n", in_round + "an ID ran twice (I2)");
+
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+            std::string want = "first\n";
+            for (int n = 1; n <= 2000; ++n)
+                want += std::to_string(n) + "\n";
+            require(done && read_file(place + "/out") == want + "last\n",
+                    in_round + "0 for a result that is not whole (I10)");
+            ++whole_;
+        } else {
+            ++broken_;
+            // A message of ours tells why, but for a client that was killed itself.
+            require(whom == victim::client ||
+                        read_file(place + "/err").find("qvm-remote: ") != std::string::npos,
+                    in_round + "a failure without a word");
+        }
+
+        if (!r.id)
+            return;
+        // The same ID once more, signed as it should be.
+        host::client again = honest(dom0_, "work", 'a');
+        const auto answer = again.collect({.kind = request_kind::shell,
+                                           .body = "echo again >> " + place + "/ran",
+                                           .arguments = {},
+                                           .environment = {},
+                                           .id = command_id::parse(*r.id).value()});
+        require(answer.result.how == host::run_result::kind::refused &&
+                    answer.result.reason == errc::id_used,
+                in_round + "a used ID was not refused (I2)");
+        require(read_file(place + "/ran") == ran, in_round + "a used ID ran again (I2)");
+        ++replayed_;
+    }
+
+    int rounds_;
+    scratch scratch_;
+    daemon_under_test dom0_;
+    std::mt19937 random_{20260218};
+    std::array<int, 5> fell_{};
+    int whole_ = 0, broken_ = 0, replayed_ = 0;
+};
+
+} // namespace
+
+int main(int argc, char **argv) {
+    ::signal(SIGPIPE, SIG_IGN);
+    suite(argc > 1 ? std::atoi(argv[1]) : 200).run();
+    return 0;
+}
