@@ -4,7 +4,6 @@
  * A transport of one's own: an abstract UNIX socket, where a peer is a user. Whoever connects is
  * called "uid-1000" and so on, since that is what the kernel knows about it: a peer's name comes
  * from what carries the bytes, never from the bytes. Yours puts here what its platform proves.
- *
  * Install uid.so beside the others, then at both ends set QVM_REMOTE_TRANSPORT=uid and, if you
  * like, QVM_REMOTE_UID_ADDRESS=my-dom0.
  */
