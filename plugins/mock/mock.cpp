@@ -2,8 +2,9 @@
 /// @file
 /// The transport for tests and first tries: UNIX sockets on one machine, peers by configuration.
 ///
-/// Options in dom0: `dir`, where NAME.sock is made for each of `peers` (names with blanks between;
-/// set_peers replaces them). In a qube: `socket`, one of these. In both: `fault`, a list as
+/// Options in dom0: `dir`, where NAME.sock is made for each of `peers` (names with blanks between),
+/// and for each that set_peers names. Peers that are configured and not authorised are how tests
+/// try a stranger. In a qube: `socket`, one of these. In both: `fault`, a list as
 /// "cut:100,in:delay:5" (faults.hpp); `seed` for what is drawn; `fault-range`, below which '?' is.
 ///
 /// It proves nothing about who connects but the user: whoever runs as this user may be any peer.
@@ -130,7 +131,8 @@ class transport {
         if (is_dom0_) {
             if (directory_.empty())
                 fail(QVMREMOTE_BAD_OPTION, "option 'dir' is missing; name a directory for sockets");
-            name_peers(std::move(peers), "option 'peers'");
+            configured_ = std::move(peers);
+            name_peers({}, "option 'peers'");
         } else {
             if (socket_.empty())
                 fail(QVMREMOTE_BAD_OPTION, "option 'socket' is missing; name the daemon's socket");
@@ -183,6 +185,7 @@ class transport {
 
     // A list that holds what is not a name changes nothing.
     void name_peers(std::vector<std::string> names, const char *whose) {
+        names.insert(names.end(), configured_.begin(), configured_.end());
         std::sort(names.begin(), names.end());
         names.erase(std::unique(names.begin(), names.end()), names.end());
         for (const std::string &name : names) {
@@ -314,6 +317,7 @@ class transport {
     bool is_dom0_;
     std::string directory_;
     std::string socket_;
+    std::vector<std::string> configured_;
     std::vector<std::string> names_; // sorted
     std::vector<fault> faults_;
     std::uint64_t fault_range_ = 4096;
