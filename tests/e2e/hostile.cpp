@@ -408,7 +408,7 @@ void suite::run() {
             }
             const std::string ran = read_file(once);
             require(ran.empty() || ran == "ran\n", "one challenge, two executions");
-        }, tries / 5);
+        });
     }
     late_challenges();
 
