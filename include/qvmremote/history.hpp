@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <qvmremote/command_id.hpp>
@@ -141,11 +142,28 @@ enum class log_category : std::uint8_t {
 [[nodiscard]] inline std::string log_line(std::string_view timestamp, log_category category,
                                           std::string_view text);
 
-/// The texts of the OUT or ERR lines for what a command printed, each beginning with `prefix`
-/// ("  stdout: ", "  stderr: "): up to three lines whole, else the first, `... (N more lines)` with
-/// N = lines - 2, and the last. 160 bytes of each line, as in preview. No output, no lines.
-[[nodiscard]] inline std::vector<std::string> log_output_lines(std::string_view untrusted_output,
-                                                               std::string_view prefix);
+/// What dom0's log shows of a command's output, kept while the bytes pass by, however many they are.
+class output_lines {
+public:
+    /// The next piece of the output.
+    void feed(std::string_view untrusted_output);
+
+    /// The texts of the OUT or ERR lines, each beginning with `prefix` ("  stdout: ",
+    /// "  stderr: "): up to three lines whole, else the first, `... (N more lines)` with N =
+    /// lines - 2, and the last. 160 bytes of each line, as in preview. No output, no lines.
+    [[nodiscard]] std::vector<std::string> show(std::string_view prefix) const;
+
+private:
+    void extend(std::string_view untrusted_piece) {
+        untrusted_current_.append(untrusted_piece.substr(
+            0, output_preview - std::min(output_preview, untrusted_current_.size())));
+    }
+
+    std::vector<std::string> untrusted_first_; // three at most
+    std::string untrusted_last_, untrusted_current_;
+    std::uint64_t ended_ = 0; // lines with a newline
+    bool open_ = false;       // something stands behind the last newline
+};
 
 namespace detail {
 
@@ -378,29 +396,47 @@ inline std::string log_line(std::string_view timestamp, log_category category,
     return detail::join("[", timestamp, "] ", name(category), " ", text, "\n");
 }
 
-inline std::vector<std::string> log_output_lines(std::string_view untrusted_output,
-                                                 std::string_view prefix) {
+inline void output_lines::feed(std::string_view untrusted_output) {
+    while (!untrusted_output.empty()) {
+        // Beyond the third line only the number counts, and the last one.
+        const std::size_t end = ended_ < 3 ? untrusted_output.find('\n') : untrusted_output.rfind('\n');
+        if (end == untrusted_output.npos) {
+            extend(untrusted_output);
+            open_ = true;
+            return;
+        }
+        const std::string_view whole = untrusted_output.substr(0, end);
+        const std::size_t before = ended_ < 3 ? whole.npos : whole.rfind('\n');
+        if (before != whole.npos)
+            untrusted_current_.clear();
+        extend(whole.substr(before == whole.npos ? 0 : before + 1));
+        ended_ += 1 + (ended_ < 3 ? 0
+                                  : static_cast<std::uint64_t>(
+                                        std::count(whole.begin(), whole.end(), '\n')));
+        if (untrusted_first_.size() < 3)
+            untrusted_first_.push_back(untrusted_current_);
+        untrusted_last_ = std::exchange(untrusted_current_, {});
+        open_ = false;
+        untrusted_output.remove_prefix(end + 1);
+    }
+}
+
+inline std::vector<std::string> output_lines::show(std::string_view prefix) const {
     std::vector<std::string> out;
-    if (untrusted_output.empty())
-        return out;
-    if (untrusted_output.back() == '\n')
-        untrusted_output.remove_suffix(1);
-    const auto show = [&](std::string_view untrusted_line) {
+    const auto add = [&](const std::string &untrusted_line) {
         out.push_back(detail::join(prefix, preview(untrusted_line, output_preview)));
     };
-    const auto newlines = std::count(untrusted_output.begin(), untrusted_output.end(), '\n');
-    if (newlines < 3) {
-        for (std::string_view left = untrusted_output;;) {
-            const std::size_t end = left.find('\n');
-            show(left.substr(0, end));
-            if (end == std::string_view::npos)
-                return out;
-            left.remove_prefix(end + 1);
-        }
+    const std::uint64_t lines = ended_ + (open_ ? 1 : 0);
+    if (lines > 3) {
+        add(untrusted_first_[0]);
+        out.push_back(detail::join(prefix, "... (", std::to_string(lines - 2), " more lines)"));
+        add(open_ ? untrusted_current_ : untrusted_last_);
+        return out;
     }
-    show(untrusted_output.substr(0, untrusted_output.find('\n')));
-    out.push_back(detail::join(prefix, "... (", std::to_string(newlines - 1), " more lines)"));
-    show(untrusted_output.substr(untrusted_output.rfind('\n') + 1));
+    for (const std::string &untrusted_line : untrusted_first_)
+        add(untrusted_line);
+    if (open_)
+        add(untrusted_current_);
     return out;
 }
 

@@ -62,7 +62,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
         require(again.empty() || one_line(again) == text);
     }
 
-    const auto shown = log_output_lines(text, "  stdout: ");
+    output_lines whole, halves;
+    whole.feed(text);
+    halves.feed(text.substr(0, size / 2));
+    halves.feed(text.substr(size / 2));
+    const auto shown = whole.show("  stdout: ");
+    require(shown == halves.show("  stdout: "));
     require(shown.size() <= 3 && shown.empty() == text.empty());
     for (const std::string &line : shown)
         require(printable(line) && line.size() <= 10 + 4 * output_preview);

@@ -205,11 +205,19 @@ TEST_CASE("dom0's log: three lines of output whole, of more the ends") {
         {"four", "a\nb\nc\nd\n", {"> a", "> ... (2 more lines)", "> d"}},
         {"four, no newline", "a\nb\nc\nd", {"> a", "> ... (2 more lines)", "> d"}},
         {"empty ones count", "\n\n\n\n\n", {"> ", "> ... (3 more lines)", "> "}},
+        {"seven", "a\nbb\nc\n\n\nd\ne", {"> a", "> ... (5 more lines)", "> e"}},
         {"escape sequence", "\x1b[2Ja\rb\n", {R"(> \x1b[2Ja\rb)"}},
         {"wide", wide, {"> " + wide.substr(0, 160)}},
     };
     for (const row &r : rows) {
         INFO(std::string(r.name));
-        CHECK(log_output_lines(r.in, "> ") == r.want);
+        // In one piece, and in pieces of every size.
+        for (std::size_t piece = 1; piece <= r.in.size() + 1; ++piece) {
+            CAPTURE(piece);
+            output_lines lines;
+            for (std::size_t at = 0; at < r.in.size(); at += piece)
+                lines.feed(r.in.substr(at, piece));
+            CHECK(lines.show("> ") == r.want);
+        }
     }
 }

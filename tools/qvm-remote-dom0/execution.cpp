@@ -334,7 +334,7 @@ void execution::read_output(output &from) {
             break;
         }
         const auto got = static_cast<std::size_t>(n);
-        from.digest.feed(as_text(room.first(got)));
+        from.shown.feed(as_text(room.first(got)));
         from.bytes += got;
         last_output_ms_ = host::boottime_ms();
         if (got >= bulk_read)
@@ -551,8 +551,10 @@ void execution::finish() {
         "vm=" + what_.from().name.text() + " id=" + what_.request().id->text();
     {
         auto lines = parts_.log.begin();
-        outputs_[0].digest.log(lines, log_category::out, "  stdout: ");
-        outputs_[1].digest.log(lines, log_category::err, "  stderr: ");
+        for (const std::string &text : outputs_[0].shown.show("  stdout: "))
+            lines.add(log_category::out, text);
+        for (const std::string &text : outputs_[1].shown.show("  stderr: "))
+            lines.add(log_category::err, text);
         if (how.cause == end_cause::timed_out)
             lines.add(log_category::timeout,
                       subject + " after=" + std::to_string(how.value) + "s");

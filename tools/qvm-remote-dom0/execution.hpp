@@ -54,7 +54,7 @@ private:
         bool waiting = false; // for the pipe to become readable
         bool eof_told = false;
         std::uint64_t bytes = 0;
-        output_digest digest;
+        output_lines shown;
     };
 
     [[nodiscard]] host::outcome<void> launch_command();

@@ -50,19 +50,4 @@ private:
     std::string text_;
 };
 
-/// What the log shows of a command's output: its first lines and its last, kept while the bytes pass
-/// by, however many there are.
-class output_digest {
-public:
-    void feed(std::string_view untrusted);
-    /// The OUT or ERR lines.
-    void log(event_log::lines &to, log_category category, std::string_view prefix) const;
-
-private:
-    std::string head_;           // until the third line ends
-    std::string tail_;           // of the line that is being written
-    std::size_t newlines_ = 0;
-    bool tail_ended_ = false;
-};
-
 } // namespace qvmremote::dom0
