@@ -174,7 +174,9 @@ TEST_CASE("peers come and go") {
     CHECK(contains(gone.error().what, "start a daemon"));
     const std::vector<std::string> bad = {"work", "../x"};
     CHECK(dom0.set_peers(bad).error().error_number == EINVAL);
-    CHECK(work.connect()); // nothing has changed
+    CHECK(work.connect());          // nothing has changed
+    REQUIRE(dom0.set_peers(names)); // a socket anew, since the first one is gone
+    CHECK(dev.connect());
 }
 
 TEST_CASE("sockets go with the transport; stale ones are taken over, live ones and files are not") {
