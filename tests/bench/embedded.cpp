@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The client as a library: one stream, its session keys made anew for each command, commands one
+// after the other, and `bash -c true` between them for comparison.
+//
+//   embedded SOCKET KEY-FILE COUNT      JSON on stdout: {"ours":{…},"bash":{…}}
+
+#include "timing.hpp"
+
+#include <csignal>
+#include <cstring>
+
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <qvmremote/host/client.hpp>
+#include <qvmremote/host/files.hpp>
+
+using namespace bench;
+using namespace qvmremote;
+
+int main(int argc, char **argv) {
+    if (argc != 4)
+        die("usage: embedded SOCKET KEY-FILE COUNT");
+    ::signal(SIGPIPE, SIG_IGN);
+    auto text = host::read_text(argv[2], 256);
+    if (!text)
+        die(text.error().what);
+    auto key = secret::parse(*text);
+    if (!key)
+        die("no key in the key file");
+    host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, argv[1], sizeof address.sun_path - 1);
+    if (::connect(fd.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) != 0)
+        die("cannot connect");
+    host::unique_fd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3));
+    host::client dom0(host::stream{std::move(fd), std::move(copy), "dom0"}, std::move(*key));
+
+    stage bash{{}, {"bash", "-c", "true"}};
+    std::vector<double> ours, theirs;
+    int failed = 0;
+    for (int i = -20, count = std::atoi(argv[3]); i < count; ++i) {
+        host::command what;
+        what.body = "true";
+        double begin = now_us();
+        const host::collected done = dom0.collect(std::move(what));
+        const double took = now_us() - begin;
+        failed += done.result.exit_code() != 0;
+        long peak = 0;
+        begin = now_us();
+        failed += !finish(start(bash, -1, -1), peak);
+        const double took_bash = now_us() - begin;
+        if (i >= 0) {
+            ours.push_back(took);
+            theirs.push_back(took_bash);
+        }
+    }
+    std::printf("{\"failed\":%d,\"ours\":%s},\"bash\":%s}}\n", failed, summary(ours).c_str(),
+                summary(theirs).c_str());
+    return 0;
+}
