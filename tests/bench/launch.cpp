@@ -3,6 +3,7 @@
 //
 //   launch [OPTIONS] -- PIPELINE -- PIPELINE ...     one round runs each pipeline once
 //   launch --fdatasync FILE --count N                appends 512 bytes and syncs, N times
+//   launch --create DIRECTORY --count N              makes N empty files
 //
 // A PIPELINE is `[NAME=VALUE]... WORD... [| [NAME=VALUE]... WORD...]...`; its stdin and stdout are
 // /dev/null. Its time is from before the first start until all of it has ended. JSON on stdout.
@@ -133,12 +134,27 @@ int measure_sync(const char *path, int count) {
     return 0;
 }
 
+int measure_create(const std::string &directory, int count) {
+    std::vector<double> samples;
+    for (int i = 0; i < count; ++i) {
+        const std::string path = directory + "/" + std::to_string(i);
+        const double begin = now_us();
+        const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0)
+            die("cannot make " + path);
+        ::close(fd);
+        samples.push_back(now_us() - begin);
+    }
+    std::printf("%s}\n", summary(std::move(samples)).c_str());
+    return 0;
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
     int count = 1, warmup = 0, parallel = 0;
     bool ready = false;
-    const char *sync = nullptr;
+    const char *sync = nullptr, *create = nullptr;
     int i = 1;
     for (; i < argc && std::strcmp(argv[i], "--") != 0; ++i) {
         const std::string_view option = argv[i];
@@ -157,11 +173,15 @@ int main(int argc, char **argv) {
             ready = true;
         else if (option == "--fdatasync")
             sync = value();
+        else if (option == "--create")
+            create = value();
         else
             die("unknown option " + std::string(option));
     }
     if (sync)
         return measure_sync(sync, count);
+    if (create)
+        return measure_create(create, count);
     std::vector<pipeline> all;
     for (; i < argc; ++i) {
         const std::string_view word = argv[i];

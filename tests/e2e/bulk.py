@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Much data: 4 GiB each way arrive as they were sent while every process stays small, and a reader
+that stalls holds up its own command and nobody else. Usage: bulk.py BUILD-DIRECTORY
+"""
+
+import contextlib
+import glob
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+BUILD = os.path.abspath(sys.argv[1])
+CLIENT = os.path.join(BUILD, "qvm-remote")
+DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
+PLUGINS = os.path.join(BUILD, "plugins", "mock")
+KEY = "0123456789abcdef" * 4 + "\n"
+HANG = 300  # seconds; nothing takes this long unless it hangs
+SIZE = 4 << 30
+SOURCE = f"yes | head -c {SIZE}"
+MOST_KIB = 32 * 1024
+# What lies between a command and a reader that has stopped: pipes at both ends (1 MiB at most each),
+# the window, and a frame or two.
+BETWEEN = 3 << 20
+
+
+def check(ok, what):
+    if not ok:
+        raise AssertionError(what)
+
+
+class Peaks:
+    """Watches VmHWM of a process and of all below it."""
+
+    def __init__(self, pid):
+        self.peaks = {}
+        self.pid = pid
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def look(self):
+        pids = [self.pid]
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{pid}/status") as f:
+                    status = dict(line.strip().partition(":")[::2] for line in f)
+                if status["Name"].strip() in ("qvm-remote", "qvm-remote-dom0") and "VmHWM" in status:
+                    kib = int(status["VmHWM"].split()[0])
+                    self.peaks[pid] = max(self.peaks.get(pid, 0), kib)
+                for children in glob.glob(f"/proc/{pid}/task/*/children"):
+                    with open(children) as f:
+                        pids += f.read().split()
+
+    def run(self):
+        while not self.over.wait(0.05):
+            self.look()
+
+    def check(self, what):
+        self.over.set()
+        self.thread.join()
+        self.look()
+        largest = max(self.peaks.values(), default=0)
+        print(f"  {what}: {largest / 1024:.1f} MiB ({len(self.peaks)} seen)", flush=True)
+        check(0 < largest <= MOST_KIB, f"{what} has grown to {largest} KiB")
+
+
+def stdout_arrives(env, daemon, expected):
+    with subprocess.Popen([CLIENT, SOURCE], env=env, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, bufsize=0) as client:
+        small, large = Peaks(client.pid), Peaks(daemon.pid)
+        digest, count = hashlib.sha256(), 0
+        buffer = bytearray(1 << 20)
+        while (n := client.stdout.readinto(buffer)) > 0:
+            digest.update(memoryview(buffer)[:n])
+            count += n
+        check(client.wait(HANG) == 0, f"exit code {client.returncode}")
+    check(count == SIZE, f"{count} bytes came")
+    check(digest.hexdigest() == expected.result(), "what came is not what was sent")
+    small.check("client")
+    large.check("daemon, warden and keepers")
+
+
+def stdin_arrives(env, daemon, expected):
+    with subprocess.Popen(["sh", "-c", SOURCE], stdout=subprocess.PIPE) as source, \
+            subprocess.Popen([CLIENT, "sha256sum"], env=env, stdin=source.stdout,
+                             stdout=subprocess.PIPE) as client:
+        source.stdout.close()
+        small, large = Peaks(client.pid), Peaks(daemon.pid)
+        out, _ = client.communicate(timeout=HANG)
+        check(client.returncode == 0, f"exit code {client.returncode}")
+    check(out.split()[0].decode() == expected.result(), f"dom0 got something else: {out!r}")
+    small.check("client")
+    large.check("daemon, warden and keepers")
+
+
+def slow_reader(env, daemon, scratch):
+    def written(pid):
+        with open(f"/proc/{pid}/io") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("wchar"))
+
+    mark = os.path.join(scratch, "pid")
+    # A grown pipe: what is read first goes quickly.
+    with subprocess.Popen([CLIENT, f"echo $$ >{mark}; exec yes"], env=env, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, bufsize=0) as client:
+        read = 0
+        while read < 32 << 20:
+            read += len(client.stdout.read(1 << 20))
+        with open(mark) as f:
+            pid = int(f.read())
+        for _ in range(2):
+            end, last, quiet = time.monotonic() + HANG, -1, 0
+            while quiet < 10:
+                check(time.monotonic() < end, "the command goes on writing")
+                now = written(pid)
+                quiet = quiet + 1 if now == last else 0
+                last = now
+                time.sleep(0.05)
+            check(last - read <= BETWEEN, f"{last - read} bytes are on their way")
+            print(f"  stalled with {(last - read) / 1024:.0f} KiB on their way", flush=True)
+            for n in range(10):
+                done = subprocess.run([CLIENT, f"echo {n}"], env=env, stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.PIPE, timeout=HANG)
+                check(done.returncode == 0 and done.stdout == b"%d\n" % n, f"echo {n}: {done}")
+            check(written(pid) == last, "the stalled command wrote on")
+            # It goes on where it stopped.
+            more = 0
+            while more < 32 << 20:
+                more += len(client.stdout.read(1 << 20))
+            read += more
+        client.kill()
+        client.stdout.close()
+    end = time.monotonic() + HANG
+    while os.path.exists(f"/proc/{pid}"):
+        check(time.monotonic() < end, "the command outlives its session")
+        time.sleep(0.05)
+    check(daemon.poll() is None, "the daemon ended")
+
+
+class Later:
+    """A value that a thread works out meanwhile."""
+
+    def __init__(self, work):
+        self.value = None
+        self.thread = threading.Thread(target=lambda: setattr(self, "value", work()))
+        self.thread.start()
+
+    def result(self):
+        self.thread.join()
+        return self.value
+
+
+def expected_digest():
+    digest, block = hashlib.sha256(), b"y\n" * (1 << 19)
+    for _ in range(SIZE // len(block)):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def main():
+    with contextlib.ExitStack() as stack:
+        scratch = tempfile.mkdtemp(prefix="qvm-remote-bulk-", dir="/tmp")
+        stack.callback(shutil.rmtree, scratch, True)
+        home, root = os.path.join(scratch, "home"), os.path.join(scratch, "d")
+        keys = os.path.join(root, "etc", "qubes", "remote.d")
+        for path in (home, os.path.join(home, ".qvm-remote"), root, os.path.join(root, "etc"), keys):
+            os.makedirs(path, 0o700)
+        for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+                f.write(KEY)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
+        env.update(HOME=home, QVM_REMOTE_PLUGIN_DIR=PLUGINS, QVM_REMOTE_TRANSPORT="mock",
+                   QVM_REMOTE_MOCK_SOCKET=os.path.join(root, "work.sock"), LANG="C.UTF-8")
+        notify = os.path.join(scratch, "notify")
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ready.bind(notify)
+        ready.settimeout(HANG)
+        of_daemon = dict(env, NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=root,
+                         QVM_REMOTE_MOCK_PEERS="work")
+        del of_daemon["QVM_REMOTE_MOCK_SOCKET"]
+        daemon = subprocess.Popen([DAEMON, "--root", root, "--transport", "mock", "--plugin-dir",
+                                   PLUGINS], env=of_daemon, stdin=subprocess.DEVNULL)
+        stack.callback(daemon.wait)
+        stack.callback(daemon.terminate)
+        ready.recv(64)
+        expected = Later(expected_digest)
+        for name, case in (("stdout", lambda: stdout_arrives(env, daemon, expected)),
+                           ("stdin", lambda: stdin_arrives(env, daemon, expected)),
+                           ("slow reader", lambda: slow_reader(env, daemon, scratch))):
+            print(name, flush=True)
+            begin = time.monotonic()
+            case()
+            print(f"  ok, {time.monotonic() - begin:.1f} s", flush=True)
+
+
+main()

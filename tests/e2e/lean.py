@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The client stays lean (DESIGN.md §1): what it loads, how large it is, how many system calls it makes.
+
+Each budget is what it was when it was set and about a tenth more. Raise one together with its reason.
+Usage: lean.py BUILD-DIRECTORY
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+
+BUILD = os.path.abspath(sys.argv[1])
+CLIENT = os.path.join(BUILD, "qvm-remote")
+DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
+PLUGINS = os.path.join(BUILD, "plugins", "mock")
+KEY = "0123456789abcdef" * 4 + "\n"
+HANG = 60
+
+LIBRARIES = {"libc.so.6", "libcrypto.so.3"}
+LOADED_BYTES = 1_580_000  # of the program's segments in the file
+CALLS_VERSION = 60
+CALLS_TRUE = 225
+
+failures = []
+
+
+def budget(what, got, most):
+    print(f"{what}: {got} of {most}")
+    if got > most:
+        failures.append(what)
+
+
+def loaded_bytes(path):
+    """The bytes of all PT_LOAD segments: debug information does not count."""
+    with open(path, "rb") as f:
+        data = f.read()
+    assert data[:6] == b"\x7fELF\x02\x01", "not a 64-bit ELF file"
+    at, = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    segments = (struct.unpack_from("<IIQQQQ", data, at + i * size) for i in range(count))
+    return sum(s[5] for s in segments if s[0] == 1)
+
+
+def calls(env, *words):
+    """How many system calls the words make, children included."""
+    with tempfile.NamedTemporaryFile("r") as out:
+        done = subprocess.run(["strace", "-f", "-c", "-o", out.name, *words], env=env, timeout=HANG,
+                              stdin=subprocess.DEVNULL, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        total = [line for line in out.read().splitlines() if line.endswith(" total")][-1]
+    return int(total.split()[3])
+
+
+def main():
+    ldd = subprocess.run(["ldd", CLIENT], stdout=subprocess.PIPE, text=True, check=True).stdout
+    names = {os.path.basename(line.split()[0]) for line in ldd.splitlines() if line.strip()}
+    if any("asan" in n or "ubsan" in n or "tsan" in n for n in names):
+        print("skipped: a sanitizer's build")
+        return 77
+    extra = {n for n in names if not re.match(r"linux-(vdso|gate)|ld-linux", n)} - LIBRARIES
+    print("libraries: " + " ".join(sorted(names)))
+    if extra:
+        failures.append("libraries: " + " ".join(sorted(extra)))
+    budget("loaded bytes", loaded_bytes(CLIENT), LOADED_BYTES)
+    if failures:
+        print("over budget: " + "; ".join(failures))
+        return 1
+    if not shutil.which("strace"):
+        print("skipped: system calls are not counted without strace, which is not installed")
+        return 77
+
+    with contextlib.ExitStack() as stack:
+        scratch = tempfile.mkdtemp(prefix="qvm-remote-lean-", dir="/tmp")
+        stack.callback(shutil.rmtree, scratch, True)
+        home, root = os.path.join(scratch, "home"), os.path.join(scratch, "d")
+        keys = os.path.join(root, "etc", "qubes", "remote.d")
+        for path in (home, os.path.join(home, ".qvm-remote"), root, keys):
+            os.makedirs(path, 0o700)
+        for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+                f.write(KEY)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
+        env.update(HOME=home, QVM_REMOTE_PLUGIN_DIR=PLUGINS, QVM_REMOTE_TRANSPORT="mock",
+                   QVM_REMOTE_MOCK_SOCKET=os.path.join(root, "work.sock"), LANG="C.UTF-8")
+        notify = os.path.join(scratch, "notify")
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ready.bind(notify)
+        ready.settimeout(HANG)
+        of_daemon = dict(env, NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=root,
+                         QVM_REMOTE_MOCK_PEERS="work")
+        del of_daemon["QVM_REMOTE_MOCK_SOCKET"]
+        daemon = subprocess.Popen([DAEMON, "--root", root, "--transport", "mock", "--plugin-dir",
+                                   PLUGINS], env=of_daemon, stdin=subprocess.DEVNULL)
+        stack.callback(daemon.wait)
+        stack.callback(daemon.terminate)
+        ready.recv(64)
+        try:
+            subprocess.run(["strace", "-f", "-c", "-o", "/dev/null", "true"], check=True,
+                           capture_output=True)
+        except subprocess.CalledProcessError:
+            print("skipped: strace may not trace here")
+            return 77
+        calls(env, CLIENT, "true")  # makes the directories of the day
+        budget("system calls of qvm-remote --version", calls(env, CLIENT, "--version"),
+               CALLS_VERSION)
+        # How often it is woken depends on what comes together: the least of some runs.
+        budget("system calls of qvm-remote true", min(calls(env, CLIENT, "true") for _ in range(5)),
+               CALLS_TRUE)
+    if failures:
+        print("over budget: " + "; ".join(failures))
+    return 1 if failures else 0
+
+
+sys.exit(main())
