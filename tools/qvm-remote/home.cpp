@@ -127,7 +127,7 @@ void recorder::begin() {
     started_ = now.timestamp();
     const host::unique_fd base = open_directory(AT_FDCWD, where_.directory().c_str());
     const host::unique_fd history = open_directory(base.get(), "history");
-    day_ = open_directory(history.get(), now.format("%Y-%m-%d").c_str());
+    day_ = open_directory(history.get(), now.date().c_str());
     // Under a hidden name until it is whole, so that nobody takes half a record for one.
     entry_ = open_directory(day_.get(), ("." + id_).c_str());
     if (!entry_)

@@ -252,8 +252,8 @@ class client {
     [[nodiscard]] static command_id make_id() {
         std::array<std::uint8_t, 4> random{};
         fill_random(random);
-        return command_id::parse(local_time::now().format("%Y%m%d-%H%M%S-") +
-                                 std::to_string(::getpid()) + "-" + to_hex(random))
+        return command_id::parse(local_time::now().compact() + "-" + std::to_string(::getpid()) +
+                                 "-" + to_hex(random))
             .value();
     }
 

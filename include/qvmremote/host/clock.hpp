@@ -36,23 +36,37 @@ struct local_time {
         return out;
     }
 
+    /// "YYYY-MM-DD", the name of a day's directory.
+    [[nodiscard]] std::string date() const {
+        char text[48];
+        std::snprintf(text, sizeof text, "%04d-%02d-%02d", fields.tm_year + 1900, fields.tm_mon + 1,
+                      fields.tm_mday);
+        return text;
+    }
+    /// "YYYYmmdd-HHMMSS", as an ID begins.
+    [[nodiscard]] std::string compact() const {
+        char text[48];
+        std::snprintf(text, sizeof text, "%04d%02d%02d-%02d%02d%02d", fields.tm_year + 1900,
+                      fields.tm_mon + 1, fields.tm_mday, fields.tm_hour, fields.tm_min,
+                      fields.tm_sec);
+        return text;
+    }
     /// "YYYY-MM-DDTHH:MM:SS", as every protocol-1 record has it.
-    [[nodiscard]] std::string timestamp() const { return format("%Y-%m-%dT%H:%M:%S"); }
+    [[nodiscard]] std::string timestamp() const {
+        char text[48];
+        std::snprintf(text, sizeof text, "T%02d:%02d:%02d", fields.tm_hour, fields.tm_min,
+                      fields.tm_sec);
+        return date() + text;
+    }
 
     /// "YYYY-MM-DDTHH:MM:SS.mmm+hh:mm" for the audit log.
     [[nodiscard]] std::string precise() const {
-        char zone[16];
+        char zone[64];
         const long minutes = fields.tm_gmtoff / 60;
         std::snprintf(zone, sizeof zone, ".%03ld%c%02ld:%02ld", nanoseconds / 1'000'000,
                       minutes < 0 ? '-' : '+', (minutes < 0 ? -minutes : minutes) / 60,
                       (minutes < 0 ? -minutes : minutes) % 60);
         return timestamp() + zone;
-    }
-
-    /// As strftime; the result is short.
-    [[nodiscard]] std::string format(const char *pattern) const {
-        char text[64];
-        return std::string(text, ::strftime(text, sizeof text, pattern, &fields));
     }
 };
 

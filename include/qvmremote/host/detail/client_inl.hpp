@@ -77,10 +77,9 @@ class client::running {
         const auto in = watch(c_.link_.in.get(), POLLIN);
         if (c_.machine_.output().size() > 0)
             watch(c_.link_.out.get(), POLLOUT);
-        const std::optional<nfds_t> input =
-            wants_stdin() ? std::optional(watch(io_.stdin_fd, POLLIN)) : std::nullopt;
-        const std::optional<nfds_t> signals =
-            io_.signal_fd >= 0 ? std::optional(watch(io_.signal_fd, POLLIN)) : std::nullopt;
+        // poll passes over a descriptor that is negative.
+        const auto input = watch(wants_stdin() ? io_.stdin_fd : -1, POLLIN);
+        const auto signals = watch(io_.signal_fd, POLLIN);
         int timeout = static_cast<int>(silence_ms / 2);
         if (io_.tick)
             timeout = std::min(timeout, io_.tick_ms);
@@ -101,7 +100,7 @@ class client::running {
             ticked_ms_ = now;
             io_.tick();
         }
-        if (ready > 0 && signals && fds[*signals].revents)
+        if (ready > 0 && fds[signals].revents)
             take_signals();
         for (lane *l : {&out_, &err_})
             if (!l->pending.empty() && !done_)
@@ -110,7 +109,7 @@ class client::running {
             receive(now);
         else if (!done_)
             check_silence(now);
-        if (ready > 0 && input && fds[*input].revents && !done_ && wants_stdin())
+        if (ready > 0 && fds[input].revents && !done_ && wants_stdin())
             send_stdin();
     }
 
