@@ -12,10 +12,11 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
-#include <vector>
+#include <utility>
 
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/error.hpp>
@@ -129,6 +130,35 @@ struct frame_view {
     bytes_view untrusted_payload;
 };
 
+namespace detail {
+
+// Room that is not written before it is used. A buffer of a frame's size is mostly room, and zeroes
+// would touch each of its pages for a stream that carries a hundred bytes.
+class raw_buffer {
+  public:
+    [[nodiscard]] std::uint8_t *data() const noexcept { return data_.get(); }
+    [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+    /// Makes it larger; the first `keep` bytes stay.
+    void grow(std::size_t size, std::size_t keep) {
+        assert(size > size_ && keep <= size_);
+        auto larger = std::make_unique_for_overwrite<std::uint8_t[]>(size);
+        std::copy_n(data_.get(), keep, larger.get());
+        data_ = std::move(larger);
+        size_ = size;
+    }
+    void release() noexcept {
+        data_.reset();
+        size_ = 0;
+    }
+
+  private:
+    std::unique_ptr<std::uint8_t[]> data_;
+    std::size_t size_ = 0;
+};
+
+} // namespace detail
+
 /// Cuts a stream into frames. Holds one frame of the largest permitted size, no more: what a peer
 /// can make this end keep is the limit given here (I4).
 class frame_reader {
@@ -150,8 +180,8 @@ class frame_reader {
             begin_ = 0;
         }
         if (buffer_.size() < capacity)
-            buffer_.resize(capacity);
-        return std::span(buffer_).subspan(end_);
+            buffer_.grow(capacity, end_);
+        return std::span(buffer_.data(), buffer_.size()).subspan(end_);
     }
     void commit(std::size_t n) noexcept {
         assert(n <= buffer_.size() - end_);
@@ -184,7 +214,7 @@ class frame_reader {
 
     /// Bytes not yet returned as frames.
     [[nodiscard]] bytes_view unread() const noexcept {
-        return bytes_view(buffer_).subspan(begin_, end_ - begin_);
+        return bytes_view(buffer_.data(), end_).subspan(begin_);
     }
     void skip(std::size_t n) noexcept {
         assert(n <= end_ - begin_);
@@ -194,13 +224,13 @@ class frame_reader {
     /// Gives the buffer's memory back while the stream is idle between frames.
     void release_if_empty() {
         if (begin_ == end_) {
-            buffer_ = {};
+            buffer_.release();
             begin_ = end_ = 0;
         }
     }
 
   private:
-    std::vector<std::uint8_t> buffer_;
+    detail::raw_buffer buffer_;
     std::size_t begin_ = 0;
     std::size_t end_ = 0;
     std::size_t limit_;
@@ -222,8 +252,8 @@ class out_buffer {
             begin_ = 0;
         }
         if (buffer_.size() - end_ < n)
-            buffer_.resize(end_ + n);
-        return std::span(buffer_).subspan(end_, n);
+            buffer_.grow(std::max(end_ + n, 2 * buffer_.size()), end_);
+        return std::span(buffer_.data() + end_, n);
     }
     void commit(std::size_t n) noexcept {
         assert(end_ + n <= buffer_.size());
@@ -236,7 +266,7 @@ class out_buffer {
     }
 
     [[nodiscard]] bytes_view pending() const noexcept {
-        return bytes_view(buffer_).subspan(begin_, end_ - begin_);
+        return bytes_view(buffer_.data(), end_).subspan(begin_);
     }
     [[nodiscard]] std::size_t size() const noexcept { return end_ - begin_; }
     void consume(std::size_t n) noexcept {
@@ -247,13 +277,13 @@ class out_buffer {
     /// Gives the memory back when nothing is pending.
     void release_if_empty() {
         if (begin_ == end_) {
-            buffer_ = {};
+            buffer_.release();
             begin_ = end_ = 0;
         }
     }
 
   private:
-    std::vector<std::uint8_t> buffer_;
+    detail::raw_buffer buffer_;
     std::size_t begin_ = 0;
     std::size_t end_ = 0;
 };
