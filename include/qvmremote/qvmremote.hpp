@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// All of the protocol, without what touches the machine (host/).
+
+#pragma once
+
+#include <qvmremote/audit.hpp>
+#include <qvmremote/bytes.hpp>
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/config.hpp>
+#include <qvmremote/digest.hpp>
+#include <qvmremote/envelope.hpp>
+#include <qvmremote/error.hpp>
+#include <qvmremote/frame.hpp>
+#include <qvmremote/history.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/policy.hpp>
+#include <qvmremote/sanitize.hpp>
+#include <qvmremote/secret.hpp>
+#include <qvmremote/session.hpp>
+#include <qvmremote/token.hpp>
+#include <qvmremote/transport_abi.h>
