@@ -444,7 +444,7 @@ def bench_history(_):
         else:
             fill_history(house, days)
         fill_ids(house, used)
-    label = f"{days * 1000:,} in the history, {ids:,} IDs / 10: ".replace(",", " ")
+    label = f"{days * 1000} in the history and {ids} IDs, to 10 of each: "
     rounds = ROUNDS // 4
     started = launch("--ready", "--count", rounds, "--warmup", 2, "--", *small.daemon_words(), "--",
                      *large.daemon_words(), env={k: v for k, v in small.env().items()
