@@ -68,9 +68,8 @@ int main(int argc, char **argv) {
         what.body = line;
         const host::collected done = dom0.collect(std::move(what));
         last = done.result.exit_code();
-        // What dom0 printed is data; what is said about a failure goes to a terminal.
-        std::printf("$ %s\nexit code %d\nstdout: %sstderr: %s\n", line, last, done.out.c_str(),
-                    done.err.c_str());
+        std::printf("$ %s\n%sexit code %d\n", line, done.out.c_str(), last);
+        std::fprintf(stderr, "%s", done.err.c_str());
         if (done.result.how != host::run_result::kind::ended)
             return fail("did not end well: " + std::string(message(done.result.reason)) + "; " +
                         for_terminal(done.result.untrusted_text));
