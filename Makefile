@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# A thin front: Meson does the work. `make help` lists what there is.
+BUILD ?= build
+PREFIX ?= /usr
+DESTDIR ?=
+MESON ?= meson
+# What a fresh Debian 12 lacks (of A|B, one). libboost1.81-dev takes the place of the 1.74 headers.
+PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
+	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
+WERROR = $(if $(filter true,$(CI)),true,false)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format \
+	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist clean
+
+help: ## show this
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+	@echo "Variables: BUILD=$(BUILD) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) CI=$(CI) (CI=true: warnings are errors)"
+
+demo: build ## build, then show all of it here on the mock transport
+	tests/e2e/demo.sh $(BUILD)
+
+test: build ## build and run the tests
+	$(MESON) test -C $(BUILD) --print-errorlogs
+
+bench: build ## measure against the bars of the specification
+	$(MESON) compile -C $(BUILD) bench-programs
+	tests/bench/run.py $(BUILD)
+
+check: test check-clang check-sanitize check-ndebug check-tree check-format ## test, and all that CI looks at
+
+check-clang: deps-check
+	.ci/configure $(BUILD)-clang clang++-14 -Dwerror=true --buildtype=debug -Dfuzz=true
+	$(MESON) compile -C $(BUILD)-clang
+	$(MESON) test -C $(BUILD)-clang --print-errorlogs
+
+check-sanitize: deps
+	.ci/configure $(BUILD)-sanitize g++ -Dwerror=true --buildtype=debug -Doptimization=1 \
+		-Db_sanitize=address,undefined -Db_lundef=false -Db_ndebug=false
+	$(MESON) test -C $(BUILD)-sanitize --print-errorlogs --timeout-multiplier 4
+
+check-ndebug: deps
+	.ci/configure $(BUILD)-ndebug g++ -Dwerror=true --buildtype=release -Db_ndebug=true
+	$(MESON) test -C $(BUILD)-ndebug --print-errorlogs --suite unit --suite fuzz --suite host
+
+check-tree:
+	tests/check-tree.py
+
+check-format: deps-check
+	@git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 --dry-run 2>&1 | \
+		sed -n 's/^\([^:]*\):.*warning: code should be clang-formatted.*/\1/p' | sort | uniq -c | \
+		sed 's/$$/: lines that clang-format would move/'
+
+deps: ## install the packages that are missing (Debian)
+	@.ci/deps $(PACKAGES)
+deps-check:
+	@.ci/deps $(PACKAGES) $(CHECK_PACKAGES)
+
+build: deps
+	.ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
+	$(MESON) compile -C $(BUILD)
+
+install-vm: build ## install the client, for a qube (PREFIX, DESTDIR)
+	$(MESON) install -C $(BUILD) --no-rebuild --tags qube,transport $(if $(DESTDIR),--destdir "$(abspath $(DESTDIR))")
+install-dom0: build ## install the daemon, for dom0
+	$(MESON) install -C $(BUILD) --no-rebuild --tags dom0,transport $(if $(DESTDIR),--destdir "$(abspath $(DESTDIR))")
+
+uninstall-vm: ## remove what install-vm installed; keys and history stay
+	packaging/install/uninstall.py $(BUILD) qube "$(DESTDIR)"
+uninstall-dom0: ## remove what install-dom0 installed; keys, policy and logs stay
+	packaging/install/uninstall.py $(BUILD) dom0 "$(DESTDIR)"
+
+dist: build ## a release tarball of what is committed
+	$(MESON) dist -C $(BUILD) --no-tests --formats xztar
+
+clean: ## remove the build directories
+	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug

@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tree promises about itself: check-tree.py [ROOT]. Prints each broken promise, one a line.
+
+- every source says its licence (SPDX) near the top
+- no open question stands in a comment, no command line goes through a shell
+- no package registry's host and no path of somebody's machine is in the tree
+- includes point downwards (the floors of the design), and each header is in Meson's lists, which
+  are what is installed and what the header tests compile
+- the umbrella includes exactly the library headers, sorted
+- every man page and completion file is in Meson's tables
+"""
+import ast
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(__file__), ".."))
+
+# Lower floors first; a header includes lower floors only. host/ stands on all of them and has an
+# order of its own; programs and plug-ins stand on host/.
+FLOORS = [
+    {"error", "limits", "transport_abi"},
+    {"bytes"},
+    {"digest"},
+    {"sanitize", "secret", "command_id", "frame", "config"},
+    {"envelope", "history"},
+    {"token", "policy", "audit"},
+    {"session"},
+    {"qvmremote"},
+]
+HOST = [{"failure", "unique_fd", "clock"}, {"files", "transport"}, {"plugin", "environment", "client"}]
+
+SOURCE = (".cpp", ".hpp", ".c", ".h", ".py", ".sh", ".build", ".in", ".map")
+SOURCE_NAMES = ("Makefile", "meson.build", "meson_options.txt")
+SCRIPTS = (".ci/",)
+# Words are put together here, so that this file does not find itself.
+OPEN_QUESTIONS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]) + r")\b")
+SHELLS = re.compile(r"(?<![\w.])(?:std::|::)?(" + "sys" + "tem|po" + r"pen)\s*\(")
+SHELLS_PY = re.compile(r"\bos\.(" + "sys" + "tem|po" + r"pen)\s*\(|shell\s*=\s*" + "True")
+HOSTS = re.compile(r"\b(" + "|".join([
+    r"(?:deb|security|snapshot|ftp)\.debian\.org", r"(?:files\.)?pythonhosted\.org", r"pypi\.org",
+    r"registry\.npmjs\.org", r"(?:static\.)?crates\.io", r"proxy\.golang\.org", r"rubygems\.org",
+    r"wrapdb\.mesonbuild\.com", r"repo\.maven\.apache\.org", r"registry\.yarnpkg\.com"]) + r")\b")
+PATHS = re.compile(r"(?<![\w@.])/(work/|home/[a-z]\w*/|root/(?!\.qvm))|artifactory|nexus\.", re.I)
+
+problems = []
+
+
+def problem(where, what):
+    problems.append(f"{where}: {what}")
+
+
+def read(path):
+    with open(os.path.join(ROOT, path), encoding="utf-8", errors="surrogateescape") as f:
+        return f.read()
+
+
+def tree():
+    """What git knows, or would add: a build directory is neither."""
+    out = subprocess.run(["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+                         capture_output=True, check=False)
+    if out.returncode == 0:
+        names = [n for n in out.stdout.decode().split("\0") if n]
+    else:  # a release tarball
+        names = [os.path.relpath(os.path.join(d, f), ROOT) for d, _, fs in os.walk(ROOT) for f in fs]
+    return sorted({n for n in names if os.path.isfile(os.path.join(ROOT, n)) and not n.startswith("build")})
+
+
+def is_source(name):
+    return name.endswith(SOURCE) or os.path.basename(name) in SOURCE_NAMES or name.startswith(SCRIPTS)
+
+
+def is_data(name):
+    return "/corpus/" in name or name.startswith("tests/vectors/") and name.endswith(".txt") or name == "LICENSE"
+
+
+def check_lines(name):
+    text = read(name)
+    if is_source(name) and "SPDX-License-Identifier: GPL-2.0-or-later" not in "\n".join(text.split("\n")[:3]):
+        problem(name, "says no licence in its first three lines")
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{name}:{number}"
+        if is_source(name) or name.endswith(".md"):
+            if OPEN_QUESTIONS.search(line):
+                problem(where, "holds an open question; that is an issue")
+        if name.endswith((".cpp", ".hpp", ".c", ".h")) and SHELLS.search(line.split("//")[0]):
+            problem(where, "runs a command through a shell")
+        if name.endswith(".py") and SHELLS_PY.search(line):
+            problem(where, "runs a command through a shell")
+        if HOSTS.search(line) and name != "tests/check-tree.py":
+            problem(where, f"names a package registry: {HOSTS.search(line).group()}")
+        if PATHS.search(line) and name != "tests/check-tree.py":
+            problem(where, f"holds a path or host of one machine: {PATHS.search(line).group()}")
+
+
+def floor_of(header):
+    """(major, minor) of "qvmremote/…", larger is higher; None for what has no place."""
+    stem = re.sub(r"\.(hpp|h)$", "", header.removeprefix("qvmremote/"))
+    host = stem.startswith("host/")
+    stem = stem.removeprefix("host/").removeprefix("detail/").removesuffix("_inl")
+    for level, names in enumerate(HOST if host else FLOORS):
+        if stem in names:
+            return (1 if host else 0, level)
+    return None
+
+
+def check_includes(name):
+    own = name.removeprefix("include/")
+    mine = floor_of(own)
+    if mine is None:
+        problem(name, "has no floor: give it one in tests/check-tree.py")
+        return
+    for header in re.findall(r'^\s*#\s*include\s+[<"](qvmremote/[^>"]+)[>"]', read(name), re.M):
+        theirs = floor_of(header)
+        if theirs is None:
+            problem(name, f"includes <{header}>, which has no floor")
+        elif theirs >= mine:
+            # A header and the file of its long bodies are one.
+            if not same_pair(own, header):
+                problem(name, f"includes <{header}>, which does not stand on a lower floor")
+    if not own.startswith("qvmremote/host/"):
+        for header in re.findall(r"^\s*#\s*include\s+<((?:sys/|boost/|nlohmann/|unistd|fcntl|poll|pthread)[^>]*)>",
+                                 read(name), re.M):
+            problem(name, f"includes <{header}>: the library touches no machine")
+    for header in re.findall(r'^\s*#\s*include\s+"([^"]+)"', read(name), re.M):
+        problem(name, f'includes "{header}": say <qvmremote/…>')
+
+
+def same_pair(one, other):
+    def stem(header):
+        return re.sub(r"(_inl)?\.(hpp|h)$", "", header.replace("detail/", ""))
+    return stem(one) == stem(other)
+
+
+def meson_list(name, text):
+    found = re.search(r"^" + name + r" = \[(.*?)\]", text, re.M | re.S)
+    return ast.literal_eval("[" + found.group(1) + "]") if found else []
+
+
+def check_lists(names):
+    text = read("include/meson.build")
+    listed = {n: meson_list(n, text) for n in
+              ("qvmremote_headers", "qvmremote_host_headers", "qvmremote_detail_headers")}
+    there = {n.removeprefix("include/") for n in names if n.startswith("include/") and n.endswith((".hpp", ".h"))}
+    everything = [h for l in listed.values() for h in l]
+    for header in sorted(there - set(everything)):
+        problem("include/" + header, "is in none of the lists of include/meson.build")
+    for header in sorted(set(everything) - there):
+        problem("include/meson.build", f"lists {header}, which is not there")
+    for name, headers in listed.items():
+        if headers != sorted(headers):
+            problem("include/meson.build", f"{name} is not sorted")
+        if not re.search(r"install_headers\([^)]*\b" + name + r"\b", text, re.S):
+            problem("include/meson.build", f"{name} is not installed")
+    for header in listed["qvmremote_headers"] + listed["qvmremote_host_headers"]:
+        if "/detail/" in header:
+            problem("include/meson.build", f"{header} is no public header")
+    umbrella = re.findall(r"#include <([^>]+)>", read("include/qvmremote/qvmremote.hpp"))
+    want = [h for h in listed["qvmremote_headers"] if h != "qvmremote/qvmremote.hpp"]
+    if umbrella != want:
+        problem("include/qvmremote/qvmremote.hpp", "does not include the library headers, sorted: "
+                + ", ".join(sorted(set(umbrella) ^ set(want)) or ["the order differs"]))
+
+
+def check_packaging(names):
+    pages = read("packaging/man/meson.build")
+    shells = read("packaging/completion/meson.build")
+    for name in names:
+        base = os.path.basename(name)
+        if name.startswith("packaging/man/") and name.endswith(".md") and f"'{base[:-3]}'" not in pages:
+            problem(name, "is not in packaging/man/meson.build")
+        if name.startswith("packaging/completion/") and base != "meson.build":
+            program = base.removeprefix("_").removesuffix(".bash").removesuffix(".fish")
+            if f"'{program}'" not in shells:
+                problem(name, "is not in packaging/completion/meson.build")
+
+
+def main():
+    names = tree()
+    for name in names:
+        if not is_data(name):
+            check_lines(name)
+        if name.startswith("include/") and name.endswith((".hpp", ".h")):
+            check_includes(name)
+    check_lists(names)
+    check_packaging(names)
+    for line in problems:
+        print(line)
+    print(f"{len(names)} files, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+sys.exit(main())
