@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <csignal>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <set>
+#include <map>
+#include <memory>
 #include <string_view>
 
 #include <dirent.h>
@@ -18,7 +18,7 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -29,644 +29,899 @@
 #include <qvmremote/bytes.hpp>
 
 namespace qvmremote::dom0 {
-
 namespace {
 
 using host::unique_fd;
 
-constexpr std::size_t inline_block = 64 * 1024; // a larger launch block goes as a memory file
+constexpr std::array<std::string_view, 4> program_directories = {
+    "/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/", "/usr/bin/"};
+constexpr std::size_t inline_block = 64 * 1024;        // what a default socket buffer surely takes
+constexpr std::size_t largest_block = 8 * 1024 * 1024; // execve's own limit lies below
 constexpr std::size_t most_extra = 16;
-constexpr std::size_t fixed_fds = 4; // control, in, out, err
-constexpr std::size_t most_fds = fixed_fds + most_extra + 1;
-constexpr std::size_t largest_block = 8 * 1024 * 1024;
-constexpr int high_fd = 64; // where descriptors wait out of the way of the numbers they shall get
-constexpr timeval launch_patience{1, 0};
-constexpr std::uint64_t term_grace_ms = 2000;
-constexpr int kill_pace_ms = 10;
-constexpr std::string_view search_path[] = {"/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/",
-                                            "/usr/bin/"};
+constexpr std::size_t most_descriptors = 4 + most_extra + 1;
+constexpr std::uint64_t grace_ms = 2000;
+constexpr std::uint64_t longest_interval_ms = 64;
+constexpr std::size_t processes_per_pass = 4096;
 
-std::uint64_t now_ms() {
+// What goes over a control socket. Both ends are this very program, so structs go as they are.
+struct report { // keeper to daemon
+    std::int32_t kind;
+    std::int32_t number;
+    std::int32_t flag;
+};
+using order = std::int32_t; // daemon to keeper: a signal's number, or
+constexpr order order_terminate = 0;
+// There is no order to kill: that is the end of the socket, which never fails for lack of room.
+
+[[nodiscard]] std::uint64_t now_ms() noexcept {
     timespec t{};
     ::clock_gettime(CLOCK_MONOTONIC, &t);
     return static_cast<std::uint64_t>(t.tv_sec) * 1000 +
            static_cast<std::uint64_t>(t.tv_nsec) / 1'000'000;
 }
 
-// What goes between daemon and keeper: one packet, both ends are the same program.
-enum class order : std::uint8_t { signal = 1, terminate, kill };
-struct order_packet {
-    order what;
-    std::int32_t number;
-};
-struct event_packet {
-    child_event::event_kind kind;
-    std::int32_t value; // pid, errno or wait status
-    bool flag;          // directory_missing or tree_empty
-};
-
-// --- the launch block -------------------------------------------------------------------------
-
-void put_strings(byte_writer &w, const std::vector<std::string> &texts) {
-    w.u32(static_cast<std::uint32_t>(texts.size()));
-    for (const std::string &text : texts) {
-        w.u32(static_cast<std::uint32_t>(text.size()));
-        w.put(text);
+// -1 with errno, 0 at the other end's end. A peer that closed with something of ours unread shows
+// as ECONNRESET, once and ahead of what it had sent before: that is still to be read.
+[[nodiscard]] ssize_t receive(int fd, void *to, std::size_t size) noexcept {
+    for (;;) {
+        const ssize_t n = ::recv(fd, to, size, MSG_DONTWAIT);
+        if (n >= 0 || (errno != EINTR && errno != ECONNRESET))
+            return n;
     }
 }
-std::string take_string(byte_reader &r) {
-    const auto size = r.u32();
-    const auto text = r.take(size.value_or(0));
-    return text ? std::string(as_text(*text)) : std::string();
-}
-std::vector<std::string> take_strings(byte_reader &r) {
-    std::vector<std::string> out(r.u32().value_or(0));
-    for (std::string &text : out)
-        text = take_string(r);
-    return out;
+
+template <class T> bool send_one(int fd, const T &what) noexcept {
+    ssize_t n;
+    do
+        n = ::send(fd, &what, sizeof what, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n == static_cast<ssize_t>(sizeof what);
 }
 
-bytes encode(const launch &what) {
-    bytes out;
-    byte_writer w(out);
-    put_strings(w, {what.program, what.directory});
-    put_strings(w, what.argv);
-    put_strings(w, what.environment);
-    w.u32(what.umask);
-    w.u8(what.no_new_privs ? 1 : 0);
-    w.u8(what.oom_score_adj ? 1 : 0);
-    w.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
-    w.u8(what.user ? 1 : 0);
-    if (what.user) {
-        w.u32(what.user->uid);
-        w.u32(what.user->gid);
-        w.u32(static_cast<std::uint32_t>(what.user->groups.size()));
-        for (const gid_t group : what.user->groups)
-            w.u32(group);
-    }
-    w.u32(static_cast<std::uint32_t>(what.extra.size()));
+// The launch block: `launch` as bytes, without its descriptors. Each string has its NUL with it, so
+// that argv can point into the block.
+
+void put_string(byte_writer &to, std::string_view text) {
+    to.u32(static_cast<std::uint32_t>(text.size() + 1));
+    to.put(text);
+    to.u8(0);
+}
+
+void put_strings(byte_writer &to, const std::vector<std::string> &strings) {
+    to.u32(static_cast<std::uint32_t>(strings.size()));
+    for (const std::string &s : strings)
+        put_string(to, s);
+}
+
+enum : std::uint8_t { has_user = 1, has_oom_score = 2, has_no_new_privs = 4 };
+
+void put_launch(byte_writer &to, const launch &what) {
+    to.u8(static_cast<std::uint8_t>((what.user ? has_user : 0) |
+                                    (what.oom_score_adj ? has_oom_score : 0) |
+                                    (what.no_new_privs ? has_no_new_privs : 0)));
+    to.u32(what.umask);
+    to.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
+    const identity as = what.user.value_or(identity{});
+    to.u32(as.uid);
+    to.u32(as.gid);
+    to.u32(static_cast<std::uint32_t>(as.groups.size()));
+    for (const gid_t g : as.groups)
+        to.u32(g);
+    to.u32(static_cast<std::uint32_t>(what.extra.size()));
     for (const auto &[from, number] : what.extra)
-        w.u32(static_cast<std::uint32_t>(number));
-    return out;
+        to.u32(static_cast<std::uint32_t>(number));
+    put_string(to, what.program);
+    put_string(to, what.directory);
+    put_strings(to, what.argv);
+    put_strings(to, what.environment);
 }
 
-// The daemon wrote it, with encode() above: there is nothing to distrust.
-launch decode(bytes_view block) {
-    byte_reader r(block);
-    launch out;
-    auto names = take_strings(r);
-    out.program = std::move(names.at(0));
-    out.directory = std::move(names.at(1));
-    out.argv = take_strings(r);
-    out.environment = take_strings(r);
-    out.umask = r.u32().value_or(022);
-    out.no_new_privs = r.u8().value_or(0) != 0;
-    const bool has_oom = r.u8().value_or(0) != 0;
-    const auto oom = static_cast<int>(r.u32().value_or(0));
-    if (has_oom)
-        out.oom_score_adj = oom;
-    if (r.u8().value_or(0) != 0) {
-        out.user = identity{r.u32().value_or(0), r.u32().value_or(0), {}};
-        out.user->groups.resize(r.u32().value_or(0));
-        for (gid_t &group : out.user->groups)
-            group = r.u32().value_or(0);
-    }
-    out.extra.resize(r.u32().value_or(0));
-    for (auto &[from, number] : out.extra)
-        number = static_cast<int>(r.u32().value_or(0));
-    return out;
+[[nodiscard]] bool has_nul(const std::string &text) { return text.find('\0') != std::string::npos; }
+
+// What could not be carried out as it is written. A NUL above all: the kernel would cut there, and
+// what runs would not be what was approved.
+[[nodiscard]] const char *why_not(const launch &what) {
+    if (what.program.empty() || what.argv.empty())
+        return "a command needs a program and an argv";
+    if (has_nul(what.program) || has_nul(what.directory) ||
+        std::any_of(what.argv.begin(), what.argv.end(), has_nul) ||
+        std::any_of(what.environment.begin(), what.environment.end(), has_nul))
+        return "a command holds a NUL byte";
+    if (what.in < 0 || what.out < 0 || what.err < 0 || what.extra.size() > most_extra)
+        return "a command lacks a descriptor or has too many";
+    for (auto at = what.extra.begin(); at != what.extra.end(); ++at)
+        if (at->first < 0 || at->second < 3 || at->second > 1023 ||
+            std::any_of(what.extra.begin(), at,
+                        [&](const auto &other) { return other.second == at->second; }))
+            return "a command's descriptor has no number of its own";
+    return nullptr;
 }
 
-// --- a command's processes --------------------------------------------------------------------
-
-void read_children(pid_t of, std::vector<pid_t> &out) {
-    const std::string tasks = "/proc/" + std::to_string(of) + "/task";
-    DIR *const threads = ::opendir(tasks.c_str());
-    if (!threads)
-        return;
-    while (const dirent *entry = ::readdir(threads)) {
-        if (entry->d_name[0] == '.')
-            continue;
-        const unique_fd fd(
-            ::open((tasks + "/" + entry->d_name + "/children").c_str(), O_RDONLY | O_CLOEXEC));
-        std::string text;
-        std::array<char, 4096> block;
-        for (ssize_t n; fd && (n = ::read(fd.get(), block.data(), block.size())) > 0;)
-            text.append(block.data(), static_cast<std::size_t>(n));
-        for (const char *at = text.c_str(); *at != '\0';) {
-            char *end = nullptr;
-            const long pid = std::strtol(at, &end, 10);
-            if (end == at)
-                break;
-            out.push_back(static_cast<pid_t>(pid));
-            at = end + std::strspn(end, " ");
-        }
-    }
-    ::closedir(threads);
-}
-
-// All below us: a subreaper's descendants cannot leave its tree.
-std::vector<pid_t> descendants() {
-    std::vector<pid_t> out;
-    read_children(::getpid(), out);
-    for (std::size_t i = 0; i < out.size(); ++i)
-        read_children(out[i], out);
-    return out;
-}
-
-void signal_tree(int number) {
-    for (const pid_t pid : descendants())
-        ::kill(pid, number);
-}
-
-// First stops what can be seen, until nothing new turns up: what is stopped cannot fork, so a tree
-// that multiplies is not chased but frozen.
-void kill_tree() {
-    std::set<pid_t> stopped;
-    for (int pass = 0; pass < 16; ++pass) {
-        bool fresh = false;
-        for (const pid_t pid : descendants())
-            if (stopped.insert(pid).second) {
-                fresh = true;
-                ::kill(pid, SIGSTOP);
-            }
-        if (!fresh)
-            break;
-    }
-    for (const pid_t pid : stopped)
-        ::kill(pid, SIGKILL);
-}
-
-// --- the keeper ---------------------------------------------------------------------------------
-
-// What the child needs between vfork and exec, laid out before: it shares our memory, and may call
-// nothing there that is not async-signal-safe.
-struct exec_plan {
-    std::vector<std::string> programs;
+// All that the new process needs, ready before vfork: from there on nothing may be allocated.
+struct preparation {
+    std::vector<std::string> places; // where the program may be
     std::vector<char *> argv, environment;
-    std::vector<std::pair<int, int>> descriptors; // from high_fd up -> number, ascending
+    const char *directory = nullptr;
+    mode_t mask = 0;
+    std::string oom_score; // empty: as it is
+    bool no_new_privs = false;
+    std::optional<identity> user;
+    std::vector<std::pair<int, int>> descriptors; // from -> to, in order of `to`
+    sigset_t no_signals{};
+
+    // Written by the new process, in our memory, which is how we learn of it.
     volatile int error = 0;
     volatile bool directory_missing = false;
 };
 
-[[noreturn]] void become(const launch &what, exec_plan &plan) {
-    const auto give_up = [&](int error) {
-        plan.error = error;
+[[nodiscard]] char *take_string(byte_reader &from) {
+    const auto size = from.u32();
+    const auto text = from.take(size.value_or(0));
+    if (!text || text->empty() || text->back() != 0)
+        return nullptr;
+    // execve takes char *const and leaves it alone.
+    return const_cast<char *>(as_text(*text).data());
+}
+
+[[nodiscard]] bool take_strings(byte_reader &from, std::vector<char *> &to) {
+    const std::uint32_t n = from.u32().value_or(0);
+    if (n > from.left())
+        return false;
+    to.reserve(n + 1);
+    for (std::uint32_t i = 0; i < n; ++i)
+        if (to.emplace_back(take_string(from)) == nullptr)
+            return false;
+    to.push_back(nullptr);
+    return true;
+}
+
+// The reverse of put_launch; `p` points into the block afterwards. `descriptors` holds the numbers
+// alone. The block is the daemon's own, so the checks are against our faults.
+[[nodiscard]] bool take_launch(bytes_view block, preparation &p) {
+    byte_reader from(block);
+    const std::uint8_t has = from.u8().value_or(0);
+    p.mask = from.u32().value_or(077);
+    const auto score = static_cast<std::int32_t>(from.u32().value_or(0));
+    if (has & has_oom_score)
+        p.oom_score = std::to_string(score);
+    p.no_new_privs = has & has_no_new_privs;
+    const auto uid = from.u32();
+    const auto gid = from.u32();
+    const auto groups = from.u32();
+    if (!groups || *groups > from.left())
+        return false;
+    identity as{*uid, *gid, {}};
+    for (std::uint32_t i = 0; i < *groups; ++i)
+        as.groups.push_back(from.u32().value_or(0));
+    if (has & has_user)
+        p.user = std::move(as);
+    const auto extra = from.u32();
+    if (!extra || *extra > most_extra)
+        return false;
+    p.descriptors = {{-1, 0}, {-1, 1}, {-1, 2}};
+    for (std::uint32_t i = 0; i < *extra; ++i)
+        p.descriptors.emplace_back(-1, static_cast<int>(from.u32().value_or(0)));
+    const char *program = take_string(from);
+    p.directory = take_string(from);
+    if (!program || !p.directory || !take_strings(from, p.argv) ||
+        !take_strings(from, p.environment) || from.left() != 0)
+        return false;
+    if (std::strchr(program, '/'))
+        p.places.emplace_back(program);
+    else
+        for (const std::string_view directory : program_directories)
+            p.places.push_back(std::string(directory) + program);
+    return true;
+}
+
+// Runs in the new process between vfork and exec: on the keeper's memory, while the keeper stands
+// still. So only system calls, and nothing is written but the two answers.
+[[noreturn]] void become(preparation &p) noexcept {
+    const auto give_up = [&p] {
+        p.error = errno;
         ::_exit(127);
     };
     ::setsid();
-    if (what.oom_score_adj) {
-        char text[16];
-        const int size = std::snprintf(text, sizeof text, "%d", *what.oom_score_adj);
+    for (const auto &[from, to] : p.descriptors)
+        if (::dup2(from, to) < 0)
+            give_up();
+    // All else is close-on-exec already; this holds even where somebody forgets it once.
+    unsigned first = 0;
+    for (const auto &[from, to] : p.descriptors) {
+        const auto kept = static_cast<unsigned>(to);
+        if (kept > first)
+            ::syscall(SYS_close_range, first, kept - 1, 0);
+        first = kept + 1;
+    }
+    ::syscall(SYS_close_range, first, ~0U, 0);
+    ::umask(p.mask);
+    if (!p.oom_score.empty()) { // while we may: lowering it needs a privilege
         const int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-        if (fd < 0 || ::write(fd, text, static_cast<std::size_t>(size)) != size)
-            give_up(errno);
+        if (fd >= 0) {
+            // A command that is killed later, or earlier, than it might be is no reason against it.
+            [[maybe_unused]] const ssize_t n = ::write(fd, p.oom_score.data(), p.oom_score.size());
+            ::close(fd);
+        }
     }
-    if (what.user && (::setgroups(what.user->groups.size(), what.user->groups.data()) != 0 ||
-                      ::setresgid(what.user->gid, what.user->gid, what.user->gid) != 0 ||
-                      ::setresuid(what.user->uid, what.user->uid, what.user->uid) != 0))
-        give_up(errno);
-    if (what.no_new_privs && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
-        give_up(errno);
-    // As the user that it runs as: a directory that only root can enter is not entered for it.
-    if (what.directory.empty() || ::chdir(what.directory.c_str()) != 0) {
-        plan.directory_missing = true;
+    if (p.user) {
+        // The system calls themselves: glibc's functions of these names change all threads of a
+        // process, by a protocol that knows nothing of vfork.
+        const identity &as = *p.user;
+        if (::syscall(SYS_setgroups, as.groups.size(), as.groups.data()) != 0 ||
+            ::syscall(SYS_setresgid, as.gid, as.gid, as.gid) != 0 ||
+            ::syscall(SYS_setresuid, as.uid, as.uid, as.uid) != 0)
+            give_up();
+    }
+    // As the user that it runs as, who may see less than root, or on a network more.
+    if (*p.directory == '\0' || ::chdir(p.directory) != 0) {
+        p.directory_missing = *p.directory != '\0';
         if (::chdir("/") != 0)
-            give_up(errno);
+            give_up();
     }
-    ::umask(what.umask);
-    unsigned next = 0;
-    for (const auto &[from, number] : plan.descriptors) {
-        if (static_cast<unsigned>(number) > next)
-            ::syscall(SYS_close_range, next, static_cast<unsigned>(number) - 1, 0);
-        if (::dup2(from, number) < 0)
-            give_up(errno);
-        next = static_cast<unsigned>(number) + 1;
+    if (p.no_new_privs && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        give_up();
+    ::sigprocmask(SIG_SETMASK, &p.no_signals, nullptr);
+    // As execvp: a program that may not be run counts when there is none behind it that may. But
+    // what is no program (ENOEXEC) is not handed to a shell.
+    int why = ENOENT;
+    for (const std::string &place : p.places) {
+        ::execve(place.c_str(), p.argv.data(), p.environment.data());
+        if (errno == EACCES)
+            why = EACCES;
+        else if (errno != ENOENT && errno != ENOTDIR) {
+            why = errno;
+            break;
+        }
     }
-    ::syscall(SYS_close_range, next, ~0u, 0);
-    sigset_t none;
-    sigemptyset(&none);
-    ::sigprocmask(SIG_SETMASK, &none, nullptr);
-    int error = ENOENT;
-    for (const std::string &program : plan.programs) {
-        ::execve(program.c_str(), plan.argv.data(), plan.environment.data());
-        if (errno != ENOENT && errno != ENOTDIR)
-            error = errno;
+    errno = why;
+    give_up();
+    __builtin_unreachable();
+}
+
+// vfork lends our memory to the new process and wakes us when it has called exec or ended, so the
+// cost does not depend on what we hold, and errno needs no pipe. A frame of its own, since the new
+// process must not return from the one that called vfork.
+[[gnu::noinline]] pid_t start_process(preparation &p) noexcept {
+    const pid_t pid = ::vfork();
+    if (pid == 0)
+        become(p);
+    if (pid < 0)
+        p.error = errno;
+    return pid;
+}
+
+// Processes and their children, as /proc has it.
+class process_table {
+  public:
+    explicit process_table(detail::listing how) : how_(how) {
+        if (how_ == detail::listing::whole_proc)
+            scan();
     }
-    give_up(error);
-    ::_exit(127);
+
+    // The kernel promises all children only while none of them ends; who must not miss one asks
+    // again.
+    void append_children(pid_t of, std::vector<pid_t> &to) const {
+        if (how_ == detail::listing::whole_proc) {
+            const auto [first, last] = children_.equal_range(of);
+            for (auto at = first; at != last; ++at)
+                to.push_back(at->second);
+            return;
+        }
+        // Each thread has its own children.
+        const std::string tasks = "/proc/" + std::to_string(of) + "/task/";
+        for_each_number(tasks.c_str(), [&](const char *thread) {
+            const std::string text = read_file(tasks + thread + "/children");
+            const char *at = text.data();
+            const char *const end = at + text.size();
+            while (at != end) {
+                pid_t pid = 0;
+                const auto [next, error] = std::from_chars(at, end, pid);
+                if (error == std::errc())
+                    to.push_back(pid);
+                at = next == at ? at + 1 : next;
+            }
+        });
+    }
+
+  private:
+    template <class Take> static void for_each_number(const char *directory, Take take) {
+        const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory), ::closedir);
+        while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
+            if (is_digit(entry->d_name[0]))
+                take(entry->d_name);
+    }
+
+    [[nodiscard]] static std::string read_file(const std::string &path) {
+        std::string out;
+        const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+        char piece[4096];
+        ssize_t n;
+        while (fd && (n = ::read(fd.get(), piece, sizeof piece)) > 0)
+            out.append(piece, static_cast<std::size_t>(n));
+        return out;
+    }
+
+    void scan() {
+        for_each_number("/proc", [this](const char *number) {
+            const std::string text = read_file(std::string("/proc/") + number + "/stat");
+            // "PID (NAME) STATE PPID …": a name may hold anything, ")" too.
+            const std::size_t name_end = text.rfind(')');
+            if (name_end == std::string::npos || text.size() < name_end + 5)
+                return;
+            pid_t parent = 0;
+            std::from_chars(text.data() + name_end + 4, text.data() + text.size(), parent);
+            children_.emplace(parent, static_cast<pid_t>(std::atoi(number)));
+        });
+    }
+
+    detail::listing how_;
+    std::multimap<pid_t, pid_t> children_; // of parent; whole_proc alone
+};
+
+[[nodiscard]] detail::listing best_listing() noexcept {
+    static const auto best = ::access("/proc/thread-self/children", R_OK) == 0
+                                 ? detail::listing::children_files
+                                 : detail::listing::whole_proc;
+    return best;
+}
+
+// One pass over what is below us: stop, list, kill, parents first. A stopped process neither forks
+// nor reaps, so its list is complete and the numbers on it stay whose they are; the killed one's
+// children become ours, and we reap between passes alone. What slips through (another thread of the
+// same process, a chain that forks and ends) is there in the next pass. Whoever restarts what dies
+// is dead before it learns of it.
+// Returns whether there was anybody; `spare` are children of ours to leave alone, with all below.
+bool kill_all_below_us(const std::vector<pid_t> &spare = {}) {
+    const process_table table(best_listing());
+    std::vector<pid_t> found;
+    table.append_children(::getpid(), found);
+    std::erase_if(found, [&](pid_t pid) {
+        return std::find(spare.begin(), spare.end(), pid) != spare.end();
+    });
+    for (std::size_t i = 0; i < found.size() && i < processes_per_pass; ++i) {
+        const pid_t pid = found[i];
+        ::kill(pid, SIGSTOP);
+        table.append_children(pid, found);
+        ::kill(pid, SIGKILL);
+    }
+    return !found.empty();
+}
+
+// When to kill again: soon, then less and less often, for what does not die at once (a process in
+// the middle of a write to a broken disk, one of another user).
+class kill_clock {
+  public:
+    void start() noexcept { interval_ = 1; }
+    [[nodiscard]] bool due() noexcept {
+        const std::uint64_t now = now_ms();
+        if (now < next_)
+            return false;
+        next_ = now + interval_;
+        interval_ = std::min(interval_ * 2, longest_interval_ms);
+        return true;
+    }
+    [[nodiscard]] std::uint64_t next() const noexcept { return next_; }
+
+  private:
+    std::uint64_t next_ = 0;
+    std::uint64_t interval_ = 1;
+};
+
+volatile std::sig_atomic_t child_ended = 0;
+void on_child_ended(int) { child_ended = 1; }
+
+constexpr std::uint64_t never = ~std::uint64_t{0};
+
+// Waits until the descriptor (-1: none) is readable, a child has ended, or the time has come. All
+// signals are blocked elsewhere, so no end of a child is missed between looking and waiting.
+// Returns whether the descriptor is readable.
+[[nodiscard]] bool wait_for(int fd, std::uint64_t until_ms) noexcept {
+    sigset_t all_but_child;
+    ::sigfillset(&all_but_child);
+    ::sigdelset(&all_but_child, SIGCHLD);
+    timespec left{};
+    if (until_ms != never) {
+        const std::uint64_t now = now_ms();
+        const std::uint64_t ms = until_ms > now ? until_ms - now : 0;
+        left.tv_sec = static_cast<time_t>(ms / 1000);
+        left.tv_nsec = static_cast<long>(ms % 1000 * 1'000'000);
+    }
+    pollfd p{fd, POLLIN, 0};
+    return ::ppoll(&p, 1, until_ms == never ? nullptr : &left, &all_but_child) > 0;
+}
+
+// The children that have ended, one a call; 0 when none has now, -1 when there is no child. __WALL:
+// whatever signal the child was to send us at its end.
+[[nodiscard]] pid_t reap(int &status) noexcept {
+    child_ended = 0;
+    return ::waitpid(-1, &status, WNOHANG | __WALL);
 }
 
 class keeper {
-public:
-    keeper(int control, int children) : control_(control), children_(children) {}
+  public:
+    explicit keeper(unique_fd control) noexcept : control_(std::move(control)) {}
 
-    // Starts the command; false when that failed and was reported.
-    bool start(const launch &what, const std::vector<int> &received) {
-        exec_plan plan;
-        if (what.program.find('/') != what.program.npos)
-            plan.programs.push_back(what.program);
-        else
-            for (const std::string_view directory : search_path)
-                plan.programs.push_back(std::string(directory) + what.program);
-        for (const std::string &word : what.argv)
-            plan.argv.push_back(const_cast<char *>(word.c_str()));
-        for (const std::string &entry : what.environment)
-            plan.environment.push_back(const_cast<char *>(entry.c_str()));
-        plan.argv.push_back(nullptr);
-        plan.environment.push_back(nullptr);
-        for (std::size_t i = 1; i < fixed_fds; ++i)
-            plan.descriptors.emplace_back(received[i], static_cast<int>(i) - 1);
-        for (std::size_t i = 0; i < what.extra.size(); ++i)
-            plan.descriptors.emplace_back(received[fixed_fds + i], what.extra[i].second);
-        for (auto &[from, number] : plan.descriptors)
-            from = ::fcntl(from, F_DUPFD_CLOEXEC, high_fd);
-        std::sort(plan.descriptors.begin(), plan.descriptors.end(),
-                  [](const auto &a, const auto &b) { return a.second < b.second; });
-
-        first_ = ::vfork();
-        if (first_ == 0)
-            become(what, plan);
-        if (first_ < 0)
-            plan.error = errno;
-        if (plan.error != 0) {
-            report({child_event::failed, plan.error, false});
+    [[nodiscard]] bool start(preparation &p) noexcept {
+        // Dropped before it began: nobody would hear of it.
+        char byte;
+        if (::recv(control_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+            return false;
+        // The tree's orphans come to us from the first moment on.
+        if (::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0) {
+            fail(errno);
             return false;
         }
-        report({child_event::started, first_, plan.directory_missing});
+        first_ = start_process(p);
+        if (p.error != 0) {
+            fail(p.error);
+            return false;
+        }
+        tell({child_event::started, first_, p.directory_missing});
         return true;
     }
 
-    [[noreturn]] void watch() {
+    void fail(int error_number) noexcept { tell({child_event::failed, error_number, 0}); }
+
+    // Until nothing is left of the tree.
+    void watch() {
         for (;;) {
-            reap();
-            int timeout = -1;
-            if (killing_) {
+            const bool readable = wait_for(deaf_ ? -1 : control_.get(), wake_ms());
+            if (child_ended && reap_all())
+                break;
+            if (readable)
+                take_order();
+            if (now_is(kill_at_ms_))
+                begin_to_kill();
+            if (killing_ && clock_.due())
                 kill_tree();
-                timeout = kill_pace_ms;
-            } else if (kill_at_ms_ != 0) {
-                const std::uint64_t now = now_ms();
-                if (now >= kill_at_ms_) {
-                    killing_ = true;
-                    continue;
-                }
-                timeout = static_cast<int>(kill_at_ms_ - now);
-            }
-            // A socket at its end stays readable: once that is known it is watched no more.
-            std::array<pollfd, 2> fds{{{children_, POLLIN, 0}, {alone_ ? -1 : control_, POLLIN, 0}}};
-            ::poll(fds.data(), fds.size(), timeout);
-            if (fds[0].revents & POLLIN) {
-                signalfd_siginfo information;
-                [[maybe_unused]] const ssize_t n =
-                    ::read(children_, &information, sizeof information);
-            }
-            if (fds[1].revents)
-                obey();
         }
+        tell({child_event::empty, 0, 0});
     }
 
-private:
-    void report(const event_packet &what) {
-        ::send(control_, &what, sizeof what, MSG_NOSIGNAL);
+  private:
+    void tell(const report &what) noexcept { send_one(control_.get(), what); }
+
+    [[nodiscard]] static bool now_is(std::uint64_t at_ms) noexcept {
+        return at_ms != never && now_ms() >= at_ms;
+    }
+    [[nodiscard]] std::uint64_t wake_ms() const noexcept {
+        return killing_ ? clock_.next() : kill_at_ms_;
     }
 
-    void reap() {
-        int status = 0;
-        pid_t pid;
+    // Whether nothing is left. No child means no descendant: whoever loses its parent is ours.
+    [[nodiscard]] bool reap_all() noexcept {
+        int status = 0, first_status = 0;
         bool first_ended = false;
-        int first_status = 0;
-        while ((pid = ::waitpid(-1, &status, WNOHANG)) > 0)
+        pid_t pid;
+        while ((pid = reap(status)) > 0)
             if (pid == first_) {
+                first_ = 0; // the number may be another's from now on, also as a group
                 first_ended = true;
                 first_status = status;
             }
-        const bool none_left = pid < 0 && errno == ECHILD;
-        if (first_ended) {
-            first_ = 0;
-            report({child_event::exited, first_status, none_left});
-        }
-        if (none_left) {
-            report({child_event::empty, 0, true});
-            ::_exit(0);
+        if (first_ended)
+            tell({child_event::exited, first_status, pid < 0});
+        return pid < 0;
+    }
+
+    void take_order() {
+        order what{};
+        const ssize_t n = receive(control_.get(), &what, sizeof what);
+        if (n < 0 && errno == EAGAIN)
+            return;
+        if (n != sizeof what) {
+            // Reports still go out: the daemon may only have closed its half.
+            deaf_ = true;
+            begin_to_kill();
+        } else if (what == order_terminate) {
+            terminate();
+        } else {
+            signal(what);
         }
     }
 
-    void obey() {
-        order_packet what{};
-        const ssize_t n = ::recv(control_, &what, sizeof what, MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+    void signal(int number) {
+        if (first_ != 0)
+            ::kill(-first_, number);
+        else
+            for (const pid_t pid : detail::processes_below(::getpid(), best_listing()))
+                ::kill(pid, number);
+    }
+
+    void terminate() {
+        if (killing_ || kill_at_ms_ != never)
             return;
-        if (n != static_cast<ssize_t>(sizeof what)) {
-            alone_ = killing_ = true; // nobody holds the command any more
-            return;
-        }
-        switch (what.what) {
-        case order::signal:
-            if (first_ != 0)
-                ::kill(-first_, what.number);
-            else
-                signal_tree(what.number);
-            break;
-        case order::terminate:
-            signal_tree(SIGTERM);
-            signal_tree(SIGCONT); // what is stopped would not hear it
-            if (kill_at_ms_ == 0)
-                kill_at_ms_ = now_ms() + term_grace_ms;
-            break;
-        case order::kill:
-            killing_ = true;
-            break;
+        kill_at_ms_ = now_ms() + grace_ms;
+        for (const pid_t pid : detail::processes_below(::getpid(), best_listing())) {
+            ::kill(pid, SIGTERM);
+            ::kill(pid, SIGCONT); // a stopped process would not learn of it
         }
     }
 
-    int control_, children_;
-    pid_t first_ = 0;
+    void begin_to_kill() noexcept {
+        kill_at_ms_ = never;
+        if (killing_)
+            return;
+        killing_ = true;
+        clock_.start();
+        // Who ends a crowd should not queue behind it. Only root may, others do without.
+        ::setpriority(PRIO_PROCESS, 0, -20);
+    }
+
+    void kill_tree() {
+        // A signal to a group reaches all of it or none of it against fork, so this alone ends most
+        // trees however fast they grow.
+        if (first_ != 0)
+            ::kill(-first_, SIGKILL);
+        kill_all_below_us();
+    }
+
+    unique_fd control_;
+    pid_t first_ = 0; // 0 once it is reaped
+    std::uint64_t kill_at_ms_ = never;
     bool killing_ = false;
-    bool alone_ = false;
-    std::uint64_t kill_at_ms_ = 0;
+    bool deaf_ = false;
+    kill_clock clock_;
 };
 
-// --- the warden ---------------------------------------------------------------------------------
+// Maps what did not fit into the message; it stays for as long as argv points into it.
+[[nodiscard]] bytes_view map_block(int fd) noexcept {
+    struct stat at {};
+    if (::fstat(fd, &at) != 0 || at.st_size <= 0)
+        return {};
+    const auto size = static_cast<std::size_t>(at.st_size);
+    const void *data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    return data == MAP_FAILED ? bytes_view()
+                              : bytes_view(static_cast<const std::uint8_t *>(data), size);
+}
 
-int watch_children() {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    ::sigprocmask(SIG_BLOCK, &set, nullptr);
-    return ::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+// The life of a keeper. `received` is control, stdin, stdout, stderr, the extra ones and, when the
+// message is empty, the block. Out of memory ends it (noexcept), and the warden clears up.
+[[noreturn]] void keep(std::vector<unique_fd> received, bytes_view block) noexcept {
+    ::prctl(PR_SET_NAME, "qvm-remote-keep", 0, 0, 0);
+    keeper self(std::move(received.front()));
+    preparation p;
+    if (block.empty() && received.size() > 4) {
+        block = map_block(received.back().get());
+        received.pop_back();
+    }
+    int error = 0;
+    if (!take_launch(block, p) || received.size() != p.descriptors.size() + 1)
+        error = EMFILE; // some did not arrive, as this process may not hold so many
+    // No source may stand where another's target is: all are moved above the targets.
+    int above = 0;
+    for (const auto &[from, to] : p.descriptors)
+        above = std::max(above, to + 1);
+    for (std::size_t i = 0; error == 0 && i < p.descriptors.size(); ++i) {
+        unique_fd &from = received[i + 1];
+        if (from.get() < above) {
+            from.reset(::fcntl(from.get(), F_DUPFD_CLOEXEC, above));
+            if (!from)
+                error = errno;
+        }
+        p.descriptors[i].first = from.get();
+    }
+    std::sort(p.descriptors.begin(), p.descriptors.end(),
+              [](const auto &a, const auto &b) { return a.second < b.second; });
+    if (error != 0) {
+        self.fail(error);
+        ::_exit(0);
+    }
+    const bool started = self.start(p);
+    // The command's own ends stay with it alone, or nobody would see them end.
+    received.clear();
+    if (started)
+        self.watch();
+    ::_exit(0);
 }
 
 class warden_process {
-public:
-    explicit warden_process(int socket) : socket_(socket) {}
+  public:
+    explicit warden_process(unique_fd socket) noexcept : socket_(std::move(socket)) {}
 
-    [[noreturn]] void run() {
-        ::prctl(PR_SET_NAME, "qvm-remote-ward");
-        ::prctl(PR_SET_CHILD_SUBREAPER, 1);
-        ::setsid(); // a terminal's Ctrl-C is the daemon's business
-        for (int number = 1; number < NSIG; ++number)
-            ::signal(number, SIG_DFL);
-        ::signal(SIGPIPE, SIG_IGN);
-        const int null = ::open("/dev/null", O_RDWR);
-        ::dup2(null, 0);
-        ::dup2(null, 1);
-        ::dup2(socket_, 3);
-        socket_ = 3;
-        ::fcntl(socket_, F_SETFD, FD_CLOEXEC);
-        ::syscall(SYS_close_range, 4u, ~0u, 0);
-        children_ = watch_children();
-        bool serving = true;
-        for (;;) {
-            const bool strays = reap();
-            if (!serving && keepers_.empty() && !strays)
-                ::_exit(0);
-            std::array<pollfd, 2> fds{
-                {{children_, POLLIN, 0}, {serving ? socket_ : -1, POLLIN, 0}}};
-            ::poll(fds.data(), fds.size(), strays ? kill_pace_ms : -1);
-            if (fds[0].revents & POLLIN) {
-                signalfd_siginfo information;
-                [[maybe_unused]] const ssize_t n =
-                    ::read(children_, &information, sizeof information);
-            }
-            if (fds[1].revents)
-                serving = take_launch();
+    // Until the daemon is gone and all keepers with it.
+    void run() {
+        while (socket_ || !keepers_.empty() || orphans_) {
+            const bool readable = wait_for(socket_.get(), orphans_ ? clock_.next() : never);
+            if (readable)
+                take_launch_message();
+            if (child_ended)
+                reap_all();
+            if (orphans_ && clock_.due())
+                orphans_ = kill_all_below_us(keepers_);
         }
     }
 
-private:
-    // Buries the dead. What falls to us and is no keeper had a keeper that was killed: it dies too.
-    // True while there is some of that left.
-    bool reap() {
-        int status = 0;
-        for (pid_t pid; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;) {
-            if (keepers_.erase(pid) == 0)
-                continue;
-            if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-                look_for_strays_ = true;
-        }
-        if (!look_for_strays_)
-            return false;
-        std::vector<pid_t> all;
-        read_children(::getpid(), all);
-        std::erase_if(all, [this](pid_t pid) { return keepers_.contains(pid); });
-        for (const pid_t pid : all)
-            ::kill(pid, SIGKILL);
-        look_for_strays_ = !all.empty();
-        return look_for_strays_;
-    }
-
-    // False when the daemon is gone.
-    bool take_launch() {
-        std::vector<std::uint8_t> block(inline_block);
-        iovec part{block.data(), block.size()};
-        alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_fds)> control{};
+  private:
+    void take_launch_message() {
+        // Not on the stack, and never larger: what a keeper inherits is what has been written here.
+        static std::array<std::uint8_t, inline_block> text;
+        alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary;
+        iovec part{text.data(), text.size()};
         msghdr message{};
         message.msg_iov = &part;
         message.msg_iovlen = 1;
-        message.msg_control = control.data();
-        message.msg_controllen = control.size();
-        const ssize_t n = ::recvmsg(socket_, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
-            return true;
-        if (n <= 0)
-            return false;
-        std::vector<int> received;
-        for (cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
-            if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-                const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-                received.resize(count);
-                std::memcpy(received.data(), CMSG_DATA(c), count * sizeof(int));
-            }
-        block.resize(static_cast<std::size_t>(n));
-        if (received.size() >= fixed_fds) {
-            const pid_t pid = ::fork();
-            if (pid == 0)
-                keep(block, received);
-            if (pid > 0)
-                keepers_.insert(pid);
-            else {
-                const event_packet failed{child_event::failed, errno, false};
-                ::send(received[0], &failed, sizeof failed, MSG_NOSIGNAL);
+        message.msg_control = ancillary.data();
+        message.msg_controllen = ancillary.size();
+        const ssize_t n = ::recvmsg(socket_.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
+            return;
+        if (n <= 0) {
+            socket_.reset();
+            return;
+        }
+        std::vector<unique_fd> received;
+        for (const cmsghdr *c = CMSG_FIRSTHDR(&message); c;
+             c = CMSG_NXTHDR(&message, const_cast<cmsghdr *>(c))) {
+            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+                continue;
+            const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+            for (std::size_t i = 0; i < count; ++i) {
+                int fd;
+                std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+                received.emplace_back(fd);
             }
         }
-        for (const int fd : received)
-            ::close(fd);
-        return true;
+        if (received.empty())
+            return; // out of descriptors; the daemon sees the control socket end
+        bytes_view block(text.data(), static_cast<std::size_t>(n));
+        block = block.subspan(1); // one byte that says nothing: an empty message would be an end
+        const pid_t pid = ::fork();
+        if (pid == 0) {
+            socket_.reset();
+            child_ended = 0;
+            keep(std::move(received), block);
+        }
+        if (pid < 0)
+            send_one(received.front().get(), report{child_event::failed, errno, 0});
+        else
+            keepers_.push_back(pid);
     }
 
-    [[noreturn]] void keep(bytes &block, const std::vector<int> &received) {
-        ::prctl(PR_SET_NAME, "qvm-remote-keep");
-        ::prctl(PR_SET_CHILD_SUBREAPER, 1);
-        ::close(socket_);
-        ::dup2(0, STDERR_FILENO);
-        launch what = block.size() == 1 ? decode(mapped(received.back())) : decode(block);
-        // The mask is inherited; the descriptor would tell of the warden's children.
-        ::close(children_);
-        keeper self(received[0], watch_children());
-        if (!self.start(what, received))
-            ::_exit(0);
-        // Nothing of the command's may stay open here, or its end would never be seen.
-        for (std::size_t i = 1; i < received.size(); ++i)
-            ::close(received[i]);
-        ::syscall(SYS_close_range, static_cast<unsigned>(high_fd), ~0u, 0);
-        self.watch();
+    void reap_all() {
+        int status = 0;
+        pid_t pid;
+        while ((pid = reap(status)) > 0) {
+            const auto at = std::find(keepers_.begin(), keepers_.end(), pid);
+            if (at == keepers_.end())
+                continue; // an orphan
+            keepers_.erase(at);
+            // A keeper that ends by itself leaves nothing behind.
+            if (status != 0) {
+                orphans_ = true;
+                clock_.start();
+            }
+        }
     }
 
-    static bytes_view mapped(int fd) {
-        struct stat st {};
-        ::fstat(fd, &st);
-        const auto size = static_cast<std::size_t>(st.st_size);
-        void *const at = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (at == MAP_FAILED)
-            ::_exit(1);
-        return {static_cast<const std::uint8_t *>(at), size};
-    }
-
-    int socket_;
-    int children_ = -1;
-    std::set<pid_t> keepers_;
-    bool look_for_strays_ = false;
+    unique_fd socket_;
+    std::vector<pid_t> keepers_;
+    bool orphans_ = false; // there may be some
+    kill_clock clock_;
 };
 
-host::outcome<unique_fd> memory_file(bytes_view data) {
-    unique_fd fd(::memfd_create("qvm-remote-launch", MFD_CLOEXEC));
-    if (!fd)
-        return host::failed("cannot make a memory file", errno);
+// From fork to a process that holds nothing of the daemon but stderr: 0, or errno.
+[[nodiscard]] int settle_in(unique_fd &socket) noexcept {
+    // Out of the daemon's process group: a kill -9 of that group ends the daemon alone, and we
+    // clear up behind it.
+    ::setsid();
+    ::prctl(PR_SET_NAME, "qvm-remote-ward", 0, 0, 0);
+    if (::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 || ::chdir("/") != 0)
+        return errno;
+
+    // Blocked for good: no signal that was meant for the daemon or for a command ends us. SIGCHLD
+    // is let in while we wait.
+    sigset_t all;
+    ::sigfillset(&all);
+    ::sigprocmask(SIG_SETMASK, &all, nullptr);
+    for (int n = 1; n < NSIG; ++n)
+        ::signal(n, SIG_DFL); // refused for KILL, STOP and those that glibc keeps
+    struct sigaction on_child {};
+    on_child.sa_handler = on_child_ended;
+    if (::sigaction(SIGCHLD, &on_child, nullptr) != 0)
+        return errno;
+
+    const int high = ::fcntl(socket.get(), F_DUPFD_CLOEXEC, 4);
+    const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (high < 0 || null < 0)
+        return errno;
+    ::dup2(null, 0);
+    ::dup2(null, 1);
+    if (::fcntl(2, F_GETFD) < 0)
+        ::dup2(null, 2);
+    ::dup3(high, 3, O_CLOEXEC);
+    // Whatever number it had, it is closed below or overwritten above.
+    (void)socket.release();
+    socket.reset(3);
+    return ::syscall(SYS_close_range, 4U, ~0U, 0) == 0 ? 0 : errno;
+}
+
+[[noreturn]] void be_warden(unique_fd socket) noexcept {
+    const std::int32_t error = settle_in(socket);
+    send_one(socket.get(), error);
+    if (error == 0)
+        warden_process(std::move(socket)).run();
+    ::_exit(error == 0 ? 0 : 1);
+}
+
+struct socket_pair {
+    unique_fd ours, theirs;
+};
+
+[[nodiscard]] host::outcome<socket_pair> make_socket_pair() {
+    int ends[2];
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+        return host::failed("cannot make a pair of sockets", errno);
+    return socket_pair{unique_fd(ends[0]), unique_fd(ends[1])};
+}
+
+[[nodiscard]] host::outcome<unique_fd> file_of(bytes_view data) {
+    unique_fd out(::memfd_create("qvm-remote launch", MFD_CLOEXEC));
+    if (!out)
+        return host::failed("cannot make a file in memory", errno);
     while (!data.empty()) {
-        const ssize_t n = ::write(fd.get(), data.data(), data.size());
-        if (n <= 0)
-            return host::failed("cannot fill a memory file", errno);
-        data = data.subspan(static_cast<std::size_t>(n));
-    }
-    return fd;
-}
-
-bool is_sound(const launch &what) {
-    const auto has_nul = [](const std::string &text) { return text.find('\0') != text.npos; };
-    if (what.argv.empty() || what.program.empty() || has_nul(what.program) ||
-        has_nul(what.directory) || what.extra.size() > most_extra)
-        return false;
-    std::set<int> numbers;
-    for (const auto &[from, number] : what.extra)
-        if (from < 0 || number < 3 || number >= high_fd || !numbers.insert(number).second)
-            return false;
-    return std::none_of(what.argv.begin(), what.argv.end(), has_nul) &&
-           std::none_of(what.environment.begin(), what.environment.end(), has_nul);
-}
-
-void give_order(int control, order what, int number) noexcept {
-    const order_packet packet{what, number};
-    ::send(control, &packet, sizeof packet, MSG_NOSIGNAL | MSG_DONTWAIT);
-}
-
-} // namespace
-
-std::optional<child_event> child::next() {
-    if (over_)
-        return std::nullopt;
-    event_packet packet{};
-    const ssize_t n = ::recv(control_.get(), &packet, sizeof packet, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return std::nullopt;
-    child_event out{};
-    if (n != static_cast<ssize_t>(sizeof packet)) {
-        over_ = true;
-        out.kind = child_event::lost;
-        return out;
-    }
-    out.kind = packet.kind;
-    switch (packet.kind) {
-    case child_event::started:
-        out.pid = packet.value;
-        out.directory_missing = packet.flag;
-        break;
-    case child_event::failed:
-        out.error_number = packet.value;
-        over_ = true;
-        break;
-    case child_event::exited:
-        out.wait_status = packet.value;
-        out.tree_empty = packet.flag;
-        break;
-    default:
-        over_ = true;
+        const ssize_t n = ::write(out.get(), data.data(), data.size());
+        if (n < 0 && errno != EINTR)
+            return host::failed("cannot write a file in memory", errno);
+        if (n > 0)
+            data = data.subspan(static_cast<std::size_t>(n));
     }
     return out;
 }
 
-void child::signal(int number) noexcept { give_order(control_.get(), order::signal, number); }
-void child::terminate() noexcept { give_order(control_.get(), order::terminate, 0); }
-void child::kill() noexcept { give_order(control_.get(), order::kill, 0); }
+} // namespace
+
+std::vector<pid_t> detail::processes_below(pid_t root, listing how) {
+    const process_table table(how);
+    std::vector<pid_t> found;
+    table.append_children(root, found);
+    for (std::size_t i = 0; i < found.size() && i < processes_per_pass; ++i)
+        table.append_children(found[i], found);
+    return found;
+}
+
+std::optional<child_event> child::next() {
+    if (over_)
+        return {};
+    report what{};
+    const ssize_t n = receive(control_.get(), &what, sizeof what);
+    if (n < 0 && errno == EAGAIN)
+        return {};
+    child_event out{};
+    if (n != sizeof what) {
+        out.kind = child_event::lost;
+    } else {
+        out.kind = static_cast<child_event::event_kind>(what.kind);
+        switch (out.kind) {
+        case child_event::started:
+            out.pid = what.number;
+            out.directory_missing = what.flag != 0;
+            break;
+        case child_event::failed:
+            out.error_number = what.number;
+            break;
+        case child_event::exited:
+            out.wait_status = what.number;
+            out.tree_empty = what.flag != 0;
+            break;
+        case child_event::empty:
+        case child_event::lost:
+            break;
+        }
+    }
+    over_ = out.kind == child_event::failed || out.kind == child_event::empty ||
+            out.kind == child_event::lost;
+    return out;
+}
+
+void child::signal(int number) noexcept {
+    if (number > 0)
+        send_one(control_.get(), order{number});
+}
+
+void child::terminate() noexcept {
+    // A keeper that does not read is not waited for.
+    if (!send_one(control_.get(), order_terminate))
+        kill();
+}
+
+void child::kill() noexcept { ::shutdown(control_.get(), SHUT_WR); }
 
 host::outcome<warden> warden::start() {
-    int fds[2];
-    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) != 0)
-        return host::failed("cannot make a socket pair", errno);
-    unique_fd ours(fds[0]), theirs(fds[1]);
-    ::setsockopt(ours.get(), SOL_SOCKET, SO_SNDTIMEO, &launch_patience, sizeof launch_patience);
+    auto pair = make_socket_pair();
+    if (!pair)
+        return tl::unexpected(pair.error());
     const pid_t pid = ::fork();
     if (pid < 0)
-        return host::failed("cannot fork", errno);
+        return host::failed("cannot fork the process that starts commands", errno);
     if (pid == 0)
-        warden_process(theirs.get()).run();
-    return warden(std::move(ours), pid);
+        be_warden(std::move(pair->theirs));
+    pair->theirs.reset();
+    warden out(std::move(pair->ours), pid);
+    std::int32_t error = ECHILD;
+    ssize_t n;
+    do
+        n = ::recv(out.socket_.get(), &error, sizeof error, 0);
+    while (n < 0 && errno == EINTR);
+    if (n != sizeof error || error != 0) {
+        out.stop();
+        return host::failed("the process that starts commands cannot", error);
+    }
+    return out;
 }
 
 host::outcome<child> warden::launch(const dom0::launch &what) {
-    if (!is_sound(what))
-        return host::failed("this cannot be started", EINVAL);
-    int control_pair[2];
-    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control_pair) != 0)
-        return host::failed("cannot make a socket pair", errno);
-    unique_fd ours(control_pair[0]);
-    const unique_fd theirs(control_pair[1]);
+    if (const char *why = why_not(what))
+        return host::failed(why, EINVAL);
+    bytes block;
+    byte_writer to(block);
+    to.u8(0); // see take_launch_message
+    put_launch(to, what);
+    if (block.size() > largest_block)
+        return host::failed("a command is too long", E2BIG);
 
-    bytes block = encode(what);
-    std::vector<int> fds = {theirs.get(), what.in, what.out, what.err};
-    for (const auto &[from, number] : what.extra)
-        fds.push_back(from);
-    unique_fd large;
+    auto control = make_socket_pair();
+    if (!control)
+        return tl::unexpected(control.error());
+    std::vector<int> descriptors = {control->theirs.get(), what.in, what.out, what.err};
+    for (const auto &[fd, number] : what.extra)
+        descriptors.push_back(fd);
+    unique_fd file;
     if (block.size() > inline_block) {
-        if (block.size() > largest_block)
-            return host::failed("argv and environment are too large", E2BIG);
-        auto file = memory_file(block);
-        if (!file)
-            return tl::unexpected(file.error());
-        large = std::move(*file);
-        fds.push_back(large.get());
-        block.resize(1); // says that the block is in the last descriptor
+        auto made = file_of(bytes_view(block).subspan(1));
+        if (!made)
+            return tl::unexpected(made.error());
+        file = std::move(*made);
+        descriptors.push_back(file.get());
+        block.resize(1);
     }
+
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary{};
+    const std::size_t size = descriptors.size() * sizeof(int);
     iovec part{block.data(), block.size()};
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_fds)> control{};
     msghdr message{};
     message.msg_iov = &part;
     message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = CMSG_SPACE(sizeof(int) * fds.size());
-    cmsghdr *const c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int) * fds.size());
-    std::memcpy(CMSG_DATA(c), fds.data(), sizeof(int) * fds.size());
-    while (::sendmsg(socket_.get(), &message, MSG_NOSIGNAL) < 0)
-        if (errno != EINTR)
-            return host::failed("the process that starts commands does not take this one", errno);
-    return child(std::move(ours));
+    message.msg_control = ancillary.data();
+    message.msg_controllen = CMSG_SPACE(size);
+    cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(size);
+    std::memcpy(CMSG_DATA(header), descriptors.data(), size);
+
+    for (bool waited = false;;) {
+        if (::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            break;
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN || waited)
+            return host::failed(errno == EAGAIN ? "the process that starts commands is stuck"
+                                                : "the process that starts commands is gone",
+                                errno);
+        // Rather than a queue of our own: a start takes the warden a tenth of a millisecond.
+        pollfd p{socket_.get(), POLLOUT, 0};
+        waited = ::poll(&p, 1, 1000) == 0;
+    }
+    return child(std::move(control->ours));
 }
 
 bool warden::alive() const noexcept {
-    char byte;
-    return ::recv(socket_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 &&
-           (errno == EAGAIN || errno == EINTR);
+    pollfd p{socket_.get(), POLLIN, 0};
+    return ::poll(&p, 1, 0) == 0;
 }
 
 void warden::stop() noexcept {
     socket_.reset();
-    if (const pid_t pid = std::exchange(pid_, 0); pid > 0)
-        while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
-        }
+    const pid_t pid = std::exchange(pid_, 0);
+    while (pid > 0 && ::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+    }
 }
 
-warden::~warden() = default;
+warden::~warden() {
+    socket_.reset();
+    if (pid_ > 0)
+        ::waitpid(pid_, nullptr, WNOHANG);
+}
 
 } // namespace qvmremote::dom0
