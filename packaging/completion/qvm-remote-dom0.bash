@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# bash completion for qvm-remote-dom0(8). It needs nothing of the bash-completion package.
+
+_qvm_remote_dom0() {
+    local options='--vm --once --wait --dry-run -v --verbose --transport --plugin-dir --root
+        -h --help --version'
+    local subcommands='authorize revoke keys status log enable disable'
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+    local i command='' root='' words=''
+    COMPREPLY=()
+
+    for ((i = 1; i < COMP_CWORD; ++i)); do
+        case ${COMP_WORDS[i]} in
+        --root) root=${COMP_WORDS[++i]} ;;
+        --vm | --wait | --transport | --plugin-dir) ((++i)) ;;
+        -*) ;;
+        *) command=${COMP_WORDS[i]}; break ;;
+        esac
+    done
+
+    case $command:$prev in
+    :--transport) words='mock qvm-run qrexec' ;;
+    :--plugin-dir | :--root) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+    :--wait) return ;;
+    :--vm | authorize:authorize) words=$(qvm-ls --raw-list 2>/dev/null) ;;
+    revoke:revoke) # the key directory is root's; for others there is nothing to offer
+        words=$(qvm-remote-dom0 ${root:+--root "$root"} keys 2>/dev/null | sed 's/ .*//') ;;
+    authorize:--level | authorize:-l) words=full ;;
+    authorize:*) words='--level --fetch' ;;
+    keys:*) words=--json ;;
+    :*) [[ $cur == -* ]] && words=$options || words=$subcommands ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}
+complete -F _qvm_remote_dom0 qvm-remote-dom0
