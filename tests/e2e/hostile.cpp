@@ -448,12 +448,16 @@ void suite::run() {
                     payload[0] = 10;
                     return plain_frame(session, frame_type::signal, payload);
                 });
-    session_row("I1: a SIGNAL frame from another session", sink,
+    session_row("I1: a SIGNAL frame ahead of its turn", sink,
                 [&](attacker &a, std::uint32_t session, std::mt19937 &) {
+                    const auto room = a.machine.prepare_stdin(session);
+                    std::copy_n("first\n", 6, room.begin());
+                    a.machine.commit_stdin(session, 6);
+                    const bytes before = a.take_output();
                     a.machine.send_signal(session, 10);
-                    bytes frame = a.take_output();
-                    frame[frame.size() - 1] ^= 1;
-                    return frame;
+                    bytes swapped = a.take_output();
+                    swapped.insert(swapped.end(), before.begin(), before.end());
+                    return swapped;
                 });
     replayed_ids();
 }
