@@ -625,6 +625,17 @@ def mock_is_refused_beside_real_files(f):
 
 
 @case
+def only_the_listed_qubes_are_served(f):
+    f.start("--vm", "dev")
+    got = f.run("true")
+    check(got.returncode == 126 and b"dom0 refuses: denied by policy" in got.stderr, got)
+    check("work has a key and is not served" in f.log(), f.log())
+    f.stop()
+    f.start("--vm", "work")
+    equal(f.run("true").returncode, 0)
+
+
+@case
 def dry_runs(f):
     f.start()
     path = os.path.join(f.path, "made")

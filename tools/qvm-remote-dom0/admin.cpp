@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <string>
 #include <vector>
@@ -160,7 +161,7 @@ int authorize(const invocation &in) {
     bool fetch = false;
     std::vector<char *> words{const_cast<char *>("authorize")};
     words.insert(words.end(), in.arguments.begin(), in.arguments.end());
-    std::vector<std::string> plain;
+    std::vector<char *> plain;
     // Options may stand behind the qube's name, as people type them.
     for (std::size_t at = 1; at < words.size();) {
         words[at - 1] = words[0];
@@ -174,7 +175,7 @@ int authorize(const invocation &in) {
             return 1;
         at += static_cast<std::size_t>(next) - 1;
         if (at < words.size())
-            plain.emplace_back(words[at++]);
+            plain.push_back(words[at++]);
     }
     if (plain.empty() || plain.size() > 2)
         return fail_with("usage: qvm-remote-dom0 authorize VM [KEY] [--level full] [--fetch]");
@@ -196,8 +197,7 @@ int authorize(const invocation &in) {
         std::fprintf(stderr, "qvm-remote-dom0: warning: a key on the command line can be read in the "
                              "list of processes; give it on standard input instead\n");
         key = parse_key(plain[1]);
-        OPENSSL_cleanse(plain[1].data(), plain[1].size());
-        OPENSSL_cleanse(in.arguments.back(), std::char_traits<char>::length(in.arguments.back()));
+        OPENSSL_cleanse(plain[1], std::strlen(plain[1]));
     } else if (fetch) {
         key = fetch_key(*qube);
     } else {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "admission.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 
@@ -36,13 +37,18 @@ std::string command_text(const envelope &what) {
     return out;
 }
 
-host::outcome<void> admission::reload() {
+host::outcome<void> admission::reload(const std::vector<qube_name> &listed) {
     auto qubes = keys_.list();
     if (!qubes)
         return tl::unexpected(qubes.error());
     policy fresh;
     for (const qube_name &qube : *qubes)
-        fresh.full.insert(qube.text());
+        if (listed.empty() || std::find(listed.begin(), listed.end(), qube) != listed.end())
+            fresh.full.insert(qube.text());
+        else
+            log_.write(log_category::info, "vm=" + qube.text() +
+                                               " has a key and is not served: it is not listed in "
+                                               "QVM_REMOTE_VMS, or --vm names another");
     rules_ = std::move(fresh);
     return {};
 }

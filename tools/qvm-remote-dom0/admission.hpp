@@ -53,8 +53,9 @@ public:
     admission(const keyring &keys, journal &records, event_log &log)
         : keys_(keys), records_(records), log_(log) {}
 
-    /// Learns anew who may do what: at start and whenever keys or policy were changed.
-    [[nodiscard]] host::outcome<void> reload();
+    /// Learns anew who may do what: at start and whenever keys or policy were changed. A qube with a
+    /// key has full access; when `listed` names any (QVM_REMOTE_VMS, --vm), only those do.
+    [[nodiscard]] host::outcome<void> reload(const std::vector<qube_name> &listed);
 
     /// First half, on a REQUEST frame: the token under the key that is registered for this peer now,
     /// then the ID, which from here on is taken. On failure the client has been told and the log

@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <pwd.h>
 #include <sys/file.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
@@ -98,7 +97,7 @@ private:
             return tl::unexpected(records.error());
         records_ = std::move(*records);
         admission_.emplace(keys_, *records_, *log_);
-        if (auto loaded = admission_->reload(); !loaded)
+        if (auto loaded = admission_->reload(settings_.qubes); !loaded)
             return loaded;
         parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, children_);
         parts_->transport_name = settings_.transport;
@@ -295,7 +294,7 @@ private:
             settings_ = std::move(*read);
             report_settings();
         }
-        if (auto loaded = admission_->reload(); !loaded)
+        if (auto loaded = admission_->reload(settings_.qubes); !loaded)
             problem = loaded.error().what;
         else if (auto told = tell_peers(); !told)
             problem = told.error().what;
@@ -400,8 +399,6 @@ private:
 } // namespace
 
 int run_daemon(const daemon_options &options, warden children) {
-    // Keys pass through this memory: no core dump, and no other process of the user looks in.
-    ::prctl(PR_SET_DUMPABLE, 0);
     ::signal(SIGPIPE, SIG_IGN);
     auto code = daemon(options, std::move(children)).run();
     if (!code) {

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <string>
 
+#include <sys/prctl.h>
+
 #include <qvmremote/config.hpp>
 
 #include "../cli.hpp"
@@ -18,7 +20,7 @@ enum : int { opt_root = 256, opt_vm, opt_once, opt_wait, opt_dry_run, opt_transp
              opt_version };
 
 constexpr cli::option options[] = {
-    {opt_vm, "vm", "VM", "serve this qube, whatever remote.conf lists"},
+    {opt_vm, "vm", "VM", "serve this qube alone, whatever remote.conf lists"},
     {opt_once, "once", nullptr, "serve who is there, then end; exit 1 when nobody came"},
     {opt_wait, "wait", "SECONDS", "with --once: how long to wait for somebody (60)"},
     {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
@@ -60,6 +62,8 @@ int usage(const std::string &what) {
 } // namespace
 
 int main(int argc, char **argv) {
+    // Keys pass through this memory: no core dump, and no other process of the user looks in.
+    ::prctl(PR_SET_DUMPABLE, 0);
     daemon_options how;
     how.plugin_directory = QVMREMOTE_PLUGIN_DIR;
     std::string root, wait;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -138,6 +139,7 @@ host::outcome<std::string> read_script(int fd) {
 
 int main(int argc, char **argv) {
     fill_standard_descriptors();
+    ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
     // Nothing of libcrypto's configuration, texts or tables is needed; loading them would be a good
     // part of our run time (DESIGN.md §1).
     OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_LOAD_CRYPTO_STRINGS |

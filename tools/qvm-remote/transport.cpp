@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -162,8 +161,6 @@ tl::expected<access, no_access> reach_dom0(const settings &how, const home &wher
     const auto refuse = [](const host::failure &why, int exit_code) {
         return tl::unexpected(no_access{why.what, exit_code});
     };
-    // From here on a key is in memory: no core dump holds it.
-    ::prctl(PR_SET_DUMPABLE, 0);
     access out;
     const std::string plugins = plugin_directory(how);
     auto options = host::options_of(how.values, how.transport);
