@@ -895,10 +895,10 @@ host::outcome<child> warden::launch(const dom0::launch &what) {
             break;
         if (errno == EINTR)
             continue;
+        if (errno == EPIPE || errno == ECONNRESET)
+            return host::failed("the process that starts commands is gone", errno);
         if (errno != EAGAIN || waited)
-            return host::failed(errno == EAGAIN ? "the process that starts commands is stuck"
-                                                : "the process that starts commands is gone",
-                                errno);
+            return host::failed("cannot reach the process that starts commands", errno);
         // Rather than a queue of our own: a start takes the warden a tenth of a millisecond.
         pollfd p{socket_.get(), POLLOUT, 0};
         waited = ::poll(&p, 1, 1000) == 0;

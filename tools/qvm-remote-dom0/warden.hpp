@@ -75,7 +75,7 @@ struct child_event {
 /// The daemon's hold on one command. Letting go of it kills the command's whole tree at once.
 /// Asking for something after the end is harmless.
 class child {
-public:
+  public:
     /// Borrowed; readable when next() has something.
     [[nodiscard]] int descriptor() const noexcept { return control_.get(); }
 
@@ -92,7 +92,7 @@ public:
     /// KILL to the whole tree now, until nothing is left.
     void kill() noexcept;
 
-private:
+  private:
     friend class warden;
     explicit child(host::unique_fd control) noexcept : control_(std::move(control)) {}
 
@@ -103,14 +103,15 @@ private:
 /// The daemon's hold on the warden. Letting go of it asks the warden to end when its keepers have.
 /// One thread uses it at a time.
 class warden {
-public:
+  public:
     /// Forks. To be called at the beginning of main: one thread, little memory, and no descriptor
     /// or secret that is not yet there can get into a command later.
     [[nodiscard]] static host::outcome<warden> start();
 
-    /// Has the command started. Whether that worked is the child's first event; a failure here means
-    /// that the machine or the caller (EINVAL: a NUL in a string, no argv, a number taken twice) is
-    /// at fault, and that nothing runs. It waits only when a hundred starts are pending, 1 s at most.
+    /// Has the command started. Whether that worked is the child's first event; a failure here
+    /// means that the machine or the caller (EINVAL: a NUL in a string, no argv, a number taken
+    /// twice) is at fault, and that nothing runs. It waits only when a hundred starts are pending,
+    /// 1 s at most.
     [[nodiscard]] host::outcome<child> launch(const dom0::launch &what);
 
     /// Borrowed; becomes readable when the warden is gone, and only then. Commands live on, launch
@@ -128,11 +129,23 @@ public:
     warden &operator=(warden &&) = delete;
     ~warden();
 
-private:
+  private:
     warden(host::unique_fd socket, pid_t pid) noexcept : socket_(std::move(socket)), pid_(pid) {}
 
     host::unique_fd socket_; // SOCK_SEQPACKET
     pid_t pid_;
 };
+
+namespace detail {
+
+/// Where it stands which process is below which. The first names children alone and is current for
+/// each process asked; the second reads of every process of the machine who its parent is, for
+/// kernels without CONFIG_PROC_CHILDREN.
+enum class listing { children_files, whole_proc };
+
+/// The processes below `root`, parents before their children.
+[[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing how);
+
+} // namespace detail
 
 } // namespace qvmremote::dom0
