@@ -204,12 +204,15 @@ def output_arrives_as_it_is_written(f):
 @case
 def half_close_each_way(f):
     f.start()
-    p = f.popen("cat >/dev/null; echo after eof; exec >&-; sleep 1; echo late >&2",
+    go_on = os.path.join(f.path, "go-on")
+    p = f.popen("cat >/dev/null; echo after eof; exec >&-; "
+                f"until [ -e {go_on} ]; do sleep 0.05; done; echo late >&2",
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p.stdin.write(b"x")
     p.stdin.close()
     equal(p.stdout.read(), b"after eof\n")  # its end is seen while the command goes on
     check(p.poll() is None, "the client ended with the first stream")
+    open(go_on, "w").close()
     equal(p.stderr.read(), b"late\n")
     equal(p.wait(HANG), 0)
 
