@@ -202,6 +202,7 @@ void recorder::finish(const host::run_result &result, std::uint32_t timeout_s) {
 
 void recorded_sink::end() {
     // Who reads our output sees its end when the command has closed it, not when it has ended.
+    inner_.end();
     ::close(fd_);
     ::open("/dev/null", O_WRONLY); // the number must not be taken by something else
 }

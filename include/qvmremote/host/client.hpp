@@ -128,6 +128,8 @@ class descriptor_sink final : public output_sink {
     }
     [[nodiscard]] int blocked_on() const override { return own_ ? own_.get() : fd_; }
     [[nodiscard]] bool broken() const override { return broken_; }
+    /// Lets go of what was opened here; the descriptor itself is the caller's to close.
+    void end() override { own_.reset(); }
     /// errno of what broke it: EPIPE when the reader went, ENOSPC and so on.
     [[nodiscard]] int error() const noexcept { return error_; }
 
