@@ -16,6 +16,9 @@ import subprocess
 import sys
 import tempfile
 
+# Meson sets it for the build's modules; the loader would look there first, call by call.
+os.environ.pop("LD_LIBRARY_PATH", None)
+
 BUILD = os.path.abspath(sys.argv[1])
 CLIENT = os.path.join(BUILD, "qvm-remote")
 DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
@@ -86,7 +89,9 @@ def main():
         for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
                 f.write(KEY)
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
+        # Meson adds LD_LIBRARY_PATH for the mock plug-in: more places for the linker to look into.
+        env = {k: v for k, v in os.environ.items()
+               if not k.startswith(("QVM_", "QUBES_", "NOTIFY", "LD_"))}
         env.update(HOME=home, QVM_REMOTE_PLUGIN_DIR=PLUGINS, QVM_REMOTE_TRANSPORT="mock",
                    QVM_REMOTE_MOCK_SOCKET=os.path.join(root, "work.sock"), LANG="C.UTF-8")
         notify = os.path.join(scratch, "notify")
