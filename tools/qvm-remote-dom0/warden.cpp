@@ -412,10 +412,10 @@ void on_child_ended(int) { child_ended = 1; }
 
 constexpr std::uint64_t never = ~std::uint64_t{0};
 
-// Waits until the descriptor (-1: none) is readable, a child has ended, or the time has come. All
+// Waits until a descriptor (-1: none) is ready, a child has ended, or the time has come. All
 // signals are blocked elsewhere, so no end of a child is missed between looking and waiting.
-// Returns whether the descriptor is readable.
-[[nodiscard]] bool wait_for(int fd, std::uint64_t until_ms) noexcept {
+template <std::size_t N>
+void wait_for(std::array<pollfd, N> &watched, std::uint64_t until_ms) noexcept {
     sigset_t all_but_child;
     ::sigfillset(&all_but_child);
     ::sigdelset(&all_but_child, SIGCHLD);
@@ -426,8 +426,9 @@ constexpr std::uint64_t never = ~std::uint64_t{0};
         left.tv_sec = static_cast<time_t>(ms / 1000);
         left.tv_nsec = static_cast<long>(ms % 1000 * 1'000'000);
     }
-    pollfd p{fd, POLLIN, 0};
-    return ::ppoll(&p, 1, until_ms == never ? nullptr : &left, &all_but_child) > 0;
+    if (::ppoll(watched.data(), N, until_ms == never ? nullptr : &left, &all_but_child) < 0)
+        for (pollfd &one : watched)
+            one.revents = 0;
 }
 
 // The children that have ended, one a call; 0 when none has now, -1 when there is no child. __WALL:
@@ -446,11 +447,6 @@ class keeper {
         char byte;
         if (::recv(control_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
             return false;
-        // The tree's orphans come to us from the first moment on.
-        if (::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0) {
-            fail(errno);
-            return false;
-        }
         first_ = start_process(p);
         if (p.error != 0) {
             fail(p.error);
@@ -465,10 +461,11 @@ class keeper {
     // Until nothing is left of the tree.
     void watch() {
         for (;;) {
-            const bool readable = wait_for(deaf_ ? -1 : control_.get(), wake_ms());
+            std::array<pollfd, 1> watched{{{deaf_ ? -1 : control_.get(), POLLIN, 0}}};
+            wait_for(watched, wake_ms());
             if (child_ended && reap_all())
                 break;
-            if (readable)
+            if (watched[0].revents != 0)
                 take_order();
             if (now_is(kill_at_ms_))
                 begin_to_kill();
@@ -575,10 +572,48 @@ class keeper {
                               : bytes_view(static_cast<const std::uint8_t *>(data), size);
 }
 
-// The life of a keeper. `received` is control, stdin, stdout, stderr, the extra ones and, when the
-// message is empty, the block. Out of memory ends it (noexcept), and the warden clears up.
-[[noreturn]] void keep(std::vector<unique_fd> received, bytes_view block) noexcept {
-    ::prctl(PR_SET_NAME, "qvm-remote-keep", 0, 0, 0);
+// A launch as it has arrived: control, stdin, stdout, stderr, the extra ones and, when there is no
+// block, the file that it is in. No descriptors: nothing has arrived.
+struct launch_message {
+    std::vector<unique_fd> received;
+    bytes_view block;
+};
+
+// None when the daemon is gone. The block lies in memory that the next call overwrites.
+[[nodiscard]] std::optional<launch_message> take_message(int socket, int flags) {
+    // Not on the stack, and the kernel gives memory only to what is written.
+    static std::array<std::uint8_t, inline_block> text;
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary;
+    iovec part{text.data(), text.size()};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = ancillary.data();
+    message.msg_controllen = ancillary.size();
+    const ssize_t n = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC | flags);
+    launch_message out;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
+        return out;
+    if (n <= 0)
+        return {};
+    for (cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (std::size_t i = 0; i < count; ++i) {
+            int fd;
+            std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            out.received.emplace_back(fd);
+        }
+    }
+    // Without its first byte, which says nothing: an empty message would be taken for the end.
+    out.block = bytes_view(text.data(), static_cast<std::size_t>(n)).subspan(1);
+    return out;
+}
+
+// From a message to the end of the command.
+[[noreturn]] void keep(launch_message message) noexcept {
+    auto &[received, block] = message;
     keeper self(std::move(received.front()));
     preparation p;
     if (block.empty() && received.size() > 4) {
@@ -615,16 +650,55 @@ class keeper {
     ::_exit(0);
 }
 
+// The life of a keeper: it waits for a message, and closes `idle` when it has one. Out of memory
+// ends it (noexcept), and the warden clears up.
+[[noreturn]] void be_keeper(unique_fd socket, unique_fd idle, pid_t warden) noexcept {
+    ::prctl(PR_SET_NAME, "qvm-remote-keep", 0, 0, 0);
+    // Cannot fail where it did not fail the warden.
+    ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    // While we wait we have the socket too: should the warden die, the daemon would not see it.
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    if (::getppid() != warden)
+        ::_exit(0);
+    for (;;) {
+        auto message = take_message(socket.get(), 0);
+        if (!message)
+            ::_exit(0);
+        if (message->received.empty())
+            continue; // out of descriptors; the daemon sees the control socket end
+        // From here on there is a tree to see through, with or without a warden.
+        ::prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+        idle.reset();
+        socket.reset();
+        keep(std::move(*message));
+    }
+}
+
+// Sees to it that a keeper waits for the next message: fork takes longer than all else of ours
+// between launch and exec, so it is done beforehand. The warden itself reads no message, unless it
+// cannot fork.
 class warden_process {
   public:
-    explicit warden_process(unique_fd socket) noexcept : socket_(std::move(socket)) {}
+    explicit warden_process(unique_fd socket) noexcept
+        : socket_(std::move(socket)), self_(::getpid()) {}
 
     // Until the daemon is gone and all keepers with it.
     void run() {
         while (socket_ || !keepers_.empty() || orphans_) {
-            const bool readable = wait_for(socket_.get(), orphans_ ? clock_.next() : never);
-            if (readable)
-                take_launch_message();
+            if (socket_ && !idle_)
+                make_keeper();
+            // The socket's end shows unasked, a message only while nobody else is there to take it.
+            std::array<pollfd, 2> watched{{
+                {socket_.get(), static_cast<short>(idle_ ? 0 : POLLIN), 0},
+                {idle_.get(), 0, 0},
+            }};
+            wait_for(watched, orphans_ ? clock_.next() : never);
+            if (watched[1].revents != 0)
+                idle_.reset(); // it has taken a message, or died
+            if (watched[0].revents & (POLLHUP | POLLERR))
+                socket_.reset();
+            else if (watched[0].revents != 0 && !make_keeper())
+                refuse_one(errno);
             if (child_ended)
                 reap_all();
             if (orphans_ && clock_.due())
@@ -633,49 +707,29 @@ class warden_process {
     }
 
   private:
-    void take_launch_message() {
-        // Not on the stack, and never larger: what a keeper inherits is what has been written here.
-        static std::array<std::uint8_t, inline_block> text;
-        alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary;
-        iovec part{text.data(), text.size()};
-        msghdr message{};
-        message.msg_iov = &part;
-        message.msg_iovlen = 1;
-        message.msg_control = ancillary.data();
-        message.msg_controllen = ancillary.size();
-        const ssize_t n = ::recvmsg(socket_.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
-            return;
-        if (n <= 0) {
-            socket_.reset();
-            return;
-        }
-        std::vector<unique_fd> received;
-        for (const cmsghdr *c = CMSG_FIRSTHDR(&message); c;
-             c = CMSG_NXTHDR(&message, const_cast<cmsghdr *>(c))) {
-            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-                continue;
-            const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-            for (std::size_t i = 0; i < count; ++i) {
-                int fd;
-                std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-                received.emplace_back(fd);
-            }
-        }
-        if (received.empty())
-            return; // out of descriptors; the daemon sees the control socket end
-        bytes_view block(text.data(), static_cast<std::size_t>(n));
-        block = block.subspan(1); // one byte that says nothing: an empty message would be an end
+    // False with errno.
+    bool make_keeper() {
+        int ends[2];
+        if (::pipe2(ends, O_CLOEXEC) != 0)
+            return false;
+        unique_fd ours(ends[0]), theirs(ends[1]);
         const pid_t pid = ::fork();
-        if (pid == 0) {
-            socket_.reset();
-            child_ended = 0;
-            keep(std::move(received), block);
-        }
         if (pid < 0)
-            send_one(received.front().get(), report{child_event::failed, errno, 0});
-        else
-            keepers_.push_back(pid);
+            return false;
+        if (pid == 0) {
+            ours.reset();
+            child_ended = 0;
+            be_keeper(std::move(socket_), std::move(theirs), self_);
+        }
+        keepers_.push_back(pid);
+        idle_ = std::move(ours);
+        return true;
+    }
+
+    void refuse_one(int error_number) {
+        if (const auto message = take_message(socket_.get(), MSG_DONTWAIT);
+            message && !message->received.empty())
+            send_one(message->received.front().get(), report{child_event::failed, error_number, 0});
     }
 
     void reap_all() {
@@ -695,6 +749,8 @@ class warden_process {
     }
 
     unique_fd socket_;
+    const pid_t self_;
+    unique_fd idle_; // ends with the waiting of the keeper that waits; none: nobody waits
     std::vector<pid_t> keepers_;
     bool orphans_ = false; // there may be some
     kill_clock clock_;
@@ -855,7 +911,7 @@ host::outcome<child> warden::launch(const dom0::launch &what) {
         return host::failed(why, EINVAL);
     bytes block;
     byte_writer to(block);
-    to.u8(0); // see take_launch_message
+    to.u8(0); // see take_message
     put_launch(to, what);
     if (block.size() > largest_block)
         return host::failed("a command is too long", E2BIG);
