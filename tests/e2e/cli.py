@@ -636,6 +636,38 @@ def only_the_listed_qubes_are_served(f):
     f.stop()
     f.start("--vm", "work")
     equal(f.run("true").returncode, 0)
+    f.stop()
+    for bad in ("dom0", "../x", ""):
+        got = f.dom0("--vm", bad, "--transport", "mock", "--plugin-dir", PLUGINS)
+        check(got.returncode == 1 and b"not a qube name" in got.stderr, got)
+    conf = os.path.join(f.root, "etc/qubes/remote.conf")
+    with open(conf, "w") as c:
+        c.write('QVM_REMOTE_VMS="sys-net-dm"\n')  # a list without a good name is not "all"
+    os.chmod(conf, 0o600)
+    f.start()
+    equal(f.run("true").returncode, 126)
+
+
+@case
+def signals_buy_no_time(f):
+    f.start()
+    p = f.popen("-t", "2", "trap '' INT; echo up; while :; do sleep 0.1; done",
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    p.send_signal(signal.SIGINT)
+    equal(p.wait(HANG), 130)
+    check("TIMEOUT" in f.log(), "the limit was put off")
+
+
+@case
+def an_unread_output_holds_no_slot(f):
+    f.start()
+    stalled = [f.popen("-t", "1", "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                       stderr=subprocess.DEVNULL) for _ in range(8)]
+    equal(f.run("echo next").stdout, b"next\n")
+    for p in stalled:
+        p.kill()
+        p.wait(HANG)
 
 
 @case

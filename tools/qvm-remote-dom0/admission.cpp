@@ -37,13 +37,13 @@ std::string command_text(const envelope &what) {
     return out;
 }
 
-host::outcome<void> admission::reload(const std::vector<qube_name> &listed) {
+host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>> &listed) {
     auto qubes = keys_.list();
     if (!qubes)
         return tl::unexpected(qubes.error());
     policy fresh;
     for (const qube_name &qube : *qubes)
-        if (listed.empty() || std::find(listed.begin(), listed.end(), qube) != listed.end())
+        if (!listed || std::find(listed->begin(), listed->end(), qube) != listed->end())
             fresh.full.insert(qube.text());
         else
             log_.write(log_category::info, "vm=" + qube.text() +

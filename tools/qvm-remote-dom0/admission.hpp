@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include <qvmremote/policy.hpp>
@@ -54,8 +55,8 @@ public:
         : keys_(keys), records_(records), log_(log) {}
 
     /// Learns anew who may do what: at start and whenever keys or policy were changed. A qube with a
-    /// key has full access; when `listed` names any (QVM_REMOTE_VMS, --vm), only those do.
-    [[nodiscard]] host::outcome<void> reload(const std::vector<qube_name> &listed);
+    /// key has full access; when there is a list (QVM_REMOTE_VMS, --vm), only those on it have.
+    [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed);
 
     /// First half, on a REQUEST frame: the token under the key that is registered for this peer now,
     /// then the ID, which from here on is taken. On failure the client has been told and the log

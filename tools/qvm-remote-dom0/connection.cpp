@@ -215,6 +215,9 @@ void connection::on_request(const server_event &event) {
     // What no slot would change is said at once.
     if (const verdict said = parts_.admission.ask(from_, *at->second.asked.header); !said.allowed())
         return give_up(number, {said.reason, said.rule});
+    // Beside what waits and runs: commands that have ended and whose output nobody reads.
+    if (sessions_.size() > limits::waiting_per_qube + limits::running_per_qube)
+        return give_up(number, {errc::busy, {}});
     const bool queued = parts_.scheduler.submit(
         from_.name.text(), held, [self = weak_from_this(), number] {
             const auto alive = self.lock();

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <utility>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -72,7 +73,7 @@ execution::execution(service &parts, std::shared_ptr<connection> stream, std::ui
       turn_(std::move(turn)), control_(parts.loop), stdin_(parts.loop),
       outputs_{output(parts.loop, frame_type::stdout_data, frame_type::stdout_eof),
                output(parts.loop, frame_type::stderr_data, frame_type::stderr_eof)},
-      limit_timer_(parts.loop), drain_timer_(parts.loop), eof_timer_(parts.loop) {}
+      limit_timer_(parts.loop), patience_timer_(parts.loop), drain_timer_(parts.loop), eof_timer_(parts.loop) {}
 
 void execution::start() {
     const envelope &what = what_.request();
@@ -268,6 +269,9 @@ bool execution::stalled() const {
 void execution::settle() {
     if (finished_ || !exited_)
         return;
+    // Nothing runs any more: a client that does not read its output keeps nobody else waiting.
+    if (tree_empty_)
+        turn_.reset();
     if (!outputs_open()) {
         if (tree_empty_) {
             finish();
@@ -448,8 +452,11 @@ void execution::signal(int number) {
     child_->signal(number);
     if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
         return;
-    limit_timer_.expires_after(patience);
-    limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+    // From the first one on: more signals do not buy more time.
+    if (std::exchange(told_to_end_, true))
+        return;
+    patience_timer_.expires_after(patience);
+    patience_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
         if (!ec && !self->exited_ && !self->terminating_) {
             self->terminating_ = true;
             self->child_->terminate();
@@ -508,6 +515,7 @@ void execution::finish() {
     finished_ = true;
     const auto self = shared_from_this();
     limit_timer_.cancel();
+    patience_timer_.cancel();
     drain_timer_.cancel();
     eof_timer_.cancel();
     drop_stdin();

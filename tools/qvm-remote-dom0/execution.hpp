@@ -78,7 +78,7 @@ private:
     std::shared_ptr<connection> stream_; // null once the session is gone
     std::uint32_t session_;
     admitted what_;
-    slot turn_;
+    std::optional<slot> turn_; // given back when the last process has ended
     std::string started_at_;
     std::uint64_t started_ms_ = 0;
 
@@ -92,12 +92,13 @@ private:
     std::uint64_t stdin_bytes_ = 0;
     std::array<output, 2> outputs_;
 
-    boost::asio::steady_timer limit_timer_, drain_timer_, eof_timer_;
+    boost::asio::steady_timer limit_timer_, patience_timer_, drain_timer_, eof_timer_;
     std::optional<run_end> end_;   // how it ended, once that is known
     bool exited_ = false;          // the first process
     bool tree_empty_ = false;
     bool terminating_ = false;
     bool finished_ = false;
+    bool told_to_end_ = false; // by a signal
     std::uint64_t exited_ms_ = 0, last_output_ms_ = 0;
 };
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include <sys/prctl.h>
 
+#include <qvmremote/command_id.hpp>
 #include <qvmremote/config.hpp>
+#include <qvmremote/sanitize.hpp>
 
 #include "../cli.hpp"
 #include "admin.hpp"
@@ -67,11 +70,12 @@ int main(int argc, char **argv) {
     daemon_options how;
     how.plugin_directory = QVMREMOTE_PLUGIN_DIR;
     std::string root, wait;
+    std::optional<std::string> vm;
     bool help = false, version = false;
     const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
         switch (key) {
         case opt_vm:
-            how.vm = value;
+            vm = value;
             break;
         case opt_once:
             how.once = true;
@@ -127,6 +131,10 @@ int main(int argc, char **argv) {
             return usage(below.error().what);
         how.where = *below;
     }
+    if (vm && !qube_name::parse(*vm))
+        return usage("--vm '" + for_terminal(*vm, 64) + "' is " +
+                     std::string(message(errc::bad_qube_name)));
+    how.vm = vm.value_or("");
     if (first < argc) {
         for (const auto &c : subcommands)
             if (std::strcmp(c.name, argv[first]) == 0)

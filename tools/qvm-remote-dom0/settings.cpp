@@ -66,8 +66,10 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     if (!vm.empty())
         out.values.set("QVM_REMOTE_VMS", vm);
     for (const std::string_view listed : listed_qubes(out.values)) {
+        if (!out.qubes)
+            out.qubes.emplace();
         if (auto qube = qube_name::parse(listed))
-            out.qubes.push_back(std::move(*qube));
+            out.qubes->push_back(std::move(*qube));
         else
             out.ignored.emplace_back(listed);
     }

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,7 +44,9 @@ private:
 struct settings {
     config values;
     std::string transport;           ///< name of the one that is served
-    std::vector<qube_name> qubes;    ///< listed in QVM_REMOTE_VMS and friends, or --vm
+    /// Listed in QVM_REMOTE_VMS and friends, or --vm; nothing when nothing is listed, which is not
+    /// the same as a list in which no name is good.
+    std::optional<std::vector<qube_name>> qubes;
     std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
     std::vector<std::string> warnings;
 };
