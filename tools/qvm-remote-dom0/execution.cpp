@@ -159,7 +159,7 @@ host::outcome<void> execution::launch_command() {
     // Behind ours, and only under full access; a name that is ours already is not said twice.
     for (const auto &[key, value] : what.environment)
         if (std::none_of(command.environment.begin(), command.environment.end(),
-                         [&](const std::string &entry) { return entry.starts_with(key + "="); }))
+                         [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
             command.environment.push_back(key + "=" + value);
     command.directory = parts_.home;
 
