@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -27,6 +29,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -910,6 +913,12 @@ int main(int argc, char **argv) {
         print_descriptors();
     if (argc > 2 && std::strcmp(argv[1], "--daemon") == 0)
         fake_daemon(argv[2]);
+    // What a caller of the daemon may have left behind, and glibc lets nobody touch.
+    struct {
+        void (*handler)(int);
+        std::uint64_t flags, restorer, mask;
+    } const ignored{SIG_IGN, 0, 0, 0};
+    ::syscall(SYS_rt_sigaction, 32, &ignored, nullptr, std::size_t{8});
     auto started = warden::start();
     if (!started) {
         std::fprintf(stderr, "%s\n", started.error().what.c_str());

@@ -770,8 +770,11 @@ class warden_process {
     sigset_t all;
     ::sigfillset(&all);
     ::sigprocmask(SIG_SETMASK, &all, nullptr);
+    // The kernel's own call (for 8 bytes of mask), since glibc lets nobody touch signals 32 and 33 and
+    // whoever started the daemon may have them ignored. All zero is SIG_DFL; KILL and STOP refuse.
+    const std::array<std::uint64_t, 8> by_default{};
     for (int n = 1; n < NSIG; ++n)
-        ::signal(n, SIG_DFL); // refused for KILL, STOP and those that glibc keeps
+        ::syscall(SYS_rt_sigaction, n, by_default.data(), nullptr, std::size_t{8});
     struct sigaction on_child {};
     on_child.sa_handler = on_child_ended;
     if (::sigaction(SIGCHLD, &on_child, nullptr) != 0)
