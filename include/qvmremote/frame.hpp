@@ -58,7 +58,8 @@ enum class tagging : std::uint8_t { none, tagged };
     X(end, 19, dom0, tagged)                                                                       \
     X(close, 20, either, none)                                                                     \
     X(ping, 21, either, none)                                                                      \
-    X(pong, 22, either, none)
+    X(pong, 22, either, none)                                                                      \
+    X(queue, 23, either, none)
 // 32 to 39 are reserved for detached jobs (list, attach, detach, wait, cancel), 40 to 43 for
 // terminals beyond RESIZE.
 

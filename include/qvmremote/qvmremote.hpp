@@ -15,6 +15,7 @@
 #include <qvmremote/history.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/policy.hpp>
+#include <qvmremote/queue.hpp>
 #include <qvmremote/sanitize.hpp>
 #include <qvmremote/secret.hpp>
 #include <qvmremote/session.hpp>

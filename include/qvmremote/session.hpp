@@ -27,6 +27,7 @@
 #include <qvmremote/error.hpp>
 #include <qvmremote/frame.hpp>
 #include <qvmremote/limits.hpp>
+#include <qvmremote/queue.hpp>
 #include <qvmremote/secret.hpp>
 #include <qvmremote/token.hpp>
 
@@ -207,6 +208,7 @@ struct server_event {
         credit,     ///< more output may be sent
         closed,     ///< the session is over on the qube's side: reason says why
         pong,       ///< a sign of life
+        queue,      ///< data: a piece of the queue's bytes, for a queue_server
     };
     kind what;
     std::uint32_t session = 0;
@@ -216,7 +218,8 @@ struct server_event {
     errc reason = errc::session_over;
 };
 
-/// dom0's end of a stream.
+/// dom0's end of a stream. Behind queue_preamble it has no frames and no sessions: all of it is the
+/// queue's bytes, as events and by put_queue.
 ///
 /// Until a token has verified on it, it holds one frame of a header's size and at most
 /// limits::open_challenges challenges (I4), and reads frame headers and lengths only (I5).
@@ -244,6 +247,13 @@ class server_stream : public stream_end {
             auto found = find_preamble(now_ms);
             if (!found || !*found)
                 return found.map([](bool) { return std::optional<server_event>(); });
+        }
+        if (queue_only_) {
+            const bytes_view untrusted = reader_.unread();
+            if (untrusted.empty())
+                return std::nullopt;
+            reader_.skip(untrusted.size());
+            return server_event{.what = server_event::kind::queue, .data = untrusted};
         }
         for (;;) {
             auto frame = reader_.next();
@@ -404,6 +414,17 @@ class server_stream : public stream_end {
         s.stdin_owed = 0;
     }
 
+    /// Sends bytes of the queue.
+    void put_queue(bytes_view data) {
+        if (queue_only_)
+            return out_.put(data);
+        while (!data.empty()) {
+            const bytes_view piece = data.first(std::min(data.size(), limits::queue_piece));
+            put_plain(0, frame_type::queue, piece);
+            data = data.subspan(piece.size());
+        }
+    }
+
     /// The last word on a session that was accepted; byte counts are filled in here.
     run_end end(std::uint32_t number, run_end how) {
         session &s = at(number);
@@ -425,6 +446,8 @@ class server_stream : public stream_end {
     [[nodiscard]] bool has(std::uint32_t number) const { return sessions_.contains(number); }
     [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
     [[nodiscard]] bool announced() const noexcept { return announced_; }
+    /// Announced by queue_preamble: ping() is not understood there.
+    [[nodiscard]] bool queue_only() const noexcept { return queue_only_; }
 
   private:
     enum class phase : std::uint8_t { challenged, requested, waiting, body, running };
@@ -467,7 +490,12 @@ class server_stream : public stream_end {
         if (now_ms > preamble_deadline_)
             return fail(errc::bad_preamble);
         const bytes_view held = reader_.unread();
-        const auto found = std::search(held.begin(), held.end(), preamble.begin(), preamble.end());
+        auto found = std::search(held.begin(), held.end(), preamble.begin(), preamble.end());
+        const auto queue =
+            std::search(held.begin(), found, queue_preamble.begin(), queue_preamble.end());
+        queue_only_ = queue != found;
+        if (queue_only_)
+            found = queue;
         const auto before = static_cast<std::size_t>(found - held.begin());
         if (found == held.end()) {
             // All but what could be the beginning of the preamble is done with.
@@ -482,7 +510,8 @@ class server_stream : public stream_end {
             return fail(errc::bad_preamble);
         reader_.skip(before + preamble.size());
         announced_ = true;
-        put_plain(0, frame_type::hello, hello_);
+        if (!queue_only_)
+            put_plain(0, frame_type::hello, hello_);
         return true;
     }
 
@@ -514,6 +543,12 @@ class server_stream : public stream_end {
             if (type == frame_type::pong)
                 return server_event{.what = kind::pong};
             return std::nullopt;
+        }
+        if (type == frame_type::queue) {
+            if (number != 0 || frame.untrusted_payload.empty() ||
+                frame.untrusted_payload.size() > limits::queue_piece)
+                return fail(errc::bad_frame);
+            return server_event{.what = kind::queue, .data = frame.untrusted_payload};
         }
         if (type == frame_type::open) {
             if (number != 0 || !frame.untrusted_payload.empty())
@@ -643,6 +678,7 @@ class server_stream : public stream_end {
     std::uint64_t preamble_deadline_;
     std::size_t skipped_ = 0;
     bool announced_ = false;
+    bool queue_only_ = false;
     std::uint32_t features_;
     bytes hello_;
     digest256 t_;
@@ -831,6 +867,8 @@ class client_stream : public stream_end {
         }
         if (type == frame_type::hello)
             return take_hello(number, untrusted);
+        if (type == frame_type::queue) // the agent keeps these to itself
+            return fail(errc::unknown_frame);
         if (!features_)
             return fail(errc::bad_version);
         if (type == frame_type::challenge) {

@@ -45,7 +45,7 @@ constexpr row refused[] = {
     {"type behind the last",
      "00000000"
      "00000001"
-     "17"
+     "18"
      "000000",
      errc::unknown_frame, 8},
     {"reserved for detached jobs",

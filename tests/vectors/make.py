@@ -45,8 +45,10 @@ FRAMES = {
     "stdout_data": (12, True), "stderr_data": (13, True), "stdout_eof": (14, True),
     "stderr_eof": (15, True), "signal": (16, True), "resize": (17, True), "credit": (18, True),
     "end": (19, True), "close": (20, False), "ping": (21, False), "pong": (22, False),
+    "queue": (23, False),
 }
 PREAMBLE = b"\0qvm-remote 2\r\n\xff"
+QUEUE_PREAMBLE = b"\0qvm-remote 1\r\n\xff"
 BULK = bytes(i * 7 & 0xFF for i in range(5000))
 
 
@@ -150,7 +152,7 @@ def protocol2():
     keys = Keys(key, hello_payload, challenge, envelopes["shell"])
     bulk_keys = Keys(key, hello_payload, challenge, envelopes["script_follows"])
 
-    rows = [("preamble", PREAMBLE), ("key", key), ("peer", peer), ("hello", hello_payload),
+    rows = [("preamble", PREAMBLE), ("queue.preamble", QUEUE_PREAMBLE), ("key", key), ("peer", peer), ("hello", hello_payload),
             ("t", keys.t), ("challenge", challenge), ("root", keys.root)]
     rows += [("envelope." + name, data) for name, data in envelopes.items()]
     rows += [("token." + name, Keys(key, hello_payload, challenge, data).token)
@@ -177,7 +179,7 @@ def protocol2():
         ("resize", 1, keys.c2d, u16(132) + u16(43)), ("credit", 1, keys.c2d, u32(65536)),
         ("end", 1, keys.d2c, b"\x01" + u32(0) + u64(6) + u64(5)),
         ("close", 1, None, u16(31)), ("ping", 0, None, b"\0\1\2\3\4\5\6\7"),
-        ("pong", 0, None, b"\0\1\2\3\4\5\6\7"),
+        ("pong", 0, None, b"\0\1\2\3\4\5\6\7"), ("queue", 0, None, b"idle\n"),
     ]
     assert [p[0] for p in payloads] == list(FRAMES)
     for name, session, direction_key, payload in payloads:
