@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The client has this compiled in and lives for milliseconds: system calls and nothing around them.
+#include "qube.hpp"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include <pwd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <qvmremote/host/unique_fd.hpp>
+
+namespace qvm_run {
+namespace {
+
+using qvmremote::host::unique_fd;
+
+struct qube {
+    sockaddr_un address;
+};
+
+constexpr timeval longest_connect = {15, 0};
+
+bool set_path(qube &of, const char *directory, const char *file) {
+    const int size =
+        std::snprintf(of.address.sun_path, sizeof of.address.sun_path, "%s%s", directory, file);
+    return size > 0 && static_cast<std::size_t>(size) < sizeof of.address.sun_path;
+}
+
+bool limit_waiting(int socket, timeval most) {
+    return ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof most) == 0;
+}
+
+} // namespace
+
+extern "C" {
+int32_t qvm_run_qube_open(const qvmremote_options *options, void **self, char *error,
+                          uint32_t error_size) {
+    const char *path = nullptr;
+    for (uint32_t i = 0; i < options->count; ++i) {
+        if (std::strcmp(options->items[i].key, "socket") != 0) {
+            std::snprintf(error, error_size, "option '%s' is unknown here; there is socket",
+                          options->items[i].key);
+            return QVMREMOTE_BAD_OPTION;
+        }
+        path = options->items[i].value;
+    }
+    auto *const made = new (std::nothrow) qube{};
+    if (made == nullptr) {
+        std::snprintf(error, error_size, "out of memory");
+        return QVMREMOTE_FAILED;
+    }
+    made->address.sun_family = AF_UNIX;
+    bool fits = false;
+    if (path != nullptr) {
+        fits = set_path(*made, path, "");
+    } else {
+        // As the client finds its own files.
+        const char *home = std::getenv("HOME");
+        if (home == nullptr || *home != '/') {
+            const passwd *const who = ::getpwuid(::geteuid());
+            home = who != nullptr && who->pw_dir != nullptr ? who->pw_dir : "";
+        }
+        if (*home == '\0') {
+            std::snprintf(error, error_size, "there is no home directory: set HOME");
+            delete made;
+            return QVMREMOTE_FAILED;
+        }
+        fits = set_path(*made, home, "/.qvm-remote/agent.sock");
+    }
+    if (!fits) {
+        std::snprintf(error, error_size,
+                      "option 'socket': the path of the agent's socket exceeds %zu bytes; choose a "
+                      "shorter one",
+                      sizeof made->address.sun_path - 1);
+        delete made;
+        return QVMREMOTE_BAD_OPTION;
+    }
+    *self = made;
+    return QVMREMOTE_OK;
+}
+
+void qvm_run_qube_close(void *self) { delete static_cast<qube *>(self); }
+
+int32_t qvm_run_qube_connect(void *self, qvmremote_stream *out, char *error, uint32_t error_size) {
+    const sockaddr_un &address = static_cast<const qube *>(self)->address;
+    const char *const path = address.sun_path;
+    unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    // An agent that stands still with a full queue of connections would hold us for ever.
+    if (!made || !limit_waiting(made.get(), longest_connect)) {
+        std::snprintf(error, error_size, "cannot make a socket: %s", std::strerror(errno));
+        return QVMREMOTE_FAILED;
+    }
+    if (::connect(made.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0) {
+        switch (errno) {
+        case ENOENT:
+        case ECONNREFUSED:
+            std::snprintf(error, error_size,
+                          "dom0 has not connected to this qube yet: no agent listens at %s; is "
+                          "qvm-remote-dom0 running there, and this qube authorized?",
+                          path);
+            return QVMREMOTE_UNREACHABLE;
+        case EAGAIN:
+            std::snprintf(error, error_size,
+                          "the agent at %s takes no connection; end it, and dom0 starts another",
+                          path);
+            return QVMREMOTE_UNREACHABLE;
+        case EACCES:
+            std::snprintf(error, error_size, "%s is another user's; run as that user", path);
+            return QVMREMOTE_REFUSED;
+        default:
+            std::snprintf(error, error_size, "cannot connect to %s: %s", path,
+                          std::strerror(errno));
+            return QVMREMOTE_FAILED;
+        }
+    }
+    ucred who{};
+    socklen_t size = sizeof who;
+    if (::getsockopt(made.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
+        (who.uid != ::geteuid() && who.uid != 0)) {
+        std::snprintf(error, error_size,
+                      "who listens at %s is neither this user nor root; look who made that socket",
+                      path);
+        return QVMREMOTE_REFUSED;
+    }
+    if (!limit_waiting(made.get(), timeval{})) {
+        std::snprintf(error, error_size, "cannot set up a socket: %s", std::strerror(errno));
+        return QVMREMOTE_FAILED;
+    }
+    out->in_fd = out->out_fd = made.release();
+    return QVMREMOTE_OK;
+}
+}
+
+} // namespace qvm_run
