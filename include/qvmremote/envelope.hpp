@@ -67,6 +67,7 @@ struct envelope {
     std::uint32_t features = 0;
     std::uint16_t columns = 0, rows = 0; ///< of the terminal, with tty
     std::optional<command_id> id;        ///< always present in what decode returns
+    std::uint32_t protocol = protocol_version; ///< 1: an entry of the queue. Not sent
     std::vector<std::pair<std::string, std::string>> environment;
     std::vector<std::string> arguments;
 

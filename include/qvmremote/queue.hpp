@@ -247,7 +247,7 @@ struct queue_order {
     std::optional<command_id> id{}; ///< of all but ping
     bool is_stdout = false;         ///< output
     bytes_view data{};              ///< output: borrowed until the next feed()
-    int exit_code = 0;              ///< result
+    int exit_code = 0;              ///< result: negative for a signal, as Python has it
     std::string meta{}, audit{};    ///< result: one text, one line with its newline
     std::uint64_t number = 0;       ///< ping
 };
@@ -333,10 +333,10 @@ class queue_client : public queue_end {
                 left_ = *length;
             } else if (verb == "result") {
                 order_.what = kind::result;
-                const auto code = w.number<std::uint8_t>();
+                const auto code = w.number<std::int32_t>();
                 const auto meta = w.number<std::size_t>();
                 const auto audit = w.number<std::size_t>();
-                if (!code || !meta || !audit || *meta > limits::queue_text ||
+                if (!code || *code < -64 || *code > 255 || !meta || !audit || *meta > limits::queue_text ||
                     *audit > limits::queue_text)
                     return fail(errc::bad_frame);
                 order_.exit_code = *code;

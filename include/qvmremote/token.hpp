@@ -202,12 +202,52 @@ class request_verifier {
         });
     }
 
+    /// Protocol 1: the token of an entry of the queue under any of `keys`, errc::bad_token otherwise.
+    /// It proves that a holder of the key chose the ID; the body, fetched later, is nobody's word.
+    struct entry_verified {
+        verified<envelope> header; ///< kind shell, protocol 1, body to follow
+        std::size_t key_index;
+    };
+    [[nodiscard]] static result<entry_verified> verify_entry(std::span<const secret> keys,
+                                                             const command_id &id,
+                                                             std::string_view untrusted_token) {
+        std::size_t fits = keys.size();
+        for (std::size_t i = 0; i < keys.size(); ++i)
+            if (const std::string token = token_v1(keys[i], id);
+                untrusted_token.size() == token.size() &&
+                equal_constant_time(as_bytes(token), as_bytes(untrusted_token)))
+                fits = i;
+        if (fits == keys.size())
+            return fail(errc::bad_token);
+        envelope header;
+        header.kind = request_kind::shell;
+        header.id = id;
+        header.protocol = 1;
+        header.body_follows = true;
+        return entry_verified{verified<envelope>(std::move(header)), fits};
+    }
+
     /// Joins the body; `untrusted_body` is empty for one that came within the header. Fails with
-    /// errc::bad_digest, or errc::binary_content for a command line with a NUL.
+    /// errc::bad_digest, or errc::binary_content for a command line with a NUL; for an entry of the
+    /// queue with errc::command_empty, command_too_large, or binary_content for any control
+    /// character that no text has.
     [[nodiscard]] static result<verified<request>> complete(verified<envelope> header,
                                                             std::string untrusted_body) {
         envelope out = std::move(header.value_);
-        if (out.body_follows) {
+        if (out.protocol == 1) {
+            if (untrusted_body.empty())
+                return fail(errc::command_empty);
+            if (untrusted_body.size() > limits::command)
+                return fail(errc::command_too_large, limits::command);
+            const auto at = std::find_if(untrusted_body.begin(), untrusted_body.end(), [](char c) {
+                return static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r';
+            });
+            if (at != untrusted_body.end())
+                return fail(errc::binary_content,
+                            static_cast<std::size_t>(at - untrusted_body.begin()));
+            out.body_length = static_cast<std::uint32_t>(untrusted_body.size());
+            out.body = std::move(untrusted_body);
+        } else if (out.body_follows) {
             if (untrusted_body.size() != out.body_length ||
                 !equal_constant_time(sha256(as_bytes(untrusted_body)), out.body_digest))
                 return fail(errc::bad_digest);

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include <qvmremote/config.hpp>
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
@@ -21,6 +22,7 @@ void describe(const envelope &what, journal_entry &to) {
     to.id = what.id->text();
     to.request = name(what.kind);
     to.timeout_s = what.timeout_s;
+    to.protocol = what.protocol;
     to.argv = what.arguments;
     if (what.kind == request_kind::shell && what.body.size() <= limits::audit_argument)
         to.argv = {"bash", "-c", what.body};
@@ -37,7 +39,14 @@ std::string command_text(const envelope &what) {
     return out;
 }
 
-host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>> &listed) {
+host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>> &listed,
+                                      std::string protocols) {
+    for (const std::string_view word : split_words(protocols)) {
+        const std::string_view mode = word.substr(word.find('=') + 1); // npos + 1: all of it
+        if (mode != "auto" && mode != "both" && mode != "1" && mode != "2")
+            return host::failed("QVM_REMOTE_PROTOCOL: '" + for_terminal(word, 64) +
+                                "' is none of auto, both, 1, 2 or QUBE=one of these");
+    }
     auto qubes = keys_.list();
     if (!qubes)
         return tl::unexpected(qubes.error());
@@ -50,6 +59,8 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
                                                " has a key and is not served: it is not listed in "
                                                "QVM_REMOTE_VMS, or --vm names another");
     rules_ = std::move(fresh);
+    protocols_ = std::move(protocols);
+    pinned_.clear(); // a key may have come back as it was before
     return {};
 }
 
@@ -65,46 +76,110 @@ bool admission::may_log_failure(std::uint64_t now_ms) {
     return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
 }
 
+void admission::log_failure(const peer &from, std::string_view id, errc why,
+                            const std::optional<host::failure> &key_problem, std::uint64_t now_ms) {
+    if (!may_log_failure(now_ms))
+        return;
+    std::string text = "vm=" + from.name.text() + " id=" + std::string(id);
+    if (why == errc::no_key) {
+        text += !key_problem || key_problem->error_number == ENOENT
+                    ? " (no key for this VM)"
+                    : " (" + for_log(key_problem->what) + ")";
+        log_.write(log_category::auth_deny, text);
+    } else {
+        log_.write(log_category::auth_fail, text + " (" + std::string(message(why)) + ")");
+    }
+    record_refusal(from, nullptr, {why, {}});
+}
+
+std::optional<errc> admission::take_id(const peer &from, const command_id &id) {
+    // An ID outlives its memory only if it shows its age.
+    if (const auto claimed = id.claimed_time()) {
+        const std::int64_t off = *claimed - host::local_time::now().seconds;
+        if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
+            return errc::id_outdated;
+    }
+    if (!records_.reserve(from.name, id))
+        return errc::id_used;
+    return std::nullopt;
+}
+
+// What QVM_REMOTE_PROTOCOL says of a key that has just verified a request of this protocol. Under
+// auto the first request of protocol 2 is the last word on it, and is written down.
+bool admission::accepts(const peer &from, std::uint32_t protocol, const digest256 &mark) {
+    const std::string_view mode = choose_for(protocols_, from.name.text()).value_or("auto");
+    if (mode != "auto")
+        return mode == "both" || mode == std::to_string(protocol);
+    const auto known = pinned_.find(from.name.text());
+    bool pinned = known != pinned_.end() && known->second == mark;
+    if (!pinned && (pinned = keys_.is_pinned(from.name, mark)))
+        pinned_[from.name.text()] = mark;
+    if (protocol == 1)
+        return !pinned;
+    if (!pinned) {
+        if (const auto kept = keys_.pin(from.name, mark); !kept)
+            log_.write(log_category::error, for_log(kept.error().what));
+        pinned_[from.name.text()] = mark; // even then, for as long as this daemon lives
+    }
+    return true;
+}
+
 result<candidate> admission::check(server_stream &stream, const server_event &event,
                                    const peer &from, std::uint64_t now_ms) {
     std::vector<secret> keys;
     auto key = keys_.load(from.name);
+    std::optional<host::failure> problem;
     if (key)
         keys.push_back(std::move(*key));
+    else
+        problem = key.error();
     auto checked = stream.verify(event, keys, now_ms);
     if (!checked) {
-        const errc why = checked.error().code;
-        if (may_log_failure(now_ms)) {
-            std::string text = "vm=" + from.name.text() + " id=?";
-            if (why == errc::no_key) {
-                text += key.has_value() || key.error().error_number == ENOENT
-                            ? " (no key for this VM)"
-                            : " (" + for_log(key.error().what) + ")";
-                log_.write(log_category::auth_deny, text);
-            } else {
-                log_.write(log_category::auth_fail,
-                           text + " (" + std::string(message(why)) + ")");
-            }
-            record_refusal(from, nullptr, {why, {}});
-        }
+        log_failure(from, "?", checked.error().code, problem, now_ms);
         return tl::unexpected(checked.error());
     }
 
     const envelope &what = *checked->header;
+    const digest256 mark = sha256(keys[checked->key_index].text());
     const auto refuse = [&](errc why) {
         stream.refuse(event.session, why, {});
         record_refusal(from, &what, {why, {}});
         return fail(why);
     };
-    // An ID outlives its memory only if it shows its age.
-    if (const auto claimed = what.id->claimed_time()) {
-        const std::int64_t off = *claimed - host::local_time::now().seconds;
-        if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
-            return refuse(errc::id_outdated);
+    if (!accepts(from, what.protocol, mark))
+        return refuse(errc::bad_version);
+    if (const auto why = take_id(from, *what.id))
+        return refuse(*why);
+    return candidate{std::move(checked->header), mark};
+}
+
+tl::expected<candidate, std::optional<refusal>>
+admission::check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
+                       std::uint64_t length, std::uint64_t now_ms) {
+    std::vector<secret> keys;
+    auto key = keys_.load(from.name);
+    std::optional<host::failure> problem;
+    if (key)
+        keys.push_back(std::move(*key));
+    else
+        problem = key.error();
+    auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
+    if (!checked) {
+        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, problem, now_ms);
+        return tl::unexpected(std::nullopt);
     }
-    if (!records_.reserve(from.name, *what.id))
-        return refuse(errc::id_used);
-    return candidate{std::move(checked->header), sha256(keys[checked->key_index].text())};
+    const digest256 mark = sha256(keys[checked->key_index].text());
+    const auto refuse = [&](refusal why) {
+        record_refusal(from, &*checked->header, why);
+        return tl::unexpected(std::optional(std::move(why)));
+    };
+    if (!accepts(from, 1, mark))
+        return refuse({errc::protocol_retired, {}});
+    if (length > limits::command)
+        return refuse({errc::command_too_large, "oversized (" + std::to_string(length) + " bytes)"});
+    if (const auto why = take_id(from, id))
+        return refuse({*why, {}});
+    return candidate{std::move(checked->header), mark};
 }
 
 verdict admission::ask(const peer &from, const envelope &what) const {
@@ -138,6 +213,17 @@ void admission::admit(const peer &from, verified<request> what, answer tell) {
         }
         tell(admitted(std::move(what), from, *serial));
     });
+}
+
+void admission::not_run(const admitted &what) {
+    journal_entry entry;
+    entry.kind = audit_kind::end;
+    entry.peer = what.from().name.text();
+    entry.id = what.request().id->text();
+    entry.of = what.serial();
+    entry.cause = "not-run";
+    entry.reason = name(errc::session_over);
+    records_.note(std::move(entry));
 }
 
 void admission::abandon(const peer &from, const envelope &what, const refusal &why) {

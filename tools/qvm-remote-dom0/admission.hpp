@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -56,13 +57,21 @@ public:
 
     /// Learns anew who may do what: at start and whenever keys or policy were changed. A qube with a
     /// key has full access; when there is a list (QVM_REMOTE_VMS, --vm), only those on it have.
-    [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed);
+    /// `protocols` is QVM_REMOTE_PROTOCOL: auto, 1, 2 or both, in all and per qube.
+    [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed,
+                                             std::string protocols);
 
     /// First half, on a REQUEST frame: the token under the key that is registered for this peer now,
     /// then the ID, which from here on is taken. On failure the client has been told and the log
     /// written.
     [[nodiscard]] result<candidate> check(server_stream &stream, const server_event &event,
                                           const peer &from, std::uint64_t now_ms);
+
+    /// The same for an entry of the queue, whose token covers its ID alone. Without a refusal the
+    /// sender did not authenticate: it learns nothing, and the entry is dropped.
+    [[nodiscard]] tl::expected<candidate, std::optional<refusal>>
+    check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
+                std::uint64_t length, std::uint64_t now_ms);
 
     /// What the policy says of a request; asked again, by admit, when it is whole.
     [[nodiscard]] verdict ask(const peer &from, const envelope &what) const;
@@ -75,17 +84,26 @@ public:
     /// Gives up on a request that check() let through and admit() did not get: its ID is free again.
     void abandon(const peer &from, const envelope &what, const refusal &why);
 
+    /// Records that an admitted request does not run after all: its sender went meanwhile.
+    void not_run(const admitted &what);
+
     /// Whether the key with this mark is still the one that is registered.
     [[nodiscard]] bool still_stands(const qube_name &qube, const digest256 &key_mark) const;
 
 private:
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
+    void log_failure(const peer &from, std::string_view id, errc why,
+                     const std::optional<host::failure> &key_problem, std::uint64_t now_ms);
+    [[nodiscard]] std::optional<errc> take_id(const peer &from, const command_id &id);
+    [[nodiscard]] bool accepts(const peer &from, std::uint32_t protocol, const digest256 &mark);
 
     const keyring &keys_;
     journal &records_;
     event_log &log_;
     policy rules_;
+    std::string protocols_ = "auto";
+    std::map<std::string, digest256> pinned_; // what is known to be on disk
 
     // Failures to authenticate cost their sender nothing, so they are logged at a bounded rate.
     std::uint64_t failure_second_ = 0;

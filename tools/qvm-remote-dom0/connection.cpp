@@ -19,17 +19,60 @@ namespace {
 // Reads of one wake-up: enough to keep a fast peer busy, few enough to let the others on.
 constexpr int reads_in_a_row = 4;
 
+// A silent stream is asked for a sign of life, and closed when none comes.
+constexpr std::uint64_t busy_interval_ms = 10'000;
+constexpr std::uint64_t patience_ms = 15'000;
+
 void set_nonblocking(int fd) {
     const int flags = ::fcntl(fd, F_GETFL);
     ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
+
+// A session of protocol 2, as an execution sees it.
+class live_session final : public session_port {
+public:
+    live_session(std::shared_ptr<connection> stream, std::uint32_t number)
+        : stream_(std::move(stream)), number_(number) {}
+
+    void accept(std::uint32_t timeout_s, bool stdin_live) override {
+        machine().accept(number_, timeout_s, stdin_live);
+    }
+    [[nodiscard]] bool stalled() const override {
+        return stream_->stream().congested() || stream_->stream().output_credit(number_) == 0;
+    }
+    [[nodiscard]] std::span<std::uint8_t> prepare_output(std::size_t most) override {
+        return machine().prepare_output(number_, most);
+    }
+    void commit_output(bool is_stdout, std::size_t n) override {
+        machine().commit_output(
+            number_, is_stdout ? frame_type::stdout_data : frame_type::stderr_data, n);
+    }
+    void output_eof(bool is_stdout) override {
+        machine().output_eof(number_,
+                             is_stdout ? frame_type::stdout_eof : frame_type::stderr_eof);
+    }
+    void grant_stdin(std::size_t n) override { machine().grant_stdin(number_, n); }
+    run_end end(run_end how, const run_record &) override {
+        how = machine().end(number_, std::move(how));
+        stream_->forget(number_);
+        return how;
+    }
+    void flush() override { stream_->flush(); }
+
+private:
+    [[nodiscard]] server_stream &machine() { return stream_->stream(); }
+
+    std::shared_ptr<connection> stream_;
+    std::uint32_t number_;
+};
 
 } // namespace
 
 connection::connection(service &parts, host::stream from, qube_name qube)
     : parts_(parts), from_{std::move(qube), parts.transport_name, {}, std::nullopt},
       in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop),
-      stream_(from_.name.text(), parts.features, host::boottime_ms()) {
+      stream_(from_.name.text(), parts.features, host::boottime_ms()),
+      heard_ms_(host::boottime_ms()) {
     set_nonblocking(from.in.get());
     set_nonblocking(from.out.get());
     in_.assign(from.in.release());
@@ -75,6 +118,9 @@ void connection::on_readable() {
         }
         stream_.commit(static_cast<std::size_t>(n));
         const std::uint64_t now = host::boottime_ms();
+        heard_ms_ = now;
+        if (std::exchange(pinged_ms_, 0) != 0)
+            parts_.keep_alive_changed();
         for (;;) {
             auto event = stream_.next(now);
             if (!event) {
@@ -95,9 +141,9 @@ void connection::on_readable() {
         if (static_cast<std::size_t>(n) < room.size())
             break; // most likely that was all
     }
+    flush();
     if (stream_.session_count() == 0)
         stream_.release_idle_memory();
-    flush();
     read_more();
 }
 
@@ -134,6 +180,8 @@ void connection::flush() {
                                     all.push_back(s.running);
                             for (const auto &running : all)
                                 running->more_output();
+                            if (self->queue_)
+                                self->queue_->more_output();
                         });
         return;
     }
@@ -150,6 +198,8 @@ void connection::close() {
     preamble_timer_.cancel();
     while (!sessions_.empty())
         on_closed(sessions_.begin()->first, errc::session_over);
+    if (queue_)
+        queue_->close();
     parts_.connections.erase(self);
     parts_.something_ended();
 }
@@ -177,6 +227,12 @@ void connection::handle(const server_event &event) {
     case kind::closed:
         return on_closed(event.session, event.reason);
     case kind::pong:
+        return;
+    case kind::queue:
+        if (!queue_)
+            queue_ = std::make_unique<entry_queue>(parts_, *this);
+        if (!queue_->take(event.data))
+            close();
         return;
     default:
         break;
@@ -207,6 +263,8 @@ void connection::on_request(const server_event &event) {
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();
     const request_kind kind = what.kind;
+    if (sessions_.empty())
+        parts_.keep_alive_changed();
     const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, {}}).first;
     if (kind == request_kind::ping || kind == request_kind::status) {
         answer_directly(number, *at->second.asked.header);
@@ -259,16 +317,8 @@ void connection::on_admitted(std::uint32_t number, tl::expected<admitted, refusa
     const auto at = sessions_.find(number);
     if (at == sessions_.end()) {
         // The client went while START was written. It stands in the audit log as what it is.
-        if (answer) {
-            journal_entry entry;
-            entry.kind = audit_kind::end;
-            entry.peer = from_.name.text();
-            entry.id = answer->request().id->text();
-            entry.of = answer->serial();
-            entry.cause = "not-run";
-            entry.reason = name(errc::session_over);
-            parts_.records.note(std::move(entry));
-        }
+        if (answer)
+            parts_.admission.not_run(*answer);
         return;
     }
     session &s = at->second;
@@ -279,8 +329,9 @@ void connection::on_admitted(std::uint32_t number, tl::expected<admitted, refusa
         flush();
         return;
     }
-    s.running = std::make_shared<execution>(parts_, shared_from_this(), number, std::move(*answer),
-                                            std::move(*s.turn));
+    s.running = std::make_shared<execution>(
+        parts_, std::make_unique<live_session>(shared_from_this(), number), std::move(*answer),
+        std::move(*s.turn));
     s.turn.reset();
     parts_.executions.insert(s.running);
     const auto running = s.running;
@@ -330,6 +381,34 @@ void connection::give_up(std::uint32_t number, const refusal &why) {
     sessions_.erase(at);
 }
 
+void connection::keep_alive(std::uint64_t now_ms, bool all) {
+    if (pinged_ms_ != 0) {
+        if (now_ms >= pinged_ms_ + patience_ms) {
+            parts_.log.write(log_category::error,
+                             "vm=" + from_.name.text() + " gives no sign of life; stream closed");
+            close();
+        }
+        return;
+    }
+    if (!stream_.announced() || (!all && now_ms < keep_alive_due()))
+        return;
+    pinged_ms_ = now_ms;
+    if (stream_.queue_only() && queue_)
+        queue_->ping();
+    else if (stream_.queue_only())
+        pinged_ms_ = 0; // it speaks first
+    else
+        stream_.ping(now_ms);
+    flush();
+}
+
+std::uint64_t connection::keep_alive_due() const {
+    if (pinged_ms_ != 0)
+        return pinged_ms_ + patience_ms;
+    const bool busy = !sessions_.empty() || (queue_ && queue_->size() > 0);
+    return busy ? heard_ms_ + busy_interval_ms : UINT64_MAX;
+}
+
 void connection::recheck_keys() {
     std::vector<std::uint32_t> numbers;
     for (const auto &[number, s] : sessions_)
@@ -342,6 +421,8 @@ void connection::recheck_keys() {
         else if (!s.admitting)
             give_up(number, {errc::key_revoked, {}});
     }
+    if (queue_)
+        queue_->recheck_keys();
     flush();
 }
 
@@ -352,6 +433,8 @@ void connection::refuse_waiting(errc why) {
             numbers.push_back(number);
     for (const std::uint32_t number : numbers)
         give_up(number, {why, {}});
+    if (queue_)
+        queue_->refuse_waiting(why);
     flush();
 }
 

@@ -17,6 +17,7 @@
 #include <qvmremote/session.hpp>
 
 #include "admission.hpp"
+#include "entry_queue.hpp"
 #include "service.hpp"
 
 namespace qvmremote::dom0 {
@@ -39,6 +40,17 @@ public:
 
     /// Ends the stream; what runs for it is ended too.
     void close();
+
+    /// The keep-alive (DESIGN.md §5): asks for a sign of life when the last one is old, at whatever
+    /// time when `all`, and closes a stream that has not answered in time.
+    void keep_alive(std::uint64_t now_ms, bool all);
+    /// When keep_alive has something to do; UINT64_MAX while the stream is idle and has answered.
+    [[nodiscard]] std::uint64_t keep_alive_due() const;
+
+    /// Nothing is going on: no session, no entry, and the carrier's queue is empty.
+    [[nodiscard]] bool is_done() const {
+        return session_count() == 0 && queue_ && queue_->size() == 0 && queue_->said_idle();
+    }
 
     /// Ends sessions whose key was revoked or changed since it verified them.
     void recheck_keys();
@@ -75,6 +87,8 @@ private:
     boost::asio::steady_timer preamble_timer_;
     server_stream stream_;
     std::map<std::uint32_t, session> sessions_;
+    std::unique_ptr<entry_queue> queue_; // once the other end has spoken of it
+    std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
     bool reading_ = false;
     bool writing_ = false;
     bool closed_ = false;

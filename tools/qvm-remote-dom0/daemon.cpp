@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "daemon.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -9,6 +10,7 @@
 #include <fcntl.h>
 #include <pwd.h>
 #include <sys/file.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
@@ -41,6 +43,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr seconds drain_limit{60};
+constexpr std::uint64_t round_ms = 60'000;         // between two keep-alives of idle streams
 constexpr milliseconds accept_pause{1000}; // after a failure of the transport
 
 class daemon {
@@ -48,7 +51,7 @@ public:
     daemon(const daemon_options &options, warden children)
         : options_(options), children_(std::move(children)), loop_(1),
           keys_(options.where.keys()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
-          incoming_(loop_), accept_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
+          incoming_(loop_), keep_alive_timer_(loop_), accept_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
           watchdog_timer_(loop_), once_timer_(loop_) {}
 
     host::outcome<int> run() {
@@ -97,13 +100,14 @@ private:
             return tl::unexpected(records.error());
         records_ = std::move(*records);
         admission_.emplace(keys_, *records_, *log_);
-        if (auto loaded = admission_->reload(settings_.qubes); !loaded)
+        if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             return loaded;
         parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, children_);
         parts_->transport_name = settings_.transport;
         parts_->dry_run = options_.dry_run;
         parts_->reschedule = [this] { reschedule(); };
         parts_->something_ended = [this] { something_ended(); };
+        parts_->keep_alive_changed = [this] { arm_keep_alive(); };
         find_account();
         report_settings();
 
@@ -138,6 +142,8 @@ private:
         control_ = std::move(*control);
         await_signals();
         watchdog();
+        if (auto made = make_keep_alive(); !made)
+            return made;
         if (options_.once) {
             once_timer_.expires_after(seconds(options_.once_wait_s));
             once_timer_.async_wait([this](boost::system::error_code ec) {
@@ -234,6 +240,7 @@ private:
         const auto made = std::make_shared<connection>(*parts_, std::move(from), std::move(*qube));
         parts_->connections.insert(made);
         made->start();
+        arm_keep_alive();
     }
 
     void reschedule() {
@@ -255,7 +262,9 @@ private:
         const bool idle = parts_->executions.empty();
         if (parts_->draining && idle)
             loop_.stop();
-        else if (options_.once && idle && served_ && parts_->connections.empty())
+        else if (options_.once && idle && served_ &&
+                 std::all_of(parts_->connections.begin(), parts_->connections.end(),
+                             [](const auto &c) { return c->is_done(); }))
             loop_.stop();
     }
 
@@ -294,7 +303,7 @@ private:
             settings_ = std::move(*read);
             report_settings();
         }
-        if (auto loaded = admission_->reload(settings_.qubes); !loaded)
+        if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             problem = loaded.error().what;
         else if (auto told = tell_peers(); !told)
             problem = told.error().what;
@@ -344,6 +353,63 @@ private:
         });
     }
 
+    // One timer for all streams: idle ones are asked together, once a minute, so that 64 quiet qubes
+    // wake this process as often as one does. A timerfd of our own, since it can be put off: Asio's
+    // would fire when its first date comes, and on a clock that stands still during a suspend.
+    host::outcome<void> make_keep_alive() {
+        const int timer = ::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+        if (timer < 0)
+            return host::failed("cannot make a timer", errno);
+        keep_alive_timer_.assign(timer);
+        next_round_ms_ = host::boottime_ms() + round_ms;
+        arm_keep_alive();
+        await_keep_alive();
+        return {};
+    }
+
+    void await_keep_alive() {
+        keep_alive_timer_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                                     [this](boost::system::error_code ec) {
+                                         if (!ec)
+                                             keep_alive();
+                                     });
+    }
+
+    void keep_alive() {
+        std::uint64_t expirations = 0;
+        [[maybe_unused]] const ssize_t n =
+            ::read(keep_alive_timer_.native_handle(), &expirations, sizeof expirations);
+        const std::uint64_t now = host::boottime_ms();
+        const bool all = now >= next_round_ms_;
+        if (all)
+            next_round_ms_ = now - now % round_ms + round_ms;
+        const auto connections = parts_->connections;
+        for (const auto &c : connections)
+            c->keep_alive(now, all);
+        armed_ms_ = 0;
+        arm_keep_alive();
+        await_keep_alive();
+    }
+
+    void arm_keep_alive() {
+        std::uint64_t due = parts_->connections.empty() ? UINT64_MAX : next_round_ms_;
+        for (const auto &c : parts_->connections)
+            due = std::min(due, c->keep_alive_due());
+        if (due == armed_ms_)
+            return;
+        armed_ms_ = due;
+        itimerspec when{};
+        if (due != UINT64_MAX) {
+            when.it_value.tv_sec = static_cast<time_t>(due / 1000);
+            when.it_value.tv_nsec = static_cast<long>(due % 1000) * 1'000'000;
+        }
+        ::timerfd_settime(keep_alive_timer_.native_handle(), TFD_TIMER_ABSTIME, &when, nullptr);
+    }
+
+    std::string protocols() const {
+        return std::string(settings_.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
+    }
+
     std::string answer(std::string_view request) {
         if (request == "status")
             return status();
@@ -389,7 +455,8 @@ private:
     std::unique_ptr<control_server> control_;
 
     boost::asio::signal_set signals_;
-    boost::asio::posix::stream_descriptor warden_, incoming_;
+    boost::asio::posix::stream_descriptor warden_, incoming_, keep_alive_timer_;
+    std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
     boost::asio::steady_timer accept_timer_, rate_timer_, drain_timer_, watchdog_timer_, once_timer_;
     bool rescheduling_ = false;
     bool served_ = false;

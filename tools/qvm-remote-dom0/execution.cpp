@@ -16,7 +16,6 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
-#include "connection.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -67,17 +66,14 @@ host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
 
 } // namespace
 
-execution::execution(service &parts, std::shared_ptr<connection> stream, std::uint32_t session,
-                     admitted what, slot turn)
-    : parts_(parts), stream_(std::move(stream)), session_(session), what_(std::move(what)),
-      turn_(std::move(turn)), control_(parts.loop), stdin_(parts.loop),
-      outputs_{output(parts.loop, frame_type::stdout_data, frame_type::stdout_eof),
-               output(parts.loop, frame_type::stderr_data, frame_type::stderr_eof)},
-      limit_timer_(parts.loop), patience_timer_(parts.loop), drain_timer_(parts.loop), eof_timer_(parts.loop) {}
+execution::execution(service &parts, std::unique_ptr<session_port> port, admitted what, slot turn)
+    : parts_(parts), port_(std::move(port)), what_(std::move(what)), turn_(std::move(turn)),
+      control_(parts.loop), stdin_(parts.loop),
+      outputs_{output(parts.loop, true), output(parts.loop, false)}, limit_timer_(parts.loop), patience_timer_(parts.loop), drain_timer_(parts.loop), eof_timer_(parts.loop) {}
 
 void execution::start() {
     const envelope &what = what_.request();
-    started_at_ = host::local_time::now().precise();
+    started_at_ = host::local_time::now();
     started_ms_ = host::boottime_ms();
     const std::string subject = "vm=" + what_.from().name.text() + " id=" + what.id->text();
     const std::string shown = preview(command_text(what), dom0_preview);
@@ -87,16 +83,18 @@ void execution::start() {
         lines.add(log_category::auth_ok, subject);
         lines.add(log_category::exec, subject);
         lines.add(log_category::cmd, subject + " cmd=" + shown);
+        if (what.protocol == 1)
+            lines.add(log_category::info, subject + " protocol 1: nobody signed the command's text");
         if (dry)
             lines.add(log_category::dry, subject + " skipped");
     }
     stdin_live_ = what.stdin_live && !dry;
-    stream_->stream().accept(session_, what.timeout_s, stdin_live_);
+    port_->accept(what.timeout_s, stdin_live_);
     if (dry) {
         const std::string text = "[dry-run] " + shown + "\n";
-        const auto room = stream_->stream().prepare_output(session_, text.size());
+        const auto room = port_->prepare_output(text.size());
         std::copy_n(text.begin(), room.size(), room.begin());
-        stream_->stream().commit_output(session_, frame_type::stdout_data, room.size());
+        port_->commit_output(true, room.size());
         outputs_[0].bytes = room.size();
         end_ = run_end{.cause = end_cause::exited};
         finish();
@@ -261,8 +259,7 @@ void execution::on_exit(int wait_status, bool tree_empty) {
 }
 
 bool execution::stalled() const {
-    return stream_ && (stream_->stream().congested() ||
-                       stream_->stream().output_credit(session_) == 0);
+    return port_ && port_->stalled();
 }
 
 // Decides, after the command has ended, whether there is still something to wait for.
@@ -323,11 +320,10 @@ void execution::watch_output(output &from) {
 }
 
 void execution::read_output(output &from) {
-    if (!stream_)
+    if (!port_)
         return;
-    server_stream &stream = stream_->stream();
     while (from.open && !stalled()) {
-        const auto room = stream.prepare_output(session_, limits::frame);
+        const auto room = port_->prepare_output(limits::frame);
         const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
         if (n < 0 && errno == EINTR)
             continue;
@@ -343,12 +339,12 @@ void execution::read_output(output &from) {
         last_output_ms_ = host::boottime_ms();
         if (got >= bulk_read)
             ::fcntl(from.pipe.native_handle(), F_SETPIPE_SZ, bulk_pipe);
-        stream.commit_output(session_, from.data_frame, got);
+        port_->commit_output(from.is_stdout, got);
         if (!exited_)
             break; // the others' turn
     }
-    if (!finished_ && stream_)
-        stream_->flush();
+    if (!finished_ && port_)
+        port_->flush();
     watch_output(from);
 }
 
@@ -368,32 +364,32 @@ void execution::on_output_end(output &from) {
 }
 
 void execution::tell_early_eof() {
-    if (finished_ || exited_ || !stream_)
+    if (finished_ || exited_ || !port_)
         return;
     for (output &o : outputs_) {
         if (o.open || o.eof_told)
             continue;
         o.eof_told = true;
-        stream_->stream().output_eof(session_, o.eof_frame);
+        port_->output_eof(o.is_stdout);
     }
-    stream_->flush();
+    port_->flush();
 }
 
 void execution::stdin_data(bytes_view data) {
     stdin_bytes_ += data.size();
     if (!stdin_.is_open()) { // the command no longer reads
-        stream_->stream().grant_stdin(session_, data.size());
+        port_->grant_stdin(data.size());
         return;
     }
     if (stdin_backlog_.empty()) {
         const ssize_t n = ::write(stdin_.native_handle(), data.data(), data.size());
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
             drop_stdin();
-            stream_->stream().grant_stdin(session_, data.size());
+            port_->grant_stdin(data.size());
             return;
         }
         if (n > 0) {
-            stream_->stream().grant_stdin(session_, static_cast<std::size_t>(n));
+            port_->grant_stdin(static_cast<std::size_t>(n));
             data = data.subspan(static_cast<std::size_t>(n));
         }
     }
@@ -423,9 +419,9 @@ void execution::write_stdin() {
                 done = left.size();
                 self->drop_stdin();
             }
-            if (self->stream_ && done > 0) {
-                self->stream_->stream().grant_stdin(self->session_, done);
-                self->stream_->flush();
+            if (self->port_ && done > 0) {
+                self->port_->grant_stdin(done);
+                self->port_->flush();
             }
             if (!left.empty())
                 self->write_stdin();
@@ -485,7 +481,7 @@ void execution::terminate_because(end_cause cause, std::uint32_t value, std::str
 void execution::abandon() {
     if (finished_)
         return;
-    stream_.reset();
+    port_.reset();
     drop_stdin();
     for (output &o : outputs_) {
         boost::system::error_code ignored;
@@ -530,10 +526,9 @@ void execution::finish() {
 
     const std::uint64_t duration_ms = host::boottime_ms() - started_ms_;
     run_end how = *end_;
-    if (stream_) {
-        how = stream_->stream().end(session_, std::move(how));
-        stream_->forget(session_);
-        stream_->flush();
+    if (port_) {
+        how = port_->end(std::move(how), {started_at_.timestamp(), duration_ms});
+        port_->flush();
     } else {
         how.stdout_bytes = outputs_[0].bytes;
         how.stderr_bytes = outputs_[1].bytes;
@@ -551,7 +546,7 @@ void execution::finish() {
     entry.stdin_bytes = stdin_bytes_;
     entry.stdout_bytes = how.stdout_bytes;
     entry.stderr_bytes = how.stderr_bytes;
-    entry.started = started_at_;
+    entry.started = started_at_.precise();
     entry.duration_ms = duration_ms;
     parts_.records.note(std::move(entry));
 
@@ -570,7 +565,7 @@ void execution::finish() {
                   subject + " exit=" + std::to_string(how.exit_code()) +
                       " duration=" + std::to_string(duration_ms) + "ms");
     }
-    stream_.reset();
+    port_.reset();
     parts_.executions.erase(self);
     parts_.something_ended();
 }

@@ -13,21 +13,20 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include <qvmremote/host/clock.hpp>
 #include <qvmremote/session.hpp>
 
 #include "admission.hpp"
 #include "service.hpp"
+#include "session_port.hpp"
 
 namespace qvmremote::dom0 {
-
-class connection;
 
 /// Runs what was admitted, and speaks for it on a session. The whole process tree ends with it (I9):
 /// when the command has ended, when its time is up, when the session is gone.
 class execution : public std::enable_shared_from_this<execution> {
 public:
-    execution(service &parts, std::shared_ptr<connection> stream, std::uint32_t session,
-              admitted what, slot turn);
+    execution(service &parts, std::unique_ptr<session_port> port, admitted what, slot turn);
 
     /// Starts the command and sends ACCEPTED; whatever goes wrong from here on ends in an END.
     void start();
@@ -45,11 +44,10 @@ public:
 
 private:
     struct output {
-        output(boost::asio::io_context &loop, frame_type data, frame_type eof)
-            : pipe(loop), data_frame(data), eof_frame(eof) {}
+        output(boost::asio::io_context &loop, bool out) : pipe(loop), is_stdout(out) {}
 
         boost::asio::posix::stream_descriptor pipe;
-        frame_type data_frame, eof_frame;
+        bool is_stdout;
         bool open = false;
         bool waiting = false; // for the pipe to become readable
         bool eof_told = false;
@@ -75,11 +73,10 @@ private:
     [[nodiscard]] bool stalled() const;
 
     service &parts_;
-    std::shared_ptr<connection> stream_; // null once the session is gone
-    std::uint32_t session_;
+    std::unique_ptr<session_port> port_; // null once the session is gone
     admitted what_;
     std::optional<slot> turn_; // given back when the last process has ended
-    std::string started_at_;
+    host::local_time started_at_;
     std::uint64_t started_ms_ = 0;
 
     std::optional<child> child_;

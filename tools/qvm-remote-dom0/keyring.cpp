@@ -44,6 +44,18 @@ host::outcome<void> keyring::store(const qube_name &qube, const secret &key) con
     return written;
 }
 
+bool keyring::is_pinned(const qube_name &qube, const digest256 &mark) const {
+    const auto text = host::read_trusted(pin_path(qube), host::trusted::file, largest_key_file);
+    if (!text)
+        return text.error().error_number != ENOENT;
+    return *text == to_hex(mark) + "\n";
+}
+
+host::outcome<void> keyring::pin(const qube_name &qube, const digest256 &mark) const {
+    return host::write_atomically(pin_path(qube), to_hex(mark) + "\n", 0600,
+                                  host::durability::synced);
+}
+
 host::outcome<void> keyring::remove(const qube_name &qube) const {
     auto directory = host::open_trusted(directory_, host::trusted::directory);
     if (!directory)
@@ -51,6 +63,7 @@ host::outcome<void> keyring::remove(const qube_name &qube) const {
     const std::string file = qube.text() + std::string(suffix);
     if (::unlinkat(directory->get(), file.c_str(), 0) != 0)
         return host::failed("cannot remove the key of '" + qube.text() + "'", errno);
+    ::unlinkat(directory->get(), (qube.text() + ".protocol2").c_str(), 0);
     if (::fsync(directory->get()) != 0)
         return host::failed("the key of '" + qube.text() + "' is removed, but not durably", errno);
     return {};

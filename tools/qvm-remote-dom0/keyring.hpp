@@ -29,12 +29,20 @@ public:
     /// Removes a key, durably. ENOENT when there is none.
     [[nodiscard]] host::outcome<void> remove(const qube_name &qube) const;
 
+    /// Whether this key, by its mark, has proven protocol 2: kept beside it, so that nobody between
+    /// can push its owner back (COMPAT-V1.md). One that cannot be read counts as proven.
+    [[nodiscard]] bool is_pinned(const qube_name &qube, const digest256 &mark) const;
+    [[nodiscard]] host::outcome<void> pin(const qube_name &qube, const digest256 &mark) const;
+
     /// The qubes that have a key file, by name. Files with other names are passed over.
     [[nodiscard]] host::outcome<std::vector<qube_name>> list() const;
 
 private:
     [[nodiscard]] std::string path(const qube_name &qube) const {
         return directory_ + "/" + qube.text() + ".key";
+    }
+    [[nodiscard]] std::string pin_path(const qube_name &qube) const {
+        return directory_ + "/" + qube.text() + ".protocol2";
     }
 
     std::string directory_;

@@ -50,8 +50,10 @@ struct service : std::enable_shared_from_this<service> {
 
     /// Starts what the scheduler lets start. Called whenever that may have changed.
     std::function<void()> reschedule;
-    /// Called when a connection or an execution is over.
+    /// Called when a connection or an execution is over, or a queue is empty.
     std::function<void()> something_ended;
+    /// Called when a connection's keep_alive_due may have changed.
+    std::function<void()> keep_alive_changed;
 };
 
 /// One of the scheduler's slots, for as long as something may run in it.
