@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <span>
 
 #include <qvmremote/config.hpp>
 #include <qvmremote/host/clock.hpp>
@@ -76,15 +77,24 @@ bool admission::may_log_failure(std::uint64_t now_ms) {
     return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
 }
 
+const host::outcome<secret> &admission::key_of(const qube_name &qube, std::uint64_t now_ms) {
+    if (key_owner_ != qube.text() || key_read_ms_ != now_ms) {
+        key_ = keys_.load(qube);
+        key_owner_ = qube.text();
+        key_read_ms_ = now_ms;
+    }
+    return key_;
+}
+
 void admission::log_failure(const peer &from, std::string_view id, errc why,
-                            const std::optional<host::failure> &key_problem, std::uint64_t now_ms) {
+                            const host::outcome<secret> &key, std::uint64_t now_ms) {
     if (!may_log_failure(now_ms))
         return;
     std::string text = "vm=" + from.name.text() + " id=" + std::string(id);
     if (why == errc::no_key) {
-        text += !key_problem || key_problem->error_number == ENOENT
+        text += key || key.error().error_number == ENOENT
                     ? " (no key for this VM)"
-                    : " (" + for_log(key_problem->what) + ")";
+                    : " (" + for_log(key.error().what) + ")";
         log_.write(log_category::auth_deny, text);
     } else {
         log_.write(log_category::auth_fail, text + " (" + std::string(message(why)) + ")");
@@ -126,16 +136,11 @@ bool admission::accepts(const peer &from, std::uint32_t protocol, const digest25
 
 result<candidate> admission::check(server_stream &stream, const server_event &event,
                                    const peer &from, std::uint64_t now_ms) {
-    std::vector<secret> keys;
-    auto key = keys_.load(from.name);
-    std::optional<host::failure> problem;
-    if (key)
-        keys.push_back(std::move(*key));
-    else
-        problem = key.error();
+    const auto &key = key_of(from.name, now_ms);
+    const std::span<const secret> keys = key ? std::span(&*key, 1) : std::span<const secret>();
     auto checked = stream.verify(event, keys, now_ms);
     if (!checked) {
-        log_failure(from, "?", checked.error().code, problem, now_ms);
+        log_failure(from, "?", checked.error().code, key, now_ms);
         return tl::unexpected(checked.error());
     }
 
@@ -156,16 +161,11 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
 tl::expected<candidate, std::optional<refusal>>
 admission::check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
                        std::uint64_t length, std::uint64_t now_ms) {
-    std::vector<secret> keys;
-    auto key = keys_.load(from.name);
-    std::optional<host::failure> problem;
-    if (key)
-        keys.push_back(std::move(*key));
-    else
-        problem = key.error();
+    const auto &key = key_of(from.name, now_ms);
+    const std::span<const secret> keys = key ? std::span(&*key, 1) : std::span<const secret>();
     auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
     if (!checked) {
-        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, problem, now_ms);
+        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, key, now_ms);
         return tl::unexpected(std::nullopt);
     }
     const digest256 mark = sha256(keys[checked->key_index].text());

@@ -93,8 +93,9 @@ public:
 private:
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
+    [[nodiscard]] const host::outcome<secret> &key_of(const qube_name &qube, std::uint64_t now_ms);
     void log_failure(const peer &from, std::string_view id, errc why,
-                     const std::optional<host::failure> &key_problem, std::uint64_t now_ms);
+                     const host::outcome<secret> &key, std::uint64_t now_ms);
     [[nodiscard]] std::optional<errc> take_id(const peer &from, const command_id &id);
     [[nodiscard]] bool accepts(const peer &from, std::uint32_t protocol, const digest256 &mark);
 
@@ -104,6 +105,12 @@ private:
     policy rules_;
     std::string protocols_ = "auto";
     std::map<std::string, digest256> pinned_; // what is known to be on disk
+
+    // The key of the last qube that asked, good for the events of one moment: one that sends a
+    // thousand bad tokens at once has its file read once.
+    host::outcome<secret> key_ = host::failed("no key was read yet");
+    std::string key_owner_;
+    std::uint64_t key_read_ms_ = 0;
 
     // Failures to authenticate cost their sender nothing, so they are logged at a bounded rate.
     std::uint64_t failure_second_ = 0;

@@ -22,6 +22,9 @@ constexpr int reads_in_a_row = 4;
 // A silent stream is asked for a sign of life, and closed when none comes.
 constexpr std::uint64_t busy_interval_ms = 10'000;
 constexpr std::uint64_t patience_ms = 15'000;
+// So many bad tokens in so long a time, then the stream is not read until that is over.
+constexpr std::size_t failures_at_once = 200;
+constexpr std::uint64_t failure_window_ms = 100;
 
 void set_nonblocking(int fd) {
     const int flags = ::fcntl(fd, F_GETFL);
@@ -70,7 +73,7 @@ private:
 
 connection::connection(service &parts, host::stream from, qube_name qube)
     : parts_(parts), from_{std::move(qube), parts.transport_name, {}, std::nullopt},
-      in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop),
+      in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop), pause_timer_(parts.loop),
       stream_(from_.name.text(), parts.features, host::boottime_ms()),
       heard_ms_(host::boottime_ms()) {
     set_nonblocking(from.in.get());
@@ -96,6 +99,16 @@ void connection::read_more() {
     if (reading_ || closed_ || stream_.congested())
         return;
     reading_ = true;
+    if (failures_ > failures_at_once) {
+        failures_ = 0;
+        pause_timer_.expires_after(std::chrono::milliseconds(failure_window_ms));
+        pause_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+            self->reading_ = false;
+            if (!ec)
+                self->read_more();
+        });
+        return;
+    }
     in_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
                    [self = shared_from_this()](boost::system::error_code ec) {
                        self->reading_ = false;
@@ -132,10 +145,12 @@ void connection::on_readable() {
             }
             if (!*event)
                 break;
-            handle(**event);
+            handle(**event, now);
             if (closed_)
                 return;
         }
+        if (failures_ > failures_at_once)
+            break;
         if (stream_.announced())
             preamble_timer_.cancel();
         if (static_cast<std::size_t>(n) < room.size())
@@ -196,6 +211,7 @@ void connection::close() {
     in_.close(ignored);
     out_.close(ignored);
     preamble_timer_.cancel();
+    pause_timer_.cancel();
     while (!sessions_.empty())
         on_closed(sessions_.begin()->first, errc::session_over);
     if (queue_)
@@ -204,7 +220,7 @@ void connection::close() {
     parts_.something_ended();
 }
 
-void connection::handle(const server_event &event) {
+void connection::handle(const server_event &event, std::uint64_t now_ms) {
     using kind = server_event::kind;
     switch (event.what) {
     case kind::open: {
@@ -217,11 +233,11 @@ void connection::handle(const server_event &event) {
             stream_.reject_open(errc::busy);
             return;
         }
-        stream_.issue_challenge(fresh, host::boottime_ms());
+        stream_.issue_challenge(fresh, now_ms);
         return;
     }
     case kind::request:
-        return on_request(event);
+        return on_request(event, now_ms);
     case kind::body:
         return on_body(event.session);
     case kind::closed:
@@ -231,7 +247,7 @@ void connection::handle(const server_event &event) {
     case kind::queue:
         if (!queue_)
             queue_ = std::make_unique<entry_queue>(parts_, *this);
-        if (!queue_->take(event.data))
+        if (!queue_->take(event.data, now_ms))
             close();
         return;
     default:
@@ -255,10 +271,13 @@ void connection::handle(const server_event &event) {
     }
 }
 
-void connection::on_request(const server_event &event) {
-    auto asked = parts_.admission.check(stream_, event, from_, host::boottime_ms());
-    if (!asked)
+void connection::on_request(const server_event &event, std::uint64_t now_ms) {
+    auto asked = parts_.admission.check(stream_, event, from_, now_ms);
+    if (!asked) {
+        if (asked.error().code == errc::bad_token || asked.error().code == errc::no_key)
+            count_failure(now_ms);
         return;
+    }
     const std::uint32_t number = event.session;
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();
@@ -379,6 +398,14 @@ void connection::give_up(std::uint32_t number, const refusal &why) {
     stream_.refuse(number, why.reason, why.text);
     parts_.admission.abandon(from_, *at->second.asked.header, why);
     sessions_.erase(at);
+}
+
+void connection::count_failure(std::uint64_t now_ms) {
+    if (now_ms >= failures_since_ms_ + failure_window_ms) {
+        failures_since_ms_ = now_ms;
+        failures_ = 0;
+    }
+    ++failures_;
 }
 
 void connection::keep_alive(std::uint64_t now_ms, bool all) {

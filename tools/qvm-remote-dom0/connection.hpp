@@ -52,6 +52,10 @@ public:
         return session_count() == 0 && queue_ && queue_->size() == 0 && queue_->said_idle();
     }
 
+    /// A token did not verify. A stream with very many of them is read slowly: each costs us more
+    /// than it costs its sender.
+    void count_failure(std::uint64_t now_ms);
+
     /// Ends sessions whose key was revoked or changed since it verified them.
     void recheck_keys();
     /// Refuses what waits: the daemon is about to end.
@@ -71,8 +75,8 @@ private:
 
     void read_more();
     void on_readable();
-    void handle(const server_event &event);
-    void on_request(const server_event &event);
+    void handle(const server_event &event, std::uint64_t now_ms);
+    void on_request(const server_event &event, std::uint64_t now_ms);
     [[nodiscard]] bool on_slot(std::uint32_t number);
     void on_body(std::uint32_t number);
     void answer_directly(std::uint32_t number, const envelope &what);
@@ -84,11 +88,13 @@ private:
     service &parts_;
     peer from_;
     boost::asio::posix::stream_descriptor in_, out_;
-    boost::asio::steady_timer preamble_timer_;
+    boost::asio::steady_timer preamble_timer_, pause_timer_;
     server_stream stream_;
     std::map<std::uint32_t, session> sessions_;
     std::unique_ptr<entry_queue> queue_; // once the other end has spoken of it
     std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
+    std::size_t failures_ = 0; // in the present window
+    std::uint64_t failures_since_ms_ = 0;
     bool reading_ = false;
     bool writing_ = false;
     bool closed_ = false;

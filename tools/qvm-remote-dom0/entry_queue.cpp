@@ -107,7 +107,7 @@ private:
     std::uint64_t out_ = 0, err_ = 0;
 };
 
-bool entry_queue::take(bytes_view untrusted) {
+bool entry_queue::take(bytes_view untrusted, std::uint64_t now_ms) {
     machine_.feed(untrusted);
     for (;;) {
         auto event = machine_.next();
@@ -119,18 +119,18 @@ bool entry_queue::take(bytes_view untrusted) {
         }
         if (!*event)
             break;
-        handle(std::move(**event));
+        handle(std::move(**event), now_ms);
     }
     send();
     return true;
 }
 
-void entry_queue::handle(queue_event event) {
+void entry_queue::handle(queue_event event, std::uint64_t now_ms) {
     using kind = queue_event::kind;
     said_idle_ = event.what == kind::idle || (said_idle_ && event.what == kind::pong);
     switch (event.what) {
     case kind::entry:
-        return on_entry(event);
+        return on_entry(event, now_ms);
     case kind::body:
         return on_body(std::move(event));
     case kind::gone:
@@ -152,18 +152,17 @@ void entry_queue::handle(queue_event event) {
     }
 }
 
-void entry_queue::on_entry(const queue_event &event) {
+void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
     const command_id &id = *event.id;
     if (entries_.contains(id.text()))
         return; // said twice
     auto asked = parts_.admission.check_entry(owner_.from(), id, event.untrusted_token, event.length,
-                                              host::boottime_ms());
+                                              now_ms);
     if (!asked) {
         if (asked.error())
-            finish_refused(id, *asked.error());
-        else
-            machine_.drop(id);
-        return;
+            return finish_refused(id, *asked.error());
+        owner_.count_failure(now_ms);
+        return machine_.drop(id);
     }
     const auto at = entries_.emplace(id.text(), entry{std::move(*asked), {}, false, {}}).first;
     if (parts_.draining)

@@ -26,7 +26,7 @@ public:
     entry_queue(service &parts, connection &owner) : parts_(parts), owner_(owner) {}
 
     /// A piece of the queue's bytes. False when they are no good: the stream is to be closed.
-    [[nodiscard]] bool take(bytes_view untrusted);
+    [[nodiscard]] bool take(bytes_view untrusted, std::uint64_t now_ms);
 
     /// Asks for a sign of life; `answers` tells how many came.
     void ping();
@@ -56,8 +56,8 @@ private:
         std::shared_ptr<execution> running;
     };
 
-    void handle(queue_event event);
-    void on_entry(const queue_event &event);
+    void handle(queue_event event, std::uint64_t now_ms);
+    void on_entry(const queue_event &event, std::uint64_t now_ms);
     [[nodiscard]] bool on_slot(const std::string &id);
     void on_body(queue_event event);
     void on_admitted(const command_id &id, tl::expected<admitted, refusal> answer);

@@ -178,6 +178,8 @@ audit_record record_of(const journal_entry &e, std::string_view time) {
     r.id = unless_empty(e.id);
     if (e.kind != audit_kind::end && e.kind != audit_kind::head && e.kind != audit_kind::admin)
         r.proto = e.protocol;
+    if (r.proto == 1u && e.kind == audit_kind::start)
+        r.body = "unsigned";
     r.transport = unless_empty(e.transport);
     r.request = unless_empty(e.request);
     if (!e.argv.empty())

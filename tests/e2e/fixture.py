@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the end-to-end tests in Python share: a scratch HOME and root with the shipped daemon, checks,
+and the loop over the cases, as an ordinary user (root gives up its rights first).
+
+Each test is run as TEST.py BUILD-DIRECTORY [CASE...].
+"""
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+BUILD = os.path.abspath(sys.argv[1])
+CLIENT = os.path.join(BUILD, "qvm-remote")
+DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
+PLUGINS = os.path.join(BUILD, "plugins", "mock")
+HANG = 60  # seconds; nothing takes this long unless it hangs
+KEY = "0123456789abcdef" * 4
+
+
+class Fixture:
+    """A scratch HOME and root, and a daemon when asked for."""
+
+    def __init__(self, path):
+        self.path = path
+        self.home = os.path.join(path, "home")
+        self.root = os.path.join(path, "dom0")
+        os.mkdir(self.home, 0o700)
+        os.mkdir(self.root, 0o700)
+        self.daemon = None
+
+    def env(self, **more):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
+        env.update(HOME=self.home, LANG="C.UTF-8", QVM_REMOTE_PLUGIN_DIR=PLUGINS,
+                   QVM_REMOTE_TRANSPORT="mock",
+                   QVM_REMOTE_MOCK_SOCKET=os.path.join(self.root, "work.sock"))
+        env.update(more)
+        return {k: v for k, v in env.items() if v is not None}
+
+    def run(self, *words, stdin=None, env=None, program=CLIENT, **kw):
+        given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        return subprocess.run([program, *words], env=self.env(**(env or {})), capture_output=True,
+                              timeout=HANG, **given, **kw)
+
+    def dom0(self, *words, stdin=None, env=None):
+        return self.run("--root", self.root, *words, stdin=stdin, env=env, program=DAEMON)
+
+    def popen(self, *words, env=None, **kw):
+        return subprocess.Popen([CLIENT, *words], env=self.env(**(env or {})), **kw)
+
+    def write_key(self, text=KEY + "\n", mode=0o600):
+        path = os.path.join(self.home, ".qvm-remote", "auth.key")
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        with open(path, "w") as f:
+            f.write(text)
+        os.chmod(path, mode)
+        return path
+
+    def start(self, *options, peers="work dev", key=KEY):
+        self.write_key()
+        if key:
+            got = self.dom0("authorize", "work", stdin=(key + "\n").encode())
+            check(got.returncode == 0, got.stderr)
+        notify = os.path.join(self.path, "notify")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(notify)
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ready.bind(notify)
+        ready.settimeout(HANG)
+        self.daemon = subprocess.Popen(
+            [DAEMON, "--root", self.root, "--transport", "mock", "--plugin-dir", PLUGINS, *options],
+            env=self.env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=self.root,
+                         QVM_REMOTE_MOCK_PEERS=peers, QVM_REMOTE_MOCK_SOCKET=None),
+            stdin=subprocess.DEVNULL)
+        check(ready.recv(64) == b"READY=1", "the daemon is not ready")
+        ready.close()
+        return self
+
+    def stop(self):
+        if self.daemon:
+            self.daemon.terminate()
+            code = self.daemon.wait(HANG)
+            self.daemon = None
+            return code
+        return None
+
+    def audit(self):
+        # Records that nothing waits for are written a moment later.
+        time.sleep(0.05)
+        with open(os.path.join(self.root, "var/log/qvm-remote/audit.jsonl")) as f:
+            return [json.loads(line) for line in f]
+
+    def log(self):
+        with open(os.path.join(self.root, "var/log/qubes/qvm-remote.log")) as f:
+            return f.read()
+
+
+def check(ok, what="check failed"):
+    if not ok:
+        raise AssertionError(what)
+
+
+def equal(got, wanted):
+    check(got == wanted, f"got {got!r}, not {wanted!r}")
+
+
+def eventually(condition, what):
+    end = time.monotonic() + HANG
+    while not condition():
+        check(time.monotonic() < end, f"never happened: {what}")
+        time.sleep(0.01)
+
+
+def survivors(mark):
+    """Processes whose environment holds the mark."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/environ"):
+        with contextlib.suppress(OSError), open(path, "rb") as f:
+            if mark.encode() in f.read():
+                found.append(path)
+    return found
+
+
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def become_nobody(directory):
+    if os.geteuid() != 0:
+        return
+    os.chown(directory, 65534, 65534)
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+def main():
+    os.umask(0o022)
+    base = tempfile.mkdtemp(prefix="qvm-remote-cli-", dir="/tmp")
+    become_nobody(base)
+    check(os.access(CLIENT, os.X_OK), f"an ordinary user cannot run {CLIENT}")
+    wanted = sys.argv[2:]
+    failed = 0
+    try:
+        for number, function in enumerate(CASES):
+            if wanted and function.__name__ not in wanted:
+                continue
+            place = os.path.join(base, str(number))
+            os.mkdir(place, 0o700)
+            f = Fixture(place)
+            begin = time.monotonic()
+            try:
+                function(f)
+                verdict = "ok"
+            except Exception as e:  # the rest is run all the same
+                failed += 1
+                verdict = f"FAILED: {type(e).__name__}: {e}"
+            finally:
+                with contextlib.suppress(Exception):
+                    f.stop()
+            print(f"{function.__name__:55} {time.monotonic() - begin:6.2f} s  {verdict}", flush=True)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    print(f"{len(CASES) if not wanted else len(wanted)} cases, {failed} failed")
+    sys.exit(1 if failed else 0)
