@@ -25,7 +25,7 @@ FLOORS = [
     {"bytes"},
     {"digest"},
     {"sanitize", "secret", "command_id", "frame", "config"},
-    {"envelope", "history", "queue"},
+    {"envelope", "history", "queue", "route"},
     {"token", "policy", "audit"},
     {"session"},
     {"qvmremote"},

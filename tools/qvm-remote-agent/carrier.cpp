@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "carrier.hpp"
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <ctime>
+#include <vector>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote::agent {
+
+namespace {
+
+using host::unique_fd;
+
+// A command without a token for so long is announced without one.
+constexpr std::uint64_t token_patience_ms = 5'000;
+constexpr std::uint64_t later_ms = 1'000;
+constexpr time_t sweep_age_s = 3600;
+
+unique_fd open_directory(int parent, const char *name) {
+    constexpr int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW;
+    if (::mkdirat(parent, name, 0700) != 0 && errno != EEXIST)
+        return unique_fd();
+    return unique_fd(::openat(parent, name, flags));
+}
+
+// Only a regular file, and without waiting for anybody's other end of a pipe.
+unique_fd open_regular(int directory, const std::string &name, struct stat &st) {
+    unique_fd fd(::openat(directory, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (fd && (::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode)))
+        fd.reset();
+    return fd;
+}
+
+bool is_regular(int directory, const std::string &name, struct stat &st) {
+    return ::fstatat(directory, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode);
+}
+
+std::vector<std::string> names_in(int directory) {
+    std::vector<std::string> out;
+    const int copy = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *const open = copy < 0 ? nullptr : ::fdopendir(copy);
+    if (!open) {
+        if (copy >= 0)
+            ::close(copy);
+        return out;
+    }
+    while (const dirent *entry = ::readdir(open))
+        out.emplace_back(entry->d_name);
+    ::closedir(open);
+    return out;
+}
+
+bool write_all(int fd, std::string_view text) {
+    while (!text.empty()) {
+        const ssize_t n = ::write(fd, text.data(), text.size());
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        text.remove_prefix(static_cast<std::size_t>(n));
+    }
+    return true;
+}
+
+// Under a dot name, then renamed: a reader sees all of it or nothing.
+bool write_file(int directory, const std::string &name, std::string_view text) {
+    const std::string temporary = "." + name;
+    const unique_fd fd(::openat(directory, temporary.c_str(),
+                                O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+    return fd && write_all(fd.get(), text) &&
+           ::renameat(directory, temporary.c_str(), directory, name.c_str()) == 0;
+}
+
+} // namespace
+
+void sweep(int directory) {
+    const time_t oldest = ::time(nullptr) - sweep_age_s;
+    for (const std::string &name : names_in(directory))
+        if (struct stat st {}; is_regular(directory, name, st) && st.st_mtime < oldest)
+            ::unlinkat(directory, name.c_str(), 0);
+}
+
+host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_ms) {
+    carrier out;
+    out.base_ = open_directory(AT_FDCWD, base.c_str());
+    const unique_fd queue = open_directory(out.base_.get(), "queue");
+    out.pending_ = open_directory(queue.get(), "pending");
+    out.running_ = open_directory(queue.get(), "running");
+    out.results_ = open_directory(queue.get(), "results");
+    if (!out.pending_ || !out.running_ || !out.results_)
+        return host::failed("cannot make the directories of " + base + "/queue", errno);
+    for (const unique_fd *directory : {&out.pending_, &out.running_, &out.results_})
+        sweep(directory->get());
+    out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+    // By descriptor: what is watched is what is worked in.
+    const auto watch = [&](const unique_fd &directory, std::uint32_t events) {
+        const std::string path = "/proc/self/fd/" + std::to_string(directory.get());
+        return ::inotify_add_watch(out.inotify_.get(), path.c_str(), events | IN_ONLYDIR);
+    };
+    constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
+    out.pending_watch_ = watch(out.pending_, gone | IN_CLOSE_WRITE | IN_MOVED_TO);
+    out.running_watch_ = watch(out.running_, gone);
+    if (out.pending_watch_ < 0 || out.running_watch_ < 0)
+        return host::failed("cannot watch " + base + "/queue", errno);
+    for (const std::string &name : names_in(out.running_.get()))
+        if (struct stat st {}; is_regular(out.running_.get(), name, st))
+            if (auto id = command_id::parse(name))
+                out.machine_.stale(*id);
+    out.scan(now_ms);
+    return out;
+}
+
+void carrier::scan(std::uint64_t now_ms) {
+    for (const std::string &name : names_in(pending_.get()))
+        if (command_id::parse(name))
+            consider(name, now_ms);
+    std::vector<std::string> known;
+    for (const auto &[id, e] : entries_)
+        known.push_back(id);
+    for (const std::string &id : known)
+        consider(id, now_ms);
+    say_idle();
+}
+
+void carrier::look(std::uint64_t now_ms) {
+    alignas(inotify_event) std::array<char, 16 * 1024> buffer;
+    bool overflow = false;
+    for (;;) {
+        const ssize_t n = ::read(inotify_.get(), buffer.data(), buffer.size());
+        if (n <= 0)
+            break;
+        for (std::size_t at = 0; at < static_cast<std::size_t>(n);) {
+            const auto *const event = reinterpret_cast<const inotify_event *>(buffer.data() + at);
+            at += sizeof *event + event->len;
+            if (event->mask & IN_Q_OVERFLOW) {
+                overflow = true;
+                continue;
+            }
+            if (event->len == 0)
+                continue;
+            std::string name = event->name;
+            if (name.ends_with(".auth"))
+                name.resize(name.size() - 5);
+            if (command_id::parse(name))
+                consider(name, now_ms);
+        }
+    }
+    if (overflow)
+        scan(now_ms);
+    say_idle();
+}
+
+std::string carrier::token_of(const std::string &id) const {
+    struct stat st {};
+    const unique_fd fd = open_regular(pending_.get(), id + ".auth", st);
+    if (!fd)
+        return {};
+    std::array<char, 256> text{};
+    const ssize_t n = ::read(fd.get(), text.data(), text.size());
+    std::string_view token(text.data(), n > 0 ? static_cast<std::size_t>(n) : 0);
+    constexpr std::string_view blanks = " \t\r\n\v\f";
+    const std::size_t begin = token.find_first_not_of(blanks);
+    if (begin == token.npos)
+        return {};
+    token = token.substr(begin, token.find_last_not_of(blanks) + 1 - begin);
+    if (token.size() != 64 || token.find_first_not_of("0123456789abcdef") != token.npos)
+        return {};
+    return std::string(token);
+}
+
+// Looks at one name again: is it there, is it ready, has it gone?
+void carrier::consider(const std::string &id, std::uint64_t now_ms) {
+    using stage = entry::stage;
+    struct stat st {};
+    const auto at = entries_.find(id);
+    const bool fetched = at != entries_.end() && at->second.at == stage::fetched;
+    if (!is_regular(fetched ? running_.get() : pending_.get(), id, st)) {
+        if (at == entries_.end())
+            return;
+        if (at->second.at == stage::announced || fetched)
+            machine_.gone(command_id::parse(id).value());
+        entries_.erase(at);
+        return;
+    }
+    if (at != entries_.end() && at->second.at != stage::seen)
+        return;
+    entry &e = at != entries_.end() ? at->second : entries_[id];
+    if (e.seen_ms == 0)
+        e.seen_ms = now_ms;
+    if (now_ms < e.not_before_ms)
+        return;
+    const std::string token = token_of(id);
+    if (token.empty() && now_ms < e.seen_ms + token_patience_ms)
+        return;
+    machine_.entry(command_id::parse(id).value(), token, static_cast<std::uint64_t>(st.st_size));
+    e.at = stage::announced;
+    idle_ = false;
+}
+
+std::uint64_t carrier::due_ms() const {
+    std::uint64_t due = UINT64_MAX;
+    for (const auto &[id, e] : entries_)
+        if (e.at == entry::stage::seen)
+            due = std::min(due, e.not_before_ms != 0 ? e.not_before_ms
+                                                     : e.seen_ms + token_patience_ms);
+    return due;
+}
+
+void carrier::tick(std::uint64_t now_ms) {
+    std::vector<std::string> waiting;
+    for (const auto &[id, e] : entries_)
+        if (e.at == entry::stage::seen)
+            waiting.push_back(id);
+    for (const std::string &id : waiting)
+        consider(id, now_ms);
+    say_idle();
+}
+
+bool carrier::take(bytes_view from_dom0, std::uint64_t now_ms) {
+    machine_.feed(from_dom0);
+    for (;;) {
+        const auto order = machine_.next();
+        if (!order)
+            return false;
+        if (!*order)
+            break;
+        obey(**order, now_ms);
+    }
+    say_idle();
+    return true;
+}
+
+void carrier::obey(const queue_order &order, std::uint64_t now_ms) {
+    using kind = queue_order::kind;
+    switch (order.what) {
+    case kind::ping:
+        return machine_.pong(order.number);
+    case kind::fetch:
+        return fetch(*order.id);
+    case kind::output:
+        return write_output(order);
+    case kind::result:
+        return write_result(order);
+    case kind::drop:
+        for (const char *suffix : {"", ".auth", ".cmd"})
+            ::unlinkat(pending_.get(), (order.id->text() + suffix).c_str(), 0);
+        entries_.erase(order.id->text());
+        return;
+    case kind::later:
+        if (const auto at = entries_.find(order.id->text()); at != entries_.end()) {
+            at->second.at = entry::stage::seen;
+            at->second.not_before_ms = now_ms + later_ms;
+        }
+        return;
+    }
+}
+
+void carrier::fetch(const command_id &id) {
+    const std::string &name = id.text();
+    const auto at = entries_.find(name);
+    if (at == entries_.end() || at->second.at != entry::stage::announced)
+        return; // gone crossed the question
+    const auto refuse = [&] {
+        // It stays where it is: taken for done it would be lost, announced again it would not end.
+        at->second.at = entry::stage::ignored;
+        machine_.gone(id);
+    };
+    struct stat st {};
+    if (!is_regular(pending_.get(), name, st) ||
+        ::renameat(pending_.get(), name.c_str(), running_.get(), name.c_str()) != 0)
+        return refuse();
+    const unique_fd fd = open_regular(running_.get(), name, st);
+    std::string body;
+    bool good = static_cast<bool>(fd);
+    while (good && body.size() <= limits::command) {
+        const std::size_t had = body.size();
+        body.resize(std::min(had + 64 * 1024, limits::command + 1));
+        const ssize_t n = ::read(fd.get(), body.data() + had, body.size() - had);
+        body.resize(had + (n > 0 ? static_cast<std::size_t>(n) : 0));
+        if (n < 0 && errno != EINTR)
+            good = false;
+        if (n == 0)
+            break;
+    }
+    if (!good || body.size() > limits::command) {
+        ::renameat(running_.get(), name.c_str(), pending_.get(), name.c_str());
+        return refuse();
+    }
+    ::unlinkat(pending_.get(), (name + ".auth").c_str(), 0);
+    at->second.at = entry::stage::fetched;
+    machine_.body(id, as_bytes(body));
+}
+
+void carrier::write_output(const queue_order &order) {
+    const std::string &name = order.id->text();
+    entry &e = entries_[name]; // a stale one is not known here
+    if (e.at == entry::stage::seen)
+        e.at = entry::stage::announced;
+    if (!std::exchange(e.written, true))
+        for (const char *suffix : {".out", ".err"})
+            ::unlinkat(results_.get(), ("." + name + suffix).c_str(), 0);
+    const std::string file = "." + name + (order.is_stdout ? ".out" : ".err");
+    const unique_fd fd(::openat(results_.get(), file.c_str(),
+                                O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!fd || !write_all(fd.get(), as_text(order.data)))
+        e.failed = true;
+}
+
+void carrier::write_result(const queue_order &order) {
+    const std::string &name = order.id->text();
+    bool good = !entries_[name].failed;
+    // For one that wrote nothing there is no file yet; what an earlier try left is not its output.
+    const int fresh = entries_[name].written ? 0 : O_TRUNC;
+    for (const char *suffix : {".out", ".err"}) {
+        const std::string temporary = "." + name + suffix;
+        const unique_fd fd(::openat(results_.get(), temporary.c_str(),
+                                    O_WRONLY | O_CREAT | fresh | O_CLOEXEC | O_NOFOLLOW, 0600));
+        good = good && fd;
+    }
+    good = write_file(results_.get(), name + ".meta", order.meta) && good;
+    for (const char *suffix : {".out", ".err"})
+        good = ::renameat(results_.get(), ("." + name + suffix).c_str(), results_.get(),
+                          (name + suffix).c_str()) == 0 &&
+               good;
+    // Last: it is what the client waits for.
+    good = write_file(results_.get(), name + ".exit",
+                      std::to_string(good ? order.exit_code : 255)) &&
+           good;
+    ::unlinkat(running_.get(), name.c_str(), 0);
+    for (const char *suffix : {"", ".auth"})
+        ::unlinkat(pending_.get(), (name + suffix).c_str(), 0);
+    const unique_fd audit(::openat(base_.get(), "audit.log",
+                                   O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (audit)
+        write_all(audit.get(), order.audit);
+    entries_.erase(name);
+    good ? machine_.done(*order.id) : machine_.failed(*order.id);
+}
+
+void carrier::say_idle() {
+    const bool empty = std::none_of(entries_.begin(), entries_.end(), [](const auto &row) {
+        return row.second.at != entry::stage::ignored;
+    });
+    if (empty && !idle_)
+        machine_.idle();
+    idle_ = empty;
+}
+
+} // namespace qvmremote::agent

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The carrier of protocol 1 (doc/PROTOCOL.md, "Queue"): the files of ~/.qvm-remote/queue.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include <qvmremote/host/failure.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/queue.hpp>
+
+namespace qvmremote::agent {
+
+/// Announces entries that other programs leave, and writes their results, in the order and under the
+/// names of COMPAT-V1.md. Every file is reached through a directory that was opened once.
+class carrier {
+  public:
+    /// Makes the directories below `base` (~/.qvm-remote) where they are missing, sweeps what is
+    /// older than an hour, watches, and announces what is there.
+    [[nodiscard]] static host::outcome<carrier> open(const std::string &base, std::uint64_t now_ms);
+
+    /// Readable when files have changed: call look() then.
+    [[nodiscard]] int descriptor() const noexcept { return inotify_.get(); }
+    void look(std::uint64_t now_ms);
+
+    /// When tick() has something to do; UINT64_MAX while it has not.
+    [[nodiscard]] std::uint64_t due_ms() const;
+    void tick(std::uint64_t now_ms);
+
+    /// Bytes of dom0's. False when they make no sense.
+    [[nodiscard]] bool take(bytes_view from_dom0, std::uint64_t now_ms);
+
+    /// What is to be said to dom0.
+    [[nodiscard]] out_buffer &output() noexcept { return machine_.output(); }
+
+  private:
+    struct entry {
+        enum class stage : std::uint8_t {
+            seen,      // not announced yet: its token may be missing
+            announced, // dom0 has the word
+            fetched,   // it lies in running/
+            ignored,   // cannot be taken; until it goes away
+        };
+        stage at = stage::seen;
+        std::uint64_t seen_ms = 0;
+        std::uint64_t not_before_ms = 0; // dom0 said later
+        bool written = false;            // output, or the attempt at it
+        bool failed = false;
+    };
+    using entries = std::map<std::string, entry>;
+
+    carrier() = default;
+    void scan(std::uint64_t now_ms);
+    void consider(const std::string &id, std::uint64_t now_ms);
+    void obey(const queue_order &order, std::uint64_t now_ms);
+    void fetch(const command_id &id);
+    void write_output(const queue_order &order);
+    void write_result(const queue_order &order);
+    void say_idle();
+    [[nodiscard]] std::string token_of(const std::string &id) const;
+
+    host::unique_fd base_, pending_, running_, results_, inotify_;
+    int pending_watch_ = -1, running_watch_ = -1;
+    queue_client machine_;
+    entries entries_;
+    bool idle_ = false;
+};
+
+/// Removes files of `directory` older than an hour.
+void sweep(int directory);
+
+/// Removes from BASE/history what is older than 90 days, and the oldest beyond 1 GiB, at most once
+/// a day, in a process of its own. Returns when it may be asked again.
+[[nodiscard]] std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms);
+
+} // namespace qvmremote::agent

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pwd.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+
+#include "../cli.hpp"
+#include "agent.hpp"
+
+using namespace qvmremote;
+
+namespace {
+
+enum : int { opt_version = 256 };
+
+constexpr cli::option options[] = {
+    {'h', "help", nullptr, "show this and end"},
+    {opt_version, "version", nullptr, "show the version and end"},
+};
+
+// An older agent whose call dom0 has given up ends by itself, unless it hangs.
+constexpr std::uint64_t patience_ms = 5'000;
+constexpr std::uint64_t term_ms = 2'000;
+
+int fail_with(const std::string &what) {
+    std::fprintf(stderr, "qvm-remote-agent: %s\n", what.c_str());
+    return 1;
+}
+
+flock whole_file() {
+    flock out{};
+    out.l_type = F_WRLCK;
+    out.l_whence = SEEK_SET;
+    return out;
+}
+
+// Until the lock is ours or so much time has passed.
+bool lock_within(int fd, std::uint64_t ms) {
+    const std::uint64_t end = host::boottime_ms() + ms;
+    for (;;) {
+        flock lock = whole_file();
+        if (::fcntl(fd, F_SETLK, &lock) == 0)
+            return true;
+        if (host::boottime_ms() >= end)
+            return false;
+        ::poll(nullptr, 0, 50);
+    }
+}
+
+// One agent for each user. The kernel, and no file that may be old, says who holds the lock.
+host::outcome<host::unique_fd> take_lock(const std::string &base) {
+    const std::string path = base + "/agent.lock";
+    host::unique_fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!fd)
+        return host::failed("cannot open " + path, errno);
+    if (lock_within(fd.get(), patience_ms))
+        return fd;
+    for (const int number : {SIGTERM, SIGKILL}) {
+        flock lock = whole_file();
+        if (::fcntl(fd.get(), F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK && lock.l_pid > 0)
+            ::kill(lock.l_pid, number);
+        if (lock_within(fd.get(), term_ms))
+            return fd;
+    }
+    return host::failed("another agent serves " + base + " and does not go");
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    bool help = false, version = false;
+    const int first = cli::parse(options, argc, argv, [&](int key, const char *) {
+        help = help || key == 'h';
+        version = version || key == opt_version;
+        return true;
+    });
+    if (first < 0 || first < argc)
+        return fail_with("it takes no arguments; see qvm-remote-agent --help");
+    if (help) {
+        std::printf("Usage: qvm-remote-agent [OPTIONS]\n\n"
+                    "Carries the commands of this user's qvm-remote to dom0 and their results back.\n"
+                    "dom0 starts it, with its stream to dom0 as standard input and output.\n\n"
+                    "Options:\n");
+        cli::print_options(stdout, options);
+        return 0;
+    }
+    if (version) {
+        std::printf("qvm-remote-agent " QVMREMOTE_VERSION "\n");
+        return 0;
+    }
+    if (::isatty(STDIN_FILENO) || ::isatty(STDOUT_FILENO))
+        return fail_with("dom0 starts this program; there is nothing to do for it on a terminal");
+    ::umask(077);
+    ::signal(SIGPIPE, SIG_IGN);
+    std::string base;
+    if (const char *const set = std::getenv("HOME"); set && *set == '/')
+        base = set;
+    else if (const passwd *const who = ::getpwuid(::geteuid()); who && who->pw_dir)
+        base = who->pw_dir;
+    if (base.empty())
+        return fail_with("there is no home directory: set HOME");
+    const std::string old = base + "/.qubes-remote";
+    base += "/.qvm-remote";
+    if (::access(base.c_str(), F_OK) != 0 && ::access(old.c_str(), F_OK) == 0 &&
+        ::rename(old.c_str(), base.c_str()) != 0)
+        return fail_with("cannot rename " + old + " to " + base);
+    if (auto made = host::make_directories(base, 0700); !made)
+        return fail_with(made.error().what);
+    auto lock = take_lock(base);
+    if (!lock)
+        return fail_with(lock.error().what);
+    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO); !served)
+        return fail_with(served.error().what);
+    return 0;
+}
