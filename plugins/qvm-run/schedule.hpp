@@ -9,7 +9,6 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -77,19 +76,20 @@ class telling {
     [[nodiscard]] bool is_new(int failure, ms now) noexcept {
         if (said_ && now - at_ < least_between_words)
             return false;
-        if (last_ == failure && said_ && now - at_ < words_fade_after)
+        if (stands_ && last_ == failure && now - at_ < words_fade_after)
             return false;
         last_ = failure;
-        said_ = true;
+        said_ = stands_ = true;
         at_ = now;
         return true;
     }
     /// It works: the same failure is news again.
-    void forget() noexcept { last_.reset(); }
+    void forget() noexcept { stands_ = false; }
 
   private:
-    std::optional<int> last_;
+    int last_ = 0;
     bool said_ = false;
+    bool stands_ = false; ///< `last_` is what stands in the log
     ms at_ = 0;
 };
 

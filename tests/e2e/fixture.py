@@ -34,6 +34,7 @@ class Fixture:
         os.mkdir(self.home, 0o700)
         os.mkdir(self.root, 0o700)
         self.daemon = None
+        self.on_stop = None
 
     def env(self, **more):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
@@ -67,6 +68,11 @@ class Fixture:
         if key:
             got = self.dom0("authorize", "work", stdin=(key + "\n").encode())
             check(got.returncode == 0, got.stderr)
+        self.spawn("mock", *options, QVM_REMOTE_MOCK_DIR=self.root, QVM_REMOTE_MOCK_PEERS=peers)
+        return self
+
+    def spawn(self, transport, *options, **env):
+        """The daemon, until it says that it is ready."""
         notify = os.path.join(self.path, "notify")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(notify)
@@ -74,13 +80,12 @@ class Fixture:
         ready.bind(notify)
         ready.settimeout(HANG)
         self.daemon = subprocess.Popen(
-            [DAEMON, "--root", self.root, "--transport", "mock", "--plugin-dir", PLUGINS, *options],
-            env=self.env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=self.root,
-                         QVM_REMOTE_MOCK_PEERS=peers, QVM_REMOTE_MOCK_SOCKET=None),
+            [DAEMON, "--root", self.root, "--transport", transport, "--plugin-dir",
+             os.path.join(BUILD, "plugins", transport), *options],
+            env=self.env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_SOCKET=None, **env),
             stdin=subprocess.DEVNULL)
         check(ready.recv(64) == b"READY=1", "the daemon is not ready")
         ready.close()
-        return self
 
     def stop(self):
         if self.daemon:
@@ -168,6 +173,8 @@ def main():
             finally:
                 with contextlib.suppress(Exception):
                     f.stop()
+                if f.on_stop:
+                    f.on_stop()
             print(f"{function.__name__:55} {time.monotonic() - begin:6.2f} s  {verdict}", flush=True)
     finally:
         shutil.rmtree(base, ignore_errors=True)
