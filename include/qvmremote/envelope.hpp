@@ -262,6 +262,22 @@ struct envelope {
         return std::monostate{};
     }
 
+    /// Whether a text can be an entry of the queue: not empty, not above limits::command, and
+    /// without a control character that no text has. Fails with errc::command_empty,
+    /// command_too_large or binary_content.
+    [[nodiscard]] static result<std::monostate> check_entry(std::string_view untrusted_text) {
+        if (untrusted_text.empty())
+            return fail(errc::command_empty);
+        if (untrusted_text.size() > limits::command)
+            return fail(errc::command_too_large, limits::command);
+        const auto at = std::find_if(untrusted_text.begin(), untrusted_text.end(), [](char c) {
+            return static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r';
+        });
+        if (at != untrusted_text.end())
+            return fail(errc::binary_content, static_cast<std::size_t>(at - untrusted_text.begin()));
+        return std::monostate{};
+    }
+
   private:
     [[nodiscard]] static bool put_string(byte_writer &w, std::string_view text) {
         if (text.size() > 0xffff)

@@ -30,6 +30,10 @@ namespace qvmremote {
 inline constexpr std::array<std::uint8_t, 16> queue_preamble = {
     0, 'q', 'v', 'm', '-', 'r', 'e', 'm', 'o', 't', 'e', ' ', '1', '\r', '\n', 0xff};
 
+/// What follows an output that was cut at limits::recorded_output (COMPAT-V1.md).
+inline constexpr std::string_view queue_cut_mark = "\n[truncated at 10485760 bytes]\n";
+static_assert(limits::recorded_output == 10485760);
+
 /// What both ends share: cutting the input into lines and counted bytes, and building the output.
 class queue_end {
   public:

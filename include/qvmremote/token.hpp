@@ -235,16 +235,8 @@ class request_verifier {
                                                             std::string untrusted_body) {
         envelope out = std::move(header.value_);
         if (out.protocol == 1) {
-            if (untrusted_body.empty())
-                return fail(errc::command_empty);
-            if (untrusted_body.size() > limits::command)
-                return fail(errc::command_too_large, limits::command);
-            const auto at = std::find_if(untrusted_body.begin(), untrusted_body.end(), [](char c) {
-                return static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r';
-            });
-            if (at != untrusted_body.end())
-                return fail(errc::binary_content,
-                            static_cast<std::size_t>(at - untrusted_body.begin()));
+            if (auto content = envelope::check_entry(untrusted_body); !content)
+                return tl::unexpected(content.error());
             out.body_length = static_cast<std::uint32_t>(untrusted_body.size());
             out.body = std::move(untrusted_body);
         } else if (out.body_follows) {

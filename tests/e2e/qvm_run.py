@@ -6,66 +6,11 @@ several qubes. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 
-from fixture import BUILD, CLIENT, HANG, KEY, case, check, equal, eventually, main, survivors
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "standin"))
-from machine import Machine  # noqa: E402
-
-
-class House:
-    """A fixture with a machine of qubes around it."""
-
-    def __init__(self, f, *qubes, programs="qrexec-client", events=True, key=KEY, options=(), conf=None,
-                 **more):
-        self.f, self.key = f, key
-        self.machine = Machine(BUILD, os.path.join(f.path, "m"))
-        for qube in qubes:
-            self.add(qube, **more)
-        if events:
-            self.machine.start_qubesd()
-        f.on_stop = self.machine.stop_qubesd
-        self.how = self.machine.options(programs, events)
-        self.how.update(conf or {})
-        self.options = options
-        self.start()
-
-    def start(self):
-        self.f.spawn("qvm-run", *self.options, **self.how)
-
-    def add(self, qube, authorized=True, **more):
-        home = self.machine.add(qube, **more)
-        base = os.path.join(home, ".qvm-remote")
-        os.mkdir(base, 0o700)
-        with open(os.open(os.path.join(base, "auth.key"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as k:
-            k.write(self.key + "\n")
-        if authorized:
-            got = self.f.dom0("authorize", qube, stdin=(self.key + "\n").encode())
-            check(got.returncode == 0, got.stderr)
-
-    def env(self, qube, **more):
-        return self.f.env(HOME=self.machine.home(qube), QVM_REMOTE_TRANSPORT=None,
-                          QVM_REMOTE_PLUGIN_DIR=None, QVM_REMOTE_MOCK_SOCKET=None, **more)
-
-    def run(self, qube, *words, stdin=None, **more):
-        given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-        return subprocess.run([CLIENT, *words], env=self.env(qube, **more), capture_output=True,
-                              timeout=HANG, **given)
-
-    def popen(self, qube, *words, **kw):
-        return subprocess.Popen([CLIENT, *words], env=self.env(qube), **kw)
-
-    def agent_socket(self, qube):
-        return os.path.join(self.machine.home(qube), ".qvm-remote", "agent.sock")
-
-    def wait_for_agent(self, *qubes):
-        for qube in qubes:
-            eventually(lambda: answers(self.agent_socket(qube)), f"an agent in {qube}")
-        return self
+from fixture import HANG, KEY, case, check, equal, eventually, main, survivors
+from house import House
 
 
 def is_alive(pid):
@@ -75,15 +20,6 @@ def is_alive(pid):
             return f.read().rpartition(") ")[2][0] not in "ZX"
     except FileNotFoundError:
         return False
-
-
-def answers(path):
-    with socket.socket(socket.AF_UNIX) as s:
-        try:
-            s.connect(path)
-            return True
-        except OSError:
-            return False
 
 
 @case
@@ -115,12 +51,12 @@ def a_halted_qube_is_served_when_it_starts_and_never_started(f):
     house.start()
     house.wait_for_agent("work")
     time.sleep(0.3)
-    check(not answers(house.agent_socket("late")), "an agent in a halted qube")
+    check(not house.has_agent("late"), "an agent in a halted qube")
     house.machine.set_state("late", "Running")
     house.wait_for_agent("late")
     equal(house.run("late", "echo up").stdout, b"up\n")
     house.machine.set_state("late", "Halted")
-    eventually(lambda: not answers(house.agent_socket("late")), "the call's end")
+    eventually(lambda: not house.has_agent("late"), "the call's end")
     equal(house.run("work", "echo on").stdout, b"on\n")
     house.machine.set_state("late", "Running")
     house.wait_for_agent("late")
@@ -140,7 +76,7 @@ def a_qube_without_a_key_is_never_called(f):
     house.wait_for_agent("stranger")
     equal(house.run("stranger", "echo in").stdout, b"in\n")
     equal(f.dom0("revoke", "stranger").returncode, 0)
-    eventually(lambda: not answers(house.agent_socket("stranger")), "the call's end")
+    eventually(lambda: not house.has_agent("stranger"), "the call's end")
 
 
 @case

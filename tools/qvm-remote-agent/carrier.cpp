@@ -4,16 +4,13 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
-#include <ctime>
 #include <vector>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
 namespace qvmremote::agent {
@@ -25,96 +22,23 @@ using host::unique_fd;
 // A command without a token for so long is announced without one.
 constexpr std::uint64_t token_patience_ms = 5'000;
 constexpr std::uint64_t later_ms = 1'000;
-constexpr time_t sweep_age_s = 3600;
-
-unique_fd open_directory(int parent, const char *name) {
-    constexpr int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW;
-    if (::mkdirat(parent, name, 0700) != 0 && errno != EEXIST)
-        return unique_fd();
-    return unique_fd(::openat(parent, name, flags));
-}
-
-// Only a regular file, and without waiting for anybody's other end of a pipe.
-unique_fd open_regular(int directory, const std::string &name, struct stat &st) {
-    unique_fd fd(::openat(directory, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-    if (fd && (::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode)))
-        fd.reset();
-    return fd;
-}
-
-bool is_regular(int directory, const std::string &name, struct stat &st) {
-    return ::fstatat(directory, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode);
-}
-
-std::vector<std::string> names_in(int directory) {
-    std::vector<std::string> out;
-    const int copy = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *const open = copy < 0 ? nullptr : ::fdopendir(copy);
-    if (!open) {
-        if (copy >= 0)
-            ::close(copy);
-        return out;
-    }
-    while (const dirent *entry = ::readdir(open))
-        out.emplace_back(entry->d_name);
-    ::closedir(open);
-    return out;
-}
-
-bool write_all(int fd, std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t n = ::write(fd, text.data(), text.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return false;
-        text.remove_prefix(static_cast<std::size_t>(n));
-    }
-    return true;
-}
-
-// Under a dot name, then renamed: a reader sees all of it or nothing.
-bool write_file(int directory, const std::string &name, std::string_view text) {
-    const std::string temporary = "." + name;
-    const unique_fd fd(::openat(directory, temporary.c_str(),
-                                O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
-    return fd && write_all(fd.get(), text) &&
-           ::renameat(directory, temporary.c_str(), directory, name.c_str()) == 0;
-}
-
 } // namespace
 
-void sweep(int directory) {
-    const time_t oldest = ::time(nullptr) - sweep_age_s;
-    for (const std::string &name : names_in(directory))
-        if (struct stat st {}; is_regular(directory, name, st) && st.st_mtime < oldest)
-            ::unlinkat(directory, name.c_str(), 0);
-}
-
 host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_ms) {
+    auto opened = queue_directories::open(base);
+    if (!opened)
+        return tl::unexpected(opened.error());
+    opened->sweep();
     carrier out;
-    out.base_ = open_directory(AT_FDCWD, base.c_str());
-    const unique_fd queue = open_directory(out.base_.get(), "queue");
-    out.pending_ = open_directory(queue.get(), "pending");
-    out.running_ = open_directory(queue.get(), "running");
-    out.results_ = open_directory(queue.get(), "results");
-    if (!out.pending_ || !out.running_ || !out.results_)
-        return host::failed("cannot make the directories of " + base + "/queue", errno);
-    for (const unique_fd *directory : {&out.pending_, &out.running_, &out.results_})
-        sweep(directory->get());
+    out.files_ = std::move(*opened);
     out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
-    // By descriptor: what is watched is what is worked in.
-    const auto watch = [&](const unique_fd &directory, std::uint32_t events) {
-        const std::string path = "/proc/self/fd/" + std::to_string(directory.get());
-        return ::inotify_add_watch(out.inotify_.get(), path.c_str(), events | IN_ONLYDIR);
-    };
     constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
-    out.pending_watch_ = watch(out.pending_, gone | IN_CLOSE_WRITE | IN_MOVED_TO);
-    out.running_watch_ = watch(out.running_, gone);
-    if (out.pending_watch_ < 0 || out.running_watch_ < 0)
+    if (watch_directory(out.inotify_.get(), out.files_.pending.get(),
+                        gone | IN_CLOSE_WRITE | IN_MOVED_TO) < 0 ||
+        watch_directory(out.inotify_.get(), out.files_.running.get(), gone) < 0)
         return host::failed("cannot watch " + base + "/queue", errno);
-    for (const std::string &name : names_in(out.running_.get()))
-        if (struct stat st {}; is_regular(out.running_.get(), name, st))
+    for (const std::string &name : names_in(out.files_.running.get()))
+        if (struct stat st {}; is_regular(out.files_.running.get(), name, st))
             if (auto id = command_id::parse(name))
                 out.machine_.stale(*id);
     out.scan(now_ms);
@@ -122,7 +46,7 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
 }
 
 void carrier::scan(std::uint64_t now_ms) {
-    for (const std::string &name : names_in(pending_.get()))
+    for (const std::string &name : names_in(files_.pending.get()))
         if (command_id::parse(name))
             consider(name, now_ms);
     std::vector<std::string> known;
@@ -163,7 +87,7 @@ void carrier::look(std::uint64_t now_ms) {
 
 std::string carrier::token_of(const std::string &id) const {
     struct stat st {};
-    const unique_fd fd = open_regular(pending_.get(), id + ".auth", st);
+    const unique_fd fd = open_regular(files_.pending.get(), id + ".auth", st);
     if (!fd)
         return {};
     std::array<char, 256> text{};
@@ -185,7 +109,7 @@ void carrier::consider(const std::string &id, std::uint64_t now_ms) {
     struct stat st {};
     const auto at = entries_.find(id);
     const bool fetched = at != entries_.end() && at->second.at == stage::fetched;
-    if (!is_regular(fetched ? running_.get() : pending_.get(), id, st)) {
+    if (!is_regular(fetched ? files_.running.get() : files_.pending.get(), id, st)) {
         if (at == entries_.end())
             return;
         if (at->second.at == stage::announced || fetched)
@@ -254,7 +178,7 @@ void carrier::obey(const queue_order &order, std::uint64_t now_ms) {
         return write_result(order);
     case kind::drop:
         for (const char *suffix : {"", ".auth", ".cmd"})
-            ::unlinkat(pending_.get(), (order.id->text() + suffix).c_str(), 0);
+            ::unlinkat(files_.pending.get(), (order.id->text() + suffix).c_str(), 0);
         entries_.erase(order.id->text());
         return;
     case kind::later:
@@ -277,10 +201,10 @@ void carrier::fetch(const command_id &id) {
         machine_.gone(id);
     };
     struct stat st {};
-    if (!is_regular(pending_.get(), name, st) ||
-        ::renameat(pending_.get(), name.c_str(), running_.get(), name.c_str()) != 0)
+    if (!is_regular(files_.pending.get(), name, st) ||
+        ::renameat(files_.pending.get(), name.c_str(), files_.running.get(), name.c_str()) != 0)
         return refuse();
-    const unique_fd fd = open_regular(running_.get(), name, st);
+    const unique_fd fd = open_regular(files_.running.get(), name, st);
     std::string body;
     bool good = static_cast<bool>(fd);
     while (good && body.size() <= limits::command) {
@@ -294,10 +218,10 @@ void carrier::fetch(const command_id &id) {
             break;
     }
     if (!good || body.size() > limits::command) {
-        ::renameat(running_.get(), name.c_str(), pending_.get(), name.c_str());
+        ::renameat(files_.running.get(), name.c_str(), files_.pending.get(), name.c_str());
         return refuse();
     }
-    ::unlinkat(pending_.get(), (name + ".auth").c_str(), 0);
+    ::unlinkat(files_.pending.get(), (name + ".auth").c_str(), 0);
     at->second.at = entry::stage::fetched;
     machine_.body(id, as_bytes(body));
 }
@@ -309,9 +233,9 @@ void carrier::write_output(const queue_order &order) {
         e.at = entry::stage::announced;
     if (!std::exchange(e.written, true))
         for (const char *suffix : {".out", ".err"})
-            ::unlinkat(results_.get(), ("." + name + suffix).c_str(), 0);
+            ::unlinkat(files_.results.get(), ("." + name + suffix).c_str(), 0);
     const std::string file = "." + name + (order.is_stdout ? ".out" : ".err");
-    const unique_fd fd(::openat(results_.get(), file.c_str(),
+    const unique_fd fd(::openat(files_.results.get(), file.c_str(),
                                 O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!fd || !write_all(fd.get(), as_text(order.data)))
         e.failed = true;
@@ -324,26 +248,25 @@ void carrier::write_result(const queue_order &order) {
     const int fresh = entries_[name].written ? 0 : O_TRUNC;
     for (const char *suffix : {".out", ".err"}) {
         const std::string temporary = "." + name + suffix;
-        const unique_fd fd(::openat(results_.get(), temporary.c_str(),
+        const unique_fd fd(::openat(files_.results.get(), temporary.c_str(),
                                     O_WRONLY | O_CREAT | fresh | O_CLOEXEC | O_NOFOLLOW, 0600));
         good = good && fd;
     }
-    good = write_file(results_.get(), name + ".meta", order.meta) && good;
+    good = write_file(files_.results.get(), name + ".meta", order.meta) && good;
     for (const char *suffix : {".out", ".err"})
-        good = ::renameat(results_.get(), ("." + name + suffix).c_str(), results_.get(),
+        good = ::renameat(files_.results.get(), ("." + name + suffix).c_str(), files_.results.get(),
                           (name + suffix).c_str()) == 0 &&
                good;
     // Last: it is what the client waits for.
-    good = write_file(results_.get(), name + ".exit",
+    good = write_file(files_.results.get(), name + ".exit",
                       std::to_string(good ? order.exit_code : 255)) &&
            good;
-    ::unlinkat(running_.get(), name.c_str(), 0);
+    ::unlinkat(files_.running.get(), name.c_str(), 0);
     for (const char *suffix : {"", ".auth"})
-        ::unlinkat(pending_.get(), (name + suffix).c_str(), 0);
-    const unique_fd audit(::openat(base_.get(), "audit.log",
+        ::unlinkat(files_.pending.get(), (name + suffix).c_str(), 0);
+    const unique_fd audit(::openat(files_.base.get(), "audit.log",
                                    O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (audit)
-        write_all(audit.get(), order.audit);
+    good = audit && write_all(audit.get(), order.audit) && good;
     entries_.erase(name);
     good ? machine_.done(*order.id) : machine_.failed(*order.id);
 }

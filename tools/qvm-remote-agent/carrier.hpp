@@ -13,6 +13,8 @@
 #include <qvmremote/host/unique_fd.hpp>
 #include <qvmremote/queue.hpp>
 
+#include "../queue_files.hpp"
+
 namespace qvmremote::agent {
 
 /// Announces entries that other programs leave, and writes their results, in the order and under the
@@ -63,15 +65,12 @@ class carrier {
     void say_idle();
     [[nodiscard]] std::string token_of(const std::string &id) const;
 
-    host::unique_fd base_, pending_, running_, results_, inotify_;
-    int pending_watch_ = -1, running_watch_ = -1;
+    queue_directories files_;
+    host::unique_fd inotify_;
     queue_client machine_;
     entries entries_;
     bool idle_ = false;
 };
-
-/// Removes files of `directory` older than an hour.
-void sweep(int directory);
 
 /// Removes from BASE/history what is older than 90 days, and the oldest beyond 1 GiB, at most once
 /// a day, in a process of its own. Returns when it may be asked again.

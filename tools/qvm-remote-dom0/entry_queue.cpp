@@ -16,7 +16,6 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr std::string_view cut_mark = "\n[truncated at 10485760 bytes]\n";
 
 std::string subject(const peer &from, std::string_view id) {
     return "vm=" + from.name.text() + " id=" + std::string(id);
@@ -76,7 +75,7 @@ public:
         for (const bool is_stdout : {true, false})
             if (const std::uint64_t count = is_stdout ? out_ : err_;
                 count > limits::recorded_output) {
-                say(is_stdout, cut_mark);
+                say(is_stdout, queue_cut_mark);
                 queue_.parts_.log.write(log_category::trunc,
                                         std::string(is_stdout ? "stdout" : "stderr") + " (" +
                                             std::to_string(count) + " bytes)");

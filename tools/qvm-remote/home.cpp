@@ -16,6 +16,8 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
+#include "../queue_files.hpp"
+
 namespace qvmremote::qube {
 
 namespace {
@@ -26,15 +28,6 @@ constexpr std::size_t largest_key_file = 256;
 std::string user_name() {
     const passwd *const who = ::getpwuid(::geteuid());
     return who && who->pw_name ? who->pw_name : std::to_string(::geteuid());
-}
-
-// One directory, made when it is not there.
-host::unique_fd open_directory(int parent, const char *name) {
-    const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW;
-    host::unique_fd fd(::openat(parent, name, flags));
-    if (!fd && errno == ENOENT && (::mkdirat(parent, name, 0700) == 0 || errno == EEXIST))
-        fd.reset(::openat(parent, name, flags));
-    return fd;
 }
 
 } // namespace
@@ -100,7 +93,17 @@ host::outcome<void> home::store_key(const secret &key) const {
     text.push_back('\n');
     auto written = host::write_atomically(key_file(), text, 0600, host::durability::synced);
     OPENSSL_cleanse(text.data(), text.size());
+    if (written && ::unlink(pin_file().c_str()) != 0 && errno != ENOENT)
+        return host::failed("cannot remove " + pin_file(), errno);
     return written;
+}
+
+bool home::is_pinned() const { return ::access(pin_file().c_str(), F_OK) == 0 || errno != ENOENT; }
+
+host::outcome<void> home::pin() const {
+    if (::access(pin_file().c_str(), F_OK) == 0)
+        return {};
+    return host::write_atomically(pin_file(), {}, 0600, host::durability::synced);
 }
 
 recorder::recorder(const home &where, const command_id &id, std::string command)

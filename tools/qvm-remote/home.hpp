@@ -30,12 +30,19 @@ public:
     [[nodiscard]] std::string queue() const { return directory_ + "/queue"; }
     [[nodiscard]] std::string config_file() const { return directory_ + "/config"; }
 
+    /// Whether this key has had a verified answer of protocol 2: then nothing falls back to 1.
+    [[nodiscard]] bool is_pinned() const;
+    /// Remembers that it has; cheap when that is known.
+    [[nodiscard]] host::outcome<void> pin() const;
+
     /// The key; the failure names the user, the path and what to do.
     [[nodiscard]] host::outcome<secret> load_key() const;
-    /// Writes a key, 0600 from its first byte.
+    /// Writes a key, 0600 from its first byte, which no answer has been had for yet.
     [[nodiscard]] host::outcome<void> store_key(const secret &key) const;
 
 private:
+    [[nodiscard]] std::string pin_file() const { return directory_ + "/protocol2"; }
+
     std::string directory_;
 };
 

@@ -224,6 +224,12 @@ int main(int argc, char **argv) {
     how.transport = transport;
     if (how.transport.empty())
         how.transport = how.values.get("QVM_REMOTE_TRANSPORT").value_or("qvm-run");
+    const std::string version_word(how.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
+    if (version_word == "1" || version_word == "2")
+        how.version = version_word == "1" ? protocol::one : protocol::two;
+    else if (version_word != "auto")
+        return usage("QVM_REMOTE_PROTOCOL is '" + for_terminal(version_word, 64) +
+                     "': use auto, 1 or 2");
     if (how.plugin_directory.empty())
         how.plugin_directory = how.values.get("QVM_REMOTE_PLUGIN_DIR").value_or("");
 

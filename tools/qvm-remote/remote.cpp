@@ -3,15 +3,19 @@
 
 #include <cerrno>
 #include <csignal>
+#include <ctime>
 #include <cstring>
 #include <cstdio>
 #include <cstdlib>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <qvmremote/sanitize.hpp>
+
+#include "file_queue.hpp"
 
 namespace qvmremote::qube {
 
@@ -152,105 +156,299 @@ void explain(const host::run_result &r, int sink_error) {
     }
 }
 
+// Whether what came back can only come from who knows the key.
+bool is_verified(const host::run_result &r) {
+    return r.how == host::run_result::kind::ended || r.how == host::run_result::kind::refused;
+}
+
+void pin(const home &where) {
+    if (const auto kept = where.pin(); !kept)
+        complain("cannot remember that dom0 speaks protocol 2: " + kept.error().what);
+}
+
 } // namespace
 
 void complain(const std::string &what) { std::fprintf(stderr, "qvm-remote: %s\n", what.c_str()); }
+
+namespace {
+
+constexpr std::uint64_t agent_patience_ms = 30'000;
+constexpr int agent_look_ms = 100;
+
+// How a command can travel.
+struct route {
+    access way;
+    std::optional<host::stream> stream; ///< without it protocol 1 is left
+};
+
+// A stream to dom0, or the knowledge that protocol 1 may do. Whether nobody is there now is known
+// of the file queue's transport alone; another one fails for good.
+tl::expected<route, no_access> find_route(const settings &how, const home &where) {
+    auto way = open_access(how, where);
+    if (!way)
+        return tl::unexpected(way.error());
+    route out{std::move(*way), {}};
+    const bool has_queue = how.transport == "qvm-run";
+    if (has_queue && how.version == protocol::one)
+        return out;
+    const std::uint64_t begin_ms = host::boottime_ms();
+    for (;;) {
+        auto stream = out.way.transport->connect();
+        if (stream) {
+            out.stream.emplace(std::move(*stream));
+            return out;
+        }
+        const int error = stream.error().error_number;
+        if (!has_queue || error != ECONNREFUSED)
+            return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
+        if (how.version == protocol::any && !where.is_pinned())
+            return out;
+        // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
+        // what somebody could wish that does not want us to use the other.
+        if (host::boottime_ms() - begin_ms >= agent_patience_ms)
+            return tl::unexpected(no_access{stream.error().what, 255});
+        pollfd signal{signal_pipe[0], POLLIN, 0};
+        std::uint8_t number = 0;
+        if (::poll(&signal, 1, agent_look_ms) > 0 && ::read(signal_pipe[0], &number, 1) == 1)
+            return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
+    }
+}
+
+// Why a command cannot travel by protocol 1; empty when it can.
+std::string needs_agent(const run_request &request) {
+    constexpr const char *without = ", and dom0 has started no agent in this qube, so that only "
+                                    "protocol 1 is left";
+    if (request.what.dry_run)
+        return std::string("--dry-run needs protocol 2") + without;
+    if (request.what.kind != request_kind::shell)
+        return std::string(request.what.kind == request_kind::exec ? "--exec" : "--script") +
+               " needs protocol 2" + without + ": give a command line or a script on standard input";
+    if (request.stdin_live)
+        return std::string("standard input needs protocol 2") + without +
+               ": add -n if the command does not read it";
+    return {};
+}
+
+// One command as the user sees it and as the records have it.
+class shown_run {
+public:
+    shown_run(const settings &how, const home &where, const command_id &id, const std::string &command)
+        : quiet_(how.quiet), terminal_(::isatty(STDERR_FILENO) && !how.quiet),
+          record_(where, id, command), line_(terminal_) {
+        io_.out = &out_;
+        io_.err = &err_;
+        io_.signal_fd = signal_pipe[0];
+        io_.changed = [this](host::run_state state, std::string_view untrusted_text) {
+            changed(state, untrusted_text);
+        };
+        if (terminal_)
+            io_.tick = [this] { out_.any() || err_.any() ? line_.stop() : line_.tick(); };
+    }
+    shown_run(const shown_run &) = delete;
+    shown_run &operator=(const shown_run &) = delete;
+
+    [[nodiscard]] host::run_streams &io() noexcept { return io_; }
+    [[nodiscard]] bool on_terminal() const noexcept { return terminal_; }
+
+    // Says and records how it ended; returns the exit code.
+    int finish(const host::run_result &result, std::uint32_t timeout_s) {
+        line_.stop();
+        record_.finish(result, timeout_s);
+        const int sink_error = out_.broken() ? out_.error() : err_.error();
+        explain(result, sink_error);
+        if (!record_.problem().empty() && !quiet_)
+            complain("the history is not complete: " + record_.problem());
+        if (result.how == host::run_result::kind::sink_broken && sink_error != EPIPE)
+            return 255;
+        return result.exit_code();
+    }
+
+private:
+    void changed(host::run_state state, std::string_view untrusted_text) {
+        switch (state) {
+        case host::run_state::sent:
+            record_.begin(); // dom0 is at work meanwhile
+            break;
+        case host::run_state::pending:
+            line_.set("waiting for approval in dom0" +
+                      (untrusted_text.empty() ? "" : ": " + for_terminal(untrusted_text, 200)));
+            break;
+        case host::run_state::running:
+            line_.set("running in dom0");
+            break;
+        }
+    }
+
+    bool quiet_, terminal_;
+    recorder record_;
+    waiting_line line_;
+    recorded_sink out_{STDOUT_FILENO, &record_}, err_{STDERR_FILENO, &record_};
+    host::run_streams io_;
+};
+
+// By protocol 1. Nothing when `by` has got a stream meanwhile and the command has not gone yet; else
+// the exit code.
+std::optional<int> run_by_queue(const settings &how, const home &where, route &by,
+                                const run_request &request) {
+    const auto refuse = [](const std::string &why) {
+        complain(why);
+        return 1;
+    };
+    if (const std::string why = needs_agent(request); !why.empty())
+        return refuse(why);
+    queued_command what{host::client::make_id(), request.what.body, request.what.timeout_s};
+    if (!what.text.ends_with('\n'))
+        what.text += '\n';
+    if (const auto fits = envelope::check_entry(what.text); !fits)
+        return refuse(std::string(message(fits.error().code)) + ", which protocol 1 cannot carry");
+    if (how.verbose)
+        std::fprintf(stderr, "qvm-remote: command %s by protocol 1, in %s\n", what.id.text().c_str(),
+                     where.queue().c_str());
+    shown_run shown(how, where, what.id, request.shown);
+    std::function<bool()> look_for_agent;
+    if (how.version == protocol::any)
+        look_for_agent = [&by] {
+            if (auto stream = by.way.transport->connect())
+                by.stream.emplace(std::move(*stream));
+            return by.stream.has_value();
+        };
+    const auto result = run_queued(where, *by.way.key, what, shown.io(), look_for_agent);
+    if (!result) {
+        complain(result.error().what);
+        return 255;
+    }
+    if (!*result)
+        return std::nullopt;
+    const int code = shown.finish(**result, what.timeout_s);
+    using kind = host::run_result::kind;
+    if ((*result)->how == kind::ended && (*result)->end.cause == end_cause::timed_out)
+        complain((*result)->may_have_run
+                     ? "protocol 1 cannot end what runs in a dom0 of the Python program: it may go on"
+                     : "dom0 never took the command: is qvm-remote-dom0 running there, and this qube "
+                       "authorized?");
+    return code;
+}
+
+int run_by_stream(const settings &how, const home &where, route &by, run_request request) {
+    request.what.id = host::client::make_id();
+    const std::uint32_t timeout_s = request.what.timeout_s;
+    if (how.verbose)
+        std::fprintf(stderr, "qvm-remote: command %s over %s\n", request.what.id->text().c_str(),
+                     how.transport.c_str());
+    host::client dom0(std::move(*by.stream), std::move(*by.way.key));
+    shown_run shown(how, where, *request.what.id, request.shown);
+    shown.io().stdin_fd = request.stdin_live ? STDIN_FILENO : -1;
+    const host::run_result result = dom0.run(std::move(request.what), shown.io());
+    const int code = shown.finish(result, timeout_s);
+    if (by.way.private_daemon) {
+        if (shown.on_terminal())
+            std::fprintf(stderr, "[mock] ran here, not in dom0\n");
+        return code;
+    }
+    if (is_verified(result))
+        pin(where);
+    return code;
+}
+
+} // namespace
 
 int run_remote(const settings &how, const home &where, run_request request) {
     if (!catch_signals()) {
         complain("cannot make a pipe");
         return 1;
     }
-    auto reached = reach_dom0(how, where);
-    if (!reached) {
-        complain(reached.error().what);
-        return reached.error().exit_code;
+    auto by = find_route(how, where);
+    if (!by) {
+        complain(by.error().what);
+        return by.error().exit_code;
     }
-    host::client dom0(std::move(*reached->stream), std::move(*reached->key));
-
-    request.what.id = host::client::make_id();
-    const std::uint32_t timeout_s = request.what.timeout_s;
-    recorder record(where, *request.what.id, std::move(request.shown));
-    const bool terminal = ::isatty(STDERR_FILENO) && !how.quiet;
-    waiting_line line(terminal);
-    recorded_sink out(STDOUT_FILENO, &record), err(STDERR_FILENO, &record);
-    if (how.verbose)
-        std::fprintf(stderr, "qvm-remote: command %s over %s\n", request.what.id->text().c_str(),
-                     how.transport.c_str());
-
-    host::run_streams io;
-    io.out = &out;
-    io.err = &err;
-    io.stdin_fd = request.stdin_live ? STDIN_FILENO : -1;
-    io.signal_fd = signal_pipe[0];
-    io.changed = [&](host::run_state state, std::string_view untrusted_text) {
-        switch (state) {
-        case host::run_state::sent:
-            record.begin(); // dom0 is at work meanwhile
-            break;
-        case host::run_state::pending:
-            line.set("waiting for approval in dom0" +
-                     (untrusted_text.empty() ? "" : ": " + for_terminal(untrusted_text, 200)));
-            break;
-        case host::run_state::running:
-            line.set("running in dom0");
-            break;
-        }
-    };
-    if (terminal)
-        io.tick = [&] { out.any() || err.any() ? line.stop() : line.tick(); };
-    const host::run_result result = dom0.run(std::move(request.what), io);
-    line.stop();
-
-    record.finish(result, timeout_s);
-    explain(result, out.broken() ? out.error() : err.error());
-    if (!record.problem().empty() && !how.quiet)
-        complain("the history is not complete: " + record.problem());
-    if (reached->private_daemon && terminal)
-        std::fprintf(stderr, "[mock] ran here, not in dom0\n");
-    if (result.how == host::run_result::kind::sink_broken &&
-        (out.broken() ? out.error() : err.error()) != EPIPE)
-        return 255;
-    return result.exit_code();
+    if (!by->stream)
+        if (const auto code = run_by_queue(how, where, *by, request))
+            return *code;
+    return run_by_stream(how, where, *by, std::move(request));
 }
 
 namespace {
 
-// One request that runs nothing. The answer is dom0's own words, which is no reason to trust them.
+// One request that runs nothing. The answer is dom0's own words, which is no reason to trust them;
+// protocol 1 has none. `over` is how it went.
 int converse(const settings &how, const home &where, request_kind kind, std::string &answer,
-             std::uint64_t &took_ms) {
-    ::signal(SIGPIPE, SIG_IGN);
-    auto reached = reach_dom0(how, where);
-    if (!reached) {
-        complain(reached.error().what);
+             std::uint64_t &took_ms, std::string &over) {
+    if (!catch_signals()) {
+        complain("cannot make a pipe");
         return 1;
     }
-    host::client dom0(std::move(*reached->stream), std::move(*reached->key));
+    auto by = find_route(how, where);
+    if (!by) {
+        complain(by.error().what);
+        return 1;
+    }
+    constexpr std::uint32_t timeout_s = 10;
     const std::uint64_t begin = host::boottime_ms();
-    auto done = dom0.collect(
-        {.kind = kind, .body = {}, .arguments = {}, .environment = {}, .timeout_s = 10, .id = {}});
+    host::run_result result;
+    if (!by->stream) {
+        over = "protocol 1";
+        // As the Python client names one, which archives none of them.
+        timespec now{};
+        ::clock_gettime(CLOCK_REALTIME, &now);
+        const auto id = command_id::parse(
+            "ping-" + std::to_string(now.tv_sec * 1'000'000'000 + now.tv_nsec) + "-" +
+            std::to_string(::getpid()));
+        host::string_sink out, err;
+        host::run_streams io;
+        io.out = &out;
+        io.err = &err;
+        io.signal_fd = signal_pipe[0];
+        const auto done =
+            run_queued(where, *by->way.key, {id.value(), "true\n", timeout_s, false}, io, {});
+        if (!done) {
+            complain(done.error().what);
+            return 1;
+        }
+        result = **done;
+    } else {
+        over = how.transport;
+        host::client dom0(std::move(*by->stream), std::move(*by->way.key));
+        auto done = dom0.collect({.kind = kind,
+                                  .body = {},
+                                  .arguments = {},
+                                  .environment = {},
+                                  .timeout_s = timeout_s,
+                                  .id = {}});
+        result = done.result;
+        answer = std::move(done.out);
+        if (!by->way.private_daemon && is_verified(result))
+            pin(where);
+    }
     took_ms = host::boottime_ms() - begin;
-    explain(done.result, 0);
-    answer = std::move(done.out);
-    return done.result.exit_code() == 0 ? 0 : 1;
+    if (result.how == host::run_result::kind::ended && result.end.cause == end_cause::timed_out)
+        complain("dom0 did not answer within " + std::to_string(timeout_s) +
+                 " s: is qvm-remote-dom0 running there, and this qube authorized?");
+    else
+        explain(result, 0);
+    return result.exit_code() == 0 ? 0 : 1;
 }
 
 } // namespace
 
 int ping(const settings &how, const home &where) {
     std::string answer;
+    std::string over;
     std::uint64_t took_ms = 0;
-    const int code = converse(how, where, request_kind::ping, answer, took_ms);
+    const int code = converse(how, where, request_kind::ping, answer, took_ms, over);
     if (code == 0)
-        std::printf("dom0 answers over %s in %llu ms\n", how.transport.c_str(),
+        std::printf("dom0 answers over %s in %llu ms\n", over.c_str(),
                     static_cast<unsigned long long>(took_ms));
     return code;
 }
 
 int status(const settings &how, const home &where) {
     std::string answer;
+    std::string over;
     std::uint64_t took_ms = 0;
-    const int code = converse(how, where, request_kind::status, answer, took_ms);
+    const int code = converse(how, where, request_kind::status, answer, took_ms, over);
+    if (code == 0 && answer.empty())
+        answer = "dom0 answers over " + over + ", which says no more\n";
     for (std::string_view left = answer; !left.empty();) {
         const std::size_t end = left.find('\n');
         std::printf("%s\n", for_terminal(left.substr(0, end)).c_str());

@@ -16,10 +16,14 @@
 
 namespace qvmremote::qube {
 
+/// Which protocol may be used: QVM_REMOTE_PROTOCOL.
+enum class protocol : std::uint8_t { any, one, two };
+
 /// What the command line and the configuration say.
 struct settings {
     config values;               ///< files, then environment
     std::string transport;       ///< name
+    protocol version = protocol::any;
     std::string plugin_directory;
     bool verbose = false;
     bool quiet = false;
@@ -30,7 +34,6 @@ struct access {
     /// The mock transport without a socket brings a daemon of its own, which ends with this.
     std::shared_ptr<void> private_daemon;
     std::optional<host::transport> transport;
-    std::optional<host::stream> stream;
     std::optional<secret> key;
 };
 
@@ -40,8 +43,8 @@ struct no_access {
     int exit_code = 255;
 };
 
-/// Loads the transport and connects, with the key of `where`.
-[[nodiscard]] tl::expected<access, no_access> reach_dom0(const settings &how, const home &where);
+/// Opens the transport, with the key of `where`.
+[[nodiscard]] tl::expected<access, no_access> open_access(const settings &how, const home &where);
 
 /// Runs a command as the shell's user sees it and returns the exit code.
 struct run_request {

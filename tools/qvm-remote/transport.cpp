@@ -157,18 +157,17 @@ private:
 
 } // namespace
 
-tl::expected<access, no_access> reach_dom0(const settings &how, const home &where) {
+tl::expected<access, no_access> open_access(const settings &how, const home &where) {
     const auto refuse = [](const host::failure &why, int exit_code) {
         return tl::unexpected(no_access{why.what, exit_code});
     };
     access out;
-    const std::string plugins = plugin_directory(how);
     auto options = host::options_of(how.values, how.transport);
     const bool has_socket = std::any_of(options.begin(), options.end(),
                                         [](const auto &o) { return o.first == "socket"; });
     if (how.transport == "mock" && !has_socket) {
         auto daemon = std::make_shared<private_daemon>();
-        auto key = daemon->start(plugins);
+        auto key = daemon->start(plugin_directory(how));
         if (!key)
             return refuse(key.error(), 255);
         out.key.emplace(std::move(*key));
@@ -180,14 +179,15 @@ tl::expected<access, no_access> reach_dom0(const settings &how, const home &wher
             return refuse(key.error(), 1);
         out.key.emplace(std::move(*key));
     }
-    auto loaded = host::transport::load(plugins, how.transport, host::role::qube, options);
-    if (!loaded)
-        return refuse(loaded.error(), 1);
-    auto stream = loaded->connect();
-    if (!stream)
-        return refuse(stream.error(), stream.error().error_number == EACCES ? 126 : 255);
-    out.transport.emplace(std::move(*loaded));
-    out.stream.emplace(std::move(*stream));
+    // The default one is compiled in: it is a socket and no more, and loading it would cost more
+    // than using it.
+    auto opened = how.transport == "qvm-run" && how.plugin_directory.empty()
+                      ? host::transport::from_table(&qvmremote_transport_qvm_run, host::role::qube, options)
+                      : host::transport::load(plugin_directory(how), how.transport,
+                                              host::role::qube, options);
+    if (!opened)
+        return refuse(opened.error(), 1);
+    out.transport.emplace(std::move(*opened));
     return out;
 }
 
