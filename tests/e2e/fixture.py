@@ -36,6 +36,12 @@ class Fixture:
         self.daemon = None
         self.on_stop = None
 
+    def renew(self, name):
+        """A dom0 of its own below this one, for a case that needs several."""
+        self.path = os.path.join(self.path, name[:1])
+        self.root = os.path.join(self.path, "dom0")
+        os.makedirs(self.root, 0o700)
+
     def env(self, **more):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
         env.update(HOME=self.home, LANG="C.UTF-8", QVM_REMOTE_PLUGIN_DIR=PLUGINS,

@@ -32,6 +32,10 @@ class House:
     def start(self):
         self.f.spawn("qvm-run", *self.options, **self.how)
 
+    def restart(self):
+        self.f.stop()
+        self.start()
+
     def add(self, qube, authorized=True, **more):
         home = self.machine.add(qube, **more)
         base = os.path.join(home, ".qvm-remote")

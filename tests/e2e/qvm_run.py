@@ -26,10 +26,7 @@ def is_alive(pid):
 def a_command_over_each_way_of_calling(f):
     for programs, events in (("qrexec-client", True), ("qvm-run", True), ("qrexec-client", False),
                              ("qvm-run", False)):
-        f.path = os.path.join(f.path, "x")
-        os.mkdir(f.path, 0o700)
-        f.root = os.path.join(f.path, "dom0")
-        os.mkdir(f.root, 0o700)
+        f.renew("x")
         house = House(f, "work", "dev", programs=programs, events=events).wait_for_agent("work", "dev")
         for qube in ("work", "dev"):
             got = house.run(qube, "echo $QVM_REMOTE_PEER; echo err >&2; exit 7")

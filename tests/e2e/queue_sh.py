@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The shell program that serves a qube without our agent, over both ways of calling, in each shell and
+with each set of tools it has to do with. Usage: queue_sh.py BUILD-DIRECTORY [CASE...]
+"""
+
+import os
+import signal
+import subprocess
+import time
+
+from fixture import KEY, case, check, equal, eventually, main, survivors
+from house import House
+
+LIMIT = 1 << 20
+CUT = b"\n[truncated at 10485760 bytes]\n"
+
+
+def token(name, key=KEY):
+    said = subprocess.run(["openssl", "dgst", "-sha256", "-hmac", key], input=name.encode(),
+                          stdout=subprocess.PIPE, check=True).stdout
+    return said.split()[-1].decode()
+
+
+class Qube:
+    """What a Python client does there, and what it sees."""
+
+    def __init__(self, house, name):
+        self.house, self.name = house, name
+        self.base = os.path.join(house.machine.home(name), ".qvm-remote")
+        self.count = 0
+
+    def path(self, *names):
+        return os.path.join(self.base, "queue", *names)
+
+    def ready(self):
+        eventually(lambda: os.path.isdir(self.path("results")), "the queue")
+        return self
+
+    def leave(self, body, name=None, key=KEY):
+        if not name:
+            self.count += 1
+            name = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}-{self.count:08x}"
+        parts = [("", body), (".cmd", body)]
+        if key:
+            parts.insert(1, (".auth", (token(name, key) + "\n").encode()))
+        for suffix, data in parts:
+            with open(self.path("pending", name + suffix), "wb") as f:
+                f.write(data)
+        return name
+
+    def result(self, name):
+        eventually(lambda: os.path.exists(self.path("results", name + ".exit")), f"a result of {name}")
+        parts = []
+        for suffix in (".exit", ".out", ".err", ".meta"):
+            with open(self.path("results", name + suffix), "rb") as f:
+                parts.append(f.read())
+        return parts
+
+    def run(self, body, **more):
+        got = self.result(self.leave(body, **more))
+        return int(got[0]), got[1], got[2]
+
+    def audit(self):
+        with open(os.path.join(self.base, "audit.log")) as f:
+            return f.read()
+
+
+def house_of(f, **more):
+    """One qube for each shell."""
+    tools = os.path.join(f.path, "busybox")
+    os.mkdir(tools)
+    subprocess.run(["busybox", "--install", "-s", tools], check=True)
+    house = House(f, **more)
+    for shell in ("bash", "dash", os.path.join(tools, "sh")):
+        name = "busybox" if "/" in shell else shell
+        house.add(name, agent=False, shell=shell)
+        if name == "busybox":
+            house.machine.write(tools + "\n", "qubes", name, "path")
+    house.restart()
+    return house, [Qube(house, name).ready() for name in ("bash", "dash", "busybox")]
+
+
+@case
+def commands_run_and_results_come_back(f):
+    for programs in ("qvm-run", "qrexec-client"):
+        f.renew(programs)
+        house, qubes = house_of(f, programs=programs)
+        for q in qubes:
+            name = q.leave(b"echo $QVM_REMOTE_PEER; echo err >&2; exit 7\n")
+            code, out, err, meta = q.result(name)
+            equal((code, out, err), (b"7", q.name.encode() + b"\n", b"err\n"))
+            check(meta.startswith(f"id={name}\n".encode()) and meta.endswith(b"exit_code=7\n"), meta)
+            eventually(lambda: f"id={name} exit=7" in q.audit(), "the line in audit.log")
+            # The copy is the client's own.
+            equal((os.listdir(q.path("pending")), os.listdir(q.path("running"))), ([name + ".cmd"], []))
+            equal(sorted(os.listdir(q.path("results"))),
+                  sorted(name + s for s in (".exit", ".out", ".err", ".meta")))
+            equal(q.run(b"kill -9 $$\n")[0], -9)
+            equal(q.run(b"true\n"), (0, b"", b""))
+        check(len(house.machine.calls(programs)) == 3, house.machine.calls(programs))
+        equal(house.machine.violations(), "")
+        f.stop()
+        f.on_stop()
+
+
+@case
+def our_client_is_served(f):
+    house, qubes = house_of(f)
+    for q in qubes:
+        got = house.run(q.name, "echo out; echo err >&2; exit 3")
+        equal((got.returncode, got.stdout, got.stderr), (3, b"out\n", b"err\n"))
+        equal(house.run(q.name, "ping").returncode, 0)
+        equal([os.listdir(q.path(p)) for p in ("pending", "running", "results")], [[], [], []])
+
+
+@case
+def bytes_arrive_as_they_are(f):
+    house, qubes = house_of(f)
+    data = os.urandom(1_000_003) + b"\n\n"
+    path = os.path.join(f.path, "data")
+    with open(path, "wb") as out:
+        out.write(data)
+    for q in qubes:
+        equal(q.run(b"cat %s; cat %s >&2\n" % ((path.encode(),) * 2)), (0, data, data))
+        body = b": " + b"x" * (LIMIT - 10) + b"\necho y\n"
+        equal(q.run(body[:LIMIT])[0:2], (0, b"y\n"))
+        code, out, err = q.run(b"head -c 11000000 /dev/zero; echo >&2 end\n")
+        equal((code, len(out), out[-len(CUT):], err), (0, 10485760 + len(CUT), CUT, b"end\n"))
+
+
+@case
+def what_is_refused(f):
+    house, qubes = house_of(f)
+    for q in qubes:
+        wrong = q.leave(b"echo no\n", key="b" * 64)
+        missing = q.leave(b"echo no\n", key=None)
+        short = q.leave(b"echo no\n", key=None)
+        with open(q.path("pending", short + ".auth"), "w") as a:
+            a.write("4" + "a" * 5)
+        large = q.leave(b"x" * (LIMIT + 1))
+        code, out, err = q.run(b"\n" * 3 + b"echo yes")
+        equal((code, out), (0, b"yes\n"))
+        check(q.result(large)[0] == b"126", "too large")
+        eventually(lambda: not os.path.exists(q.path("pending", wrong)), "thrown away")
+        # Patience with a token that is written behind its command.
+        check(os.path.exists(q.path("pending", missing)), "no patience")
+        late = q.leave(b"echo late\n", key=None)
+        time.sleep(0.6)
+        with open(q.path("pending", late + ".auth"), "w") as a:
+            a.write("  " + token(late) + " \n")
+        equal(q.result(late)[1], b"late\n")
+        eventually(lambda: not os.path.exists(q.path("pending", missing)) and
+                   not os.path.exists(q.path("pending", short)), "thrown away")
+        for name in (wrong, missing, short):
+            check(not os.path.exists(q.path("results", name + ".exit")), "a result")
+        for junk in (".hidden", "a b", "x.cmd", "-x", "y" * 129):
+            with open(q.path("pending", junk), "w") as j:
+                j.write("echo junk\n")
+        os.mkdir(q.path("pending", "directory"))
+        os.symlink("/etc/passwd", q.path("pending", "link"))
+        os.mkfifo(q.path("pending", "fifo"))
+        equal(q.run(b"echo on\n")[1], b"on\n")
+
+
+@case
+def a_used_id_does_not_run_again(f):
+    house, qubes = house_of(f)
+    for q in qubes:
+        name = q.leave(b"echo once\n")
+        equal(q.result(name)[1], b"once\n")
+        for suffix in (".exit", ".out", ".err", ".meta"):
+            os.unlink(q.path("results", name + suffix))
+        q.leave(b"echo twice\n", name=name)
+        got = q.result(name)
+        check(got[0] == b"126" and b"used" in got[2], got)
+
+
+@case
+def an_entry_that_goes_away_ends_its_command(f):
+    house, qubes = house_of(f)
+    for q in qubes:
+        mark = f"QUEUE_SH={q.name}{os.getpid()}"
+        name = q.leave(f"export {mark}; sleep 1000\n".encode())
+        eventually(lambda: survivors(mark), "it runs")
+        os.unlink(q.path("running", name))
+        eventually(lambda: not survivors(mark), "its end")
+
+
+@case
+def what_a_dead_dom0_leaves_is_reported(f):
+    house, qubes = house_of(f)
+    names = []
+    for q in qubes:
+        mark = f"QUEUE_SH={q.name}{os.getpid()}"
+        names.append(q.leave(f"export {mark}; echo begun; sleep 1000\n".encode()))
+        eventually(lambda: survivors(mark), "it runs")
+    f.daemon.send_signal(signal.SIGKILL)
+    f.daemon.wait()
+    house.start()
+    for q, name in zip(qubes, names):
+        code, _, err, _ = q.result(name)
+        check(code == b"130" and b"unknown" in err, (code, err))
+        equal(os.listdir(q.path("running")), [])
+        equal(q.run(b"echo on\n")[1], b"on\n")
+
+
+@case
+def a_result_that_cannot_be_written_is_no_success(f):
+    house, qubes = house_of(f)
+    for q in qubes:
+        name = time.strftime("%Y%m%d-%H%M%S") + "-1-000000ff"
+        os.makedirs(q.path("results", "." + name + ".out", "in the way"))
+        q.leave(b"echo out\n", name=name)
+        eventually(lambda: os.path.exists(q.path("results", name + ".exit")), "a result")
+        with open(q.path("results", name + ".exit")) as e:
+            equal(e.read(), "255")
+        equal(q.run(b"echo on\n")[1], b"on\n")
+
+
+@case
+def many_at_once(f):
+    house, qubes = house_of(f)
+    names = [(q, n, q.leave(b"echo %d\n" % n)) for n in range(40) for q in qubes]
+    for q, n, name in names:
+        equal(q.result(name)[:2], [b"0", b"%d\n" % n])
+
+
+@case
+def it_ends_with_its_call(f):
+    house, qubes = house_of(f)
+    f.stop()
+    for q in qubes:
+        home = "HOME=" + house.machine.home(q.name)
+        eventually(lambda: not survivors(home), f"the end of {q.name}'s program")
+
+
+main()
