@@ -175,7 +175,7 @@ def main():
                 verdict = "ok"
             except Exception as e:  # the rest is run all the same
                 failed += 1
-                verdict = f"FAILED: {type(e).__name__}: {e}"
+                verdict = f"FAILED: {type(e).__name__}: {e}"[:2000]
             finally:
                 with contextlib.suppress(Exception):
                     f.stop()

@@ -62,7 +62,10 @@ class Qube:
         return int(got[0]), got[1], got[2]
 
     def audit(self):
-        with open(os.path.join(self.base, "audit.log")) as f:
+        path = os.path.join(self.base, "audit.log")
+        if not os.path.exists(path):
+            return ""
+        with open(path) as f:
             return f.read()
 
 
@@ -98,7 +101,7 @@ def commands_run_and_results_come_back(f):
                   sorted(name + s for s in (".exit", ".out", ".err", ".meta")))
             equal(q.run(b"kill -9 $$\n")[0], -9)
             equal(q.run(b"true\n"), (0, b"", b""))
-        check(len(house.machine.calls(programs)) == 3, house.machine.calls(programs))
+        equal(len(house.machine.calls(programs)), 2 * 3)  # the daemon was started twice
         equal(house.machine.violations(), "")
         f.stop()
         f.on_stop()
