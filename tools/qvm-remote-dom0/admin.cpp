@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "admin.hpp"
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,8 +13,7 @@
 #include <vector>
 
 #include <fcntl.h>
-#include <spawn.h>
-#include <sys/wait.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -26,10 +28,9 @@
 
 #include "../cli.hpp"
 #include "control.hpp"
+#include "helper.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
-
-extern char **environ;
 
 namespace qvmremote::dom0 {
 
@@ -57,36 +58,6 @@ void tell_daemon(const paths &where) {
                      for_terminal(*answer).c_str());
 }
 
-// Runs a program of dom0's and takes what it prints, up to `limit` bytes.
-host::outcome<std::string> output_of(std::vector<std::string> argv, std::size_t limit,
-                                     int &exit_code) {
-    int fds[2];
-    if (::pipe2(fds, O_CLOEXEC) != 0)
-        return host::failed("cannot make a pipe", errno);
-    const host::unique_fd read_end(fds[0]);
-    host::unique_fd write_end(fds[1]);
-    posix_spawn_file_actions_t actions;
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDOUT_FILENO);
-    ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    std::vector<char *> words;
-    for (std::string &word : argv)
-        words.push_back(word.data());
-    words.push_back(nullptr);
-    pid_t pid = 0;
-    const int error =
-        ::posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
-    ::posix_spawn_file_actions_destroy(&actions);
-    if (error != 0)
-        return host::failed("cannot run " + argv[0], error);
-    write_end.reset();
-    auto text = host::read_all(read_end.get(), limit);
-    int status = 0;
-    ::waitpid(pid, &status, 0);
-    exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    return text;
-}
-
 // A word typed by the operator, at a terminal or from a pipe.
 bool confirmed(const char *question, std::string_view expected) {
     std::fprintf(stderr, "%s", question);
@@ -110,17 +81,21 @@ host::outcome<secret> parse_key(std::string text) {
     return std::move(*key);
 }
 
+constexpr std::chrono::seconds call_limit{15};
+
+// A fixed shell text in a running qube; nothing of anybody's is put into it.
+std::vector<std::string> call_into(const qube_name &qube, const char *text) {
+    return {"qvm-run", "--no-gui", "--no-autostart", "--pass-io", qube.text(), text};
+}
+
 host::outcome<secret> fetch_key(const qube_name &qube) {
-    int code = 0;
-    auto text = output_of({"qvm-run", "--no-gui", "--no-autostart", "--pass-io", qube.text(),
-                           "cat ~/.qvm-remote/auth.key"},
-                          256, code);
-    if (!text)
-        return tl::unexpected(text.error());
-    if (code != 0)
+    auto said = run_helper(call_into(qube, "cat ~/.qvm-remote/auth.key"), 256, call_limit);
+    if (!said)
+        return tl::unexpected(said.error());
+    if (said->exit_code != 0)
         return host::failed("cannot read the key in " + qube.text() +
                             ": is it running, and was `qvm-remote key gen` called there?");
-    auto key = parse_key(std::move(*text));
+    auto key = parse_key(std::move(said->untrusted_output));
     if (!key)
         return key;
     std::fprintf(stderr, "%s has the key %s\n", qube.text().c_str(), key->fingerprint().c_str());
@@ -140,11 +115,10 @@ int systemctl(const invocation &in, const char *verb) {
     else if (verb == std::string_view("enable") || verb == std::string_view("disable"))
         argv.push_back("--now");
     argv.insert(argv.end(), {verb, "qvm-remote-dom0.service"});
-    int code = 0;
-    auto said = output_of(std::move(argv), 65536, code);
+    auto said = run_helper(std::move(argv), 65536, std::chrono::minutes(2));
     if (!said)
         return fail_with(said.error());
-    if (code != 0)
+    if (said->exit_code != 0)
         return fail_with("systemctl " + std::string(verb) + " failed; is the package with "
                          "qvm-remote-dom0.service installed?");
     return 0;
@@ -152,14 +126,49 @@ int systemctl(const invocation &in, const char *verb) {
 
 } // namespace
 
-int authorize(const invocation &in) {
+namespace {
+
+// Adds a qube to the list in remote.conf or takes it off. Without a list every qube that has a key
+// is served, and there is nothing to do.
+host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool wanted) {
+    auto text = host::read_trusted(where.config(), host::trusted::file, limits::config_file);
+    if (!text)
+        return text.error().error_number == ENOENT ? host::outcome<void>()
+                                                   : tl::unexpected(text.error());
+    const auto values = config::parse(*text);
+    if (!values)
+        return host::failed(where.config() + ":" +
+                            std::to_string(config::line_of(*text, values.error().offset)) + ": " +
+                            std::string(message(values.error().code)));
+    const auto before = listed_qubes(*values);
+    if (before.empty())
+        return {};
+    // An empty list would be none, which serves every qube with a key: this name is no qube's.
+    constexpr std::string_view nobody = "-";
+    std::string after;
+    const auto add = [&](std::string_view name) { (after += after.empty() ? "" : " ") += name; };
+    for (const std::string_view name : before)
+        if (name != qube.text() && name != nobody)
+            add(name);
+    if (wanted)
+        add(qube.text());
+    else if (after.empty())
+        add(nobody);
+    struct stat st {};
+    const mode_t mode =
+        ::stat(where.config().c_str(), &st) == 0 ? st.st_mode & 0777 : mode_t{0644};
+    return host::write_atomically(where.config(), with_value(*text, "QVM_REMOTE_VMS", after), mode,
+                                  host::durability::synced);
+}
+
+int let_in(const invocation &in, const char *verb, bool listed) {
     static constexpr cli::option table[] = {
         {'l', "level", "LEVEL", "full is the only one so far"},
         {'f', "fetch", nullptr, "read the key in the running qube and ask to confirm it"},
     };
     std::string level = "full";
     bool fetch = false;
-    std::vector<char *> words{const_cast<char *>("authorize")};
+    std::vector<char *> words{const_cast<char *>("qvm-remote-dom0")};
     words.insert(words.end(), in.arguments.begin(), in.arguments.end());
     std::vector<char *> plain;
     // Options may stand behind the qube's name, as people type them.
@@ -178,7 +187,8 @@ int authorize(const invocation &in) {
             plain.push_back(words[at++]);
     }
     if (plain.empty() || plain.size() > 2)
-        return fail_with("usage: qvm-remote-dom0 authorize VM [KEY] [--level full] [--fetch]");
+        return fail_with("usage: qvm-remote-dom0 " + std::string(verb) +
+                         " VM [KEY] [--level full] [--fetch]");
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
@@ -186,9 +196,9 @@ int authorize(const invocation &in) {
         return fail_with("level '" + for_terminal(level, 32) +
                          "' is not built yet: only full is, and it makes the qube dom0");
     if (in.where.is_real()) {
-        int code = 0;
-        const auto checked = output_of({"qvm-check", "--quiet", qube->text()}, 4096, code);
-        if (checked && code != 0)
+        const auto checked =
+            run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
+        if (checked && checked->exit_code != 0)
             return fail_with("there is no qube '" + qube->text() + "'; see qvm-ls");
     }
 
@@ -221,24 +231,126 @@ int authorize(const invocation &in) {
     std::fprintf(stderr, full_warning, qube->text().c_str());
     if (auto stored = keyring(in.where.keys()).store(*qube, *key); !stored)
         return fail_with(stored.error());
+    if (listed)
+        if (auto done = set_listed(in.where, *qube, true); !done)
+            return fail_with(done.error());
     tell_daemon(in.where);
     std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
     return 0;
 }
 
+// Whether the key is gone, with a word about it when it is not.
+int shut_out(const invocation &in, const qube_name &qube) {
+    auto removed = keyring(in.where.keys()).remove(qube);
+    tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
+    if (!removed)
+        return fail_with(removed.error().error_number == ENOENT
+                             ? "'" + qube.text() + "' has no key here; see qvm-remote-dom0 keys"
+                             : removed.error().what);
+    return 0;
+}
+
+constexpr const char *count_queue =
+    "cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "for d in pending running results; do n=0\n"
+    "for f in $d/*; do [ -f \"$f\" ] && n=$((n + 1)); done\n"
+    "echo $d $n; done";
+constexpr const char *list_queue =
+    "cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "id; date; df -k .; ls -lan pending running results";
+constexpr const char *empty_queue =
+    "cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "n=0; for f in pending/* running/* results/* pending/.[!.]* results/.[!.]*; do\n"
+    "[ -f \"$f\" ] || [ -L \"$f\" ] || continue\n"
+    "rm -f \"$f\" && n=$((n + 1)) || exit; done\n"
+    "echo removed $n";
+// What the carrier's `stale` leads to, for a time when no daemon runs.
+constexpr const char *recover_queue =
+    "umask 077; cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "for f in running/*; do i=${f#*/}\n"
+    "[ -f \"$f\" ] || continue; case $i in .*|-*|*[!A-Za-z0-9._-]*) continue;; esac\n"
+    "printf 'id=%s\\nstarted=%s\\nduration_ms=0\\nexit_code=130\\n' $i $(date +%Y-%m-%dT%H:%M:%S) "
+    ">results/$i.meta &&\n"
+    "echo 'qvm-remote-dom0: dom0 ended while this command ran: its outcome is unknown' "
+    ">results/$i.err &&\n"
+    ": >results/$i.out && printf 130 >results/.$i.exit && mv results/.$i.exit results/$i.exit &&\n"
+    "rm -f \"$f\" && echo $i || exit; done";
+
+// Calls one of these texts in a qube and shows what it says, line by line.
+int in_queue_of(const qube_name &qube, const char *text) {
+    const auto said = run_helper(call_into(qube, text), 1 << 20, call_limit);
+    if (!said)
+        return fail_with(qube.text() + ": " + said.error().what);
+    const std::string_view output = said->untrusted_output;
+    for (const std::string_view line : tail_lines(output, SIZE_MAX))
+        std::printf("%s: %s\n", qube.text().c_str(), for_terminal(line).c_str());
+    if (said->exit_code != 0)
+        return fail_with(qube.text() + ": qvm-run ended with " + std::to_string(said->exit_code) +
+                         "; is the qube running?");
+    return 0;
+}
+
+} // namespace
+
+int authorize(const invocation &in) { return let_in(in, "authorize", false); }
+int connect(const invocation &in) { return let_in(in, "connect", true); }
+
 int revoke(const invocation &in) {
     if (in.arguments.size() != 1)
         return fail_with("usage: qvm-remote-dom0 revoke VM");
     auto qube = named_qube(in.arguments[0]);
+    return qube ? shut_out(in, *qube) : fail_with(qube.error());
+}
+
+int disconnect(const invocation &in) {
+    if (in.arguments.size() != 1)
+        return fail_with("usage: qvm-remote-dom0 disconnect VM");
+    auto qube = named_qube(in.arguments[0]);
     if (!qube)
         return fail_with(qube.error());
-    auto removed = keyring(in.where.keys()).remove(*qube);
-    tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
-    if (!removed)
-        return fail_with(removed.error().error_number == ENOENT
-                             ? "'" + qube->text() + "' has no key here; see qvm-remote-dom0 keys"
-                             : removed.error().what);
-    return 0;
+    // The key first: whatever else fails, the qube is out.
+    int code = shut_out(in, *qube);
+    if (auto done = set_listed(in.where, *qube, false); !done)
+        code = fail_with(done.error());
+    const auto running = run_helper({"qvm-check", "--quiet", "--running", qube->text()}, 4096,
+                                    call_limit);
+    if (running && running->exit_code == 0)
+        code = std::max(code, in_queue_of(*qube, empty_queue));
+    return code;
+}
+
+int queue(const invocation &in) {
+    const std::string_view verb = in.arguments.empty() ? std::string_view("status") : in.arguments[0];
+    const char *const text = verb == "status"    ? count_queue
+                             : verb == "clean"   ? empty_queue
+                             : verb == "recover" ? recover_queue
+                             : verb == "debug"   ? list_queue
+                                                 : nullptr;
+    if (!text || in.arguments.size() > 2)
+        return fail_with("usage: qvm-remote-dom0 queue [status | clean | recover | debug] [VM]");
+    if (text == recover_queue)
+        if (const auto answer = ask_daemon(in.where, "status"); answer)
+            return fail_with("the daemon is running: it reports what a dead one left in running/ as "
+                             "soon as it is connected to the qube, and what is there now may run");
+    if (in.arguments.size() == 2) {
+        auto qube = named_qube(in.arguments[1]);
+        return qube ? in_queue_of(*qube, text) : fail_with(qube.error());
+    }
+    auto qubes = keyring(in.where.keys()).list();
+    if (!qubes)
+        return fail_with(qubes.error());
+    int code = 0;
+    for (const qube_name &qube : *qubes) {
+        const auto running = run_helper({"qvm-check", "--quiet", "--running", qube.text()}, 4096,
+                                        call_limit);
+        if (!running)
+            code = fail_with(running.error());
+        else if (running->exit_code != 0)
+            std::printf("%s: not running\n", qube.text().c_str());
+        else
+            code = std::max(code, in_queue_of(qube, text));
+    }
+    return code;
 }
 
 int keys(const invocation &in) {

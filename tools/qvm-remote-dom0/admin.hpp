@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The administrator's commands: keys, state, log, and switching the daemon on and off.
+/// The administrator's commands: keys, queues, state, log, and switching the daemon on and off.
 
 #pragma once
 
@@ -19,6 +19,9 @@ struct invocation {
 
 int authorize(const invocation &);
 int revoke(const invocation &);
+int connect(const invocation &);
+int disconnect(const invocation &);
+int queue(const invocation &);
 int keys(const invocation &);
 int status(const invocation &);
 int log(const invocation &);

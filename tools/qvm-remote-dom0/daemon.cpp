@@ -29,6 +29,7 @@
 #include "connection.hpp"
 #include "control.hpp"
 #include "execution.hpp"
+#include "helper.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
@@ -43,6 +44,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr seconds drain_limit{60};
+constexpr seconds check_limit{15};
 constexpr std::uint64_t round_ms = 60'000;         // between two keep-alives of idle streams
 constexpr milliseconds accept_pause{1000}; // after a failure of the transport
 
@@ -147,13 +149,15 @@ private:
         if (options_.once) {
             once_timer_.expires_after(seconds(options_.once_wait_s));
             once_timer_.async_wait([this](boost::system::error_code ec) {
-                if (ec || served_)
-                    return;
-                log_->write(log_category::error, "nobody came within " +
-                                                     std::to_string(options_.once_wait_s) + " s");
-                exit_code_ = 1;
-                loop_.stop();
+                if (!ec)
+                    end_single_run();
             });
+            expected_ = running_peers();
+            // There may be none, and so nothing to wait for.
+            if (transport_->takes_peers() && expected_.empty()) {
+                served_ = true;
+                boost::asio::post(loop_, [this] { something_ended(); });
+            }
         }
         return {};
     }
@@ -187,14 +191,55 @@ private:
             log_->write(log_category::info, for_log(text));
     }
 
+    // The qubes that may come in: they have a key and, if there is a list, are on it.
     host::outcome<void> tell_peers() {
         auto qubes = keys_.list();
         if (!qubes)
             return tl::unexpected(qubes.error());
-        std::vector<std::string> names;
+        peers_.clear();
         for (const qube_name &qube : *qubes)
-            names.push_back(qube.text());
-        return transport_->set_peers(names);
+            if (!settings_.qubes || std::find(settings_.qubes->begin(), settings_.qubes->end(),
+                                              qube) != settings_.qubes->end())
+                peers_.push_back(qube.text());
+        return transport_->set_peers(peers_);
+    }
+
+    // Those of them that run: a single run ends when it has served each. A transport that only
+    // listens cannot know; then it ends when whoever came is served.
+    std::set<std::string> running_peers() {
+        std::set<std::string> out;
+        if (!transport_->takes_peers())
+            return out;
+        const auto options = host::options_of(settings_.values, settings_.transport);
+        const auto set = std::find_if(options.begin(), options.end(),
+                                      [](const auto &o) { return o.first == "qvm-check"; });
+        const std::string program = set == options.end() ? "qvm-check" : set->second;
+        for (const std::string &name : peers_) {
+            const auto checked =
+                run_helper({program, "--quiet", "--running", name}, 4096, check_limit);
+            if (!checked || checked->exit_code == 0)
+                out.insert(name); // one that cannot be asked about is not passed over
+        }
+        return out;
+    }
+
+    void end_single_run() {
+        if (expected_.empty() && served_)
+            return;
+        std::string missing;
+        for (const std::string &name : expected_)
+            missing += (missing.empty() ? ": " : ", ") + name;
+        log_->write(log_category::error,
+                    (missing.empty() ? "nobody came within " : "not served within ") +
+                        std::to_string(options_.once_wait_s) + " s" + missing);
+        std::fprintf(stderr, "qvm-remote-dom0: %s within %u s%s\n",
+                     missing.empty() ? "nobody came" : "not served", options_.once_wait_s,
+                     missing.c_str());
+        exit_code_ = 1;
+        if (parts_->executions.empty())
+            loop_.stop();
+        else
+            drain();
     }
 
     void await_streams() {
@@ -262,9 +307,15 @@ private:
         const bool idle = parts_->executions.empty();
         if (parts_->draining && idle)
             loop_.stop();
-        else if (options_.once && idle && served_ &&
-                 std::all_of(parts_->connections.begin(), parts_->connections.end(),
-                             [](const auto &c) { return c->is_done(); }))
+        if (!options_.once || !idle || !served_)
+            return;
+        bool done = true;
+        for (const auto &c : parts_->connections)
+            if (c->is_done())
+                expected_.erase(c->from().name.text());
+            else
+                done = false;
+        if (done && expected_.empty())
             loop_.stop();
     }
 
@@ -438,6 +489,10 @@ private:
             out += "qube " + qube +
                    ": running=" + std::to_string(parts_->scheduler.running(qube)) +
                    " waiting=" + std::to_string(parts_->scheduler.waiting(qube)) + "\n";
+        if (transport_->takes_peers())
+            for (const std::string &qube : peers_)
+                if (!qubes.contains(qube))
+                    out += "qube " + qube + ": not connected\n";
         return out;
     }
 
@@ -452,6 +507,8 @@ private:
     std::optional<admission> admission_;
     std::shared_ptr<service> parts_;
     std::optional<host::transport> transport_;
+    std::vector<std::string> peers_;
+    std::set<std::string> expected_; // of a single run: who is not served yet
     std::unique_ptr<control_server> control_;
 
     boost::asio::signal_set signals_;
