@@ -216,8 +216,8 @@ void connection::close() {
         on_closed(sessions_.begin()->first, errc::session_over);
     if (queue_)
         queue_->close();
-    parts_.connections.erase(self);
     parts_.something_ended();
+    parts_.connections.erase(self);
 }
 
 void connection::handle(const server_event &event, std::uint64_t now_ms) {
@@ -278,6 +278,7 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
             count_failure(now_ms);
         return;
     }
+    was_asked_ = true;
     const std::uint32_t number = event.session;
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();

@@ -307,14 +307,14 @@ private:
         const bool idle = parts_->executions.empty();
         if (parts_->draining && idle)
             loop_.stop();
-        if (!options_.once || !idle || !served_)
+        if (!options_.once)
             return;
-        bool done = true;
+        bool done = idle && served_;
         for (const auto &c : parts_->connections)
             if (c->is_done())
                 expected_.erase(c->from().name.text());
             else
-                done = false;
+                done = done && c->is_closed();
         if (done && expected_.empty())
             loop_.stop();
     }
