@@ -145,8 +145,17 @@ listen() {
         esac
     done
 }
+# A look every quarter of a second, every second when nothing has come for a minute.
+clock() {
+    q=0
+    while say t; do
+        for f in pending/*; do [ ! -e "$f" ] || q=0; break; done
+        q=$((q + 1))
+        [ $q -lt 240 ] && sleep .25 || sleep 1
+    done
+}
 {
-    while say t; do sleep .25 || sleep 1; done &
+    clock &
     listen
     kill $!
 } | speak

@@ -24,8 +24,8 @@ enum : int { opt_root = 256, opt_vm, opt_once, opt_wait, opt_dry_run, opt_transp
 
 constexpr cli::option options[] = {
     {opt_vm, "vm", "VM", "serve this qube alone, whatever remote.conf lists"},
-    {opt_once, "once", nullptr, "serve who is there, then end; exit 1 when nobody came"},
-    {opt_wait, "wait", "SECONDS", "with --once: how long to wait for somebody (60)"},
+    {opt_once, "once", nullptr, "serve each qube that runs, then end; exit 1 if one was not reached"},
+    {opt_wait, "wait", "SECONDS", "with --once: how long to wait for them (60)"},
     {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
     {'v', "verbose", nullptr, "show the log on standard error too"},
     {opt_transport, "transport", "NAME", "mock, qvm-run or qrexec, whatever remote.conf says"},
@@ -40,7 +40,7 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"authorize", "VM [KEY] [--level full] [--fetch]", "let a qube in; the key comes on standard input",
      authorize},
     {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
-    {"connect", "VM [KEY] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
+    {"connect", "VM [KEY] [--level full] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
     {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon", disconnect},
     {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
