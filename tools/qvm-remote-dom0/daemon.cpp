@@ -34,6 +34,7 @@
 #include "keyring.hpp"
 #include "log.hpp"
 #include "notify.hpp"
+#include "panic.hpp"
 #include "service.hpp"
 
 namespace qvmremote::dom0 {
@@ -138,7 +139,10 @@ private:
         watch_warden();
 
         auto control = control_server::open(
-            loop_, options_.where, [this](std::string_view request) { return answer(request); });
+            loop_, options_.where,
+            [this](std::string_view request, const requester &who, control_server::reply tell) {
+                answer(request, who, std::move(tell));
+            });
         if (!control)
             return tl::unexpected(control.error());
         control_ = std::move(*control);
@@ -461,14 +465,49 @@ private:
         return std::string(settings_.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
     }
 
-    std::string answer(std::string_view request) {
-        if (request == "status")
-            return status();
-        if (request == "reload") {
-            const std::string problem = reload();
-            return problem.empty() ? "ok\n" : for_terminal(problem) + "\n";
-        }
-        return "unknown request\n";
+    // All that the control socket takes: what is not here is refused.
+    void answer(std::string_view request, const requester &who, control_server::reply tell) {
+        struct verb {
+            std::string_view name;
+            bool is_for_operators; // not for root alone
+            void (daemon::*run)(std::string_view words, const requester &, control_server::reply);
+        };
+        static constexpr verb verbs[] = {
+            {"status", true, &daemon::on_status},
+            {"reload", false, &daemon::on_reload},
+            {"panic", true, &daemon::on_panic},
+        };
+        const std::size_t end = std::min(request.find(' '), request.size());
+        const std::string_view name = request.substr(0, end);
+        const auto at = std::find_if(std::begin(verbs), std::end(verbs),
+                                     [&](const verb &v) { return v.name == name; });
+        if (at == std::end(verbs))
+            return tell("unknown request\n");
+        if (!who.is_root() && !at->is_for_operators)
+            return tell("only root may " + std::string(name) + "\n");
+        (this->*at->run)(request.substr(std::min(end + 1, request.size())), who, std::move(tell));
+    }
+
+    void on_status(std::string_view, const requester &, control_server::reply tell) {
+        tell(status());
+    }
+    void on_reload(std::string_view, const requester &, control_server::reply tell) {
+        const std::string problem = reload();
+        tell(problem.empty() ? "ok\n" : for_terminal(problem) + "\n");
+    }
+    // The mark first. Then nothing that runs is given time to end.
+    void on_panic(std::string_view, const requester &who, control_server::reply tell) {
+        const auto marked = set_panic(options_.where, host::local_time::now().timestamp() +
+                                                          " by uid " + std::to_string(who.uid));
+        log_->write(log_category::error, "panic, by uid " + std::to_string(who.uid) +
+                                             ": everything ends, nothing new is let in");
+        const auto executions = parts_->executions;
+        for (const auto &e : executions)
+            e->cancel(errc::panicked);
+        const auto connections = parts_->connections;
+        for (const auto &c : connections)
+            c->refuse_waiting(errc::panicked);
+        tell(marked ? "ok\n" : for_terminal(marked.error().what) + "\n");
     }
 
     std::string status() const {
@@ -480,6 +519,8 @@ private:
             out += "dry-run: nothing is run\n";
         if (parts_->draining)
             out += "draining: ends when what runs has ended\n";
+        if (is_panic(options_.where))
+            out += "panic: nothing runs before qvm-remote-dom0 resume\n";
         if (const std::string trouble = records_->trouble(); !trouble.empty())
             out += "trouble: " + for_terminal(trouble) + "\n";
         std::set<std::string> qubes;

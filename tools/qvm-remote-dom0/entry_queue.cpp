@@ -307,7 +307,7 @@ void entry_queue::refuse_waiting(errc why) {
         const auto at = entries_.find(id);
         if (at == entries_.end())
             continue;
-        if (at->second.turn)
+        if (at->second.turn || why != errc::draining)
             give_up(at, {why, {}});
         else
             postpone(at); // it still lies in the qube, for the next daemon

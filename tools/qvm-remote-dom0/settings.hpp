@@ -33,6 +33,7 @@ public:
     [[nodiscard]] std::string audit() const { return audit_directory() + "/audit.jsonl"; }
     [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
     [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
+    [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
     [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
     [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
 
