@@ -291,8 +291,8 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
         return;
     }
     // What no slot would change is said at once.
-    if (const verdict said = parts_.admission.ask(from_, *at->second.asked.header); !said.allowed())
-        return give_up(number, {said.reason, said.rule});
+    if (const auto why = parts_.admission.hopeless(from_, *at->second.asked.header))
+        return give_up(number, *why);
     // Beside what waits and runs: commands that have ended and whose output nobody reads.
     if (sessions_.size() > limits::waiting_per_qube + limits::running_per_qube)
         return give_up(number, {errc::busy, {}});
@@ -364,7 +364,7 @@ void connection::answer_directly(std::uint32_t number, const envelope &what) {
     if (what.kind == request_kind::status) {
         const std::string text =
             "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
-            "\nlevel: full\nrunning: " +
+            "\nlevel: " + parts_.admission.level(from_.name) + "\nrunning: " +
             std::to_string(parts_.scheduler.running(from_.name.text())) +
             "\nwaiting: " + std::to_string(parts_.scheduler.waiting(from_.name.text())) + "\n";
         const auto room = stream_.prepare_output(number, text.size());

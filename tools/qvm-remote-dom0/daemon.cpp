@@ -53,7 +53,7 @@ class daemon {
 public:
     daemon(const daemon_options &options, warden children)
         : options_(options), children_(std::move(children)), loop_(1),
-          keys_(options.where.keys()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
+          keys_(options.where.keys()), policies_(options.where.policy()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
           incoming_(loop_), keep_alive_timer_(loop_), accept_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
           watchdog_timer_(loop_), once_timer_(loop_) {}
 
@@ -68,6 +68,7 @@ public:
         loop_.run();
         log_->write(log_category::info, "shutting down");
         // In this order: what runs reports to the records.
+        tags_.reset();
         parts_->executions.clear();
         parts_->connections.clear();
         records_.reset();
@@ -102,9 +103,14 @@ private:
         if (!records)
             return tl::unexpected(records.error());
         records_ = std::move(*records);
-        admission_.emplace(keys_, *records_, *log_);
+        tags_ = std::make_unique<tag_source>(
+            tag_origin::of(settings_, options_.where),
+            [this](std::function<void()> work) { boost::asio::post(loop_, std::move(work)); });
+        admission_.emplace(keys_, policies_, *tags_, *records_, *log_);
         if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             return loaded;
+        if (const std::string trouble = policy_trouble(); !trouble.empty())
+            std::fputs(trouble.c_str(), stderr);
         parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, children_);
         parts_->transport_name = settings_.transport;
         parts_->dry_run = options_.dry_run;
@@ -357,17 +363,20 @@ private:
                 problem = "another transport is configured: restart the daemon for it";
             settings_ = std::move(*read);
             report_settings();
+            tags_->forget(tag_origin::of(settings_, options_.where));
         }
         if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             problem = loaded.error().what;
         else if (auto told = tell_peers(); !told)
             problem = told.error().what;
+        if (problem.empty())
+            problem = admission_->trouble();
         // Whatever else went wrong, a key that is gone ends its sessions.
         const auto all = parts_->connections;
         for (const auto &c : all)
             c->recheck_keys();
         log_->write(problem.empty() ? log_category::info : log_category::error,
-                    problem.empty() ? "configuration and keys read again" : for_log(problem));
+                    problem.empty() ? "configuration, keys and policy read again" : for_log(problem));
         return problem;
     }
 
@@ -510,6 +519,17 @@ private:
         tell(marked ? "ok\n" : for_terminal(marked.error().what) + "\n");
     }
 
+    // One line each, for status and stderr.
+    std::string policy_trouble() const {
+        std::string out;
+        if (const std::string broken = admission_->trouble(); !broken.empty())
+            out += "policy: broken, nothing new is let in: " + for_terminal(broken) + "\n";
+        for (const std::string &qube : admission_->without_rules())
+            out += "policy: " + qube +
+                   " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
+        return out;
+    }
+
     std::string status() const {
         std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
                           "\ntransport: " + settings_.transport +
@@ -523,6 +543,7 @@ private:
             out += "panic: nothing runs before qvm-remote-dom0 resume\n";
         if (const std::string trouble = records_->trouble(); !trouble.empty())
             out += "trouble: " + for_terminal(trouble) + "\n";
+        out += policy_trouble();
         std::set<std::string> qubes;
         for (const auto &c : parts_->connections)
             qubes.insert(c->from().name.text());
@@ -543,8 +564,10 @@ private:
     host::unique_fd lock_;
     settings settings_;
     keyring keys_;
+    policy_files policies_;
     std::optional<event_log> log_;
     std::unique_ptr<journal> records_;
+    std::unique_ptr<tag_source> tags_;
     std::optional<admission> admission_;
     std::shared_ptr<service> parts_;
     std::optional<host::transport> transport_;

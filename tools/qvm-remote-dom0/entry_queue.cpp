@@ -166,9 +166,8 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
     const auto at = entries_.emplace(id.text(), entry{std::move(*asked), {}, false, {}}).first;
     if (parts_.draining)
         return postpone(at);
-    if (const verdict said = parts_.admission.ask(owner_.from(), *at->second.asked.header);
-        !said.allowed())
-        return give_up(at, {said.reason, said.rule});
+    if (const auto why = parts_.admission.hopeless(owner_.from(), *at->second.asked.header))
+        return give_up(at, *why);
     const bool queued = parts_.scheduler.submit(
         owner_.from().name.text(), sizeof(entry),
         [self = owner_.weak_from_this(), this, key = id.text()] {

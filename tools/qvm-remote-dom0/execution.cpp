@@ -88,8 +88,9 @@ void execution::start() {
         if (dry)
             lines.add(log_category::dry, subject + " skipped");
     }
-    stdin_live_ = what.stdin_live && !dry;
-    port_->accept(what.timeout_s, stdin_live_);
+    const run_terms &terms = what_.terms();
+    stdin_live_ = terms.input == stdin_mode::live && !dry;
+    port_->accept(terms.timeout_s, stdin_live_);
     if (dry) {
         const std::string text = "[dry-run] " + shown + "\n";
         const auto room = port_->prepare_output(text.size());
@@ -108,11 +109,11 @@ void execution::start() {
         finish();
         return;
     }
-    if (what.timeout_s > 0) {
-        limit_timer_.expires_after(std::chrono::seconds(what.timeout_s));
+    if (terms.timeout_s > 0) {
+        limit_timer_.expires_after(std::chrono::seconds(terms.timeout_s));
         limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
             if (!ec)
-                self->terminate_because(end_cause::timed_out, self->what_.request().timeout_s, {});
+                self->terminate_because(end_cause::timed_out, self->what_.terms().timeout_s, {});
         });
     }
     watch_child();
@@ -122,12 +123,13 @@ void execution::start() {
 
 host::outcome<void> execution::launch_command() {
     const envelope &what = what_.request();
+    const run_terms &terms = what_.terms();
     launch command;
     host::unique_fd script;
     const std::string path = "/dev/fd/" + std::to_string(script_fd);
-    if (what.kind == request_kind::exec) {
-        command.program = what.arguments[0];
-        command.argv = what.arguments;
+    if (!terms.argv.empty()) {
+        command.program = terms.argv[0];
+        command.argv = terms.argv;
     } else if (what.kind == request_kind::shell && what.body.size() <= limits::argument_text) {
         command.program = "bash";
         command.argv = {"bash", "-c", what.body};
@@ -154,8 +156,8 @@ host::outcome<void> execution::launch_command() {
         "QVM_REMOTE_PEER=" + what_.from().name.text(),
         "QVM_REMOTE_ID=" + what.id->text(),
     };
-    // Behind ours, and only under full access; a name that is ours already is not said twice.
-    for (const auto &[key, value] : what.environment)
+    // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
+    for (const auto &[key, value] : terms.environment)
         if (std::none_of(command.environment.begin(), command.environment.end(),
                          [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
             command.environment.push_back(key + "=" + value);

@@ -37,13 +37,16 @@ constexpr cli::option options[] = {
 
 using handler = int (*)(const invocation &);
 constexpr cli::subcommand<handler> subcommands[] = {
-    {"authorize", "VM [KEY] [--level full] [--fetch]", "let a qube in; the key comes on standard input",
-     authorize},
+    {"authorize", "VM [KEY] [--level LEVEL] [--fetch]",
+     "let a qube in; the key comes on standard input", authorize},
     {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
-    {"connect", "VM [KEY] [--level full] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
+    {"connect", "VM [KEY] [--level LEVEL] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
     {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon", disconnect},
     {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
+    {"policy", "check VM -- COMMAND... | lint", "what policy says of a command, and whether it is in order",
+     policy_command},
+    {"migrate", "", "once: level full for the qubes that have keys and no policy", migrate},
     {"queue", "[status|clean|recover|debug] [VM]", "the file queues in the running qubes", queue},
     {"log", "[N]", "the last N lines of the log (20)", log},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
@@ -53,8 +56,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
 void print_help() {
     std::printf("Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
                 "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
-                "Runs commands in dom0 for the qubes that have a key here. A qube with full access IS\n"
-                "dom0.\n\nOptions:\n");
+                "Runs commands in dom0 for the qubes that have a key here, as far as policy allows. A\n"
+                "qube with full access IS dom0.\n\nOptions:\n");
     cli::print_options(stdout, options);
     std::printf("\nSubcommands:\n");
     cli::print_subcommands<handler>(stdout, subcommands);

@@ -55,7 +55,8 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     }
     static constexpr std::string_view known[] = {
         "QVM_REMOTE_VMS",      "QVM_REMOTE_VM_USER",  "QVM_REMOTE_VM",       "QUBES_REMOTE_VMS",
-        "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT"};
+        "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT",
+        "QVM_REMOTE_QVM_TAGS"};
     for (const std::string_view key : out.values.unknown_keys(known))
         if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
             !key.starts_with("QVM_REMOTE_QREXEC_"))

@@ -28,12 +28,15 @@ public:
     [[nodiscard]] const std::string &root() const noexcept { return root_; }
     [[nodiscard]] std::string config() const { return root_ + "/etc/qubes/remote.conf"; }
     [[nodiscard]] std::string keys() const { return root_ + "/etc/qubes/remote.d"; }
+    [[nodiscard]] std::string policy() const { return root_ + "/etc/qubes/remote-policy.d"; }
     [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
     [[nodiscard]] std::string audit_directory() const { return root_ + "/var/log/qvm-remote"; }
     [[nodiscard]] std::string audit() const { return audit_directory() + "/audit.jsonl"; }
     [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
     [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
     [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
+    /// Marks that `migrate` was done, which is once.
+    [[nodiscard]] std::string migrated() const { return state_directory() + "/policy-migrated"; }
     [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
     [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
 

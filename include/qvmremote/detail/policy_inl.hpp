@@ -1098,7 +1098,8 @@ inline verdict could_allow(const peer &who, const policy &rules) {
             return detail::denied("the argument of the call", "the call's argument is no level");
     }
     for (const policy_rule &rule : rules.rules()) {
-        if (detail::concerns_peer(rule.who, who) == detail::concerns::no)
+        const auto concerned = detail::concerns_peer(rule.who, who);
+        if (concerned == detail::concerns::no)
             continue;
         if (rule.action != policy_action::deny) {
             verdict out;
@@ -1106,7 +1107,8 @@ inline verdict could_allow(const peer &who, const policy &rules) {
             out.rule = rule.reference();
             return out;
         }
-        if (rule.request.what == request_pattern::kind::any)
+        if (rule.request.what == request_pattern::kind::any &&
+            concerned == detail::concerns::yes)
             return detail::denied(rule.reference(), "denied by dom0's policy");
     }
     return detail::denied("no rule matches", "no rule of dom0's policy allows this");
