@@ -431,7 +431,7 @@ def authorize_names(f):
 
 @case
 def authorize_keys_revoke(f):
-    got = f.dom0("authorize", "work", "--level", "monitor", stdin=KEY.encode())
+    got = f.dom0("authorize", "work", "--level", "root", stdin=KEY.encode())
     check(got.returncode == 1 and b"level" in got.stderr, got)
     got = f.dom0("authorize", "work", stdin=KEY.encode())
     equal(got.returncode, 0)

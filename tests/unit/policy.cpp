@@ -290,7 +290,7 @@ TEST_CASE("the argument of a call only takes away") {
         {"work level:monitor allow", "manage", "qvm-start dev", action::deny},
     };
     for (const row &r : rows) {
-        INFO(std::string(r.rule) + " +" + r.argument + " " + r.line);
+        INFO(std::string(r.rule), " +", r.argument, " ", r.line);
         const verdict v = ask(parsed(r.rule), shell(r.line), from("work", {}, r.argument));
         CHECK(v.what == r.want);
         if (v.what != action::deny && std::string_view(r.argument) != "full") {
@@ -370,7 +370,7 @@ TEST_CASE("what every part of the digest changes") {
     };
     std::vector<digest256> seen{of(), of("dev"), of("work", ""), of("work", "a")};
     const auto change = [&](auto &field, auto value) {
-        const auto before = std::exchange(field, decltype(+value)(value));
+        const auto before = std::exchange(field, value);
         seen.push_back(of());
         field = before;
     };
@@ -618,7 +618,7 @@ TEST_CASE("ways around a rule: none is allowed") {
         ++line_number;
         if (line.empty() || line.starts_with('#'))
             continue;
-        INFO("bypass.txt:" + std::to_string(line_number) + ": " + std::string(line));
+        INFO("bypass.txt:", line_number, ": ", std::string(line));
         const std::size_t blank = line.find(' ');
         const std::string_view kind = line.substr(0, blank), said = line.substr(blank + 1);
         envelope what;
