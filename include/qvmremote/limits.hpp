@@ -31,6 +31,9 @@ inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an o
 inline constexpr std::size_t qube_tag = 255;
 inline constexpr std::size_t audit_line = 32 * 1024;
 inline constexpr std::size_t audit_argument = 8 * 1024;  ///< argv as recorded, before escaping
+inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024;   ///< then a new one is begun
+inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024; ///< files together, but for the last days' (id_remembered_s)
+inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one qube, a day
 inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024;
 
@@ -51,6 +54,9 @@ inline constexpr std::size_t policy_rules = 20'000;
 inline constexpr std::size_t policy_problems = 100; ///< the rest of them is not listed
 
 inline constexpr std::size_t auth_fail_lines_per_second = 10;
+inline constexpr std::size_t refused_lines_per_second = 10; ///< in the audit log, per qube
+inline constexpr std::size_t refused_lines_burst = 100;
+inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in the system journal
 
 // Times.
 inline constexpr std::uint32_t default_timeout_s = 300;
@@ -59,5 +65,7 @@ inline constexpr std::uint64_t preamble_ms = 30'000;
 inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< of ttl= and timeout=
 inline constexpr std::int64_t id_clock_skew_s = 26 * 3600;
 inline constexpr std::int64_t id_remembered_s = 72 * 3600;
+inline constexpr std::uint64_t audit_head_ms = 600'000; ///< between two heads, when lines came
+inline constexpr std::int64_t audit_kept_s = 90 * 86400;
 
 } // namespace qvmremote::limits

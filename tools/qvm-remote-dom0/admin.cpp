@@ -27,6 +27,7 @@
 #include <qvmremote/secret.hpp>
 
 #include "../cli.hpp"
+#include "audit_commands.hpp"
 #include "control.hpp"
 #include "helper.hpp"
 #include "journal.hpp"
@@ -235,6 +236,11 @@ int let_in(const invocation &in, const char *verb, bool listed) {
         std::fprintf(stderr, "qvm-remote-dom0: the level stays as it is; --level changes it\n");
     else if (*level == access_level::full)
         std::fprintf(stderr, full_warning, qube->text().c_str());
+    const std::string to = keeps ? "kept" : std::string(name(*level));
+    if (auto recorded = record_admin(in.where, verb, qube->text(),
+                                     "level=" + to + " key=" + key->fingerprint());
+        !recorded)
+        return fail_with("nothing was changed: " + recorded.error().what);
     if (!keeps)
         if (auto written = policies.write_level(*qube, *level); !written)
             return fail_with(written.error());
@@ -249,10 +255,13 @@ int let_in(const invocation &in, const char *verb, bool listed) {
 }
 
 // Whether the key is gone, with a word about it when it is not.
-int shut_out(const invocation &in, const qube_name &qube) {
+int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
     auto removed = keyring(in.where.keys()).remove(qube);
     const auto forgotten = policy_files(in.where.policy()).remove_level(qube);
     tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
+    if (removed) // a key that is gone is better than a record of it
+        if (auto recorded = record_admin(in.where, verb, qube.text(), {}); !recorded)
+            return fail_with("the key is removed, and that is not recorded: " + recorded.error().what);
     if (!removed)
         return fail_with(removed.error().error_number == ENOENT
                              ? "'" + qube.text() + "' has no key here; see qvm-remote-dom0 keys"
@@ -309,7 +318,7 @@ int revoke(const invocation &in) {
     if (in.arguments.size() != 1)
         return fail_with("usage: qvm-remote-dom0 revoke VM");
     auto qube = named_qube(in.arguments[0]);
-    return qube ? shut_out(in, *qube) : fail_with(qube.error());
+    return qube ? shut_out(in, *qube, "revoke") : fail_with(qube.error());
 }
 
 int disconnect(const invocation &in) {
@@ -319,7 +328,7 @@ int disconnect(const invocation &in) {
     if (!qube)
         return fail_with(qube.error());
     // The key first: whatever else fails, the qube is out.
-    int code = shut_out(in, *qube);
+    int code = shut_out(in, *qube, "disconnect");
     if (auto done = set_listed(in.where, *qube, false); !done)
         code = fail_with(done.error());
     const auto running = run_helper({"qvm-check", "--quiet", "--running", qube->text()}, 4096,

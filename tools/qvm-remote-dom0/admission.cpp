@@ -79,10 +79,24 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
         log_.write(log_category::error,
                    "vm=" + qube + " has a key and no policy, so nothing it asks for runs: "
                                   "qvm-remote-dom0 migrate, once, or authorize --level");
+    keep_keys(*qubes);
     return {};
 }
 
 std::string admission::level(const qube_name &qube) const { return level_word(rules_, qube); }
+
+// IDs without a time are remembered as long as their key stands; one that cannot be read may.
+void admission::keep_keys(const std::vector<qube_name> &qubes) {
+    std::vector<digest256> marks;
+    for (const qube_name &qube : qubes) {
+        const auto key = keys_.load(qube);
+        if (!key && key.error().error_number != ENOENT)
+            return;
+        if (key)
+            marks.push_back(sha256(key->text()));
+    }
+    records_.keep_keys(std::move(marks));
+}
 
 bool admission::may_log_failure(std::uint64_t now_ms) {
     if (now_ms / 1000 != failure_second_) {
@@ -121,15 +135,21 @@ void admission::log_failure(const peer &from, std::string_view id, errc why,
     record_refusal(from, nullptr, {why, {}});
 }
 
-std::optional<errc> admission::take_id(const peer &from, const command_id &id) {
+std::optional<refusal> admission::take_id(const peer &from, const command_id &id,
+                                          const digest256 &key_mark) {
     // An ID outlives its memory only if it shows its age.
     if (const auto claimed = id.claimed_time()) {
         const std::int64_t off = *claimed - host::local_time::now().seconds;
         if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
-            return errc::id_outdated;
+            return refusal{errc::id_outdated, {}};
     }
-    if (!records_.reserve(from.name, id))
-        return errc::id_used;
+    if (!records_.has_room(from.name))
+        return refusal{errc::busy, "this qube has used up what a day allows it of dom0's audit log; "
+                                   "some of it comes back every minute"};
+    if (!records_.reserve(from.name, id, key_mark))
+        return refusal{errc::id_used, records_.is_outcome_unknown(from.name, id)
+                                          ? "dom0 ended while it ran: outcome unknown"
+                                          : ""};
     return std::nullopt;
 }
 
@@ -165,14 +185,14 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
 
     const envelope &what = *checked->header;
     const digest256 mark = sha256(keys[checked->key_index].text());
-    const auto refuse = [&](errc why) {
-        stream.refuse(event.session, why, {});
-        record_refusal(from, &what, {why, {}});
-        return fail(why);
+    const auto refuse = [&](const refusal &why) {
+        stream.refuse(event.session, why.reason, why.text);
+        record_refusal(from, &what, why);
+        return fail(why.reason);
     };
     if (!accepts(from, what.protocol, mark))
-        return refuse(errc::bad_version);
-    if (const auto why = take_id(from, *what.id))
+        return refuse({errc::bad_version, {}});
+    if (const auto why = take_id(from, *what.id, mark))
         return refuse(*why);
     return candidate{std::move(checked->header), mark};
 }
@@ -196,8 +216,8 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
         return refuse({errc::protocol_retired, {}});
     if (length > limits::command)
         return refuse({errc::command_too_large, "oversized (" + std::to_string(length) + " bytes)"});
-    if (const auto why = take_id(from, id))
-        return refuse({*why, {}});
+    if (auto why = take_id(from, id, mark))
+        return refuse(std::move(*why));
     return candidate{std::move(checked->header), mark};
 }
 
@@ -272,7 +292,7 @@ void admission::decide_and_start(peer from, verified<request> what, answer tell)
             records_.release(from.name, *what->header.id);
             log_.write(log_category::error,
                        subject(from, what->header) + " " + for_log(records_.trouble()));
-            tell(tl::unexpected(refusal{errc::not_recorded, {}}));
+            tell(tl::unexpected(refusal{errc::not_recorded, for_log(records_.trouble())}));
             return;
         }
         tell(admitted(std::move(what), from, std::move(how), *serial));

@@ -119,7 +119,9 @@ private:
     [[nodiscard]] const host::outcome<secret> &key_of(const qube_name &qube, std::uint64_t now_ms);
     void log_failure(const peer &from, std::string_view id, errc why,
                      const host::outcome<secret> &key, std::uint64_t now_ms);
-    [[nodiscard]] std::optional<errc> take_id(const peer &from, const command_id &id);
+    [[nodiscard]] std::optional<refusal> take_id(const peer &from, const command_id &id,
+                                                 const digest256 &key_mark);
+    void keep_keys(const std::vector<qube_name> &qubes);
     [[nodiscard]] bool accepts(const peer &from, std::uint32_t protocol, const digest256 &mark);
 
     const keyring &keys_;

@@ -26,6 +26,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "admission.hpp"
+#include "audit_commands.hpp"
 #include "connection.hpp"
 #include "control.hpp"
 #include "execution.hpp"
@@ -97,7 +98,7 @@ private:
         if (!log)
             return tl::unexpected(log.error());
         log_.emplace(std::move(*log));
-        auto records = journal::open(options_.where, [this](std::function<void()> work) {
+        auto records = journal::open(options_.where, settings_.audit, [this](std::function<void()> work) {
             boost::asio::post(loop_, std::move(work));
         });
         if (!records)
@@ -479,22 +480,23 @@ private:
         struct verb {
             std::string_view name;
             bool is_for_operators; // not for root alone
-            void (daemon::*run)(std::string_view words, const requester &, control_server::reply);
+            void (daemon::*run)(std::string_view request, const requester &, control_server::reply);
         };
         static constexpr verb verbs[] = {
             {"status", true, &daemon::on_status},
             {"reload", false, &daemon::on_reload},
             {"panic", true, &daemon::on_panic},
+            {"audit", false, &daemon::on_audit},
+            {"admin", false, &daemon::on_audit},
         };
-        const std::size_t end = std::min(request.find(' '), request.size());
-        const std::string_view name = request.substr(0, end);
+        const std::string_view name = request.substr(0, request.find_first_of(" \t"));
         const auto at = std::find_if(std::begin(verbs), std::end(verbs),
                                      [&](const verb &v) { return v.name == name; });
         if (at == std::end(verbs))
             return tell("unknown request\n");
         if (!who.is_root() && !at->is_for_operators)
             return tell("only root may " + std::string(name) + "\n");
-        (this->*at->run)(request.substr(std::min(end + 1, request.size())), who, std::move(tell));
+        (this->*at->run)(request, who, std::move(tell));
     }
 
     void on_status(std::string_view, const requester &, control_server::reply tell) {
@@ -503,6 +505,9 @@ private:
     void on_reload(std::string_view, const requester &, control_server::reply tell) {
         const std::string problem = reload();
         tell(problem.empty() ? "ok\n" : for_terminal(problem) + "\n");
+    }
+    void on_audit(std::string_view request, const requester &, control_server::reply tell) {
+        tell(answer_audit(request, *records_).value_or("unknown request\n"));
     }
     // The mark first. Then nothing that runs is given time to end.
     void on_panic(std::string_view, const requester &who, control_server::reply tell) {

@@ -12,6 +12,7 @@
 
 #include "../cli.hpp"
 #include "admin.hpp"
+#include "audit_commands.hpp"
 #include "daemon.hpp"
 
 using namespace qvmremote;
@@ -49,6 +50,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"migrate", "", "once: level full for the qubes that have keys and no policy", migrate},
     {"queue", "[status|clean|recover|debug] [VM]", "the file queues in the running qubes", queue},
     {"log", "[N]", "the last N lines of the log (20)", log},
+    {"audit", "verify [--heads FILE] | show SERIAL | export [--since SERIAL] [--format text] | rotate",
+     "check the audit log, read it, or begin a new file of it", audit},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
     {"disable", "", "stop it, now and for the boots to come", disable},
 };

@@ -18,6 +18,38 @@ extern char **environ;
 
 namespace qvmremote::dom0 {
 
+namespace {
+
+// Reads QVM_REMOTE_AUDIT_*: whole numbers of mebibytes and days.
+host::outcome<audit_limits> audit_limits_of(const config &values) {
+    audit_limits out;
+    std::uint64_t kept_days = static_cast<std::uint64_t>(out.kept_s) / 86400;
+    const struct {
+        std::string_view key;
+        std::uint64_t &value;
+        std::uint64_t unit;
+    } rows[] = {
+        {"QVM_REMOTE_AUDIT_FILE_MIB", out.file_bytes, 1024 * 1024},
+        {"QVM_REMOTE_AUDIT_KEEP_MIB", out.kept_bytes, 1024 * 1024},
+        {"QVM_REMOTE_AUDIT_KEEP_DAYS", kept_days, 1},
+        {"QVM_REMOTE_AUDIT_QUBE_MIB", out.qube_bytes_per_day, 1024 * 1024},
+    };
+    for (const auto &row : rows) {
+        const auto text = values.get(row.key);
+        if (!text)
+            continue;
+        const auto number = parse_positive(*text);
+        if (!number)
+            return host::failed(std::string(row.key) + ": '" + for_terminal(*text, 32) +
+                                "' is no whole number above 0");
+        row.value = std::uint64_t{*number} * row.unit;
+    }
+    out.kept_s = static_cast<std::int64_t>(kept_days) * 86400;
+    return out;
+}
+
+} // namespace
+
 host::outcome<paths> paths::below(const std::string &dir) {
     if (dir.empty() || dir[0] != '/')
         return host::failed("--root takes an absolute path, not '" + for_terminal(dir) + "'");
@@ -56,7 +88,9 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     static constexpr std::string_view known[] = {
         "QVM_REMOTE_VMS",      "QVM_REMOTE_VM_USER",  "QVM_REMOTE_VM",       "QUBES_REMOTE_VMS",
         "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT",
-        "QVM_REMOTE_QVM_TAGS"};
+        "QVM_REMOTE_QVM_TAGS",
+        "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB", "QVM_REMOTE_AUDIT_KEEP_DAYS",
+        "QVM_REMOTE_AUDIT_QUBE_MIB"};
     for (const std::string_view key : out.values.unknown_keys(known))
         if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
             !key.starts_with("QVM_REMOTE_QREXEC_"))
@@ -64,6 +98,10 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
                                    " is not a setting of ours and is ignored");
     host::overlay_environment(out.values, environ);
 
+    if (auto audit = audit_limits_of(out.values))
+        out.audit = *audit;
+    else
+        return tl::unexpected(audit.error());
     if (!vm.empty())
         out.values.set("QVM_REMOTE_VMS", vm);
     for (const std::string_view listed : listed_qubes(out.values)) {
