@@ -69,12 +69,12 @@ class Fixture:
         os.chmod(path, mode)
         return path
 
-    def start(self, *options, peers="work dev", key=KEY):
+    def start(self, *options, peers="work dev", key=KEY, **env):
         self.write_key()
         if key:
             got = self.dom0("authorize", "work", stdin=(key + "\n").encode())
             check(got.returncode == 0, got.stderr)
-        self.spawn("mock", *options, QVM_REMOTE_MOCK_DIR=self.root, QVM_REMOTE_MOCK_PEERS=peers)
+        self.spawn("mock", *options, QVM_REMOTE_MOCK_DIR=self.root, QVM_REMOTE_MOCK_PEERS=peers, **env)
         return self
 
     def spawn(self, transport, *options, **env):

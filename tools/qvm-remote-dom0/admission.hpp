@@ -17,6 +17,7 @@
 #include <qvmremote/session.hpp>
 #include <qvmremote/token.hpp>
 
+#include "containment.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
@@ -34,6 +35,14 @@ public:
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
     /// How it runs: never otherwise than this, whatever the request says.
     [[nodiscard]] const run_terms &terms() const noexcept { return terms_; }
+    /// Within which it runs, by policy: the same in the executor's words. A dedicated account is a
+    /// bound only where sudo and its like give it nothing; under full access none is meant to be.
+    [[nodiscard]] containment bounds() const {
+        return {.user = terms_.user.empty() ? std::nullopt : std::optional(terms_.user),
+                .most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
+                .output_bytes = terms_.output.value_or(0),
+                .no_new_privs = !terms_.full && !terms_.user.empty()};
+    }
 
 private:
     friend class admission;

@@ -8,7 +8,6 @@
 #include <cstdlib>
 
 #include <fcntl.h>
-#include <pwd.h>
 #include <sys/file.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -25,8 +24,10 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "account.hpp"
 #include "admission.hpp"
 #include "audit_commands.hpp"
+#include "cgroups.hpp"
 #include "connection.hpp"
 #include "control.hpp"
 #include "execution.hpp"
@@ -52,8 +53,8 @@ constexpr milliseconds accept_pause{1000}; // after a failure of the transport
 
 class daemon {
 public:
-    daemon(const daemon_options &options, warden children)
-        : options_(options), children_(std::move(children)), loop_(1),
+    daemon(const daemon_options &options, const cgroup_home &home, warden children)
+        : options_(options), home_(home), children_(std::move(children)), loop_(1),
           keys_(options.where.keys()), policies_(options.where.policy()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
           incoming_(loop_), keep_alive_timer_(loop_), accept_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
           watchdog_timer_(loop_), once_timer_(loop_) {}
@@ -184,14 +185,10 @@ private:
     }
 
     void find_account() {
-        const passwd *const who = ::getpwuid(::geteuid());
-        const auto text = [](const char *value, const char *otherwise) {
-            return std::string(value && *value ? value : otherwise);
-        };
-        parts_->user = text(who ? who->pw_name : nullptr, "root");
-        parts_->home = text(who ? who->pw_dir : nullptr, "/");
-        parts_->shell = text(who ? who->pw_shell : nullptr, "/bin/bash");
-        parts_->language = text(std::getenv("LANG"), "C.UTF-8");
+        parts_->self = own_account();
+        const char *const language = std::getenv("LANG");
+        parts_->language = language && *language ? language : "C.UTF-8";
+        parts_->ceiling = settings_.ceiling;
     }
 
     void report_settings() {
@@ -363,6 +360,7 @@ private:
             if (read->transport != settings_.transport)
                 problem = "another transport is configured: restart the daemon for it";
             settings_ = std::move(*read);
+            parts_->ceiling = settings_.ceiling;
             report_settings();
             tags_->forget(tag_origin::of(settings_, options_.where));
         }
@@ -539,7 +537,8 @@ private:
         std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
                           "\ntransport: " + settings_.transport +
                           "\nstreams: " + std::to_string(parts_->connections.size()) +
-                          "\nrunning: " + std::to_string(parts_->executions.size()) + "\n";
+                          "\nrunning: " + std::to_string(parts_->executions.size()) +
+                          "\ncontainment: " + for_terminal(home_.describe()) + "\n";
         if (options_.dry_run)
             out += "dry-run: nothing is run\n";
         if (parts_->draining)
@@ -564,6 +563,7 @@ private:
     }
 
     daemon_options options_;
+    const cgroup_home &home_;
     warden children_;
     boost::asio::io_context loop_;
     host::unique_fd lock_;
@@ -591,9 +591,9 @@ private:
 
 } // namespace
 
-int run_daemon(const daemon_options &options, warden children) {
+int run_daemon(const daemon_options &options, const cgroup_home &home, warden children) {
     ::signal(SIGPIPE, SIG_IGN);
-    auto code = daemon(options, std::move(children)).run();
+    auto code = daemon(options, home, std::move(children)).run();
     if (!code) {
         std::fprintf(stderr, "qvm-remote-dom0: %s\n", code.error().what.c_str());
         return 1;

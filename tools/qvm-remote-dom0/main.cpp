@@ -13,6 +13,7 @@
 #include "../cli.hpp"
 #include "admin.hpp"
 #include "audit_commands.hpp"
+#include "cgroups.hpp"
 #include "daemon.hpp"
 
 using namespace qvmremote;
@@ -151,8 +152,9 @@ int main(int argc, char **argv) {
         return usage("no subcommand of that name");
     }
     // Before anything has grown and before any thread: it is copied once for each command.
-    auto children = warden::start();
+    const cgroup_home home = claim_cgroup();
+    auto children = warden::start(home);
     if (!children)
         return usage(children.error().what);
-    return run_daemon(how, std::move(*children));
+    return run_daemon(how, home, std::move(*children));
 }

@@ -48,6 +48,21 @@ host::outcome<audit_limits> audit_limits_of(const config &values) {
     return out;
 }
 
+[[nodiscard]] std::optional<std::uint64_t> parse_number(std::string_view text) {
+    const auto number = parse_positive(text);
+    return number ? std::optional<std::uint64_t>(*number) : std::nullopt;
+}
+
+// "256M": a number of bytes, or of KiB, MiB, GiB.
+[[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text) {
+    static constexpr std::string_view units = "KMG";
+    const std::size_t unit = text.empty() ? units.npos : units.find(text.back());
+    if (unit == units.npos)
+        return parse_number(text);
+    const auto number = parse_number(text.substr(0, text.size() - 1));
+    return number ? std::optional<std::uint64_t>(*number << (10 * (unit + 1))) : std::nullopt;
+}
+
 } // namespace
 
 host::outcome<paths> paths::below(const std::string &dir) {
@@ -90,7 +105,9 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
         "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT",
         "QVM_REMOTE_QVM_TAGS",
         "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB", "QVM_REMOTE_AUDIT_KEEP_DAYS",
-        "QVM_REMOTE_AUDIT_QUBE_MIB"};
+        "QVM_REMOTE_AUDIT_QUBE_MIB",
+        "QVM_REMOTE_MAX_MEMORY", "QVM_REMOTE_MAX_PROCESSES", "QVM_REMOTE_MAX_CPU",
+        "QVM_REMOTE_MAX_OUTPUT"};
     for (const std::string_view key : out.values.unknown_keys(known))
         if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
             !key.starts_with("QVM_REMOTE_QREXEC_"))
@@ -112,6 +129,27 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
         else
             out.ignored.emplace_back(listed);
     }
+    // A ceiling that cannot be read is not the same as none.
+    const auto ceiling = [&](const char *key, bool is_size) -> host::outcome<std::uint64_t> {
+        const auto value = out.values.get(key);
+        if (!value)
+            return 0;
+        if (const auto number = is_size ? parse_size(*value) : parse_number(*value))
+            return *number;
+        return host::failed(std::string(key) + "='" + for_terminal(*value, 64) + "' is no " +
+                            (is_size ? "size: a number, which K, M or G may follow" : "number"));
+    };
+    const auto memory = ceiling("QVM_REMOTE_MAX_MEMORY", true);
+    const auto pids = ceiling("QVM_REMOTE_MAX_PROCESSES", false);
+    const auto cpu = ceiling("QVM_REMOTE_MAX_CPU", false);
+    const auto output = ceiling("QVM_REMOTE_MAX_OUTPUT", true);
+    for (const auto *one : {&memory, &pids, &cpu, &output})
+        if (!*one)
+            return tl::unexpected(one->error());
+    out.ceiling.most = {*memory, static_cast<std::uint32_t>(*pids),
+                        static_cast<std::uint32_t>(*cpu)};
+    out.ceiling.output_bytes = *output;
+
     out.transport = transport;
     if (out.transport.empty())
         if (const auto spec = out.values.get("QVM_REMOTE_TRANSPORT"))

@@ -15,6 +15,8 @@
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/limits.hpp>
 
+#include "containment.hpp"
+
 namespace qvmremote::dom0 {
 
 /// The paths of dom0 (COMPAT-V1.md, DESIGN.md), below a root that is empty in real life.
@@ -65,6 +67,7 @@ struct settings {
     /// the same as a list in which no name is good.
     std::optional<std::vector<qube_name>> qubes;
     audit_limits audit;
+    containment ceiling;             ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
     std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
     std::vector<std::string> warnings;
 };
