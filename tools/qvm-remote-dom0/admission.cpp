@@ -80,6 +80,7 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
                    "vm=" + qube + " has a key and no policy, so nothing it asks for runs: "
                                   "qvm-remote-dom0 migrate, once, or authorize --level");
     keep_keys(*qubes);
+    key_owner_.clear();
     return {};
 }
 

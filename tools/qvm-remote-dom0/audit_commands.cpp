@@ -36,12 +36,6 @@ constexpr std::size_t most_heads = 100'000; // of the newest, from the system jo
 constexpr std::size_t head_line = 128;      // more than one takes there
 constexpr std::chrono::seconds journalctl_limit{120};
 
-int fail_with(const std::string &what) {
-    std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
-    return 1;
-}
-int fail_with(const host::failure &why) { return fail_with(why.what); }
-
 struct open_file {
     std::string path;
     std::uint64_t last = 0; ///< 0: not known, since it grows

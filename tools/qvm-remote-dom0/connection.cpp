@@ -285,7 +285,7 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     const request_kind kind = what.kind;
     if (sessions_.empty())
         parts_.keep_alive_changed();
-    const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, {}}).first;
+    const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, false, {}}).first;
     if (kind == request_kind::ping || kind == request_kind::status) {
         answer_directly(number, *at->second.asked.header);
         return;
@@ -343,6 +343,10 @@ void connection::on_admitted(std::uint32_t number, tl::expected<admitted, refusa
     }
     session &s = at->second;
     s.admitting = false;
+    if (answer && s.revoked) {
+        parts_.admission.not_run(*answer);
+        answer = tl::unexpected(refusal{errc::key_revoked, {}});
+    }
     if (!answer) {
         stream_.refuse(number, answer.error().reason, answer.error().text);
         sessions_.erase(at);
@@ -446,7 +450,9 @@ void connection::recheck_keys() {
         session &s = sessions_.at(number);
         if (s.running)
             s.running->cancel(errc::key_revoked);
-        else if (!s.admitting)
+        else if (s.admitting)
+            s.revoked = true;
+        else
             give_up(number, {errc::key_revoked, {}});
     }
     if (queue_)

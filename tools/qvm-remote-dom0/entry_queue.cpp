@@ -216,6 +216,10 @@ void entry_queue::on_admitted(const command_id &id, tl::expected<admitted, refus
         return;
     }
     at->second.admitting = false;
+    if (answer && at->second.revoked) {
+        parts_.admission.not_run(*answer);
+        answer = tl::unexpected(refusal{errc::key_revoked, {}});
+    }
     if (!answer) {
         entries_.erase(at);
         finish_refused(id, answer.error());
@@ -292,7 +296,9 @@ void entry_queue::recheck_keys() {
             continue; // the stream broke over the last answer
         if (at->second.running)
             at->second.running->cancel(errc::key_revoked);
-        else if (!at->second.admitting)
+        else if (at->second.admitting)
+            at->second.revoked = true;
+        else
             give_up(at, {errc::key_revoked, {}});
     }
 }
