@@ -177,6 +177,13 @@ host::outcome<void> execution::launch_command() {
         if (!made)
             return tl::unexpected(made.error());
         in = std::move(*made);
+    } else if (terms.input == stdin_mode::collected) {
+        auto file = sealed_file(what_.collected());
+        if (!file)
+            return tl::unexpected(file.error());
+        ::lseek(file->get(), 0, SEEK_SET);
+        in.read = std::move(*file);
+        stdin_bytes_ = what_.collected().size();
     } else {
         in.read.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
         if (!in.read)
