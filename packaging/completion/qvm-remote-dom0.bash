@@ -4,7 +4,7 @@
 _qvm_remote_dom0() {
     local options='--vm --once --wait --dry-run -v --verbose --transport --plugin-dir --root
         -h --help --version'
-    local subcommands='authorize revoke connect disconnect keys status queue log enable disable'
+    local subcommands='authorize revoke connect disconnect keys status queue log audit enable disable'
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     local i command='' root='' words=''
     COMPREPLY=()
@@ -29,6 +29,10 @@ _qvm_remote_dom0() {
     authorize:* | connect:*) words='--level --fetch' ;;
     queue:queue) words='status clean recover debug' ;;
     keys:*) words=--json ;;
+    audit:audit) words='verify show export rotate' ;;
+    audit:--heads) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    audit:--format) words='json text' ;;
+    audit:*) [[ $cur == -* ]] && words='--heads --since --format' ;;
     :*) [[ $cur == -* ]] && words=$options || words=$subcommands ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))

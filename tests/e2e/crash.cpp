@@ -56,8 +56,8 @@ records read_records(const std::string &path, off_t from) {
             out.id = entry->id();
             out.start = entry->serial;
         } else if (entry->kind == "END") {
-            out.ended = true;
             out.cause = entry->text("cause").value_or("");
+            out.ended = out.cause != "unknown"; // that one is the next daemon's
         }
     }
     return out;
