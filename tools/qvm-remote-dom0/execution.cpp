@@ -355,7 +355,8 @@ void execution::read_output(output &from) {
         last_output_ms_ = host::boottime_ms();
         if (got >= bulk_read)
             ::fcntl(from.pipe.native_handle(), F_SETPIPE_SZ, bulk_pipe);
-        port_->commit_output(from.is_stdout, got);
+        if (got > 0)
+            port_->commit_output(from.is_stdout, got);
         if (output_left_ != UINT64_MAX)
             output_left_ -= got;
         if (got < static_cast<std::size_t>(n)) {
