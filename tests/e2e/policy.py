@@ -193,11 +193,11 @@ def a_new_key_is_no_new_level(f):
 
 @case
 def check_says_what_the_daemon_does(f):
-    begin(f, "work level:monitor allow\nwork exec:echo * allow timeout=9\nwork exec:sh ** deny\nwork exec:id ask\n"
+    begin(f, "work level:monitor allow\nwork exec:echo * allow timeout=9\nwork exec:sh ** deny\nwork exec:ls ask\n"
              "@anyvm exec:printf ** allow\n")
     seed = random.randrange(1 << 32)
     r = random.Random(seed)
-    words = ["true", "echo", "a", "-n", "uname", "-s", "printf", "x=y", "sh", "-c", "id", ";", "$HOME", "''"]
+    words = ["true", "echo", "a", "-n", "uname", "-s", "printf", "x=y", "sh", "-c", "ls", ";", "$HOME", "''"]
     codes = set()
     for _ in range(40):
         line = [r.choice(words) for _ in range(r.randint(1, 3))]
@@ -212,7 +212,7 @@ def check_says_what_the_daemon_does(f):
     equal(got.returncode, 0)
     equal(got.stdout.split(b"\n")[:2], [b"verdict: allow", b"rule: 30-test.policy:2 work exec:echo * allow timeout=9"])
     check(b"timeout: 9 s" in got.stdout and b"runs: without a shell" in got.stdout, got)
-    equal(f.dom0("policy", "check", "work", "--", "id").returncode, 3)
+    equal(f.dom0("policy", "check", "work", "--", "ls").returncode, 3)
     equal(f.dom0("policy", "check", "--exec", "work", "--", "echo", "a b").returncode, 0)
     equal(f.dom0("policy", "check", "work", "--", "echo", "a b").returncode, 126)
     equal(f.dom0("policy", "check", "--argument", "monitor", "work", "--", "echo", "a").returncode, 126)
@@ -272,6 +272,24 @@ def unknown_tags_deny_at_the_first_rule_that_could_match(f):
     equal(f.run("uname -s").stdout, b"Linux\n")
     denied(f.run("true"), b"tags")
     equal(f.run("echo hi").stdout, b"hi\n")
+
+
+@case
+def a_key_revoked_while_tags_are_asked_runs_nothing(f):
+    program, mark = os.path.join(f.path, "qvm-tags"), os.path.join(f.path, "asked")
+    with open(program, "w") as p:
+        p.write(f"#!/bin/sh\n[ -e {mark} ] || mkfifo {mark}\ncat {mark}\necho agent\n")
+    os.chmod(program, 0o755)
+    begin(f, "@tag:agent exec:touch ** allow\n", QVM_REMOTE_QVM_TAGS=program)
+    p = f.popen("touch", os.path.join(f.path, "ran"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    eventually(lambda: os.path.exists(mark), "the question")
+    equal(f.dom0("revoke", "work").returncode, 0)
+    with open(mark, "w"):
+        pass  # end of file: now it answers
+    err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 126)
+    check(b"revoked" in err, err)
+    check(not os.path.exists(os.path.join(f.path, "ran")), "it ran")
 
 
 @case
