@@ -6,7 +6,9 @@ several qubes. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
 
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 from fixture import HANG, KEY, case, check, equal, eventually, main, survivors
@@ -133,6 +135,42 @@ def a_killed_agent_a_killed_relay_and_a_killed_daemon_lose_nothing_in_silence(f)
             house.start()
         eventually(lambda: house.run("work", "true").returncode == 0, f"work goes on after {victim}")
     equal(house.machine.violations(), "")
+
+
+def cut_at(f, house, frame):
+    """What stands between a client and its agent, and breaks off before that frame of dom0's."""
+    listener = socket.socket(socket.AF_UNIX)
+    path = os.path.join(f.path, f"cut-{frame}")
+    listener.bind(path)
+    listener.listen()
+
+    def pump():
+        near, _ = listener.accept()
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(house.agent_socket("work"))
+        threading.Thread(target=lambda: [far.sendall(x) for x in iter(lambda: near.recv(65536), b"")],
+                         daemon=True).start()
+        with far.makefile("rb") as said:
+            while len(head := said.read(12)) == 12 and head[8] != frame:
+                near.sendall(head + said.read(int.from_bytes(head[:4], "big")))
+        near.shutdown(socket.SHUT_RDWR)
+        far.shutdown(socket.SHUT_RDWR)
+    threading.Thread(target=pump, daemon=True).start()
+    return path
+
+
+@case
+def a_request_that_was_sent_and_not_answered_may_have_run(f):
+    """dom0 starts a command, and then says that it has accepted it."""
+    house = House(f, "work").wait_for_agent("work")
+    ran = os.path.join(f.path, "ran")
+    challenge, accepted = 3, 7
+    for frame, words in ((challenge, b"was not sent"), (accepted, b"may have run")):
+        got = house.run("work", f"echo >>{ran}; sleep 1000",
+                        QVM_REMOTE_QVM_RUN_SOCKET=cut_at(f, house, frame))
+        check(got.returncode == 255 and words in got.stderr, got)
+    starts = [r["id"] for r in f.audit() if r["kind"] == "START"]
+    check(len(starts) == 1 and starts[0].encode() in got.stderr, (starts, got))
 
 
 @case
