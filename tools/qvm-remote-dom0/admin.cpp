@@ -323,6 +323,7 @@ constexpr const char *recover_queue =
     "umask 077; cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
     "for f in running/*; do i=${f#*/}\n"
     "[ -f \"$f\" ] || continue; case $i in .*|-*|*[!A-Za-z0-9._-]*) continue;; esac\n"
+    "if [ -f results/$i.exit ]; then rm -f \"$f\" && continue || exit; fi\n"
     "printf 'id=%s\\nstarted=%s\\nduration_ms=0\\nexit_code=130\\n' $i $(date +%Y-%m-%dT%H:%M:%S) "
     ">results/$i.meta &&\n"
     "echo 'qvm-remote-dom0: dom0 ended while this command ran: its outcome is unknown' "
