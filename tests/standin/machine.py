@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A machine of stand-ins: qubes with a HOME each, and the programs that dom0 would call."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -49,6 +50,11 @@ class Machine:
 
     def set_state(self, qube, state):
         self.write(state + "\n", "qubes", qube, "state")
+        for call, _ in self.running(qube):
+            # A call that was killed leaves its mark, and its number may be another's by now.
+            with contextlib.suppress(OSError), open(f"/proc/{call}/cmdline", "rb") as f:
+                if f.read().startswith(self.programs.encode()):
+                    os.kill(call, signal.SIGUSR2)
 
     def set_faults(self, qube, text):
         self.write(text + "\n", "qubes", qube, "faults")
