@@ -206,6 +206,25 @@ def a_new_agent_takes_over_from_one_that_hangs(f):
 
 
 @case
+def a_silent_pipe_is_closed_and_what_ran_on_it_ends(f):
+    """The one case that waits for a keep-alive: 10 s and 15 s of patience, since a session is open."""
+    house = House(f, "work", "dev").wait_for_agent("work", "dev")
+    mark = f"qvm-run-test-{os.getpid()}-silent"
+    c = house.popen("work", f"export MARK={mark}; echo up; sleep 1000", stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE)
+    equal(c.stdout.readline(), b"up\n")
+    relay, agent = house.machine.running("work")[0]
+    os.kill(agent, signal.SIGSTOP)
+    eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
+    check("vm=work gives no sign of life" in f.log(), "no word")
+    equal(house.run("dev", "echo on").stdout, b"on\n")
+    eventually(lambda: not is_alive(agent), "the end of an agent that hangs")
+    out, err = c.communicate(timeout=HANG)
+    check(c.returncode == 255 and b"may have run" in err, (c.returncode, err))
+    eventually(lambda: house.run("work", "-q", "-t", "30", "true").returncode == 0, "a new agent")
+
+
+@case
 def protocol_1_beside_protocol_2_through_the_agent(f):
     house = House(f, "work", conf={"QVM_REMOTE_PROTOCOL": "both"}).wait_for_agent("work")
     base = os.path.join(house.machine.home("work"), ".qvm-remote")

@@ -294,9 +294,9 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();
     const request_kind kind = what.kind;
-    if (sessions_.empty())
-        parts_.keep_alive_changed();
     const auto at = sessions_.emplace(number, session{.asked = std::move(*asked)}).first;
+    if (sessions_.size() == 1)
+        parts_.keep_alive_changed();
     if (kind == request_kind::ping || kind == request_kind::status) {
         answer_directly(number, *at->second.asked.header);
         return;
