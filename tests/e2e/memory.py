@@ -20,6 +20,7 @@ LIMIT_KIB = 8 * 1024
 # What the hostile agent writes first; then it writes zeros or letters until nobody takes them.
 PREAMBLE = b"\0qvm-remote 2\r\n\xff"
 QUEUE_PREAMBLE = b"\0qvm-remote 1\r\n\xff"
+BODY = f"entry x - {SIZE}\nbody x {SIZE}\n".encode()
 
 
 def frame(kind, payload, length=None, session=0):
@@ -31,8 +32,8 @@ BOGUS = {
     "letters": b"x" * 1000,
     "a_frame_of_300_mb": PREAMBLE + frame(23, b"", SIZE),
     "a_frame_of_the_largest_length": PREAMBLE + frame(4, b"", 0xffffffff, 1),
-    "an_entry_in_a_frame": PREAMBLE + frame(23, QUEUE_PREAMBLE + f"entry x - {SIZE}\nbody x {SIZE}\n".encode()),
-    "a_body_that_nobody_asked_for": QUEUE_PREAMBLE + f"entry x - {SIZE}\nbody x {SIZE}\n".encode(),
+    "an_entry_in_a_frame": PREAMBLE + frame(23, QUEUE_PREAMBLE + BODY),
+    "a_body_that_nobody_asked_for": QUEUE_PREAMBLE + BODY,
     "a_line_without_an_end": QUEUE_PREAMBLE,
 }
 # Whole frames that are allowed, as many as 300 MB hold.
@@ -88,11 +89,11 @@ def an_entry_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
         eventually(lambda: os.path.isdir(os.path.join(queue, "results")), "the queue")
     peak = Peak(f)
     for queue in queues:
-        names = [time.strftime("%Y%m%d-%H%M%S") + f"-1-{n:08x}" for n in range(3)]
+        names = [time.strftime("%Y%m%d-%H%M%S") + f"-1-{n:08x}" for n in range(3)]  # right, wrong, none
         for name, auth in zip(names, (token(names[0]), b"0" * 64, None)):
             path = os.path.join(queue, "pending", name)
-            with open(path, "w") as f_:
-                f_.truncate(SIZE)
+            with open(path, "w") as entry:
+                entry.truncate(SIZE)
             if auth:
                 with open(path + ".auth", "wb") as a:
                     a.write(auth)
