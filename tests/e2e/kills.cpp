@@ -194,12 +194,12 @@ private:
 
     void round() {
         const int i = count_++;
-        const unsigned turn = static_cast<unsigned>(random_() % 10);
-        const way by = turn < 6 ? way::stream : turn < 9 ? way::entry : way::shell;
+        // The shell program's rounds take half a second each.
+        const unsigned turn = static_cast<unsigned>(random_() % 20);
+        const way by = turn < 12 ? way::stream : turn < 19 ? way::entry : way::shell;
         const std::string qube = by == way::shell ? shell_ : agent_;
-        auto whom = static_cast<victim>(random_() % 4);
-        if (by != way::stream && whom == victim::client)
-            whom = victim::in_qube;
+        // An entry's client is the test.
+        const auto whom = static_cast<victim>(by == way::stream ? random_() % 4 : 1 + random_() % 3);
         const part aim = fell_.rarest();
         ++killed_[whom];
 
@@ -207,7 +207,8 @@ private:
         const std::string place = scratch_ / ("round-" + std::to_string(i));
         std::filesystem::create_directories(place);
         const std::string command = payload(mark, place, static_cast<int>(1 + random_() % 3));
-        const auto [call, in_qube] = call_of(qube);
+        const std::pair<pid_t, pid_t> processes = call_of(qube);
+        const pid_t call = processes.first, in_qube = processes.second;
         require(call != 0, "there is no call");
 
         const off_t audit_before = size_of(dom0_.audit());
