@@ -38,10 +38,11 @@ class Machine:
             return ""
 
     def add(self, qube, state="Running", agent=True, faults="", profile="", shell=""):
-        """Returns the HOME of the qube's user. With `agent` ours is in its PATH."""
+        """Returns the HOME of the qube's user. With `agent` ours is in its PATH; it may also name the
+        directory of one."""
         home = self.file("qubes", qube, "home")
         os.makedirs(home, 0o700)
-        for name, text in (("path", self.build if agent else ""), ("faults", faults),
+        for name, text in (("path", self.build if agent is True else agent or ""), ("faults", faults),
                            ("profile", profile), ("shell", shell)):
             if text:
                 self.write(text + "\n", "qubes", qube, name)
