@@ -154,8 +154,8 @@ class House(Dom0):
 
     transport = "qvm-run"
 
-    def __init__(self, programs, name, qubes, agents=None):
-        self.agents = agents or {}
+    def __init__(self, programs, name, qubes, agents=None, faults=""):
+        self.agents, self.faults = agents or {}, faults
         super().__init__(programs, name, [])
         self.machine = Machine(BUILD, os.path.join(self.short, "m"))
         for qube in qubes:
@@ -163,7 +163,7 @@ class House(Dom0):
 
     def add(self, qube):
         ours = os.path.dirname(self.programs.agent)
-        self.machine.add(qube, agent=self.agents.get(qube, ours))
+        self.machine.add(qube, agent=self.agents.get(qube, ours), faults=self.faults)
         super().add(qube)
 
     def home(self, qube):

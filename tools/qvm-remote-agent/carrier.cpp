@@ -33,7 +33,11 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
     out.files_ = std::move(*opened);
     out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
-    if (!out.inotify_ || watch_directory(out.inotify_.get(), out.files_.pending.get(),
+    if (!out.inotify_)
+        return host::failed("this user has too many inotify instances "
+                            "(fs.inotify.max_user_instances)",
+                            errno);
+    if (watch_directory(out.inotify_.get(), out.files_.pending.get(),
                         gone | IN_CLOSE_WRITE | IN_MOVED_TO) < 0 ||
         watch_directory(out.inotify_.get(), out.files_.running.get(), gone) < 0)
         return host::failed("cannot watch " + base + "/queue", errno);
