@@ -19,7 +19,7 @@ import subprocess
 import sys
 import types
 
-from rows import BUILD, SCRATCH, SHORT, args, rows, table
+from rows import BUILD, SCRATCH, SHORT, args, row, rows, table
 
 import load
 import parts
@@ -79,7 +79,10 @@ def main():
                 stack.callback(state.ssh.stop)
             for name, part in chosen.items():
                 print(f"{name}:", file=sys.stderr, flush=True)
-                part(state)
+                try:
+                    part(state)
+                except Exception as e:  # the rest is measured all the same
+                    row(f"{name} was not measured", 0, "", "", False, f"{type(e).__name__}: {e}")
             about["load after"] = f"{os.getloadavg()[0]:.1f}"
     finally:
         clear()
