@@ -135,6 +135,8 @@ class MockHouse(Dom0):
     def __init__(self, programs, name):
         super().__init__(programs, name, ["work"])
         self.plugins = os.path.join(BUILD, "plugins", "mock")  # it is in no package
+        self.sockets = self.short + "-sockets"  # the plug-in takes no symbolic link
+        os.mkdir(self.sockets, 0o700)
 
     def home(self, qube):
         return os.path.join(self.path, "home")
@@ -142,10 +144,10 @@ class MockHouse(Dom0):
     def client_env(self, qube):
         return {"HOME": self.home(qube), "QVM_REMOTE_PLUGIN_DIR": self.plugins,
                 "QVM_REMOTE_TRANSPORT": "mock",
-                "QVM_REMOTE_MOCK_SOCKET": os.path.join(self.short, qube + ".sock")}
+                "QVM_REMOTE_MOCK_SOCKET": os.path.join(self.sockets, qube + ".sock")}
 
     def daemon_env(self):
-        return {"QVM_REMOTE_MOCK_DIR": self.short, "QVM_REMOTE_MOCK_PEERS": " ".join(self.qubes)}
+        return {"QVM_REMOTE_MOCK_DIR": self.sockets, "QVM_REMOTE_MOCK_PEERS": " ".join(self.qubes)}
 
 
 class House(Dom0):
@@ -201,7 +203,14 @@ class House(Dom0):
             time.sleep(0.01)
 
     def agent_pid(self, qube):
-        return self.machine.running(qube)[0][1]
+        """It may be between two calls."""
+        end = time.monotonic() + HANG
+        while time.monotonic() < end:
+            for _, agent in self.machine.running(qube):
+                if agent:
+                    return agent
+            time.sleep(0.01)
+        raise TimeoutError(f"no call to {qube}")
 
     def relays(self):
         return [relay for qube in self.qubes for relay, _ in self.machine.running(qube)]
