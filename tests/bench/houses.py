@@ -94,12 +94,16 @@ class Dom0:
             os.unlink(notify)
         self.ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.ready.bind(notify)
-        self.ready.settimeout(HANG)
+        self.ready.settimeout(1)
         self.daemon = subprocess.Popen(["env", *self.daemon_words()],
                                        env=dict(self.env(), NOTIFY_SOCKET=notify, **more),
                                        stdin=subprocess.DEVNULL)
-        self.ready.recv(64)
-        return self
+        while True:
+            with contextlib.suppress(TimeoutError):
+                self.ready.recv(64)
+                return self
+            if self.daemon.poll() is not None:
+                raise RuntimeError("the daemon ended at once; it said why above")
 
     def stop(self):
         if self.daemon:
