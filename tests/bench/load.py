@@ -159,7 +159,7 @@ class Trace:
 
 def bench_idle(state):
     qubes = [f"idle{n}" for n in range(64)]
-    house = House(state.programs, "idle", qubes, faults="unwatched")
+    house = House(state.programs, "idle", qubes)
     # The first round comes a minute after the start, the second at a whole minute: not both here.
     while not 2 <= boot_seconds() % ROUND <= 25 and not args.quick:
         time.sleep(0.5)
