@@ -162,4 +162,5 @@ const qvmremote_transport_ops QVMREMOTE_TRANSPORT_TABLE = {
     qvm_run::qvm_run_listen,
     qvm_run::qvm_run_accept,
     qvm_run::qvm_run_set_peers,
+    nullptr,
 };
