@@ -110,7 +110,8 @@ struct listening {
             try {
                 if (!is_readable(event_fd, 100))
                     return {};
-                CHECK_FALSE(dom0.accept());
+                const bool got_one = dom0.accept().has_value();
+                CHECK_FALSE(got_one);
             } catch (const problem &why) {
                 return why.text;
             }
@@ -270,14 +271,8 @@ TEST_CASE("who says nothing is closed in time, by the clock, and does not hold u
     CHECK_FALSE(is_readable(l.event_fd, 0));
     CHECK(l.dom0.next_due() <= test_clock() + descriptor_limit);
     ahead += descriptor_limit;
-    std::optional<taken_stream> got;
-    try {
-        got = l.dom0.accept();
-    } catch (const problem &) {
-    }
+    std::optional<taken_stream> got = l.dom0.accept();
     CHECK(is_closed(silent[0]));
-    if (!got)
-        got = l.next();
     REQUIRE(got);
     CHECK(got->from.source == "work");
     CHECK(contains(l.words(), "did not say within 5 s"));
@@ -409,7 +404,7 @@ struct in_qube {
 
 TEST_CASE("a call is qrexec-client-vm's, on a socket, and ends with its owner") {
     const in_qube q("echo $$ \"$@\"; echo words >&2; [ -S /proc/self/fd/0 ] && echo socket; "
-                    "[ $(readlink /proc/self/fd/0) = $(readlink /proc/self/fd/1) ] && echo one; cat");
+                    "[ /proc/$$/fd/0 -ef /proc/$$/fd/1 ] && echo one; cat");
     pid_t pid = 0;
     {
         auto way = q.open({{"target", "mgmt"}, {"argument", "monitor"}});
@@ -417,8 +412,11 @@ TEST_CASE("a call is qrexec-client-vm's, on a socket, and ends with its owner") 
         auto stream = way->connect();
         REQUIRE(stream);
         std::string line;
-        while (!line.ends_with("one\n"))
-            line += receive(stream->in.get(), 1);
+        while (!line.ends_with("one\n")) {
+            const std::string more = receive(stream->in.get(), 1);
+            REQUIRE(more.size() == 1);
+            line += more;
+        }
         CHECK(contains(line, " mgmt qvmremote.Exec+monitor\nsocket\n"));
         pid = std::stoi(line);
         REQUIRE(::write(stream->out.get(), "back", 4) == 4);
