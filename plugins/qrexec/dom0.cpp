@@ -237,8 +237,8 @@ void server::settle() {
         ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
     }
     // A problem that waits to be said is something to do.
-    const ms due = problem_ ? now_ : next_due();
-    if (due == armed_ && due > now_)
+    const ms due = problem_ ? 0 : next_due();
+    if (due == armed_ && due != 0)
         return;
     armed_ = due;
     itimerspec when{};

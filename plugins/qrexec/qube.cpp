@@ -27,7 +27,7 @@ namespace {
 
 using plugins::ms;
 
-constexpr ms slot_limit = 10'000;
+constexpr ms slot_limit = 1'000; // then the host looks whether it still wants a call
 constexpr int explain_ms = 1'000;
 
 [[noreturn]] void fail_errno(const std::string &what) {
