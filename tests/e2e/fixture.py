@@ -93,7 +93,8 @@ class Fixture:
             self.house.options = options
             self.house.start()
         else:
-            self.house = HOUSES[self.transport](self, "work", options=options, dom0_key=key)
+            self.house = HOUSES[self.transport](self, "work", events=False, options=options,
+                                                dom0_key=key)
             self.home = self.house.machine.home("work")
         self.house.wait_for_agent("work")
         return self

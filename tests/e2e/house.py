@@ -18,6 +18,7 @@ class House:
     """A fixture with a machine of qubes around it, over qvm-run."""
 
     transport = "qvm-run"
+    victims = ("agent", "relay", "daemon")  # the names of links()
 
     def __init__(self, f, *qubes, programs="qrexec-client", events=True, key=KEY, dom0_key=None,
                  options=(), conf=None, **more):
@@ -93,6 +94,7 @@ class MockHouse(House):
     """Over the mock transport: a socket for each qube, and nothing in between."""
 
     transport = "mock"
+    victims = ("daemon",)
 
     def start(self):
         self.f.spawn("mock", *self.options, QVM_REMOTE_MOCK_DIR=self.f.root, **self.how)
@@ -113,6 +115,10 @@ class QrexecHouse(House):
     """Over qrexec: each client makes a call."""
 
     transport = "qrexec"
+    victims = ("relay", "daemon")
+
+    def __init__(self, f, *qubes, events=False, **more):
+        super().__init__(f, *qubes, events=events, **more)
 
     def start(self):
         self.machine.write(os.path.join(self.f.root, "run", "qubes-rpc") + "\n", "services")
@@ -138,6 +144,8 @@ class QrexecHouse(House):
 
 class KeptHouse(QrexecHouse):
     """Over qrexec, with an agent in each qube that keeps one call for all."""
+
+    victims = ("agent", "relay", "daemon")
 
     def __init__(self, *words, **more):
         self.agents = {}
