@@ -30,12 +30,13 @@ class House:
         self.machine = Machine(build, os.path.join(self.short, "m"))
         self.home = self.machine.add("work")
         # The client's records are on the disk that the daemon's are on.
-        own = os.path.join(scratch, "home")
+        own = os.path.join(scratch, "home", ".qvm-remote")
         os.makedirs(own, 0o700)
+        os.rmdir(self.home)
+        os.symlink(os.path.join(scratch, "home"), self.home)
         os.makedirs(os.path.join(self.root, "etc", "qubes", "remote.d"), 0o700)
         for path in (self.root, os.path.join(self.root, "etc")):
             os.chmod(path, 0o700)
-        os.symlink(own, os.path.join(self.home, ".qvm-remote"))
         self.key = os.path.join(own, "auth.key")
         for path in (self.key, os.path.join(self.root, "etc", "qubes", "remote.d", "work.key")):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
