@@ -6,7 +6,8 @@ DESTDIR ?=
 MESON ?= meson
 # What a fresh Debian 12 lacks (of A|B, one). libboost1.81-dev takes the place of the 1.74 headers.
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
-	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox
+	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
+	qemu-system-x86 spin
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 

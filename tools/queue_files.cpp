@@ -88,17 +88,30 @@ bool write_all(int fd, std::string_view text) {
     return true;
 }
 
-bool write_file(int directory, const std::string &name, std::string_view text) {
-    const std::string temporary = "." + name;
-    const host::unique_fd fd(::openat(directory, temporary.c_str(),
+bool write_hidden(int directory, const std::string &name, std::string_view text) {
+    const std::string hidden = "." + name;
+    const host::unique_fd fd(::openat(directory, hidden.c_str(),
                                       O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd)
-        return false;
-    if (write_all(fd.get(), text) &&
-        ::renameat(directory, temporary.c_str(), directory, name.c_str()) == 0)
+    if (fd && write_all(fd.get(), text))
         return true;
     const int error = errno;
-    ::unlinkat(directory, temporary.c_str(), 0);
+    if (fd)
+        ::unlinkat(directory, hidden.c_str(), 0);
+    errno = error;
+    return false;
+}
+
+bool publish(int directory, const std::string &name) {
+    return ::renameat(directory, ("." + name).c_str(), directory, name.c_str()) == 0;
+}
+
+bool write_file(int directory, const std::string &name, std::string_view text) {
+    if (!write_hidden(directory, name, text))
+        return false;
+    if (publish(directory, name))
+        return true;
+    const int error = errno;
+    ::unlinkat(directory, ("." + name).c_str(), 0);
     errno = error;
     return false;
 }

@@ -41,8 +41,15 @@ struct queue_directories {
 /// All of `text`, or false and errno.
 [[nodiscard]] bool write_all(int fd, std::string_view text);
 
-/// Writes a file, 0600, under a name with a dot before it and renames it: a reader sees all of it or
-/// nothing. False and errno when that failed; then nothing is left behind.
+/// Writes a file, 0600, under a name with a dot before it, which no reader of the queue looks at.
+/// False and errno when that failed; then nothing is left behind.
+[[nodiscard]] bool write_hidden(int directory, const std::string &name, std::string_view text);
+
+/// Gives a file of write_hidden its name.
+[[nodiscard]] bool publish(int directory, const std::string &name);
+
+/// Both: a reader sees all of it or nothing. False and errno when that failed; then nothing is left
+/// behind.
 [[nodiscard]] bool write_file(int directory, const std::string &name, std::string_view text);
 
 /// Adds a watch to an inotify descriptor for an open directory itself, whatever its path has become.

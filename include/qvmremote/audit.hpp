@@ -39,8 +39,9 @@ namespace qvmremote {
 /// - APPROVED: the operator said yes to the request of the START that follows.
 /// - END: how the run of an earlier START ended.
 /// - REFUSED: a request that does not run, and why.
-/// - HEAD: where the chain stands (`of`: a serial), at a restart or a change of file.
-/// - ADMIN: an act of dom0's administrator: authorize, revoke, panic, resume, migrate.
+/// - HEAD: where the chain stands (`of`: a serial). The first line of each file but the first is one,
+///   and names the hash it follows from (`prev`), so that older files can go.
+/// - ADMIN: an act of dom0's administrator: authorize, revoke, rotate, panic, resume, migrate.
 #define QVMREMOTE_AUDIT_KINDS(X)                                                                   \
     X(start, "START")                                                                              \
     X(approved, "APPROVED")                                                                        \
@@ -81,6 +82,7 @@ struct audit_record {
     // Who asks. In every kind but HEAD; ADMIN has the peer alone where the act concerns one.
     std::optional<std::string_view> peer;
     std::optional<std::string_view> id;
+    std::optional<digest256> key; ///< START: which key signed it, by its SHA-256
 
     // What is asked. In START, APPROVED and REFUSED, as far as it was known then: a request that
     // did not authenticate has no request, argv or script.
@@ -97,6 +99,8 @@ struct audit_record {
     // What was decided. In START, APPROVED and REFUSED.
     std::optional<std::string_view> verdict; ///< "allow", "ask", "deny"
     std::optional<std::string_view> policy;  ///< the deciding line, as FILE:LINE and its text
+    std::optional<std::uint64_t> approval;   ///< serial of the approval, in APPROVED
+    std::optional<digest256> digest;         ///< of what was shown and approved, in APPROVED
     std::optional<std::string_view> user;    ///< whom it runs as; APPROVED, ADMIN: who said so
     std::optional<std::uint32_t> timeout_s;
 
@@ -104,12 +108,19 @@ struct audit_record {
     std::optional<std::uint64_t> of; ///< serial of its START; in HEAD, the last serial before
     std::optional<std::int32_t> exit;
     std::optional<std::string_view> cause; ///< "exited", "signal", "timeout", "cancelled", ...
+                                           ///< "unknown": dom0 ended while it ran
     std::optional<std::uint64_t> stdin_bytes, stdout_bytes, stderr_bytes;
     std::optional<std::string_view> started, ended;
     std::optional<std::uint64_t> duration_ms;
 
+    // In a HEAD that begins a file.
+    std::optional<std::string_view> previous; ///< "prev": the hash of the line before
+    std::optional<std::uint64_t> oldest;      ///< the first serial that was kept
+
     /// REFUSED: name(errc), perhaps with words behind it; in ADMIN, the act.
     std::optional<std::string_view> reason;
+    /// REFUSED: stands for so many, of which the reason is the last one's.
+    std::optional<std::uint64_t> count;
 };
 
 /// The hash that stands before the first line.
@@ -185,6 +196,74 @@ class audit_entry {
 [[nodiscard]] inline result<std::string> verify_link(std::string_view previous,
                                                      std::string_view line);
 
+/// A place of the chain as it was noted elsewhere.
+struct audit_head {
+    std::uint64_t serial = 0;
+    std::string hash;
+};
+
+/// A head as a line for people, which is how it stands in the system journal: "audit head SERIAL
+/// HASH".
+[[nodiscard]] inline std::string format_audit_head(std::uint64_t serial, std::string_view hash);
+
+/// Finds that at the end of a line, whatever stands before it.
+[[nodiscard]] inline std::optional<audit_head> parse_audit_head(std::string_view untrusted_line);
+
+/// What can be wrong with a log: member, text for people.
+#define QVMREMOTE_AUDIT_FAULTS(X)                                                                  \
+    X(malformed, "is no line that dom0 wrote")                                                     \
+    X(misplaced, "does not have the next serial: lines before it were removed, added or moved")   \
+    X(unlinked, "does not follow from the line before it: one of the two was edited")             \
+    X(rewritten, "is not the line whose head was noted: it, or lines before it, were rewritten")  \
+    X(cut, "is the last line, and the head of a later one was noted: lines were cut off behind it") \
+    X(beheaded, "is the first line, and earlier ones were kept: they were removed since")
+
+enum class audit_fault : std::uint8_t {
+#define QVMREMOTE_X(member, text) member,
+    QVMREMOTE_AUDIT_FAULTS(QVMREMOTE_X)
+#undef QVMREMOTE_X
+};
+
+/// The text for people; it goes on behind the name of the line.
+[[nodiscard]] constexpr std::string_view message(audit_fault fault) noexcept {
+    constexpr std::string_view texts[] = {
+#define QVMREMOTE_X(member, text) text,
+        QVMREMOTE_AUDIT_FAULTS(QVMREMOTE_X)
+#undef QVMREMOTE_X
+    };
+    return texts[static_cast<std::size_t>(fault)];
+}
+
+/// Checks a log from its oldest line to its newest, one at a time. It begins with serial 1, or with
+/// the HEAD that begins a file where older files have gone. What it cannot see is that everything
+/// behind some line was written anew, or cut off: against that stand the heads.
+class audit_verifier {
+  public:
+    /// In any order; those older than the log's first line say nothing.
+    explicit audit_verifier(std::vector<audit_head> heads = {});
+
+    /// The next line, without its newline. After a fault the rest says nothing.
+    [[nodiscard]] std::optional<audit_fault> push(std::string_view untrusted_line);
+
+    /// Behind the last line: cut, or beheaded.
+    [[nodiscard]] std::optional<audit_fault> finish() const noexcept;
+
+    [[nodiscard]] std::uint64_t first() const noexcept { return first_; } ///< 0: no line yet
+    [[nodiscard]] std::uint64_t last() const noexcept { return last_; }
+    [[nodiscard]] std::string_view hash() const noexcept { return hash_; } ///< of the last line
+    [[nodiscard]] std::size_t compared() const noexcept { return compared_; } ///< heads that agreed
+    /// The last serial of which a head was noted; 0 without one.
+    [[nodiscard]] std::uint64_t noted() const noexcept {
+        return heads_.empty() ? 0 : heads_.back().serial;
+    }
+
+  private:
+    std::vector<audit_head> heads_; // by serial
+    std::size_t next_head_ = 0, compared_ = 0;
+    std::uint64_t first_ = 0, last_ = 0, oldest_ = 0;
+    std::string hash_{audit_first_hash};
+};
+
 namespace detail {
 
 inline constexpr std::size_t hash_digits = 64;
@@ -197,7 +276,7 @@ inline constexpr std::size_t hash_field = hash_key.size() + hash_digits + line_e
 inline constexpr std::size_t audit_short_text = 256;
 inline constexpr std::size_t audit_long_text = 2048;
 inline constexpr std::size_t audit_argv_text = 2 * limits::audit_argument;
-inline constexpr std::size_t audit_fields = 32;        // more than audit_record can set
+inline constexpr std::size_t audit_fields = 40;        // more than audit_record can set
 inline constexpr std::size_t audit_parsed_fields = 64; // room for newer versions
 inline constexpr std::size_t audit_key = 32;
 static_assert(audit_fields * (audit_key + audit_short_text) + 2 * audit_long_text +
@@ -458,6 +537,8 @@ inline std::string audit_chain::append(const audit_record &record) {
     out.text("kind", name(record.kind));
     out.text("peer", record.peer);
     out.text("id", record.id);
+    if (record.key)
+        out.digest("key", *record.key);
     out.number("proto", record.proto);
     out.text("body", record.body);
     out.text("transport", record.transport);
@@ -470,9 +551,14 @@ inline std::string audit_chain::append(const audit_record &record) {
     }
     out.text("verdict", record.verdict);
     out.text("policy", record.policy, detail::audit_long_text);
+    out.number("approval", record.approval);
+    if (record.digest)
+        out.digest("digest", *record.digest);
     out.text("user", record.user);
     out.number("timeout_s", record.timeout_s);
     out.number("of", record.of);
+    out.text("prev", record.previous);
+    out.number("oldest", record.oldest);
     out.number("exit", record.exit);
     out.text("cause", record.cause);
     out.number("stdin_bytes", record.stdin_bytes);
@@ -482,6 +568,7 @@ inline std::string audit_chain::append(const audit_record &record) {
     out.text("ended", record.ended);
     out.number("duration_ms", record.duration_ms);
     out.text("reason", record.reason, detail::audit_long_text);
+    out.number("count", record.count);
 
     const std::string hash = detail::chain_hash(head(), line);
     line.append(detail::hash_tail(hash)).append("\n");
@@ -580,6 +667,71 @@ inline result<std::string> verify_link(std::string_view previous, std::string_vi
     if (line.substr(covered) != detail::hash_tail(hash))
         return fail(errc::chain_broken, covered);
     return hash;
+}
+
+inline std::string format_audit_head(std::uint64_t serial, std::string_view hash) {
+    return "audit head " + std::to_string(serial) + " " + std::string(hash);
+}
+
+inline std::optional<audit_head> parse_audit_head(std::string_view untrusted_line) {
+    constexpr std::string_view words = "audit head ";
+    const std::size_t at = untrusted_line.rfind(words);
+    if (at == untrusted_line.npos)
+        return std::nullopt;
+    untrusted_line.remove_prefix(at + words.size());
+    const std::size_t blank = untrusted_line.find(' ');
+    const auto serial = detail::parse_decimal<std::uint64_t>(untrusted_line.substr(0, blank));
+    if (!serial || *serial == 0 || blank == untrusted_line.npos ||
+        !detail::is_hash(untrusted_line.substr(blank + 1)))
+        return std::nullopt;
+    return audit_head{*serial, std::string(untrusted_line.substr(blank + 1))};
+}
+
+inline audit_verifier::audit_verifier(std::vector<audit_head> heads) : heads_(std::move(heads)) {
+    std::sort(heads_.begin(), heads_.end(),
+              [](const audit_head &a, const audit_head &b) { return a.serial < b.serial; });
+}
+
+inline std::optional<audit_fault> audit_verifier::push(std::string_view untrusted_line) {
+    const auto entry = parse_audit(untrusted_line);
+    if (!entry)
+        return audit_fault::malformed;
+    const bool is_head = entry->kind == name(audit_kind::head);
+    const auto previous = is_head ? entry->text("prev") : std::nullopt;
+    if (last_ == 0 && entry->serial != 1) {
+        // Older files have gone: this line says itself what it follows from.
+        const auto of = entry->number("of");
+        if (!previous || !of || !std::cmp_equal(*of, entry->serial - 1))
+            return audit_fault::misplaced;
+        hash_ = *previous;
+    } else if (entry->serial != last_ + 1) {
+        return audit_fault::misplaced;
+    }
+    auto hash = verify_link(hash_, untrusted_line);
+    if (!hash || (previous && *previous != hash_))
+        return audit_fault::unlinked;
+    hash_ = std::move(*hash);
+    last_ = entry->serial;
+    if (first_ == 0)
+        first_ = last_;
+    if (const auto oldest = is_head ? entry->number("oldest") : std::nullopt; oldest && *oldest > 0)
+        oldest_ = static_cast<std::uint64_t>(*oldest);
+    for (; next_head_ < heads_.size() && heads_[next_head_].serial <= last_; ++next_head_) {
+        if (heads_[next_head_].serial < last_)
+            continue; // only before the first line
+        if (heads_[next_head_].hash != hash_)
+            return audit_fault::rewritten;
+        ++compared_;
+    }
+    return std::nullopt;
+}
+
+inline std::optional<audit_fault> audit_verifier::finish() const noexcept {
+    if (next_head_ < heads_.size())
+        return audit_fault::cut;
+    if (oldest_ != 0 && first_ > oldest_)
+        return audit_fault::beheaded;
+    return std::nullopt;
 }
 
 } // namespace qvmremote

@@ -50,7 +50,8 @@ namespace qvmremote {
     X(chain_broken, 33, "record does not follow from the one before it")                           \
     X(key_revoked, 34, "the key was revoked")                                                      \
     X(protocol_retired, 35, "this key has moved to protocol 2: protocol 1 is refused")             \
-    X(outcome_unknown, 36, "dom0 has no record of how this command ended")
+    X(outcome_unknown, 36, "dom0 has no record of how this command ended") \
+    X(panicked, 37, "an operator in dom0 has stopped everything (panic)")
 
 /// One reason; the value is what crosses the wire and stands in records.
 enum class errc : std::uint16_t {

@@ -25,8 +25,15 @@ inline constexpr std::size_t queue_piece = 16 * 1024;    ///< payload of a QUEUE
 inline constexpr std::size_t queue_output = 64 * 1024;   ///< one piece of output in the queue
 inline constexpr std::size_t queue_text = 4 * 1024;      ///< .meta, and a line for audit.log
 inline constexpr std::size_t config_file = 64 * 1024;
+inline constexpr std::size_t policy_file = 1024 * 1024;
+inline constexpr std::size_t policy_line = 8 * 1024;
+inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an operator approves
+inline constexpr std::size_t qube_tag = 255;
 inline constexpr std::size_t audit_line = 32 * 1024;
 inline constexpr std::size_t audit_argument = 8 * 1024;  ///< argv as recorded, before escaping
+inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024;   ///< then a new one is begun
+inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024; ///< files together, but for the last days' (id_remembered_s)
+inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one qube, a day
 inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024;
 
@@ -42,13 +49,23 @@ inline constexpr std::size_t starts_burst = 2000;
 inline constexpr std::size_t streams_per_qube = 128;
 inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`, in bytes: Linux takes less than 128 KiB
 
+inline constexpr std::size_t policy_files = 256;
+inline constexpr std::size_t policy_rules = 20'000;
+inline constexpr std::size_t policy_problems = 100; ///< the rest of them is not listed
+
 inline constexpr std::size_t auth_fail_lines_per_second = 10;
+inline constexpr std::size_t refused_lines_per_second = 10; ///< in the audit log, per qube
+inline constexpr std::size_t refused_lines_burst = 100;
+inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in the system journal
 
 // Times.
 inline constexpr std::uint32_t default_timeout_s = 300;
 inline constexpr std::uint64_t challenge_ms = 30'000;
 inline constexpr std::uint64_t preamble_ms = 30'000;
+inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< of ttl= and timeout=
 inline constexpr std::int64_t id_clock_skew_s = 26 * 3600;
 inline constexpr std::int64_t id_remembered_s = 72 * 3600;
+inline constexpr std::uint64_t audit_head_ms = 600'000; ///< between two heads, when lines came
+inline constexpr std::int64_t audit_kept_s = 90 * 86400;
 
 } // namespace qvmremote::limits

@@ -1,71 +1,340 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The one decision point (I12): may this peer have this request? Pure and total.
+/// The one decision point (I12): the policy as text, and decide(): may this peer have this request,
+/// and how? Pure and total.
 
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
-#include <set>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include <qvmremote/bytes.hpp>
 #include <qvmremote/command_id.hpp>
+#include <qvmremote/config.hpp>
+#include <qvmremote/digest.hpp>
 #include <qvmremote/envelope.hpp>
 #include <qvmremote/error.hpp>
+#include <qvmremote/limits.hpp>
 
 namespace qvmremote {
 
 /// Who asks, as the transport proves it and dom0 knows it.
 struct peer {
     qube_name name;
-    std::string transport;                        ///< through which it came
-    std::string service_argument;                 ///< what a qrexec call was made with; else empty
+    std::string transport;        ///< through which it came
+    std::string service_argument; ///< what a qrexec call was made with; empty, or a level
     std::optional<std::vector<std::string>> tags; ///< nothing: unknown
 };
 
-/// What the operator has written down. Until policy files are read (DESIGN.md §6) there is one
-/// level, and the daemon fills this from the keys that are registered.
-struct policy {
-    std::set<std::string, std::less<>> full; ///< names of qubes that may do everything
-};
+/// The levels, each holding those before it. `read-only` is another name of monitor.
+enum class access_level : std::uint8_t { deny, monitor, manage, full };
 
-/// What an operator has granted for a while; empty until there are approvals.
-struct grants {};
-
-/// The answer, and the line that gave it, for the audit log and `policy check`.
-struct verdict {
-    enum class action : std::uint8_t { deny, ask, allow };
-    action what = action::deny;
-    std::string rule;
-    errc reason = errc::denied; ///< of a deny
-
-    [[nodiscard]] bool allowed() const noexcept { return what == action::allow; }
-};
-
-[[nodiscard]] constexpr std::string_view name(verdict::action what) noexcept {
-    switch (what) {
-    case verdict::action::deny:
+[[nodiscard]] constexpr std::string_view name(access_level level) noexcept {
+    switch (level) {
+    case access_level::deny:
         return "deny";
-    case verdict::action::ask:
+    case access_level::monitor:
+        return "monitor";
+    case access_level::manage:
+        return "manage";
+    case access_level::full:
+        return "full";
+    }
+    return "deny";
+}
+[[nodiscard]] constexpr std::optional<access_level> parse_level(std::string_view text) noexcept {
+    if (text == "read-only")
+        return access_level::monitor;
+    for (const auto level :
+         {access_level::deny, access_level::monitor, access_level::manage, access_level::full})
+        if (text == name(level))
+            return level;
+    return std::nullopt;
+}
+
+/// What a command has for standard input.
+enum class stdin_mode : std::uint8_t {
+    closed,    ///< /dev/null
+    collected, ///< read whole, at most limits::collected_stdin, before an operator is asked
+    live,      ///< streamed
+};
+
+// ---- Policy text ----
+
+/// A mistake in a policy file, or a doubt about one, and where it is. Lines and columns count from
+/// 1, columns in bytes.
+struct policy_problem {
+    std::string file;
+    std::uint32_t line = 0, column = 0;
+    std::string what; ///< printable
+
+    /// FILE:LINE:COLUMN: WHAT
+    [[nodiscard]] std::string text() const {
+        return file + ":" + std::to_string(line) + ":" + std::to_string(column) + ": " + what;
+    }
+    friend bool operator==(const policy_problem &, const policy_problem &) = default;
+};
+
+/// The first column: whom a rule is about.
+struct qube_selector {
+    enum class kind : std::uint8_t { name, tag, any };
+    kind what = kind::any;
+    std::string text; ///< of the name or tag
+
+    friend bool operator==(const qube_selector &, const qube_selector &) = default;
+};
+
+/// One word of an `exec:` pattern.
+struct word_pattern {
+    enum class kind : std::uint8_t {
+        literal, ///< exactly this
+        word,    ///< `*`: one word, not empty, not beginning with `-`, without control characters
+        qube, ///< `{qube:GLOB}`: the name of a qube (never dom0) in which `*` stands for anything
+        rest, ///< `**`: all that follows, which may be nothing
+    };
+    kind what = kind::literal;
+    std::string text; ///< of a literal, or the glob
+
+    friend bool operator==(const word_pattern &, const word_pattern &) = default;
+};
+using argv_pattern = std::vector<word_pattern>;
+
+/// Whether a pattern takes the whole of an argv.
+[[nodiscard]] inline bool matches(std::span<const word_pattern> pattern,
+                                  std::span<const std::string> argv);
+
+/// The second column: what a rule is about.
+struct request_pattern {
+    enum class kind : std::uint8_t { level, exec, script, any };
+    kind what = kind::any;
+    access_level level = access_level::deny;
+    argv_pattern words; ///< the first one is the program's bare name
+    digest256 digest{}; ///< of a script, which must have no arguments
+
+    friend bool operator==(const request_pattern &, const request_pattern &) = default;
+};
+
+/// The options behind the action. What is absent is as decide() says.
+struct rule_options {
+    std::optional<std::uint32_t> ttl_s;     ///< `ttl=10m`: the longest that an approval may last
+    std::optional<std::uint32_t> timeout_s; ///< `timeout=60`: ceiling of the command's time
+    std::optional<std::string> user;        ///< `user=NAME`
+    std::optional<stdin_mode> input;        ///< `stdin=closed|collected|live`
+    std::optional<bool> tty;                ///< `tty=yes|no`
+    std::vector<std::string> environment;   ///< `env=NAME`, one each: what is let through
+    std::optional<std::uint64_t> memory;    ///< `memory=512M`, in bytes
+    std::optional<std::uint32_t> pids;      ///< `pids=64`
+    std::optional<std::uint32_t> cpu;       ///< `cpu=150%`: of one processor
+    std::optional<std::uint64_t> output; ///< `output=10M`: ceiling of stdout and stderr, in bytes
+
+    friend bool operator==(const rule_options &, const rule_options &) = default;
+};
+
+enum class policy_action : std::uint8_t { deny, ask, allow };
+
+[[nodiscard]] constexpr std::string_view name(policy_action action) noexcept {
+    switch (action) {
+    case policy_action::deny:
+        return "deny";
+    case policy_action::ask:
         return "ask";
-    case verdict::action::allow:
+    case policy_action::allow:
         return "allow";
     }
     return "deny";
 }
 
-/// Decides. `now` is seconds of dom0's clock. The request may still lack a body that follows its
-/// header: what is decided then is decided again when it is whole.
+/// One line of policy.
+struct policy_rule {
+    std::string file;
+    std::uint32_t line = 0;
+    qube_selector who;
+    request_pattern request;
+    policy_action action = policy_action::deny;
+    rule_options options;
+
+    /// The rule in its one spelling, which parses to the same rule.
+    [[nodiscard]] std::string text() const;
+    /// FILE:LINE and the text, as records show it.
+    [[nodiscard]] std::string reference() const {
+        return file + ":" + std::to_string(line) + " " + text();
+    }
+
+    /// Of what they say, wherever they stand.
+    [[nodiscard]] bool says_as(const policy_rule &other) const {
+        return who == other.who && request == other.request && action == other.action &&
+               options == other.options;
+    }
+};
+
+/// What the levels between deny and full hold: two lists of argv patterns, shipped and compiled in.
+/// Without them a level holds nothing.
+class level_rules {
+  public:
+    level_rules() = default;
+
+    /// Each text is lines of one `exec:` pattern, `#` comments and empty lines; `manage` is what it
+    /// has beyond `monitor`.
+    [[nodiscard]] static tl::expected<level_rules, std::vector<policy_problem>>
+    parse(std::string_view monitor, std::string_view manage);
+
+    /// Whether a level below full holds this argv.
+    [[nodiscard]] bool allow(access_level level, std::span<const std::string> argv) const;
+
+  private:
+    using patterns = std::map<std::string, std::vector<argv_pattern>, std::less<>>; // by program
+    patterns monitor_, manage_;
+};
+
+struct policy_file {
+    std::string name; ///< without its directory
+    std::string text;
+};
+
+/// What the operator has written down. A default-constructed one denies everything.
+///
+/// A file is lines of QUBE REQUEST ACTION [OPTION=VALUE…], split by blanks; `#` opens a comment at
+/// the beginning of a line and behind a blank:
+///
+/// - QUBE: a name, `@tag:TAG` or `@anyvm`.
+/// - REQUEST: `level:monitor|read-only|manage|full`; `exec:PROGRAM WORD…`, each WORD a text of
+///   [A-Za-z0-9_@%+:,./=-], `*`, `{qube:GLOB}`, or `**` as the last; `script:sha256:HEX`, for
+///   exactly these bytes; `*` for anything, which cannot be with `allow` (that is level:full).
+/// - ACTION: `allow`, `ask` or `deny`. In an exec pattern, it is the last such word.
+/// - OPTION: as rule_options. `deny` takes none; `ttl` and `stdin=collected` go with `ask` alone.
+///   Below full, a variable that makes programs run what it says (LD_PRELOAD and kin) is refused.
+///
+/// Files count in the order of their names, lines in theirs; the first rule that matches decides,
+/// and none denies.
+class policy {
+  public:
+    /// All problems, in order, or a policy. One mistake anywhere is no policy: half of one could
+    /// allow what the line that is missing denies.
+    [[nodiscard]] static tl::expected<policy, std::vector<policy_problem>>
+    parse(std::vector<policy_file> files, level_rules levels);
+
+    [[nodiscard]] const std::vector<policy_rule> &rules() const noexcept { return rules_; }
+    [[nodiscard]] const level_rules &levels() const noexcept { return levels_; }
+    /// Whether any rule asks for a tag; if not, nobody needs to know the qubes' tags.
+    [[nodiscard]] bool uses_tags() const noexcept;
+    /// What is well-formed and probably not meant, for `policy lint`.
+    [[nodiscard]] std::vector<policy_problem> doubts() const;
+
+  private:
+    std::vector<policy_rule> rules_;
+    level_rules levels_;
+};
+
+// ---- Requests ----
+
+/// A command line as the argv that any shell would make of it; nothing when it needs a shell: when
+/// it holds a byte outside [A-Za-z0-9_@%+:,./=-] and blanks (one newline may end it), when its
+/// first word has a `=` or `/`, or is a keyword or builtin of bash for which there is no program,
+/// or when it has more than limits::arguments words or limits::inline_body bytes.
+[[nodiscard]] inline std::optional<std::vector<std::string>> simple_command(std::string_view text);
+
+/// Whether a program runs what its arguments or input say, so that its argv does not tell what will
+/// happen: shells, interpreters, and programs that start others (env, xargs, find -exec, sudo …).
+[[nodiscard]] inline bool interprets(std::span<const std::string> argv);
+
+// ---- The decision ----
+
+/// How a request runs: what it asks for, cut down to what the rule lets through.
+struct run_terms {
+    std::vector<std::string> argv; ///< runs as it is, without a shell; empty: the body runs in bash
+    std::uint32_t timeout_s = 0;   ///< 0: none
+    stdin_mode input = stdin_mode::closed;
+    bool tty = false;
+    std::vector<std::pair<std::string, std::string>> environment; ///< of the client's
+    std::string user;                                             ///< empty: the daemon's own
+    std::optional<std::uint64_t> memory, output;                  ///< bytes
+    std::optional<std::uint32_t> pids, cpu;                       ///< count, percent of a processor
+    std::optional<std::uint32_t> ttl_s; ///< of an ask: the longest that an approval may last
+    bool full = false;                  ///< by full access, not by a narrower rule
+    bool may_last = false; ///< of an ask: an approval may stand for a while (never for one that
+                           ///< interprets what it is given)
+};
+
+/// Names what an operator approves: SHA-256 over the peer's name, the kind, the argv or the script
+/// with its arguments, and the terms: environment, tty, user, limits and stdin (its mode, and the
+/// bytes when they were collected). Whatever differs in how it would run has another digest.
+[[nodiscard]] inline digest256 request_digest(const peer &who, const envelope &what,
+                                              const run_terms &how,
+                                              std::optional<std::string_view> collected_stdin);
+
+/// What operators have granted for a while (`approvals allow --for`). An approval for once is no
+/// grant: who keeps it compares digests and asks decide() again, which must not say deny.
+class grants {
+  public:
+    /// Until a moment of CLOCK_BOOTTIME, in milliseconds; a longer one of the same replaces it.
+    void add(const qube_name &qube, const digest256 &request, std::uint64_t until_ms) {
+        std::uint64_t &until = until_[{qube.text(), request}];
+        until = std::max(until, until_ms);
+    }
+    [[nodiscard]] bool hold(const qube_name &qube, const digest256 &request,
+                            std::uint64_t now_ms) const {
+        const auto at = until_.find({qube.text(), request});
+        return at != until_.end() && now_ms < at->second;
+    }
+    /// Takes away what a qube has, when its key is gone.
+    void revoke(const qube_name &qube) {
+        std::erase_if(until_, [&](const auto &e) { return e.first.first == qube.text(); });
+    }
+    void clear() noexcept { until_.clear(); }
+    void forget_expired(std::uint64_t now_ms) {
+        std::erase_if(until_, [&](const auto &e) { return e.second <= now_ms; });
+    }
+    [[nodiscard]] std::size_t size() const noexcept { return until_.size(); }
+    [[nodiscard]] bool empty() const noexcept { return until_.empty(); }
+
+  private:
+    std::map<std::pair<std::string, digest256>, std::uint64_t> until_;
+};
+
+/// The answer, and the line that gave it, for the audit log and `policy check`.
+struct verdict {
+    using action = policy_action;
+    action what = action::deny;
+    std::string rule;           ///< policy_rule::reference, or "no rule matches"
+    errc reason = errc::denied; ///< of a deny or ask
+    std::string why;            ///< words for the qube; they tell nothing about the policy's text
+    run_terms how;              ///< of an ask or allow
+    bool granted = false;       ///< the rule says ask, and a grant has answered
+
+    [[nodiscard]] bool allowed() const noexcept { return what == action::allow; }
+};
+
+/// Decides. `now_ms` is dom0's CLOCK_BOOTTIME. `collected_stdin` is what a request to be asked
+/// about has for input, once that is known; until then a grant that covers input does not count.
+///
+/// - A rule below full matches an argv: that of an exec request, or of a command line that is a
+///   simple_command, which then runs without a shell. Every other text is for bash, and only
+///   level:full, a script digest or an `ask` lets it run.
+/// - Where tags are unknown, the first rule that could match by tag denies.
+/// - Below full stdin is closed (under `ask`: collected), there is no tty and none of the client's
+///   environment, unless the rule says so; under full, all that is asked for, unless the rule does.
+/// - A service argument is a level and only takes away: what that level does not hold is denied,
+///   and what it holds runs as below full. Another word denies.
+///
+/// The request may still lack a body that follows its header: what is decided then is decided again
+/// when it is whole. For a text of which not even the digest is known, see could_allow().
 [[nodiscard]] inline verdict decide(const peer &who, const envelope &what, const policy &rules,
-                                    const grants &, std::int64_t /*now*/) {
-    if (!rules.full.contains(who.name.text()))
-        return {verdict::action::deny, "no rule matches", errc::denied};
-    if (what.tty || what.detach)
-        return {verdict::action::deny, "terminals and detached jobs are not built yet",
-                errc::unsupported};
-    return {verdict::action::allow, "level:full", errc::denied};
-}
+                                    const grants &given, std::uint64_t now_ms,
+                                    std::optional<std::string_view> collected_stdin = {});
+
+/// For an entry of the queue, whose text comes after its header: a deny when no text at all could
+/// be allowed or asked about. Anything else means: fetch the text, and decide() then.
+[[nodiscard]] inline verdict could_allow(const peer &who, const policy &rules);
 
 } // namespace qvmremote
+
+#include <qvmremote/detail/policy_inl.hpp>

@@ -359,6 +359,19 @@ class server_stream : public stream_end {
         put_tagged(authentic(number), number, frame_type::pending, payload);
     }
 
+    /// Takes stdin before the command is accepted, since it is part of what an operator is asked
+    /// about: so many bytes more, at most limits::window at a time. They come as stdin_data; after
+    /// stdin_eof the session waits as before, and is to be accepted without stdin.
+    void collect_stdin(std::uint32_t number, std::size_t more) {
+        session &s = at(number);
+        assert(s.stage == phase::waiting || s.stage == phase::collecting);
+        assert(more > 0 && s.stdin_credit + more <= limits::window);
+        s.stage = phase::collecting;
+        s.stdin_open = true;
+        s.stdin_credit += more;
+        put_u32(s, number, frame_type::credit, static_cast<std::uint32_t>(more));
+    }
+
     /// The command runs. `stdin_live` opens the window for stdin.
     void accept(std::uint32_t number, std::uint32_t timeout_s, bool stdin_live) {
         session &s = at(number);
@@ -450,7 +463,7 @@ class server_stream : public stream_end {
     [[nodiscard]] bool queue_only() const noexcept { return queue_only_; }
 
   private:
-    enum class phase : std::uint8_t { challenged, requested, waiting, body, running };
+    enum class phase : std::uint8_t { challenged, requested, waiting, body, collecting, running };
     struct session {
         challenge fresh{};
         std::uint64_t issued_ms = 0;
@@ -616,7 +629,8 @@ class server_stream : public stream_end {
             s.stage = phase::waiting;
             return server_event{.what = kind::body, .session = number};
         }
-        if (s.stage != phase::running)
+        const bool is_stdin = type == frame_type::stdin_data || type == frame_type::stdin_eof;
+        if (s.stage != phase::running && !(s.stage == phase::collecting && is_stdin))
             return drop(number, errc::unknown_frame);
         switch (type) {
         case frame_type::stdin_data:
@@ -630,6 +644,8 @@ class server_stream : public stream_end {
             if (!s.stdin_open || !payload.empty())
                 return drop(number, errc::unknown_frame);
             s.stdin_open = false;
+            if (s.stage == phase::collecting)
+                s.stage = phase::waiting;
             return server_event{.what = kind::stdin_eof, .session = number};
         case frame_type::signal: {
             const auto value = r.u8();
@@ -762,17 +778,19 @@ class client_stream : public stream_end {
         s.stage = phase::requested;
         if (what.body_follows)
             s.body = std::move(what.body);
+        s.stdin_live = what.stdin_live;
         bytes payload(token.begin(), token.end());
         payload.insert(payload.end(), header->begin(), header->end());
         put_plain(number, frame_type::request, payload);
         return std::monostate{};
     }
 
-    /// How much stdin dom0 will take now; 0 before it accepts.
+    /// How much stdin dom0 will take now; 0 before it accepts, unless it asks for it earlier, to show
+    /// it to an operator.
     [[nodiscard]] std::size_t stdin_credit(std::uint32_t number) { return at(number).stdin_credit; }
 
     // What follows is for sessions that dom0 has accepted, and stdin for those that asked for it
-    // live: dom0 ends a session that sends it any of this otherwise.
+    // live and have credit: dom0 ends a session that sends it any of this otherwise.
 
     /// Room to read stdin into, never more than a frame or the credit allows.
     [[nodiscard]] std::span<std::uint8_t> prepare_stdin(std::uint32_t number) {
@@ -833,6 +851,7 @@ class client_stream : public stream_end {
         phase stage = phase::challenged;
         std::optional<frame_authenticator> to_dom0{}, to_qube{};
         std::string body{};
+        bool stdin_live = false, pending = false;
         std::size_t stdin_credit = 0;
         std::size_t output_window = limits::window;
         std::size_t output_owed = 0;
@@ -959,6 +978,7 @@ class client_stream : public stream_end {
             const auto serial = r.u64();
             if (running || !serial || r.left() > limits::reason_text)
                 return broken(number, errc::bad_frame);
+            s.pending = true;
             return client_event{.what = kind::pending,
                                 .session = number,
                                 .text = std::string(as_text(payload.subspan(8))),
@@ -983,9 +1003,10 @@ class client_stream : public stream_end {
             const auto more = r.u32();
             if (!more || r.left() != 0 || *more == 0)
                 return broken(number, errc::bad_frame);
-            if (!running)
+            if (!running && !s.body.empty())
                 return send_body(number, s, *more);
-            if (*more > limits::window - s.stdin_credit)
+            if ((!running && !(s.pending && s.stdin_live)) ||
+                *more > limits::window - s.stdin_credit)
                 return broken(number, errc::credit_exceeded);
             s.stdin_credit += *more;
             return client_event{.what = kind::stdin_ready, .session = number};
@@ -1033,7 +1054,7 @@ class client_stream : public stream_end {
 
     [[nodiscard]] result<std::optional<client_event>> send_body(std::uint32_t number, session &s,
                                                                 std::uint32_t credit) {
-        if (credit != s.body.size() || s.body.empty())
+        if (credit != s.body.size())
             return broken(number, errc::credit_exceeded);
         bytes_view left = as_bytes(s.body);
         while (!left.empty()) {

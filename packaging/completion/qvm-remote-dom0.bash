@@ -4,7 +4,7 @@
 _qvm_remote_dom0() {
     local options='--vm --once --wait --dry-run -v --verbose --transport --plugin-dir --root
         -h --help --version'
-    local subcommands='authorize revoke keys status log enable disable'
+    local subcommands='authorize revoke connect disconnect keys status queue log enable disable'
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     local i command='' root='' words=''
     COMPREPLY=()
@@ -22,11 +22,12 @@ _qvm_remote_dom0() {
     :--transport) words='mock qvm-run qrexec' ;;
     :--plugin-dir | :--root) COMPREPLY=($(compgen -d -- "$cur")); return ;;
     :--wait) return ;;
-    :--vm | authorize:authorize) words=$(qvm-ls --raw-list 2>/dev/null) ;;
-    revoke:revoke) # the key directory is root's; for others there is nothing to offer
+    :--vm | authorize:authorize | connect:connect) words=$(qvm-ls --raw-list 2>/dev/null) ;;
+    revoke:revoke | disconnect:disconnect) # the key directory is root's; for others there is nothing to offer
         words=$(qvm-remote-dom0 ${root:+--root "$root"} keys 2>/dev/null | sed 's/ .*//') ;;
-    authorize:--level | authorize:-l) words=full ;;
-    authorize:*) words='--level --fetch' ;;
+    authorize:--level | authorize:-l | connect:--level | connect:-l) words=full ;;
+    authorize:* | connect:*) words='--level --fetch' ;;
+    queue:queue) words='status clean recover debug' ;;
     keys:*) words=--json ;;
     :*) [[ $cur == -* ]] && words=$options || words=$subcommands ;;
     esac

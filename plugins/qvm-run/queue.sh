@@ -85,6 +85,10 @@ fetch() {
 speak() {
     S=' ' n=0 idle=
     printf '\000qvm-remote 1\r\n\377'
+    for f in results/.*.exit; do
+        i=${f#*/.} i=${i%.exit}
+        is_id "$i" && is_file "$f" && [ ! -e running/$i ] && mv -f $f results/$i.exit
+    done
     for f in running/*; do
         i=${f#*/}
         is_id "$i" && is_file "$f" && put $i r && say stale $i
@@ -119,11 +123,12 @@ finish() {
     x=$2
     case $F in *" $1 "*) x=255;; esac
     for e in meta out err; do mv -f .$1.$e $1.$e || x=255; done
-    printf %s $x >.$1.exit && mv -f .$1.exit $1.exit && v=done || v=failed
-    [ $x = $2 ] || v=failed
+    printf %s $x >.$1.exit && [ $x = $2 ] && v=done || v=failed
     cd ..
-    rm -f running/$1 pending/$1 pending/$1.auth
     [ $4 = 0 ] || say "$a" >>../audit.log || v=failed
+    # Nothing else is left when the exit code appears; speak publishes what a crash kept hidden.
+    rm -f running/$1 pending/$1 pending/$1.auth
+    mv -f results/.$1.exit results/$1.exit || v=failed
     O="${O%% $1 *} ${O#* $1 }"
     case $F in *" $1 "*) F="${F%% $1 *} ${F#* $1 }";; esac
     say $v $1
@@ -140,8 +145,17 @@ listen() {
         esac
     done
 }
+# A look every quarter of a second, every second when nothing has come for a minute.
+clock() {
+    q=0
+    while say t; do
+        for f in pending/*; do [ ! -e "$f" ] || q=0; break; done
+        q=$((q + 1))
+        [ $q -lt 240 ] && sleep .25 || sleep 1
+    done
+}
 {
-    while say t; do sleep .25 || sleep 1; done &
+    clock &
     listen
     kill $!
 } | speak

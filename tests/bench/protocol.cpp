@@ -12,8 +12,11 @@
 #include <sys/stat.h>
 
 #include <qvmremote/audit.hpp>
+#include <qvmremote/policy.hpp>
 #include <qvmremote/session.hpp>
 #include <qvmremote/token.hpp>
+
+#include "shipped_rules.hpp"
 
 using namespace bench;
 using namespace qvmremote;
@@ -55,6 +58,18 @@ int write_audit(const char *path, unsigned count) {
         std::fwrite(line.data(), 1, line.size(), to);
     }
     return std::fclose(to) == 0 ? 0 : 2;
+}
+
+// A policy of `count` rules of which the last one is about `work`; half of those before it are, and
+// do not fit.
+policy rules_of(unsigned count) {
+    std::string text;
+    for (unsigned n = 0; n + 1 < count; ++n)
+        text += n % 2 == 0 ? "qube-" + std::to_string(n) + " level:manage allow\n"
+                           : "work exec:qvm-start {qube:dev-" + std::to_string(n) + "-*} allow\n";
+    text += "work level:monitor allow\n";
+    return policy::parse({{"50.policy", text}}, level_rules::parse(monitor_rules, manage_rules).value())
+        .value();
 }
 
 bool first = true;
@@ -132,6 +147,16 @@ int main(int argc, char **argv) {
     row("refuse a forged request", seconds, payload.size(), [&] {
         const digest256 other = sha256(as_bytes("not this"));
         check(!request_verifier::verify(keys, other, fresh, payload), "forged");
+    });
+    const policy rules = rules_of(1000);
+    const peer who{qube_name::parse("work").value(), "mock", {}, std::nullopt};
+    row("decide, 1000 rules", seconds, what.body.size(), [&] {
+        check(decide(who, what, rules, grants{}, 0).allowed(), "decide");
+    });
+    envelope near = what;
+    near.set_body("qvm-start dev-x");
+    row("decide, 1000 rules, denied", seconds, near.body.size(), [&] {
+        check(!decide(who, near, rules, grants{}, 0).allowed(), "decide");
     });
     frames("seal and open, 64 B, HMAC", seconds, 64, false);
     frames("seal and open, 64 KiB, HMAC", seconds, max_tagged_payload, false);

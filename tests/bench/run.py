@@ -88,6 +88,10 @@ class House:
         self.root = os.path.join(self.path, "d")
         os.makedirs(os.path.join(self.home, ".qvm-remote"), 0o700)
         os.makedirs(os.path.join(self.root, "etc", "qubes", "remote.d"), 0o700)
+        rules = os.path.join(self.root, "etc", "qubes", "remote-policy.d")
+        os.mkdir(rules, 0o700)
+        with open(os.open(os.path.join(rules, "50-bench.policy"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+            f.writelines(f"{q} level:full allow\n" for q in QUBES)
         for path, mode in ((self.root, 0o700), (os.path.join(self.root, "etc"), 0o700)):
             os.chmod(path, mode)
         self.key = os.path.join(self.home, ".qvm-remote", "auth.key")

@@ -174,6 +174,10 @@ def main():
         for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
                 f.write(KEY)
+        rules = os.path.join(root, "etc", "qubes", "remote-policy.d")
+        os.mkdir(rules, 0o700)
+        with open(os.open(os.path.join(rules, "50-work.policy"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+            f.write("work level:full allow\n")
         env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
         env.update(HOME=home, QVM_REMOTE_PLUGIN_DIR=PLUGINS, QVM_REMOTE_TRANSPORT="mock",
                    QVM_REMOTE_MOCK_SOCKET=os.path.join(root, "work.sock"), LANG="C.UTF-8")

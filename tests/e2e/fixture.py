@@ -77,14 +77,14 @@ class Fixture:
         os.chmod(path, mode)
         return path
 
-    def start(self, *options, peers="work dev", key=KEY):
+    def start(self, *options, peers="work dev", key=KEY, **env):
         if self.transport != "mock":
             return self.start_house(options, key)
         self.write_key()
         if key:
             got = self.dom0("authorize", "work", stdin=(key + "\n").encode())
             check(got.returncode == 0, got.stderr)
-        self.spawn("mock", *options, QVM_REMOTE_MOCK_DIR=self.root, QVM_REMOTE_MOCK_PEERS=peers)
+        self.spawn("mock", *options, QVM_REMOTE_MOCK_DIR=self.root, QVM_REMOTE_MOCK_PEERS=peers, **env)
         return self
 
     def start_house(self, options, key):

@@ -137,16 +137,20 @@ public:
         std::filesystem::create_directories(root_);
         std::filesystem::permissions(root_, std::filesystem::perms::owner_all);
         std::filesystem::create_directories(root_ + "/etc/qubes/remote.d");
-        for (const char *d : {"/etc", "/etc/qubes", "/etc/qubes/remote.d"})
+        std::filesystem::create_directories(root_ + "/etc/qubes/remote-policy.d");
+        for (const char *d :
+             {"/etc", "/etc/qubes", "/etc/qubes/remote.d", "/etc/qubes/remote-policy.d"})
             std::filesystem::permissions(root_ + d, std::filesystem::perms::owner_all);
     }
     ~daemon_under_test() { kill_now(); }
     daemon_under_test(const daemon_under_test &) = delete;
     daemon_under_test &operator=(const daemon_under_test &) = delete;
 
-    /// Registers a key, as a file: the way keys are on real disks.
+    /// Registers a key, as a file: the way keys are on real disks; with full access.
     void register_key(const std::string &qube, const std::string &digits) {
         write_file(root_ + "/etc/qubes/remote.d/" + qube + ".key", digits + "\n");
+        write_file(root_ + "/etc/qubes/remote-policy.d/50-" + qube + ".policy",
+                   qube + " level:full allow\n");
     }
 
     void start() {

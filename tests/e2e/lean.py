@@ -89,6 +89,10 @@ def main():
         for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
                 f.write(KEY)
+        rules = os.path.join(root, "etc", "qubes", "remote-policy.d")
+        os.mkdir(rules, 0o700)
+        with open(os.open(os.path.join(rules, "50-work.policy"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+            f.write("work level:full allow\n")
         # Meson adds LD_LIBRARY_PATH for the mock plug-in: more places for the linker to look into.
         env = {k: v for k, v in os.environ.items()
                if not k.startswith(("QVM_", "QUBES_", "NOTIFY", "LD_"))}

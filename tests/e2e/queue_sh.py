@@ -209,6 +209,33 @@ def what_a_dead_dom0_leaves_is_reported(f):
 
 
 @case
+def a_result_that_a_crash_kept_hidden_is_published(f):
+    house, qubes = house_of(f)
+    house.add("agent")
+    f.stop()
+    qubes.append(Qube(house, "agent"))
+    whole, open_ = "20260101-000000-1-0000000a", "20260101-000000-1-0000000b"
+    for q in qubes:
+        os.makedirs(q.path("results"), exist_ok=True)
+        os.makedirs(q.path("running"), exist_ok=True)
+        for name in (whole, open_):
+            for suffix, text in ((".out", "out\n"), (".err", ""), (".meta", f"id={name}\n")):
+                with open(q.path("results", name + suffix), "w") as out:
+                    out.write(text)
+            with open(q.path("results", "." + name + ".exit"), "w") as out:
+                out.write("7")
+        # Where the entry is still there, nobody knows whether the digits are all.
+        with open(q.path("running", open_), "w") as out:
+            out.write("true\n")
+    house.start()
+    for q in qubes:
+        equal(q.result(whole)[0:2], [b"7", b"out\n"])
+        code, _, err, _ = q.result(open_)
+        check(code == b"130" and b"unknown" in err, (code, err))
+        equal(os.listdir(q.path("running")), [])
+
+
+@case
 def a_result_that_cannot_be_written_is_no_success(f):
     house, qubes = house_of(f)
     for q in qubes:

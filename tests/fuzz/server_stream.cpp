@@ -38,6 +38,7 @@ class machine {
     struct live {
         std::optional<verified<envelope>> header;
         bool body_asked = false, whole = false, accepted = false;
+        bool collecting = false, collected = false; // stdin, before it is accepted
         std::size_t stdin_allowed = 0, stdin_seen = 0, stdin_written = 0;
     };
     struct signed_session {
@@ -92,15 +93,23 @@ class machine {
         if (!s.accepted) {
             if (what == 10)
                 stream_.pend(number, 1, "wait");
-            if (what == 11 && s.whole) {
-                const bool stdin_live = input_.u8() % 2;
+            if (what == 11 && s.whole && !s.collecting) {
+                const bool stdin_live = input_.u8() % 2 && !s.collected;
+                s.stdin_written = s.stdin_seen;
                 stream_.accept(number, 0, stdin_live);
                 s.accepted = true;
-                s.stdin_allowed = stdin_live ? limits::window : 0;
+                s.stdin_allowed = s.stdin_seen + (stdin_live ? limits::window : 0);
             }
             if (what == 12) {
                 stream_.refuse(number, errc::denied, "no");
                 live_.erase(found);
+            }
+            if (what == 13 && s.whole && !s.collected &&
+                s.stdin_allowed - s.stdin_seen < limits::window) {
+                stream_.pend(number, 1, "wait");
+                stream_.collect_stdin(number, 1);
+                s.collecting = true;
+                ++s.stdin_allowed;
             }
             return;
         }
@@ -223,9 +232,13 @@ class machine {
             return complete(number, s);
         case kind::stdin_data:
             s.stdin_seen += event.data.size();
-            require(s.accepted && !event.data.empty() && s.stdin_seen <= s.stdin_allowed);
+            require((s.accepted || s.collecting) && !event.data.empty());
+            require(s.stdin_seen <= s.stdin_allowed);
             return;
         case kind::stdin_eof:
+            require(s.accepted || s.collecting);
+            s.collected = std::exchange(s.collecting, false);
+            return;
         case kind::resize:
             return require(s.accepted);
         case kind::credit:

@@ -45,4 +45,5 @@ TEST_CASE("values are frozen: they stand in audit logs") {
     CHECK(static_cast<int>(errc::bad_token) == 4);
     CHECK(static_cast<int>(errc::id_used) == 18);
     CHECK(static_cast<int>(errc::outcome_unknown) == 36);
+    CHECK(static_cast<int>(errc::panicked) == 37);
 }

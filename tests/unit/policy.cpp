@@ -1,46 +1,642 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <qvmremote/policy.hpp>
 
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+
 #include <doctest/doctest.h>
+
+#include "shipped_rules.hpp"
 
 using namespace qvmremote;
 
-TEST_CASE("until there are policy files: a qube with a key may do everything, any other nothing") {
-    struct row {
-        const char *name;
-        const char *qube;
-        bool tty, detach;
-        bool allowed;
-        errc reason;
-    };
-    static constexpr row rows[] = {
-        {"registered", "work", false, false, true, errc::denied},
-        {"not registered", "dev", false, false, false, errc::denied},
-        {"a name that begins alike", "work2", false, false, false, errc::denied},
-        {"another case", "Work", false, false, false, errc::denied},
-        {"a terminal", "work", true, false, false, errc::unsupported},
-        {"detached", "work", false, true, false, errc::unsupported},
-    };
-    policy rules;
-    rules.full.insert("work");
-    for (const row &r : rows) {
-        INFO(std::string(r.name));
-        const peer who{qube_name::parse(r.qube).value(), "mock", {}, std::nullopt};
-        envelope what;
-        what.kind = request_kind::shell;
-        what.tty = r.tty;
-        what.detach = r.detach;
-        const verdict said = decide(who, what, rules, grants{}, 0);
-        CHECK(said.allowed() == r.allowed);
-        CHECK(!said.rule.empty());
-        if (!r.allowed)
-            CHECK(said.reason == r.reason);
+namespace {
+
+const level_rules &levels() {
+    static const level_rules out = level_rules::parse(monitor_rules, manage_rules).value();
+    return out;
+}
+
+policy parsed(std::string text) { return policy::parse({{"50.policy", std::move(text)}}, levels()).value(); }
+
+peer from(const char *qube, std::optional<std::vector<std::string>> tags = std::nullopt,
+          std::string argument = {}) {
+    return {qube_name::parse(qube).value(), "mock", std::move(argument), std::move(tags)};
+}
+
+envelope shell(std::string text) {
+    envelope out;
+    out.kind = request_kind::shell;
+    out.set_body(std::move(text));
+    return out;
+}
+envelope exec(std::vector<std::string> argv) {
+    envelope out;
+    out.kind = request_kind::exec;
+    out.arguments = std::move(argv);
+    return out;
+}
+envelope script(std::string text, std::vector<std::string> arguments = {}) {
+    envelope out = shell(std::move(text));
+    out.kind = request_kind::script;
+    out.arguments = std::move(arguments);
+    return out;
+}
+
+verdict ask(const policy &rules, const envelope &what, const peer &who = from("work"),
+            const grants &given = {}, std::uint64_t now_ms = 0,
+            std::optional<std::string_view> input = {}) {
+    return decide(who, what, rules, given, now_ms, input);
+}
+policy_action said(const std::string &text, const envelope &what, const peer &who = from("work")) {
+    return ask(parsed(text), what, who).what;
+}
+
+using action = policy_action;
+
+// What stands for bytes in tests/policy/bypass.txt.
+std::string unescape(std::string_view text) {
+    std::string out;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text[i] != '\\') {
+            out.push_back(text[i]);
+            continue;
+        }
+        const char c = text.at(++i);
+        if (c == 'x') {
+            const int high = hex_value(text.at(i + 1)), low = hex_value(text.at(i + 2));
+            REQUIRE(high >= 0);
+            REQUIRE(low >= 0);
+            out.push_back(static_cast<char>(high * 16 + low));
+            i += 2;
+        } else {
+            REQUIRE((c == 'n' || c == 't' || c == 'r' || c == '\\'));
+            out.push_back(c == 'n' ? '\n' : c == 't' ? '\t' : c == 'r' ? '\r' : '\\');
+        }
+    }
+    return out;
+}
+
+std::vector<std::string> split_at_bars(std::string_view text) {
+    std::vector<std::string> out;
+    for (;;) {
+        const std::size_t bar = text.find('|');
+        out.push_back(unescape(text.substr(0, bar)));
+        if (bar == std::string_view::npos)
+            return out;
+        text.remove_prefix(bar + 1);
     }
 }
 
+} // namespace
+
 TEST_CASE("nothing is allowed by default") {
-    const peer who{qube_name::parse("work").value(), "mock", {}, std::nullopt};
-    CHECK_FALSE(decide(who, envelope{}, policy{}, grants{}, 0).allowed());
+    CHECK_FALSE(ask(policy{}, shell("qvm-ls")).allowed());
+    CHECK(ask(policy{}, shell("qvm-ls")).rule == "no rule matches");
     CHECK_FALSE(verdict{}.allowed());
     CHECK(name(verdict{}.what) == "deny");
+    CHECK_FALSE(level_rules{}.allow(access_level::manage, std::vector<std::string>{"qvm-ls"}));
+    CHECK_FALSE(ask(policy::parse({{"a", "work level:monitor allow\n"}}, {}).value(), shell("qvm-ls")).allowed());
+}
+
+TEST_CASE("who a rule is about") {
+    struct row {
+        const char *name, *rule, *qube, *tag; // null: unknown tags
+        action want;
+    };
+    static constexpr row rows[] = {
+        {"its name", "work level:full allow", "work", "", action::allow},
+        {"another", "work level:full allow", "dev", "", action::deny},
+        {"begins alike", "work level:full allow", "work2", "", action::deny},
+        {"another case", "work level:full allow", "Work", "", action::deny},
+        {"any", "@anyvm level:full allow", "dev", nullptr, action::allow},
+        {"has the tag", "@tag:t level:full allow", "dev", "t", action::allow},
+        {"has another", "@tag:t level:full allow", "dev", "tt", action::deny},
+        {"tags unknown", "@tag:t level:full allow", "dev", nullptr, action::deny},
+        {"the first that could match by tag denies", "@tag:t level:full ask\ndev level:full allow", "dev",
+         nullptr, action::deny},
+        {"one whose request does not fit could not", "@tag:t exec:ls deny\ndev level:full allow", "dev",
+         nullptr, action::allow},
+        {"one before it decides", "dev level:full allow\n@tag:t * deny", "dev", nullptr, action::allow},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.name));
+        std::optional<std::vector<std::string>> tags;
+        if (r.tag)
+            tags = std::vector<std::string>{r.tag};
+        CHECK(said(r.rule, shell("id; id"), from(r.qube, tags)) == r.want);
+    }
+}
+
+TEST_CASE("order is by file, then line, and the verdict says which") {
+    const auto rules = policy::parse({{"70-b.policy", "work level:full allow\n"},
+                                      {"30-a.policy", "# a\nwork exec:ls deny # no\nwork exec:id ask ttl=10m\n"}},
+                                     levels())
+                           .value();
+    CHECK(ask(rules, exec({"ls"})).rule == "30-a.policy:2 work exec:ls deny");
+    CHECK(ask(rules, exec({"id"})).rule == "30-a.policy:3 work exec:id ask ttl=600");
+    CHECK(ask(rules, exec({"id"})).what == action::ask);
+    CHECK(ask(rules, exec({"id"})).why == "needs approval");
+    CHECK(ask(rules, exec({"ls", "-l"})).rule == "70-b.policy:1 work level:full allow");
+}
+
+TEST_CASE("what a request is matched as") {
+    struct row {
+        const char *name, *rule;
+        envelope what;
+        action want;
+        bool as_argv;
+    };
+    const std::string digest = to_hex(sha256(as_bytes("echo $HOME\n")));
+    const std::string by_digest = "work script:sha256:" + digest + " allow";
+    envelope followed = script(std::string(limits::inline_body + 1, '#'));
+    const std::string of_followed = "work script:sha256:" + to_hex(followed.body_digest) + " allow";
+    followed.body.clear(); // as it is before the body has come
+    envelope long_line = shell("qvm-ls " + std::string(limits::inline_body, 'x'));
+    const row rows[] = {
+        {"argv", "work exec:ls -l * allow", exec({"ls", "-l", "/a b"}), action::allow, true},
+        {"line", "work exec:ls -l * allow", shell(" ls\t-l  /a \n"), action::allow, true},
+        {"two lines", "work exec:ls -l * allow", shell("ls -l\n/a"), action::deny, false},
+        {"a quote", "work exec:ls -l * allow", shell("ls -l '/a'"), action::deny, false},
+        {"too many", "work exec:ls -l * allow", exec({"ls", "-l", "a", "b"}), action::deny, false},
+        {"too few", "work exec:ls -l * allow", exec({"ls", "-l"}), action::deny, false},
+        {"a dash", "work exec:ls -l * allow", exec({"ls", "-l", "-R"}), action::deny, false},
+        {"empty", "work exec:ls -l * allow", exec({"ls", "-l", ""}), action::deny, false},
+        {"control", "work exec:ls -l * allow", exec({"ls", "-l", "a\x1b"}), action::deny, false},
+        {"rest", "work exec:ls ** allow", exec({"ls", "-l", ""}), action::allow, true},
+        {"no rest", "work exec:ls ** allow", exec({"ls"}), action::allow, true},
+        {"a path", "work exec:ls ** allow", exec({"/bin/ls"}), action::deny, false},
+        {"a qube", "work exec:x {qube:dev-*} allow", exec({"x", "dev-1"}), action::allow, true},
+        {"another", "work exec:x {qube:dev-*} allow", exec({"x", "adev-1"}), action::deny, false},
+        {"no qube", "work exec:x {qube:dev-*} allow", exec({"x", "dev-*"}), action::deny, false},
+        {"dom0", "work exec:x {qube:*} allow", exec({"x", "dom0"}), action::deny, false},
+        {"script", by_digest.c_str(), script("echo $HOME\n"), action::allow, false},
+        {"its text", by_digest.c_str(), shell("echo $HOME\n"), action::allow, false},
+        {"a byte less", by_digest.c_str(), script("echo $HOME"), action::deny, false},
+        {"arguments", by_digest.c_str(), script("echo $HOME\n", {"a"}), action::deny, false},
+        {"by the header", of_followed.c_str(), followed, action::allow, false},
+        {"long", "work exec:qvm-ls ** allow", long_line, action::deny, false},
+        {"full, in a shell", "work level:full allow", shell("ls"), action::allow, false},
+        {"full, as it is", "work level:full allow", exec({"ls"}), action::allow, true},
+        {"asked, in a shell", "work * ask", shell("ls; id"), action::ask, false},
+        {"asked, as it is", "work * ask", shell("ls"), action::ask, true},
+        {"level", "work level:monitor allow", shell("qvm-ls --raw-list"), action::allow, true},
+        {"script is no argv", "work level:monitor allow", script("qvm-ls"), action::deny, false},
+        {"above", "work level:monitor allow", shell("qvm-start dev"), action::deny, false},
+        {"holds below", "work level:manage allow", shell("qvm-ls"), action::allow, true},
+        {"deny of a level", "work level:monitor deny\nwork level:full allow", shell("qvm-ls"),
+         action::deny, false},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.name));
+        const verdict v = ask(parsed(r.rule), r.what);
+        CHECK(v.what == r.want);
+        CHECK(!v.how.argv.empty() == r.as_argv);
+    }
+}
+
+TEST_CASE("command lines that are an argv, and those that need a shell") {
+    struct row {
+        const char *text;
+        std::size_t words; // 0: a shell's
+    };
+    static constexpr row rows[] = {
+        {"qvm-ls", 1}, {" a\tb \n", 2}, {"echo a=b /c", 3}, {"true", 1}, {"a %+:,./=-@", 2},
+        {"", 0}, {" ", 0}, {"\n", 0}, {"a\n\n", 0}, {"a\nb", 0}, {"a\r", 0}, {"a;b", 0}, {"a&", 0},
+        {"a|b", 0}, {"a>b", 0}, {"a<b", 0}, {"a $b", 0}, {"a `b`", 0}, {"a 'b'", 0}, {"a \"b\"", 0},
+        {"a \\b", 0}, {"a (b)", 0}, {"a {b,c}", 0}, {"a *", 0}, {"a ?", 0}, {"a [b]", 0}, {"a ~", 0},
+        {"a #b", 0}, {"! a", 0}, {"a !b", 0}, {"a ^b", 0}, {"X=1 a", 0}, {"/bin/a", 0}, {"./a", 0},
+        {"cd x", 0}, {"eval a", 0}, {"exec a", 0}, {"if a", 0}, {"time a", 0}, {". a", 0}, {": a", 0},
+        {"source a", 0}, {"command a", 0}, {"type a", 0}, {"kill 1", 2}, {"a \x01", 0},
+        {"a \xc2\xa0" "b", 0}, {"a \xe2\x80\x8b", 0}, {"a\vb", 0}, {"a\fb", 0}, {"coproc a", 0},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.text));
+        const auto words = simple_command(r.text);
+        CHECK((words ? words->size() : 0) == r.words);
+    }
+    CHECK_FALSE(simple_command(std::string_view("a\0b", 3)));
+    std::string most = "a";
+    for (std::size_t i = 1; i < limits::arguments; ++i)
+        most += " a";
+    CHECK(simple_command(most).value().size() == limits::arguments);
+    CHECK_FALSE(simple_command(most + " a"));
+}
+
+TEST_CASE("below full nothing of the client's goes in unless the rule says so") {
+    envelope what = exec({"x"});
+    what.stdin_live = true;
+    what.timeout_s = 300;
+    what.environment = {{"A", "1"}, {"B", "2"}, {"LD_PRELOAD", "x"}};
+    const auto how = [&](const std::string &rule) {
+        const verdict v = ask(parsed(rule), what);
+        REQUIRE(v.what != action::deny);
+        return v.how;
+    };
+    CHECK(how("work exec:x allow").input == stdin_mode::closed);
+    CHECK(how("work exec:x allow").environment.empty());
+    CHECK(how("work exec:x allow").timeout_s == 300);
+    CHECK(how("work exec:x allow timeout=60").timeout_s == 60);
+    CHECK(how("work exec:x allow timeout=10m").timeout_s == 300);
+    CHECK(how("work exec:x allow stdin=live").input == stdin_mode::live);
+    CHECK(how("work exec:x allow env=B").environment ==
+          std::vector<std::pair<std::string, std::string>>{{"B", "2"}});
+    CHECK(how("work exec:x ask").input == stdin_mode::collected);
+    CHECK(how("work exec:x ask stdin=closed").input == stdin_mode::closed);
+    CHECK(how("work level:full ask").input == stdin_mode::collected);
+    const run_terms full = how("work level:full allow");
+    CHECK(full.full);
+    CHECK(full.input == stdin_mode::live);
+    CHECK(full.environment == what.environment);
+    CHECK(how("work level:full allow stdin=closed env=A").input == stdin_mode::closed);
+    CHECK(how("work level:full allow stdin=closed env=A").environment.size() == 1);
+    const run_terms all = how("work exec:x allow user=bot memory=1G pids=9 cpu=50% output=3K");
+    CHECK(all.user == "bot");
+    CHECK(all.memory == std::uint64_t{1} << 30);
+    CHECK(all.pids == 9);
+    CHECK(all.cpu == 50);
+    CHECK(all.output == 3072);
+    what.timeout_s = 0;
+    CHECK(how("work exec:x allow").timeout_s == 0);
+    CHECK(how("work exec:x allow timeout=60").timeout_s == 60);
+    what.stdin_live = false;
+    CHECK(how("work exec:x allow stdin=live").input == stdin_mode::closed);
+    what.tty = true;
+    CHECK(ask(parsed("work exec:x allow"), what).reason == errc::denied);
+    CHECK(ask(parsed("work exec:x allow tty=yes"), what).reason == errc::unsupported);
+    CHECK(ask(parsed("work level:full allow tty=no"), what).reason == errc::denied);
+    what.tty = false;
+    what.detach = true;
+    CHECK(ask(parsed("work level:full allow"), what).reason == errc::unsupported);
+}
+
+TEST_CASE("the argument of a call only takes away") {
+    struct row {
+        const char *rule, *argument, *line;
+        action want;
+    };
+    static constexpr row rows[] = {
+        {"work level:full allow", "full", "id; id", action::allow},
+        {"work level:full allow", "manage", "id; id", action::deny},
+        {"work level:full allow", "manage", "qvm-start dev", action::allow},
+        {"work level:full allow", "monitor", "qvm-start dev", action::deny},
+        {"work level:full allow", "read-only", "qvm-ls", action::allow},
+        {"work level:full allow", "deny", "qvm-ls", action::deny},
+        {"work level:full allow", "Monitor", "qvm-ls", action::deny},
+        {"work level:full ask", "monitor", "qvm-start dev", action::deny},
+        {"work level:full ask", "monitor", "qvm-ls", action::ask},
+        {"work level:monitor allow", "full", "qvm-start dev", action::deny},
+        {"work level:monitor allow", "manage", "qvm-start dev", action::deny},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.rule), " +", r.argument, " ", r.line);
+        const verdict v = ask(parsed(r.rule), shell(r.line), from("work", {}, r.argument));
+        CHECK(v.what == r.want);
+        if (v.what != action::deny && std::string_view(r.argument) != "full") {
+            CHECK_FALSE(v.how.argv.empty());
+            CHECK_FALSE(v.how.full);
+        }
+    }
+}
+
+TEST_CASE("a grant is for one digest, one qube and a while") {
+    const policy rules = parsed("work * ask\ndev * ask");
+    const envelope what = exec({"qvm-start", "dev"});
+    const verdict first = ask(rules, what);
+    REQUIRE(first.what == action::ask);
+    CHECK(first.how.may_last);
+    const digest256 digest = request_digest(from("work"), what, first.how, {});
+    grants given;
+    given.add(from("work").name, digest, 1000);
+    CHECK(ask(rules, what, from("work"), given, 999).allowed());
+    CHECK(ask(rules, what, from("work"), given, 999).granted);
+    CHECK(ask(rules, what, from("work"), given, 1000).what == action::ask);
+    CHECK(ask(rules, what, from("dev"), given, 999).what == action::ask);
+    CHECK(ask(rules, exec({"qvm-start", "dev2"}), from("work"), given, 0).what == action::ask);
+    CHECK(ask(rules, exec({"qvm-start", "de", "v"}), from("work"), given, 0).what == action::ask);
+    // A line that is the same argv is another kind, and so another request.
+    CHECK(ask(rules, shell("qvm-start dev"), from("work"), given, 0).what == action::ask);
+    CHECK(ask(parsed("work * deny"), what, from("work"), given, 0).what == action::deny);
+    envelope other = what;
+    other.timeout_s = 7;
+    CHECK(ask(rules, other, from("work"), given, 0).what == action::ask);
+    other = what;
+    other.environment = {{"A", "1"}}; // is not let through, so nothing differs
+    CHECK(ask(rules, other, from("work"), given, 0).allowed());
+
+    SUBCASE("input that was collected is part of it") {
+        envelope with = what;
+        with.stdin_live = true;
+        const verdict asked = ask(rules, with);
+        CHECK(asked.how.input == stdin_mode::collected);
+        given.add(from("work").name, request_digest(from("work"), with, asked.how, "yes\n"), 1000);
+        CHECK(ask(rules, with, from("work"), given, 0).what == action::ask);
+        CHECK(ask(rules, with, from("work"), given, 0, "no\n").what == action::ask);
+        CHECK(ask(rules, with, from("work"), given, 0, "yes\n").allowed());
+    }
+    SUBCASE("none for what interprets others") {
+        for (const auto &argv : std::vector<std::vector<std::string>>{
+                 {"bash", "x"}, {"sh"}, {"python3"}, {"python3.11"}, {"perl"}, {"awk"}, {"env"}, {"xargs"},
+                 {"find", "/", "-exec", "id"}, {"find", "/", "-okdir"}, {"sudo"}, {"ssh"},
+                 {"systemd-run"}, {"qvm-run"}, {"/usr/bin/env"}, {"busybox"}, {"git"}}) {
+            INFO(argv[0]);
+            CHECK(interprets(argv));
+            const verdict v = ask(rules, exec(argv));
+            CHECK_FALSE(v.how.may_last);
+            given.add(from("work").name, request_digest(from("work"), exec(argv), v.how, {}), 1000);
+            CHECK(ask(rules, exec(argv), from("work"), given, 0).what == action::ask);
+        }
+        CHECK_FALSE(interprets(std::vector<std::string>{"find", "/", "-name", "exec"}));
+        CHECK_FALSE(ask(rules, shell("ls; ls")).how.may_last);
+        CHECK_FALSE(ask(rules, script("ls")).how.may_last);
+    }
+    SUBCASE("taken back") {
+        given.revoke(from("dev").name);
+        CHECK(given.size() == 1);
+        given.forget_expired(999);
+        CHECK(given.size() == 1);
+        given.revoke(from("work").name);
+        CHECK(given.empty());
+    }
+}
+
+TEST_CASE("what every part of the digest changes") {
+    envelope what = exec({"x", "y"});
+    run_terms how;
+    how.argv = what.arguments;
+    const auto of = [&](const char *qube = "work", std::optional<std::string_view> input = {}) {
+        return request_digest(from(qube), what, how, input);
+    };
+    std::vector<digest256> seen{of(), of("dev"), of("work", ""), of("work", "a")};
+    const auto change = [&](auto &field, auto value) {
+        const auto before = std::exchange(field, value);
+        seen.push_back(of());
+        field = before;
+    };
+    change(how.timeout_s, 5u);
+    change(how.tty, true);
+    change(how.input, stdin_mode::live);
+    change(what.dry_run, true);
+    for (auto *list : {&how.argv, &what.arguments}) {
+        const auto before = *list;
+        *list = {"xy"};
+        seen.push_back(of());
+        *list = before;
+    }
+    how.environment = {{"A", "1"}};
+    seen.push_back(of());
+    how.environment = {{"A1", ""}};
+    seen.push_back(of());
+    how.user = "u";
+    seen.push_back(of());
+    how.memory = 1;
+    seen.push_back(of());
+    how.output = 1;
+    seen.push_back(of());
+    how.pids = 1;
+    seen.push_back(of());
+    how.cpu = 1;
+    seen.push_back(of());
+    what.kind = request_kind::script;
+    seen.push_back(of());
+    what.set_body("x");
+    seen.push_back(of());
+    std::sort(seen.begin(), seen.end());
+    CHECK(std::adjacent_find(seen.begin(), seen.end()) == seen.end());
+}
+
+TEST_CASE("mistakes in a policy, each with its place") {
+    struct row {
+        const char *text;
+        std::uint32_t line, column;
+        const char *says;
+    };
+    static constexpr row rows[] = {
+        {"work", 1, 5, "QUBE REQUEST ACTION"},
+        {"work allow", 1, 11, "QUBE REQUEST ACTION"},
+        {"work * allow", 1, 6, "level:full"},
+        {"work level:full", 1, 16, "QUBE REQUEST ACTION"},
+        {"\n\n  wo.rk * deny", 3, 5, "not a qube name"},
+        {"dom0 * deny", 1, 1, "not a qube name"},
+        {"@tag: * deny", 1, 6, "a tag is"},
+        {"@tag:a/b * deny", 1, 6, "a tag is"},
+        {"@anyVM * deny", 1, 1, "@anyvm"},
+        {"@type:AppVM * deny", 1, 1, "@anyvm"},
+        {"work all deny", 1, 6, "level:LEVEL"},
+        {"work level: deny", 1, 12, "no level"},
+        {"work level:deny deny", 1, 12, "no level"},
+        {"work level:Full allow", 1, 12, "no level"},
+        {"work level:full all allow", 1, 17, "should stand"},
+        {"work exec: allow", 1, 11, "follows exec:"},
+        {"work exec: ls allow", 1, 11, "follows exec:"},
+        {"work exec:/bin/ls allow", 1, 11, "without its directory"},
+        {"work exec:* allow", 1, 11, "no program's name"},
+        {"work exec:A=1 allow", 1, 11, "no program's name"},
+        {"work exec:-x allow", 1, 11, "no program's name"},
+        {"work exec:ls ** -l allow", 1, 14, "nothing can stand behind"},
+        {"work exec:ls a* allow", 1, 15, "stands alone"},
+        {"work exec:ls 'a' allow", 1, 14, "cannot stand"},
+        {"work exec:ls a\\ b allow", 1, 15, "cannot stand"},
+        {"work exec:ls $A allow", 1, 14, "cannot stand"},
+        {"work exec:ls {qube:} allow", 1, 20, "pattern for qubes"},
+        {"work exec:ls {qube:a.b} allow", 1, 20, "pattern for qubes"},
+        {"work exec:ls {vm:a} allow", 1, 14, "cannot stand"},
+        {"work script:sha256: allow", 1, 6, "64 digits"},
+        {"work script:sha256:12 allow", 1, 6, "64 digits"},
+        {"work script:sha256:1G allow", 1, 21, "64 digits"},
+        {"work script:sha256:AB allow", 1, 20, "64 digits"},
+        {"work script:md5:12 allow", 1, 6, "level:LEVEL"},
+        {"work level:full permit", 1, 17, "neither allow"},
+        {"work level:full allow twice", 1, 23, "neither allow"},
+        {"work level:full allow colour=red", 1, 23, "no option"},
+        {"work level:full allow =", 1, 23, "no option"},
+        {"work level:full deny timeout=5", 1, 22, "takes no options"},
+        {"work level:full allow ttl=5", 1, 23, "goes with ask"},
+        {"work level:full allow stdin=collected", 1, 23, "goes with ask"},
+        {"work level:full allow timeout=0", 1, 31, "timeout= takes"},
+        {"work level:full allow timeout=-5", 1, 31, "timeout= takes"},
+        {"work level:full allow timeout=5w", 1, 31, "timeout= takes"},
+        {"work level:full allow timeout=367d", 1, 31, "timeout= takes"},
+        {"work level:full allow timeout=", 1, 31, "timeout= takes"},
+        {"work level:full allow timeout=m", 1, 31, "timeout= takes"},
+        {"work level:full allow timeout=5 timeout=6", 1, 33, "twice"},
+        {"work level:full allow memory=5X", 1, 30, "memory= takes"},
+        {"work level:full allow memory=99999999G", 1, 30, "memory= takes"},
+        {"work level:full allow cpu=50", 1, 27, "cpu= takes"},
+        {"work level:full allow pids=0", 1, 28, "pids= takes"},
+        {"work level:full allow tty=on", 1, 27, "tty= takes"},
+        {"work level:full allow stdin=open", 1, 29, "stdin= takes"},
+        {"work level:full allow user=", 1, 28, "user= takes"},
+        {"work level:full allow user=a:b", 1, 28, "user= takes"},
+        {"work level:full allow env=A,B", 1, 27, "env= takes"},
+        {"work level:full allow env=A env=A", 1, 29, "twice"},
+        {"work exec:ls allow env=LD_PRELOAD", 1, 24, "level:full"},
+        {"work exec:ls allow env=PATH", 1, 24, "level:full"},
+        {"work level:manage allow env=PYTHONPATH", 1, 29, "level:full"},
+        {"work level:full allow\r\n", 1, 22, "newline alone"},
+        {"w\xc3\xb6rk * deny", 1, 2, "not printable ASCII"},
+        {"work\x01 * deny", 1, 5, "not printable ASCII"},
+        {"# \x1b[31m", 1, 3, "in a comment"},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.text));
+        const auto got = policy::parse({{"50.policy", r.text}}, levels());
+        REQUIRE_FALSE(got);
+        REQUIRE(got.error().size() == 1);
+        const policy_problem &p = got.error()[0];
+        INFO(p.text());
+        CHECK(p.line == r.line);
+        CHECK(p.column == r.column);
+        CHECK(p.what.find(r.says) != std::string::npos);
+    }
+    const auto nul = policy::parse({{"a", std::string("work\0 * deny", 12)}}, levels());
+    REQUIRE_FALSE(nul);
+    CHECK(nul.error()[0].column == 5);
+    CHECK_FALSE(policy::parse({{"a", std::string(limits::policy_file + 1, '\n')}}, levels()));
+    CHECK_FALSE(policy::parse({{"a", "#" + std::string(limits::policy_line, 'x')}}, levels()));
+
+    const auto many = policy::parse({{"b", "x\nwork * deny\ny\n"}, {"a", "z"}}, levels());
+    REQUIRE_FALSE(many);
+    REQUIRE(many.error().size() == 3);
+    CHECK(many.error()[0].text().starts_with("a:1:2: "));
+    CHECK(many.error()[2].text().starts_with("b:3:2: "));
+}
+
+TEST_CASE("a rule prints as it parses") {
+    for (const char *text :
+         {"work level:monitor allow", "work level:full allow timeout=60 user=bot stdin=live tty=yes env=A env=B",
+          "@tag:agent exec:qvm-ls ** allow timeout=60", "@anyvm * deny", "work * ask ttl=600 stdin=collected",
+          "work exec:x allow ask deny=1 * {qube:a-*} ** allow memory=512M pids=64 cpu=150% output=10K"}) {
+        INFO(std::string(text));
+        const policy rules = parsed(text);
+        REQUIRE(rules.rules().size() == 1);
+        CHECK(rules.rules()[0].text() == text);
+    }
+    CHECK(parsed("work level:read-only ask ttl=10m").rules()[0].text() == "work level:monitor ask ttl=600");
+    // Text in UTF-8 may stand in comments.
+    CHECK(parsed("# \xc3\xb6\nwork\t* \tdeny # \xc3\xb6 * allow\n").rules().size() == 1);
+}
+
+TEST_CASE("doubts") {
+    struct row {
+        const char *text;
+        const char *says; // empty: none
+    };
+    static constexpr row rows[] = {
+        {"work level:monitor allow\nwork exec:ls ** allow", ""},
+        {"work level:full allow\nwork exec:ls deny", "never reached"},
+        {"@anyvm * deny\nwork level:monitor allow", "never reached"},
+        {"work exec:ls ask\nwork exec:ls allow", "never reached"},
+        {"work exec:bash ** allow", "as good as level:full"},
+        {"work exec:find ** allow", "as good as level:full"},
+        {"work exec:bash /usr/local/bin/report allow", ""},
+        {"work exec:rm ** deny\nwork level:full allow", "gets around"},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.text));
+        const auto doubts = parsed(r.text).doubts();
+        if (!*r.says) {
+            CHECK(doubts.empty());
+            continue;
+        }
+        REQUIRE(doubts.size() == 1);
+        CHECK(doubts[0].what.find(r.says) != std::string::npos);
+    }
+}
+
+TEST_CASE("entries whose text is not here yet") {
+    CHECK_FALSE(could_allow(from("work"), policy{}).allowed());
+    CHECK(could_allow(from("work"), parsed("work level:monitor allow")).what != action::deny);
+    CHECK(could_allow(from("work"), parsed("work exec:x deny\nwork * ask")).what != action::deny);
+    CHECK(could_allow(from("work"), parsed("work * deny\nwork level:full allow")).what == action::deny);
+    CHECK(could_allow(from("work"), parsed("@tag:a * deny\nwork level:full allow")).what != action::deny);
+    CHECK(could_allow(from("work", {}, "no"), parsed("work level:full allow")).what == action::deny);
+}
+
+TEST_CASE("what the levels hold") {
+    struct row {
+        const char *line;
+        access_level least; // full: in neither
+    };
+    static constexpr auto monitor = access_level::monitor, manage = access_level::manage,
+                          neither = access_level::full;
+    static constexpr row rows[] = {
+        {"qvm-ls", monitor}, {"qvm-ls --raw-data --fields NAME,STATE", monitor},
+        {"qvm-check --running work", monitor}, {"qvm-prefs work", monitor},
+        {"qvm-prefs work memory", monitor}, {"qvm-prefs -g work memory", monitor},
+        {"qvm-prefs work memory 4096", manage}, {"qvm-prefs -s work memory 4096", manage},
+        {"qvm-prefs -D work memory", manage}, {"qvm-prefs work netvm none", neither},
+        {"qvm-prefs work kernelopts x", neither}, {"qvm-prefs work --unset netvm", neither},
+        {"qubes-prefs", monitor}, {"qubes-prefs updatevm", monitor}, {"qubes-prefs updatevm x", neither},
+        {"qvm-features work", monitor}, {"qvm-features work gui", monitor},
+        {"qvm-features work gui 1", neither}, {"qvm-features --unset work gui", neither},
+        {"qvm-tags work", monitor}, {"qvm-tags work list", monitor}, {"qvm-tags work add x", neither},
+        {"qvm-service work", monitor}, {"qvm-service work cups", monitor},
+        {"qvm-service work cups on", neither}, {"qvm-service --enable work cups", neither},
+        {"qvm-firewall work", monitor}, {"qvm-firewall work list", monitor},
+        {"qvm-firewall work add accept", neither}, {"qvm-firewall --reload work", neither},
+        {"qvm-device pci list", monitor}, {"qvm-device pci attach work dom0:00_1f", neither},
+        {"qvm-block", monitor}, {"qvm-start work", manage},
+        {"qvm-start --cdrom=dom0:/x work", neither}, {"qvm-start dom0", neither},
+        {"qvm-start --all", neither}, {"qvm-shutdown --wait work", manage}, {"qvm-kill work", manage},
+        {"qvm-pause work", manage}, {"qvm-unpause work", manage}, {"qvm-run work id", neither},
+        {"qvm-remove work", neither}, {"qvm-clone work a", neither}, {"xl list", monitor},
+        {"xl dmesg", monitor}, {"xl dmesg -c", neither}, {"xl console work", neither},
+        {"journalctl -u sshd -n 20", monitor}, {"journalctl --vacuum-size=1", neither},
+        {"journalctl -D /x", neither}, {"systemctl status qubesd", monitor},
+        {"systemctl restart qubesd", neither}, {"systemctl edit qubesd", neither}, {"date", monitor},
+        {"date +%s", monitor}, {"date 01010101", neither}, {"hostname", monitor}, {"hostname x", neither},
+        {"cat /proc/meminfo", monitor}, {"cat /etc/shadow", neither}, {"cat /proc/../etc/shadow", neither},
+        {"uptime", monitor}, {"free -s 1", neither}, {"bash", neither}, {"true", monitor},
+    };
+    const policy rules[] = {parsed("work level:monitor allow"), parsed("work level:manage allow")};
+    for (const row &r : rows) {
+        INFO(std::string(r.line));
+        CHECK(ask(rules[0], shell(r.line)).allowed() == (r.least == monitor));
+        CHECK(ask(rules[1], shell(r.line)).allowed() == (r.least != neither));
+    }
+}
+
+TEST_CASE("ways around a rule: none is allowed") {
+    std::ifstream file(std::getenv("QVMREMOTE_BYPASS"));
+    REQUIRE(file);
+    const std::string text(std::istreambuf_iterator<char>(file), {});
+    const policy rules[] = {
+        parsed("work level:monitor allow"),
+        parsed("work level:manage allow"),
+        parsed("work exec:qvm-start {qube:dev-*} allow\nwork exec:qvm-ls --raw-list allow\n"
+               "work exec:qvm-prefs {qube:*} * allow\nwork exec:cat /proc/uptime allow\n"
+               "work exec:journalctl -u * allow\nwork exec:echo * allow\n"
+               "work script:sha256:" + to_hex(sha256(as_bytes("uptime -p"))) + " allow\n"),
+    };
+    std::size_t count = 0, line_number = 0;
+    for (std::string_view rest = text; !rest.empty();) {
+        const std::size_t end = std::min(rest.find('\n'), rest.size());
+        const std::string_view line = rest.substr(0, end);
+        rest.remove_prefix(std::min(end + 1, rest.size()));
+        ++line_number;
+        if (line.empty() || line.starts_with('#'))
+            continue;
+        INFO("bypass.txt:", line_number, ": ", std::string(line));
+        const std::size_t blank = line.find(' ');
+        const std::string_view kind = line.substr(0, blank), said = line.substr(blank + 1);
+        envelope what;
+        if (kind == "shell") {
+            what = shell(unescape(said));
+        } else if (kind == "exec") {
+            what = exec(split_at_bars(said));
+        } else {
+            REQUIRE(kind == "script");
+            auto parts = split_at_bars(said);
+            what = script(parts[0], {parts.begin() + 1, parts.end()});
+        }
+        ++count;
+        for (const policy &p : rules) {
+            const verdict v = ask(p, what);
+            INFO(v.rule);
+            CHECK(v.what == action::deny);
+        }
+    }
+    CHECK(count >= 150);
 }

@@ -921,6 +921,65 @@ TEST_CASE("a refusal, and a wait, are told with their words") {
     CHECK(s.dom0.stream.session_count() == 0);
 }
 
+TEST_CASE("stdin that an operator is to see comes before the command is accepted") {
+    const std::string body(20'000, 'x'); // its CREDIT and that of stdin are told apart
+    running s(make_request(request_kind::script, body, true), false);
+    REQUIRE(s.dom0.requests.size() == 1);
+    CHECK(s.qube.stream.stdin_credit(1) == 0);
+    s.dom0.stream.pend(1, 42, "waiting for approval");
+    s.dom0.stream.collect_stdin(1, 100);
+    carry(s.qube, s.dom0);
+    CHECK(s.qube.stream.stdin_credit(1) == 100);
+    const auto say = [&](std::string_view text) {
+        const auto room = s.qube.stream.prepare_stdin(1);
+        std::copy(text.begin(), text.end(), room.begin());
+        s.qube.stream.commit_stdin(1, text.size());
+        carry(s.qube, s.dom0);
+    };
+    say("hello");
+    CHECK(s.dom0.stdin_seen() == "hello");
+    s.dom0.stream.collect_stdin(1, 5);
+    carry(s.qube, s.dom0);
+    CHECK(s.qube.stream.stdin_credit(1) == 100);
+    CHECK_FALSE(s.qube.stream.accepted(1));
+    say("\n");
+    s.qube.stream.stdin_eof(1);
+    carry(s.qube, s.dom0);
+    CHECK(s.dom0.count(server_kind::stdin_eof) == 1);
+    s.dom0.stream.accept(1, 60, false);
+    carry(s.qube, s.dom0);
+    CHECK(s.qube.stream.accepted(1));
+    CHECK(s.qube.stream.stdin_credit(1) == 0);
+    s.dom0.stream.end(1, {.cause = end_cause::exited});
+    carry(s.qube, s.dom0);
+    CHECK(s.qube.count(client_kind::ended) == 1);
+}
+
+TEST_CASE("I1: stdin is taken for nobody who did not ask for it, nor more than was asked for") {
+    for (const bool live : {false, true}) {
+        CAPTURE(live);
+        running s(make_request(request_kind::exec, {}, live), false);
+        if (live)
+            s.dom0.stream.pend(1, 42, "wait");
+        // A client takes CREDIT only behind PENDING, and for a request with stdin.
+        if (!live) {
+            s.dom0.stream.collect_stdin(1, 100);
+            carry(s.qube, s.dom0);
+            CHECK(s.closed_in_qube() == errc::credit_exceeded);
+            continue;
+        }
+        s.dom0.stream.collect_stdin(1, 4);
+        s.say_to_dom0(frame_type::stdin_data, bytes(5, 'x'));
+        CHECK(s.closed_in_dom0() == errc::credit_exceeded);
+        CHECK(s.dom0.stdin_seen().empty());
+    }
+    running s(make_request(request_kind::exec, {}, true), false);
+    s.dom0.stream.pend(1, 42, "wait");
+    s.dom0.stream.collect_stdin(1, 4);
+    s.say_to_dom0(frame_type::signal, bytes{15});
+    CHECK(s.closed_in_dom0() == errc::unknown_frame);
+}
+
 TEST_CASE("I1: a body swapped, cut or too long never becomes a request") {
     const std::string body(200'000, 'x');
     {

@@ -37,12 +37,25 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
                         gone | IN_CLOSE_WRITE | IN_MOVED_TO) < 0 ||
         watch_directory(out.inotify_.get(), out.files_.running.get(), gone) < 0)
         return host::failed("cannot watch " + base + "/queue", errno);
+    out.publish_results();
     for (const std::string &name : names_in(out.files_.running.get()))
         if (struct stat st {}; is_regular(out.files_.running.get(), name, st))
             if (auto id = command_id::parse(name))
                 out.machine_.stale(*id);
     out.scan(now_ms);
     return out;
+}
+
+// An exit code is whole when its entry is gone.
+void carrier::publish_results() const {
+    for (const std::string &name : names_in(files_.results.get())) {
+        if (!name.starts_with('.') || !name.ends_with(".exit"))
+            continue;
+        const auto id = command_id::parse(std::string_view(name).substr(1, name.size() - 6));
+        if (struct stat st {}; id && is_regular(files_.results.get(), name, st) &&
+                               !is_regular(files_.running.get(), id->text(), st))
+            static_cast<void>(publish(files_.results.get(), name.substr(1)));
+    }
 }
 
 void carrier::scan(std::uint64_t now_ms) {
@@ -254,19 +267,18 @@ void carrier::write_result(const queue_order &order) {
     }
     good = write_file(files_.results.get(), name + ".meta", order.meta) && good;
     for (const char *suffix : {".out", ".err"})
-        good = ::renameat(files_.results.get(), ("." + name + suffix).c_str(), files_.results.get(),
-                          (name + suffix).c_str()) == 0 &&
-               good;
-    // Last: it is what the client waits for.
-    good = write_file(files_.results.get(), name + ".exit",
-                      std::to_string(good ? order.exit_code : 255)) &&
-           good;
-    ::unlinkat(files_.running.get(), name.c_str(), 0);
-    for (const char *suffix : {"", ".auth"})
-        ::unlinkat(files_.pending.get(), (name + suffix).c_str(), 0);
+        good = publish(files_.results.get(), name + suffix) && good;
+    // The exit code appears last, since it is what the client waits for, and when nothing else is
+    // left of the entry. What a crash keeps hidden is published by the next agent.
+    const bool has_exit = write_hidden(files_.results.get(), name + ".exit",
+                                       std::to_string(good ? order.exit_code : 255));
     const unique_fd audit(::openat(files_.base.get(), "audit.log",
                                    O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     good = audit && write_all(audit.get(), order.audit) && good;
+    ::unlinkat(files_.running.get(), name.c_str(), 0);
+    for (const char *suffix : {"", ".auth"})
+        ::unlinkat(files_.pending.get(), (name + suffix).c_str(), 0);
+    good = has_exit && publish(files_.results.get(), name + ".exit") && good;
     entries_.erase(name);
     good ? machine_.done(*order.id) : machine_.failed(*order.id);
 }

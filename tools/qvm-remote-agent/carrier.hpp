@@ -56,6 +56,7 @@ class carrier {
     using entries = std::map<std::string, entry>;
 
     carrier() = default;
+    void publish_results() const;
     void scan(std::uint64_t now_ms);
     void consider(const std::string &id, std::uint64_t now_ms);
     void obey(const queue_order &order, std::uint64_t now_ms);

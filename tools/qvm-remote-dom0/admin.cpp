@@ -27,14 +27,14 @@
 #include <qvmremote/secret.hpp>
 
 #include "../cli.hpp"
+#include "audit_commands.hpp"
 #include "control.hpp"
 #include "helper.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
+#include "policy_files.hpp"
 
 namespace qvmremote::dom0 {
-
-namespace {
 
 int fail_with(const std::string &what) {
     std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
@@ -42,7 +42,6 @@ int fail_with(const std::string &what) {
 }
 int fail_with(const host::failure &why) { return fail_with(why.what); }
 
-// The name of a qube as people type it.
 host::outcome<qube_name> named_qube(std::string_view typed) {
     auto qube = qube_name::parse(typed);
     if (!qube)
@@ -51,12 +50,13 @@ host::outcome<qube_name> named_qube(std::string_view typed) {
     return std::move(*qube);
 }
 
-// Tells a running daemon; none running is no fault.
 void tell_daemon(const paths &where) {
     if (auto answer = ask_daemon(where, "reload"); answer && *answer != "ok\n")
         std::fprintf(stderr, "qvm-remote-dom0: the daemon says: %s",
                      for_terminal(*answer).c_str());
 }
+
+namespace {
 
 // A word typed by the operator, at a terminal or from a pipe.
 bool confirmed(const char *question, std::string_view expected) {
@@ -163,10 +163,10 @@ host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool w
 
 int let_in(const invocation &in, const char *verb, bool listed) {
     static constexpr cli::option table[] = {
-        {'l', "level", "LEVEL", "full is the only one so far"},
+        {'l', "level", "LEVEL", "deny, monitor, read-only, manage or full (full)"},
         {'f', "fetch", nullptr, "read the key in the running qube and ask to confirm it"},
     };
-    std::string level = "full";
+    std::string level_text;
     bool fetch = false;
     std::vector<char *> words{const_cast<char *>("qvm-remote-dom0")};
     words.insert(words.end(), in.arguments.begin(), in.arguments.end());
@@ -177,7 +177,7 @@ int let_in(const invocation &in, const char *verb, bool listed) {
         const int next =
             cli::parse(table, static_cast<int>(words.size() - at + 1), words.data() + at - 1,
                        [&](int key, const char *value) {
-                           key == 'l' ? void(level = value) : void(fetch = true);
+                           key == 'l' ? void(level_text = value) : void(fetch = true);
                            return true;
                        });
         if (next < 0)
@@ -188,13 +188,14 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     }
     if (plain.empty() || plain.size() > 2)
         return fail_with("usage: qvm-remote-dom0 " + std::string(verb) +
-                         " VM [KEY] [--level full] [--fetch]");
+                         " VM [KEY] [--level LEVEL] [--fetch]");
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
-    if (level != "full")
-        return fail_with("level '" + for_terminal(level, 32) +
-                         "' is not built yet: only full is, and it makes the qube dom0");
+    auto level = std::optional(access_level::full);
+    if (!level_text.empty() && !(level = parse_level(level_text)))
+        return fail_with("'" + for_terminal(level_text, 32) +
+                         "' is no level: deny, monitor, read-only, manage or full");
     if (in.where.is_real()) {
         const auto checked =
             run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
@@ -228,7 +229,21 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     }
     if (!key)
         return fail_with(key.error());
-    std::fprintf(stderr, full_warning, qube->text().c_str());
+    // A new key is no new level: who was narrowed stays so until somebody says otherwise.
+    const policy_files policies(in.where.policy());
+    const bool keeps = level_text.empty() && policies.has_level(*qube);
+    if (keeps)
+        std::fprintf(stderr, "qvm-remote-dom0: the level stays as it is; --level changes it\n");
+    else if (*level == access_level::full)
+        std::fprintf(stderr, full_warning, qube->text().c_str());
+    const std::string to = keeps ? "kept" : std::string(name(*level));
+    if (auto recorded = record_admin(in.where, verb, qube->text(),
+                                     "level=" + to + " key=" + key->fingerprint());
+        !recorded)
+        return fail_with("nothing was changed: " + recorded.error().what);
+    if (!keeps)
+        if (auto written = policies.write_level(*qube, *level); !written)
+            return fail_with(written.error());
     if (auto stored = keyring(in.where.keys()).store(*qube, *key); !stored)
         return fail_with(stored.error());
     if (listed)
@@ -240,14 +255,18 @@ int let_in(const invocation &in, const char *verb, bool listed) {
 }
 
 // Whether the key is gone, with a word about it when it is not.
-int shut_out(const invocation &in, const qube_name &qube) {
+int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
     auto removed = keyring(in.where.keys()).remove(qube);
+    const auto forgotten = policy_files(in.where.policy()).remove_level(qube);
     tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
+    if (removed) // a key that is gone is better than a record of it
+        if (auto recorded = record_admin(in.where, verb, qube.text(), {}); !recorded)
+            return fail_with("the key is removed, and that is not recorded: " + recorded.error().what);
     if (!removed)
         return fail_with(removed.error().error_number == ENOENT
                              ? "'" + qube.text() + "' has no key here; see qvm-remote-dom0 keys"
                              : removed.error().what);
-    return 0;
+    return forgotten ? 0 : fail_with(forgotten.error());
 }
 
 constexpr const char *count_queue =
@@ -299,7 +318,7 @@ int revoke(const invocation &in) {
     if (in.arguments.size() != 1)
         return fail_with("usage: qvm-remote-dom0 revoke VM");
     auto qube = named_qube(in.arguments[0]);
-    return qube ? shut_out(in, *qube) : fail_with(qube.error());
+    return qube ? shut_out(in, *qube, "revoke") : fail_with(qube.error());
 }
 
 int disconnect(const invocation &in) {
@@ -309,7 +328,7 @@ int disconnect(const invocation &in) {
     if (!qube)
         return fail_with(qube.error());
     // The key first: whatever else fails, the qube is out.
-    int code = shut_out(in, *qube);
+    int code = shut_out(in, *qube, "disconnect");
     if (auto done = set_listed(in.where, *qube, false); !done)
         code = fail_with(done.error());
     const auto running = run_helper({"qvm-check", "--quiet", "--running", qube->text()}, 4096,
@@ -364,8 +383,9 @@ int keys(const invocation &in) {
     auto qubes = ring.list();
     if (!qubes)
         return fail_with(qubes.error());
+    const auto rules = policy_files(in.where.policy()).load();
     auto out = nlohmann::ordered_json::array();
-    int code = 0;
+    int code = rules ? 0 : fail_with(rules.error());
     for (const qube_name &qube : *qubes) {
         auto key = ring.load(qube);
         if (!key)
@@ -378,16 +398,17 @@ int keys(const invocation &in) {
             ::localtime_r(&seconds, &t.fields);
             when = t.timestamp();
         }
+        const std::string level = rules ? level_word(*rules, qube) : "unusable";
         const std::string fingerprint = key ? key->fingerprint() : "unusable";
         if (json)
             out.push_back({{"qube", qube.text()},
                            {"fingerprint", fingerprint},
-                           {"level", "full"},
+                           {"level", level},
                            {"protocol", 2},
                            {"last_used", last ? nlohmann::ordered_json(when) : nullptr}});
         else
-            std::printf("%-31s %s full 2 %s\n", qube.text().c_str(), fingerprint.c_str(),
-                        when.c_str());
+            std::printf("%-31s %s %s 2 %s\n", qube.text().c_str(), fingerprint.c_str(),
+                        level.c_str(), when.c_str());
     }
     if (json)
         std::printf("%s\n", out.dump(2).c_str());
@@ -431,7 +452,8 @@ int enable(const invocation &in) {
         return fail_with("usage: qvm-remote-dom0 enable");
     std::fprintf(stderr,
                  "This starts qvm-remote-dom0 now and at every boot. Each qube that has a key here can\n"
-                 "then run commands in dom0, as root: such a qube IS dom0, and so is whoever gets into it.\n");
+                 "then run in dom0 what policy allows it. One with level full runs anything, as root: such\n"
+                 "a qube IS dom0, and so is whoever gets into it.\n");
     if (!confirmed("Type yes to go on: ", "yes"))
         return fail_with("not confirmed; nothing was changed");
     return systemctl(in, "enable");

@@ -6,6 +6,10 @@
 
 #include <span>
 #include <string>
+#include <string_view>
+
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/host/failure.hpp>
 
 #include "settings.hpp"
 
@@ -27,5 +31,19 @@ int status(const invocation &);
 int log(const invocation &);
 int enable(const invocation &);
 int disable(const invocation &);
+
+// policy_admin.cpp
+int policy_command(const invocation &);
+int migrate(const invocation &);
+
+// What they share.
+
+/// Says what went wrong; 1.
+int fail_with(const std::string &what);
+int fail_with(const host::failure &why);
+/// The name of a qube as people type it.
+[[nodiscard]] host::outcome<qube_name> named_qube(std::string_view typed);
+/// Tells a running daemon to read again what was changed; none running is no fault.
+void tell_daemon(const paths &where);
 
 } // namespace qvmremote::dom0

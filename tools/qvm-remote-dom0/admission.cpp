@@ -51,18 +51,52 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
     auto qubes = keys_.list();
     if (!qubes)
         return tl::unexpected(qubes.error());
-    policy fresh;
+    served_.clear();
     for (const qube_name &qube : *qubes)
         if (!listed || std::find(listed->begin(), listed->end(), qube) != listed->end())
-            fresh.full.insert(qube.text());
+            served_.insert(qube.text());
         else
             log_.write(log_category::info, "vm=" + qube.text() +
                                                " has a key and is not served: it is not listed in "
                                                "QVM_REMOTE_VMS, or --vm names another");
-    rules_ = std::move(fresh);
     protocols_ = std::move(protocols);
     pinned_.clear(); // a key may have come back as it was before
+
+    auto fresh = policies_.load();
+    policy_trouble_.clear();
+    if (fresh)
+        rules_ = std::move(*fresh);
+    else
+        policy_trouble_ = fresh.error().what;
+    without_rules_.clear();
+    for (const qube_name &qube : *qubes)
+        if (fresh && served_.contains(qube.text()) && !has_rules(rules_, qube))
+            without_rules_.push_back(qube.text());
+    if (!policy_trouble_.empty())
+        log_.write(log_category::error,
+                   "the policy is broken, nothing new is let in: " + for_log(policy_trouble_));
+    for (const std::string &qube : without_rules_)
+        log_.write(log_category::error,
+                   "vm=" + qube + " has a key and no policy, so nothing it asks for runs: "
+                                  "qvm-remote-dom0 migrate, once, or authorize --level");
+    keep_keys(*qubes);
+    key_owner_.clear();
     return {};
+}
+
+std::string admission::level(const qube_name &qube) const { return level_word(rules_, qube); }
+
+// IDs without a time are remembered as long as their key stands; one that cannot be read may.
+void admission::keep_keys(const std::vector<qube_name> &qubes) {
+    std::vector<digest256> marks;
+    for (const qube_name &qube : qubes) {
+        const auto key = keys_.load(qube);
+        if (!key && key.error().error_number != ENOENT)
+            return;
+        if (key)
+            marks.push_back(sha256(key->text()));
+    }
+    records_.keep_keys(std::move(marks));
 }
 
 bool admission::may_log_failure(std::uint64_t now_ms) {
@@ -102,15 +136,21 @@ void admission::log_failure(const peer &from, std::string_view id, errc why,
     record_refusal(from, nullptr, {why, {}});
 }
 
-std::optional<errc> admission::take_id(const peer &from, const command_id &id) {
+std::optional<refusal> admission::take_id(const peer &from, const command_id &id,
+                                          const digest256 &key_mark) {
     // An ID outlives its memory only if it shows its age.
     if (const auto claimed = id.claimed_time()) {
         const std::int64_t off = *claimed - host::local_time::now().seconds;
         if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
-            return errc::id_outdated;
+            return refusal{errc::id_outdated, {}};
     }
-    if (!records_.reserve(from.name, id))
-        return errc::id_used;
+    if (!records_.has_room(from.name))
+        return refusal{errc::busy, "this qube has used up what a day allows it of dom0's audit log; "
+                                   "some of it comes back every minute"};
+    if (!records_.reserve(from.name, id, key_mark))
+        return refusal{errc::id_used, records_.is_outcome_unknown(from.name, id)
+                                          ? "dom0 ended while it ran: outcome unknown"
+                                          : ""};
     return std::nullopt;
 }
 
@@ -146,14 +186,14 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
 
     const envelope &what = *checked->header;
     const digest256 mark = sha256(keys[checked->key_index].text());
-    const auto refuse = [&](errc why) {
-        stream.refuse(event.session, why, {});
-        record_refusal(from, &what, {why, {}});
-        return fail(why);
+    const auto refuse = [&](const refusal &why) {
+        stream.refuse(event.session, why.reason, why.text);
+        record_refusal(from, &what, why);
+        return fail(why.reason);
     };
     if (!accepts(from, what.protocol, mark))
-        return refuse(errc::bad_version);
-    if (const auto why = take_id(from, *what.id))
+        return refuse({errc::bad_version, {}});
+    if (const auto why = take_id(from, *what.id, mark))
         return refuse(*why);
     return candidate{std::move(checked->header), mark};
 }
@@ -177,22 +217,65 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
         return refuse({errc::protocol_retired, {}});
     if (length > limits::command)
         return refuse({errc::command_too_large, "oversized (" + std::to_string(length) + " bytes)"});
-    if (const auto why = take_id(from, id))
-        return refuse({*why, {}});
+    if (auto why = take_id(from, id, mark))
+        return refuse(std::move(*why));
     return candidate{std::move(checked->header), mark};
 }
 
+std::optional<refusal> admission::shut(const qube_name &qube) const {
+    if (!policy_trouble_.empty())
+        return refusal{errc::denied, "dom0's policy is broken; qvm-remote-dom0 status there says where"};
+    if (!served_.contains(qube.text()))
+        return refusal{errc::denied, "dom0 does not serve this qube"};
+    if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) != without_rules_.end())
+        return refusal{errc::denied, "dom0 has no policy for this qube; in dom0: qvm-remote-dom0 migrate"};
+    return std::nullopt;
+}
+
 verdict admission::ask(const peer &from, const envelope &what) const {
-    return decide(from, what, rules_, grants{}, host::local_time::now().seconds);
+    return decide(from, what, rules_, grants_, host::boottime_ms());
+}
+
+std::optional<refusal> admission::hopeless(const peer &from, const envelope &what) const {
+    if (auto closed = shut(from.name))
+        return closed;
+    verdict said;
+    if (what.protocol == 1 || rules_.uses_tags()) // the text, or the tags, are not here yet
+        said = could_allow(from, rules_);
+    else
+        said = ask(from, what);
+    if (said.what != policy_action::deny)
+        return std::nullopt;
+    return refusal{said.reason, said.why, said.rule};
 }
 
 void admission::admit(const peer &from, verified<request> what, answer tell) {
+    peer known = from;
+    if (!rules_.uses_tags())
+        return decide_and_start(std::move(known), std::move(what), std::move(tell));
+    if (const known_tags *tags = tags_.fresh(from.name, host::boottime_ms())) {
+        known.tags = *tags;
+        return decide_and_start(std::move(known), std::move(what), std::move(tell));
+    }
+    tags_.ask(from.name, [this, known = std::move(known), what = std::move(what),
+                          tell = std::move(tell)](known_tags tags) mutable {
+        known.tags = std::move(tags);
+        decide_and_start(std::move(known), std::move(what), std::move(tell));
+    });
+}
+
+void admission::decide_and_start(peer from, verified<request> what, answer tell) {
     const envelope &header = what->header;
-    verdict said = ask(from, header);
-    if (!said.allowed()) {
-        const refusal why{said.reason, said.rule};
-        abandon(from, header, why);
-        tell(tl::unexpected(why));
+    auto why = shut(from.name);
+    verdict said;
+    if (!why) {
+        said = ask(from, header);
+        if (!said.allowed())
+            why = refusal{said.reason, said.why, said.rule, said.what};
+    }
+    if (why) {
+        abandon(from, header, *why);
+        tell(tl::unexpected(*why));
         return;
     }
     journal_entry entry;
@@ -202,16 +285,18 @@ void admission::admit(const peer &from, verified<request> what, answer tell) {
     describe(header, entry);
     entry.verdict = name(said.what);
     entry.rule = said.rule;
-    records_.start(std::move(entry), [this, from, what = std::move(what), tell = std::move(tell)](
+    entry.timeout_s = said.how.timeout_s;
+    records_.start(std::move(entry), [this, from, what = std::move(what), how = std::move(said.how),
+                                      tell = std::move(tell)](
                                          std::optional<std::uint64_t> serial) mutable {
         if (!serial) {
             records_.release(from.name, *what->header.id);
             log_.write(log_category::error,
                        subject(from, what->header) + " " + for_log(records_.trouble()));
-            tell(tl::unexpected(refusal{errc::not_recorded, {}}));
+            tell(tl::unexpected(refusal{errc::not_recorded, for_log(records_.trouble())}));
             return;
         }
-        tell(admitted(std::move(what), from, *serial));
+        tell(admitted(std::move(what), from, std::move(how), *serial));
     });
 }
 
@@ -238,9 +323,11 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
     entry.transport = from.transport;
     if (what) {
         describe(*what, entry);
-        entry.verdict = name(verdict::action::deny);
+        entry.verdict = name(why.said);
+        entry.rule = why.rule;
         log_.write(log_category::reject, subject(from, *what) + " " + std::string(name(why.reason)) +
-                                             (why.text.empty() ? "" : " " + for_log(why.text)));
+                                             (why.text.empty() ? "" : " " + for_log(why.text)) +
+                                             (why.rule.empty() ? "" : " (" + for_log(why.rule) + ")"));
     }
     entry.reason = name(why.reason);
     records_.note(std::move(entry));

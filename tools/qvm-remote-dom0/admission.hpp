@@ -8,15 +8,21 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include <qvmremote/policy.hpp>
 #include <qvmremote/session.hpp>
 #include <qvmremote/token.hpp>
 
+#include "containment.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
+#include "policy_files.hpp"
+#include "tags.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -27,14 +33,26 @@ public:
     [[nodiscard]] const envelope &request() const noexcept { return request_->header; }
     [[nodiscard]] const peer &from() const noexcept { return from_; }
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
+    /// How it runs: never otherwise than this, whatever the request says.
+    [[nodiscard]] const run_terms &terms() const noexcept { return terms_; }
+    /// Within which it runs, by policy: the same in the executor's words. A dedicated account is a
+    /// bound only where sudo and its like give it nothing; under full access none is meant to be.
+    [[nodiscard]] containment bounds() const {
+        return {.user = terms_.user.empty() ? std::nullopt : std::optional(terms_.user),
+                .most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
+                .output_bytes = terms_.output.value_or(0),
+                .no_new_privs = !terms_.full && !terms_.user.empty()};
+    }
 
 private:
     friend class admission;
-    admitted(verified<qvmremote::request> request, peer from, std::uint64_t serial)
-        : request_(std::move(request)), from_(std::move(from)), serial_(serial) {}
+    admitted(verified<qvmremote::request> request, peer from, run_terms terms, std::uint64_t serial)
+        : request_(std::move(request)), from_(std::move(from)), terms_(std::move(terms)),
+          serial_(serial) {}
 
     verified<qvmremote::request> request_;
     peer from_;
+    run_terms terms_;
     std::uint64_t serial_;
 };
 
@@ -42,6 +60,8 @@ private:
 struct refusal {
     errc reason;
     std::string text; ///< words of dom0's for the client; may be empty
+    std::string rule = {};                            ///< of policy, for the records alone
+    policy_action said = policy_action::deny;
 };
 
 /// A header that verified, and the mark of the key that did it.
@@ -52,12 +72,14 @@ struct candidate {
 
 class admission {
 public:
-    admission(const keyring &keys, journal &records, event_log &log)
-        : keys_(keys), records_(records), log_(log) {}
+    admission(const keyring &keys, const policy_files &policies, tag_source &tags, journal &records,
+              event_log &log)
+        : keys_(keys), policies_(policies), tags_(tags), records_(records), log_(log) {}
 
-    /// Learns anew who may do what: at start and whenever keys or policy were changed. A qube with a
-    /// key has full access; when there is a list (QVM_REMOTE_VMS, --vm), only those on it have.
-    /// `protocols` is QVM_REMOTE_PROTOCOL: auto, 1, 2 or both, in all and per qube.
+    /// Learns anew who may do what: at start and whenever keys or policy were changed. Who has a key
+    /// is served; when there is a list (QVM_REMOTE_VMS, --vm), only those on it are. `protocols` is
+    /// QVM_REMOTE_PROTOCOL: auto, 1, 2 or both, in all and per qube. A policy that cannot be read is
+    /// no failure here: what runs goes on, and trouble() says why nothing new is let in.
     [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed,
                                              std::string protocols);
 
@@ -73,8 +95,15 @@ public:
     check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
                 std::uint64_t length, std::uint64_t now_ms);
 
-    /// What the policy says of a request; asked again, by admit, when it is whole.
-    [[nodiscard]] verdict ask(const peer &from, const envelope &what) const;
+    /// Why the policy is not in force, as lines for people; empty when all is well. Behind the first
+    /// kind nothing is let in, behind the second nothing of the qubes named.
+    [[nodiscard]] std::string trouble() const { return policy_trouble_; }
+    [[nodiscard]] const std::vector<std::string> &without_rules() const { return without_rules_; }
+    /// The level of a qube, in a word.
+    [[nodiscard]] std::string level(const qube_name &qube) const;
+
+    /// Why a request will not run, where that is sure before it is whole; admit asks again.
+    [[nodiscard]] std::optional<refusal> hopeless(const peer &from, const envelope &what) const;
 
     /// Second half: decides, writes START and, when that is durable, hands over what may run. Calls
     /// `tell` on the loop, at once or later.
@@ -91,18 +120,29 @@ public:
     [[nodiscard]] bool still_stands(const qube_name &qube, const digest256 &key_mark) const;
 
 private:
+    [[nodiscard]] std::optional<refusal> shut(const qube_name &qube) const;
+    [[nodiscard]] verdict ask(const peer &from, const envelope &what) const;
+    void decide_and_start(peer from, verified<request> what, answer tell);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
     [[nodiscard]] const host::outcome<secret> &key_of(const qube_name &qube, std::uint64_t now_ms);
     void log_failure(const peer &from, std::string_view id, errc why,
                      const host::outcome<secret> &key, std::uint64_t now_ms);
-    [[nodiscard]] std::optional<errc> take_id(const peer &from, const command_id &id);
+    [[nodiscard]] std::optional<refusal> take_id(const peer &from, const command_id &id,
+                                                 const digest256 &key_mark);
+    void keep_keys(const std::vector<qube_name> &qubes);
     [[nodiscard]] bool accepts(const peer &from, std::uint32_t protocol, const digest256 &mark);
 
     const keyring &keys_;
+    const policy_files &policies_;
+    tag_source &tags_;
     journal &records_;
     event_log &log_;
-    policy rules_;
+    policy rules_; // the last good one
+    grants grants_;
+    std::string policy_trouble_;
+    std::set<std::string, std::less<>> served_;
+    std::vector<std::string> without_rules_; // those of the served that no rule is about
     std::string protocols_ = "auto";
     std::map<std::string, digest256> pinned_; // what is known to be on disk
 

@@ -217,8 +217,8 @@ void connection::close() {
         on_closed(sessions_.begin()->first, errc::session_over);
     if (queue_)
         queue_->close();
-    parts_.connections.erase(self);
     parts_.something_ended();
+    parts_.connections.erase(self);
 }
 
 void connection::handle(const server_event &event, std::uint64_t now_ms) {
@@ -279,20 +279,21 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
             count_failure(now_ms);
         return;
     }
+    was_asked_ = true;
     const std::uint32_t number = event.session;
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();
     const request_kind kind = what.kind;
     if (sessions_.empty())
         parts_.keep_alive_changed();
-    const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, {}}).first;
+    const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, false, {}}).first;
     if (kind == request_kind::ping || kind == request_kind::status) {
         answer_directly(number, *at->second.asked.header);
         return;
     }
     // What no slot would change is said at once.
-    if (const verdict said = parts_.admission.ask(from_, *at->second.asked.header); !said.allowed())
-        return give_up(number, {said.reason, said.rule});
+    if (const auto why = parts_.admission.hopeless(from_, *at->second.asked.header))
+        return give_up(number, *why);
     // Beside what waits and runs: commands that have ended and whose output nobody reads.
     if (sessions_.size() > limits::waiting_per_qube + limits::running_per_qube)
         return give_up(number, {errc::busy, {}});
@@ -343,6 +344,10 @@ void connection::on_admitted(std::uint32_t number, tl::expected<admitted, refusa
     }
     session &s = at->second;
     s.admitting = false;
+    if (answer && s.revoked) {
+        parts_.admission.not_run(*answer);
+        answer = tl::unexpected(refusal{errc::key_revoked, {}});
+    }
     if (!answer) {
         stream_.refuse(number, answer.error().reason, answer.error().text);
         sessions_.erase(at);
@@ -364,7 +369,7 @@ void connection::answer_directly(std::uint32_t number, const envelope &what) {
     if (what.kind == request_kind::status) {
         const std::string text =
             "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
-            "\nlevel: full\nrunning: " +
+            "\nlevel: " + parts_.admission.level(from_.name) + "\nrunning: " +
             std::to_string(parts_.scheduler.running(from_.name.text())) +
             "\nwaiting: " + std::to_string(parts_.scheduler.waiting(from_.name.text())) + "\n";
         const auto room = stream_.prepare_output(number, text.size());
@@ -446,7 +451,9 @@ void connection::recheck_keys() {
         session &s = sessions_.at(number);
         if (s.running)
             s.running->cancel(errc::key_revoked);
-        else if (!s.admitting)
+        else if (s.admitting)
+            s.revoked = true;
+        else
             give_up(number, {errc::key_revoked, {}});
     }
     if (queue_)

@@ -47,10 +47,14 @@ public:
     /// When keep_alive has something to do; UINT64_MAX while the stream is idle and has answered.
     [[nodiscard]] std::uint64_t keep_alive_due() const;
 
-    /// Nothing is going on: no session, no entry, and the carrier's queue is empty.
+    /// Nothing is going on and nothing waits in the qube: its carrier says that the queue is empty, or
+    /// there is none and the client has gone.
     [[nodiscard]] bool is_done() const {
-        return session_count() == 0 && queue_ && queue_->size() == 0 && queue_->said_idle();
+        if (queue_)
+            return session_count() == 0 && queue_->size() == 0 && queue_->said_idle();
+        return closed_ && was_asked_;
     }
+    [[nodiscard]] bool is_closed() const noexcept { return closed_; }
 
     /// A token did not verify. A stream with very many of them is read slowly: each costs us more
     /// than it costs its sender.
@@ -70,6 +74,7 @@ private:
         candidate asked;
         std::optional<slot> turn;
         bool admitting = false; // START is on its way to the disk
+        bool revoked = false;   // and the key went meanwhile
         std::shared_ptr<execution> running;
     };
 
@@ -98,6 +103,7 @@ private:
     bool reading_ = false;
     bool writing_ = false;
     bool closed_ = false;
+    bool was_asked_ = false; // a request has verified
 };
 
 } // namespace qvmremote::dom0

@@ -4,7 +4,10 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 
+#include <grp.h>
+#include <pwd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -24,48 +27,82 @@ namespace {
 
 constexpr std::size_t longest_request = 256;
 constexpr std::size_t longest_answer = 1024 * 1024;
-constexpr int answer_seconds = 10;
+constexpr int patience_seconds = 10; // to send a request, and to take an answer
+constexpr std::size_t most_exchanges = 64;
+constexpr const char *operators = "qubes"; // the group
 
 using socket_type = boost::asio::local::stream_protocol::socket;
 
+bool is_operator(uid_t uid) {
+    const group *const members = ::getgrnam(operators);
+    const passwd *const who = members ? ::getpwuid(uid) : nullptr;
+    if (!who)
+        return false;
+    if (who->pw_gid == members->gr_gid)
+        return true;
+    for (char *const *name = members->gr_mem; *name; ++name)
+        if (std::strcmp(*name, who->pw_name) == 0)
+            return true;
+    return false;
+}
+
+std::optional<requester> who_asks(int fd) {
+    ucred who{};
+    socklen_t length = sizeof who;
+    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0)
+        return std::nullopt;
+    const requester out{who.uid, who.pid};
+    return out.is_root() || is_operator(out.uid) ? std::optional(out) : std::nullopt;
+}
+
+} // namespace
+
 // One request and its answer; ends by itself when the other end dawdles.
-struct exchange : std::enable_shared_from_this<exchange> {
-    exchange(socket_type s, const control_server::handler &h)
-        : socket(std::move(s)), timer(socket.get_executor()), answer(h) {}
+struct control_server::exchange : std::enable_shared_from_this<exchange> {
+    exchange(control_server &of, socket_type s, requester w)
+        : answer(of.answer_), open(of.open_), socket(std::move(s)), timer(socket.get_executor()),
+          who(w) {
+        ++*open;
+    }
+    ~exchange() { --*open; }
 
     void run() {
-        timer.expires_after(std::chrono::seconds(answer_seconds));
+        limit();
+        boost::asio::async_read_until(
+            socket, boost::asio::dynamic_buffer(text, longest_request), '\n',
+            [self = shared_from_this()](boost::system::error_code ec, std::size_t n) {
+                self->timer.cancel();
+                if (ec)
+                    return;
+                self->answer(std::string_view(self->text).substr(0, n - 1), self->who,
+                                     [self](std::string answer) { self->send(std::move(answer)); });
+            });
+    }
+
+  private:
+    void limit() {
+        timer.expires_after(std::chrono::seconds(patience_seconds));
         timer.async_wait([self = weak_from_this()](boost::system::error_code ec) {
             boost::system::error_code ignored;
             if (const auto alive = self.lock(); alive && !ec)
                 alive->socket.close(ignored);
         });
-        boost::asio::async_read_until(
-            socket, boost::asio::dynamic_buffer(text, longest_request), '\n',
-            [self = shared_from_this()](boost::system::error_code ec, std::size_t n) {
-                if (ec)
-                    return;
-                self->text = self->answer(std::string_view(self->text).substr(0, n - 1));
-                boost::asio::async_write(
-                    self->socket, boost::asio::buffer(self->text),
-                    [self](boost::system::error_code, std::size_t) { self->timer.cancel(); });
-            });
+    }
+    void send(std::string answer) {
+        answer_text = std::move(answer);
+        limit();
+        boost::asio::async_write(socket, boost::asio::buffer(answer_text),
+                                 [self = shared_from_this()](boost::system::error_code,
+                                                             std::size_t) { self->timer.cancel(); });
     }
 
+    const handler &answer; // the server's, which lives as long as the loop runs
+    std::shared_ptr<std::size_t> open;
     socket_type socket;
     boost::asio::steady_timer timer;
-    const control_server::handler &answer;
-    std::string text;
+    requester who;
+    std::string text, answer_text;
 };
-
-bool may_ask(int fd) {
-    ucred who{};
-    socklen_t length = sizeof who;
-    return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) == 0 &&
-           (who.uid == 0 || who.uid == ::geteuid());
-}
-
-} // namespace
 
 control_server::control_server(boost::asio::io_context &loop, std::string path, handler answer)
     : path_(std::move(path)), answer_(std::move(answer)), acceptor_(loop) {}
@@ -86,6 +123,10 @@ control_server::open(boost::asio::io_context &loop, const paths &where, handler 
         const mode_t before = ::umask(0177);
         out->acceptor_.bind(endpoint, ec);
         ::umask(before);
+        // Then for the operators, where there are any.
+        if (const group *const members = ec ? nullptr : ::getgrnam(operators);
+            members && ::chown(path.c_str(), static_cast<uid_t>(-1), members->gr_gid) == 0)
+            ::chmod(path.c_str(), 0660);
     }
     if (!ec)
         out->acceptor_.listen(16, ec);
@@ -99,29 +140,49 @@ void control_server::accept() {
     acceptor_.async_accept([this](boost::system::error_code ec, socket_type socket) {
         if (ec)
             return;
-        if (may_ask(socket.native_handle()))
-            std::make_shared<exchange>(std::move(socket), answer_)->run();
+        if (const auto who = who_asks(socket.native_handle()); who && *open_ < most_exchanges)
+            std::make_shared<exchange>(*this, std::move(socket), *who)->run();
         accept();
     });
 }
 
-host::outcome<std::string> ask_daemon(const paths &where, std::string_view request) {
+namespace {
+
+host::outcome<host::unique_fd> connect_to_daemon(const paths &where) {
     sockaddr_un address{};
     const std::string path = where.control_socket();
     if (path.size() >= sizeof address.sun_path)
         return host::failed("the path " + path + " is too long for a socket: use a shorter --root");
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path, path.c_str(), path.size());
-    const host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const timeval limit{answer_seconds, 0};
-    ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
         return host::failed("no daemon answers at " + path, errno);
+    return fd;
+}
+
+} // namespace
+
+host::outcome<std::string> ask_daemon(const paths &where, std::string_view request, int seconds) {
+    const auto fd = connect_to_daemon(where);
+    if (!fd)
+        return tl::unexpected(fd.error());
+    const timeval limit{seconds, 0};
+    ::setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     const std::string line = std::string(request) + "\n";
-    if (::send(fd.get(), line.data(), line.size(), MSG_NOSIGNAL) !=
+    if (::send(fd->get(), line.data(), line.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(line.size()))
         return host::failed("the daemon does not listen", errno);
-    return host::read_all(fd.get(), longest_answer);
+    return host::read_all(fd->get(), longest_answer);
+}
+
+std::optional<pid_t> daemon_pid(const paths &where) {
+    const auto fd = connect_to_daemon(where);
+    ucred who{};
+    socklen_t length = sizeof who;
+    if (!fd || ::getsockopt(fd->get(), SOL_SOCKET, SO_PEERCRED, &who, &length) != 0 || who.pid <= 0)
+        return std::nullopt;
+    return who.pid;
 }
 
 } // namespace qvmremote::dom0

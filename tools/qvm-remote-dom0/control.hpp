@@ -6,8 +6,12 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
@@ -18,26 +22,47 @@
 
 namespace qvmremote::dom0 {
 
-/// Answers root and the daemon's own user, and nobody else: who connects is what the kernel says
-/// (SO_PEERCRED).
+/// Who asks, as the kernel has it (SO_PEERCRED).
+struct requester {
+    uid_t uid;
+    pid_t pid;
+
+    [[nodiscard]] bool is_root() const noexcept { return uid == 0 || uid == ::geteuid(); }
+};
+
+/// Answers root, the daemon's own user and operators: dom0's desktop users, the members of group
+/// qubes. Who may ask what is the handler's business.
 class control_server {
 public:
-    using handler = std::function<std::string(std::string_view request)>;
+    /// Called once, at once or later.
+    using reply = std::function<void(std::string)>;
+    using handler = std::function<void(std::string_view request, const requester &, reply)>;
 
     [[nodiscard]] static host::outcome<std::unique_ptr<control_server>>
     open(boost::asio::io_context &loop, const paths &where, handler answer);
     ~control_server();
 
 private:
+    struct exchange;
+
     control_server(boost::asio::io_context &loop, std::string path, handler answer);
     void accept();
 
     std::string path_;
     handler answer_;
+    // How many exchanges there are: those who wait long are not to use up descriptors. They may
+    // outlive this.
+    std::shared_ptr<std::size_t> open_ = std::make_shared<std::size_t>(0);
     boost::asio::local::stream_protocol::acceptor acceptor_;
 };
 
-/// Asks the running daemon. error_number is ENOENT or ECONNREFUSED when none runs.
-[[nodiscard]] host::outcome<std::string> ask_daemon(const paths &where, std::string_view request);
+/// Asks the running daemon. error_number is ENOENT or ECONNREFUSED when none runs, EAGAIN when it has
+/// not answered for `seconds`.
+[[nodiscard]] host::outcome<std::string> ask_daemon(const paths &where, std::string_view request,
+                                                    int seconds = 10);
+
+/// The process that listens there, as the kernel has it, whether or not it answers; nothing when
+/// there is none.
+[[nodiscard]] std::optional<pid_t> daemon_pid(const paths &where);
 
 } // namespace qvmremote::dom0

@@ -8,7 +8,6 @@
 #include <cstdlib>
 
 #include <fcntl.h>
-#include <pwd.h>
 #include <sys/file.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -25,7 +24,10 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "account.hpp"
 #include "admission.hpp"
+#include "audit_commands.hpp"
+#include "cgroups.hpp"
 #include "connection.hpp"
 #include "control.hpp"
 #include "execution.hpp"
@@ -34,6 +36,7 @@
 #include "keyring.hpp"
 #include "log.hpp"
 #include "notify.hpp"
+#include "panic.hpp"
 #include "service.hpp"
 
 namespace qvmremote::dom0 {
@@ -61,9 +64,9 @@ struct way_in {
 
 class daemon {
 public:
-    daemon(const daemon_options &options, warden children)
-        : options_(options), children_(std::move(children)), loop_(1),
-          keys_(options.where.keys()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
+    daemon(const daemon_options &options, const cgroup_home &home, warden children)
+        : options_(options), home_(home), children_(std::move(children)), loop_(1),
+          keys_(options.where.keys()), policies_(options.where.policy()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
           keep_alive_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
           watchdog_timer_(loop_), once_timer_(loop_) {}
 
@@ -78,6 +81,7 @@ public:
         loop_.run();
         log_->write(log_category::info, "shutting down");
         // In this order: what runs reports to the records.
+        tags_.reset();
         parts_->executions.clear();
         parts_->connections.clear();
         records_.reset();
@@ -107,15 +111,20 @@ private:
         if (!log)
             return tl::unexpected(log.error());
         log_.emplace(std::move(*log));
-        auto records = journal::open(options_.where, [this](std::function<void()> work) {
+        auto records = journal::open(options_.where, settings_.audit, [this](std::function<void()> work) {
             boost::asio::post(loop_, std::move(work));
         });
         if (!records)
             return tl::unexpected(records.error());
         records_ = std::move(*records);
-        admission_.emplace(keys_, *records_, *log_);
+        tags_ = std::make_unique<tag_source>(
+            tag_origin::of(settings_, options_.where),
+            [this](std::function<void()> work) { boost::asio::post(loop_, std::move(work)); });
+        admission_.emplace(keys_, policies_, *tags_, *records_, *log_);
         if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             return loaded;
+        if (const std::string trouble = policy_trouble(); !trouble.empty())
+            std::fputs(trouble.c_str(), stderr);
         parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, children_);
         parts_->dry_run = options_.dry_run;
         parts_->reschedule = [this] { reschedule(); };
@@ -152,7 +161,10 @@ private:
         watch_warden();
 
         auto control = control_server::open(
-            loop_, options_.where, [this](std::string_view request) { return answer(request); });
+            loop_, options_.where,
+            [this](std::string_view request, const requester &who, control_server::reply tell) {
+                answer(request, who, std::move(tell));
+            });
         if (!control)
             return tl::unexpected(control.error());
         control_ = std::move(*control);
@@ -190,14 +202,10 @@ private:
     }
 
     void find_account() {
-        const passwd *const who = ::getpwuid(::geteuid());
-        const auto text = [](const char *value, const char *otherwise) {
-            return std::string(value && *value ? value : otherwise);
-        };
-        parts_->user = text(who ? who->pw_name : nullptr, "root");
-        parts_->home = text(who ? who->pw_dir : nullptr, "/");
-        parts_->shell = text(who ? who->pw_shell : nullptr, "/bin/bash");
-        parts_->language = text(std::getenv("LANG"), "C.UTF-8");
+        parts_->self = own_account();
+        const char *const language = std::getenv("LANG");
+        parts_->language = language && *language ? language : "C.UTF-8";
+        parts_->ceiling = settings_.ceiling;
     }
 
     void report_settings() {
@@ -354,14 +362,14 @@ private:
         const bool idle = parts_->executions.empty();
         if (parts_->draining && idle)
             loop_.stop();
-        if (!options_.once || !idle || !served_)
+        if (!options_.once)
             return;
-        bool done = true;
+        bool done = idle && served_;
         for (const auto &c : parts_->connections)
             if (c->is_done())
                 expected_.erase(c->from().name.text());
             else
-                done = false;
+                done = done && c->is_closed();
         if (done && expected_.empty())
             loop_.stop();
     }
@@ -403,12 +411,16 @@ private:
                     }))
                     problem = "another transport is configured: restart the daemon for it";
             settings_ = std::move(*read);
+            parts_->ceiling = settings_.ceiling;
             report_settings();
+            tags_->forget(tag_origin::of(settings_, options_.where));
         }
         if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             problem = loaded.error().what;
         else if (auto told = tell_peers(); !told)
             problem = told.error().what;
+        if (problem.empty())
+            problem = admission_->trouble();
         // Whatever else went wrong, a key that is gone ends its sessions.
         const auto all = parts_->connections;
         for (const auto &c : all)
@@ -417,7 +429,7 @@ private:
             else
                 c->close();
         log_->write(problem.empty() ? log_category::info : log_category::error,
-                    problem.empty() ? "configuration and keys read again" : for_log(problem));
+                    problem.empty() ? "configuration, keys and policy read again" : for_log(problem));
         return problem;
     }
 
@@ -516,27 +528,81 @@ private:
         return std::string(settings_.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
     }
 
-    std::string answer(std::string_view request) {
-        if (request == "status")
-            return status();
-        if (request == "reload") {
-            const std::string problem = reload();
-            return problem.empty() ? "ok\n" : for_terminal(problem) + "\n";
-        }
-        return "unknown request\n";
+    // All that the control socket takes: what is not here is refused.
+    void answer(std::string_view request, const requester &who, control_server::reply tell) {
+        struct verb {
+            std::string_view name;
+            bool is_for_operators; // not for root alone
+            void (daemon::*run)(std::string_view request, const requester &, control_server::reply);
+        };
+        static constexpr verb verbs[] = {
+            {"status", true, &daemon::on_status},
+            {"reload", false, &daemon::on_reload},
+            {"panic", true, &daemon::on_panic},
+            {"audit", false, &daemon::on_audit},
+            {"admin", false, &daemon::on_audit},
+        };
+        const std::string_view name = request.substr(0, request.find_first_of(" \t"));
+        const auto at = std::find_if(std::begin(verbs), std::end(verbs),
+                                     [&](const verb &v) { return v.name == name; });
+        if (at == std::end(verbs))
+            return tell("unknown request\n");
+        if (!who.is_root() && !at->is_for_operators)
+            return tell("only root may " + std::string(name) + "\n");
+        (this->*at->run)(request, who, std::move(tell));
+    }
+
+    void on_status(std::string_view, const requester &, control_server::reply tell) {
+        tell(status());
+    }
+    void on_reload(std::string_view, const requester &, control_server::reply tell) {
+        const std::string problem = reload();
+        tell(problem.empty() ? "ok\n" : for_terminal(problem) + "\n");
+    }
+    void on_audit(std::string_view request, const requester &, control_server::reply tell) {
+        tell(answer_audit(request, *records_).value_or("unknown request\n"));
+    }
+    // The mark first. Then nothing that runs is given time to end.
+    void on_panic(std::string_view, const requester &who, control_server::reply tell) {
+        const auto marked = set_panic(options_.where, host::local_time::now().timestamp() +
+                                                          " by uid " + std::to_string(who.uid));
+        log_->write(log_category::error, "panic, by uid " + std::to_string(who.uid) +
+                                             ": everything ends, nothing new is let in");
+        const auto executions = parts_->executions;
+        for (const auto &e : executions)
+            e->cancel(errc::panicked);
+        const auto connections = parts_->connections;
+        for (const auto &c : connections)
+            c->refuse_waiting(errc::panicked);
+        tell(marked ? "ok\n" : for_terminal(marked.error().what) + "\n");
+    }
+
+    // One line each, for status and stderr.
+    std::string policy_trouble() const {
+        std::string out;
+        if (const std::string broken = admission_->trouble(); !broken.empty())
+            out += "policy: broken, nothing new is let in: " + for_terminal(broken) + "\n";
+        for (const std::string &qube : admission_->without_rules())
+            out += "policy: " + qube +
+                   " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
+        return out;
     }
 
     std::string status() const {
         std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
                           "\ntransport: " + ways_text() +
                           "\nstreams: " + std::to_string(parts_->connections.size()) +
-                          "\nrunning: " + std::to_string(parts_->executions.size()) + "\n";
+                          "\nrunning: " + std::to_string(parts_->executions.size()) +
+                          "\ncontainment: " + for_terminal(home_.describe()) + "\n";
         if (options_.dry_run)
             out += "dry-run: nothing is run\n";
         if (parts_->draining)
             out += "draining: ends when what runs has ended\n";
+        if (is_panic(options_.where))
+            out += "panic: nothing runs before qvm-remote-dom0 resume\n";
         if (const std::string trouble = records_->trouble(); !trouble.empty())
             out += "trouble: " + for_terminal(trouble) + "\n";
+        out += policy_trouble();
         std::set<std::string> qubes;
         for (const auto &c : parts_->connections)
             qubes.insert(c->from().name.text());
@@ -563,13 +629,16 @@ private:
     }
 
     daemon_options options_;
+    const cgroup_home &home_;
     warden children_;
     boost::asio::io_context loop_;
     host::unique_fd lock_;
     settings settings_;
     keyring keys_;
+    policy_files policies_;
     std::optional<event_log> log_;
     std::unique_ptr<journal> records_;
+    std::unique_ptr<tag_source> tags_;
     std::optional<admission> admission_;
     std::shared_ptr<service> parts_;
     std::vector<std::unique_ptr<way_in>> ways_;
@@ -587,9 +656,9 @@ private:
 
 } // namespace
 
-int run_daemon(const daemon_options &options, warden children) {
+int run_daemon(const daemon_options &options, const cgroup_home &home, warden children) {
     ::signal(SIGPIPE, SIG_IGN);
-    auto code = daemon(options, std::move(children)).run();
+    auto code = daemon(options, home, std::move(children)).run();
     if (!code) {
         std::fprintf(stderr, "qvm-remote-dom0: %s\n", code.error().what.c_str());
         return 1;

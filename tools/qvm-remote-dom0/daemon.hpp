@@ -24,6 +24,6 @@ struct daemon_options {
 };
 
 /// Runs until it is told to end; returns the exit code. `children` was started before any thread.
-[[nodiscard]] int run_daemon(const daemon_options &options, warden children);
+[[nodiscard]] int run_daemon(const daemon_options &options, const cgroup_home &home, warden children);
 
 } // namespace qvmremote::dom0

@@ -166,9 +166,8 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
     const auto at = entries_.emplace(id.text(), entry{std::move(*asked), {}, false, {}}).first;
     if (parts_.draining)
         return postpone(at);
-    if (const verdict said = parts_.admission.ask(owner_.from(), *at->second.asked.header);
-        !said.allowed())
-        return give_up(at, {said.reason, said.rule});
+    if (const auto why = parts_.admission.hopeless(owner_.from(), *at->second.asked.header))
+        return give_up(at, *why);
     const bool queued = parts_.scheduler.submit(
         owner_.from().name.text(), sizeof(entry),
         [self = owner_.weak_from_this(), this, key = id.text()] {
@@ -217,6 +216,10 @@ void entry_queue::on_admitted(const command_id &id, tl::expected<admitted, refus
         return;
     }
     at->second.admitting = false;
+    if (answer && at->second.revoked) {
+        parts_.admission.not_run(*answer);
+        answer = tl::unexpected(refusal{errc::key_revoked, {}});
+    }
     if (!answer) {
         entries_.erase(at);
         finish_refused(id, answer.error());
@@ -293,7 +296,9 @@ void entry_queue::recheck_keys() {
             continue; // the stream broke over the last answer
         if (at->second.running)
             at->second.running->cancel(errc::key_revoked);
-        else if (!at->second.admitting)
+        else if (at->second.admitting)
+            at->second.revoked = true;
+        else
             give_up(at, {errc::key_revoked, {}});
     }
 }
@@ -307,7 +312,7 @@ void entry_queue::refuse_waiting(errc why) {
         const auto at = entries_.find(id);
         if (at == entries_.end())
             continue;
-        if (at->second.turn)
+        if (at->second.turn || why != errc::draining)
             give_up(at, {why, {}});
         else
             postpone(at); // it still lies in the qube, for the next daemon

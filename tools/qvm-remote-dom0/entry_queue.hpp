@@ -53,6 +53,7 @@ private:
         candidate asked;
         std::optional<slot> turn;
         bool admitting = false; // START is on its way to the disk
+        bool revoked = false;   // and the key went meanwhile
         std::shared_ptr<execution> running;
     };
 

@@ -88,8 +88,9 @@ void execution::start() {
         if (dry)
             lines.add(log_category::dry, subject + " skipped");
     }
-    stdin_live_ = what.stdin_live && !dry;
-    port_->accept(what.timeout_s, stdin_live_);
+    const run_terms &terms = what_.terms();
+    stdin_live_ = terms.input == stdin_mode::live && !dry;
+    port_->accept(terms.timeout_s, stdin_live_);
     if (dry) {
         const std::string text = "[dry-run] " + shown + "\n";
         const auto room = port_->prepare_output(text.size());
@@ -108,11 +109,11 @@ void execution::start() {
         finish();
         return;
     }
-    if (what.timeout_s > 0) {
-        limit_timer_.expires_after(std::chrono::seconds(what.timeout_s));
+    if (terms.timeout_s > 0) {
+        limit_timer_.expires_after(std::chrono::seconds(terms.timeout_s));
         limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
             if (!ec)
-                self->terminate_because(end_cause::timed_out, self->what_.request().timeout_s, {});
+                self->terminate_because(end_cause::timed_out, self->what_.terms().timeout_s, {});
         });
     }
     watch_child();
@@ -122,12 +123,25 @@ void execution::start() {
 
 host::outcome<void> execution::launch_command() {
     const envelope &what = what_.request();
+    const run_terms &terms = what_.terms();
+    const containment &bounds = bounds_ = within(what_.bounds(), parts_.ceiling);
+    auto as = bounds.user ? find_account(*bounds.user) : host::outcome<account>(parts_.self);
+    if (!as)
+        return tl::unexpected(as.error());
+    if (bounds.user && bounds.no_new_privs && as->may_administer)
+        return host::failed("user '" + as->name + "' may administer dom0, so it bounds no command");
+    if (bounds.output_bytes != 0)
+        output_left_ = bounds.output_bytes;
     launch command;
+    if (bounds.user)
+        command.user = as->who;
+    command.no_new_privs = bounds.no_new_privs;
+    command.most = bounds.most;
     host::unique_fd script;
     const std::string path = "/dev/fd/" + std::to_string(script_fd);
-    if (what.kind == request_kind::exec) {
-        command.program = what.arguments[0];
-        command.argv = what.arguments;
+    if (!terms.argv.empty()) {
+        command.program = terms.argv[0];
+        command.argv = terms.argv;
     } else if (what.kind == request_kind::shell && what.body.size() <= limits::argument_text) {
         command.program = "bash";
         command.argv = {"bash", "-c", what.body};
@@ -144,22 +158,14 @@ host::outcome<void> execution::launch_command() {
         command.argv.insert(command.argv.end(), what.arguments.begin(), what.arguments.end());
         command.extra.emplace_back(script.get(), script_fd);
     }
-    command.environment = {
-        "HOME=" + parts_.home,
-        "USER=" + parts_.user,
-        "LOGNAME=" + parts_.user,
-        "SHELL=" + parts_.shell,
-        "LANG=" + parts_.language,
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
-        "QVM_REMOTE_PEER=" + what_.from().name.text(),
-        "QVM_REMOTE_ID=" + what.id->text(),
-    };
-    // Behind ours, and only under full access; a name that is ours already is not said twice.
-    for (const auto &[key, value] : what.environment)
+    command.environment =
+        environment_for(*as, parts_.language, what_.from().name.text(), what.id->text());
+    // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
+    for (const auto &[key, value] : terms.environment)
         if (std::none_of(command.environment.begin(), command.environment.end(),
                          [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
             command.environment.push_back(key + "=" + value);
-    command.directory = parts_.home;
+    command.directory = as->home;
 
     auto out = make_pipe();
     auto err = make_pipe();
@@ -216,7 +222,7 @@ void execution::on_child() {
             finish();
             return;
         case child_event::exited:
-            on_exit(event->wait_status, event->tree_empty);
+            on_exit(*event);
             break;
         case child_event::empty:
             tree_empty_ = true;
@@ -239,17 +245,20 @@ void execution::on_child() {
     watch_child();
 }
 
-void execution::on_exit(int wait_status, bool tree_empty) {
+void execution::on_exit(const child_event &what) {
     exited_ = true;
-    tree_empty_ = tree_empty_ || tree_empty;
+    tree_empty_ = tree_empty_ || what.tree_empty;
     exited_ms_ = last_output_ms_ = host::boottime_ms();
     if (!end_) {
-        if (WIFSIGNALED(wait_status))
+        if (WIFSIGNALED(what.wait_status))
             end_ = run_end{.cause = end_cause::signalled,
-                           .value = static_cast<std::uint32_t>(WTERMSIG(wait_status))};
+                           .value = static_cast<std::uint32_t>(WTERMSIG(what.wait_status))};
         else
             end_ = run_end{.cause = end_cause::exited,
-                           .value = static_cast<std::uint32_t>(WEXITSTATUS(wait_status))};
+                           .value = static_cast<std::uint32_t>(WEXITSTATUS(what.wait_status))};
+        if (what.out_of_memory)
+            end_->text = "it needed more than the " + std::to_string(bounds_.most.memory_bytes) +
+                         " bytes of memory that dom0 allows";
     }
     // What it wrote last is in the pipes already.
     for (output &o : outputs_)
@@ -333,19 +342,42 @@ void execution::read_output(output &from) {
             on_output_end(from);
             break;
         }
-        const auto got = static_cast<std::size_t>(n);
+        const std::size_t got = std::min(static_cast<std::uint64_t>(n), output_left_);
         from.shown.feed(as_text(room.first(got)));
         from.bytes += got;
         last_output_ms_ = host::boottime_ms();
         if (got >= bulk_read)
             ::fcntl(from.pipe.native_handle(), F_SETPIPE_SZ, bulk_pipe);
         port_->commit_output(from.is_stdout, got);
+        if (output_left_ != UINT64_MAX)
+            output_left_ -= got;
+        if (got < static_cast<std::size_t>(n)) {
+            on_too_much_output();
+            break;
+        }
         if (!exited_)
             break; // the others' turn
     }
     if (!finished_ && port_)
         port_->flush();
     watch_output(from);
+}
+
+void execution::on_too_much_output() {
+    // Even of a command that has ended meanwhile the result is not whole.
+    end_ = run_end{.cause = end_cause::cancelled,
+                   .value = static_cast<std::uint32_t>(errc::denied),
+                   .text = "it wrote more than the " + std::to_string(bounds_.output_bytes) +
+                           " bytes that dom0 allows"};
+    for (output &o : outputs_) {
+        boost::system::error_code ignored;
+        o.pipe.close(ignored);
+        o.open = false;
+    }
+    if (exited_)
+        settle();
+    else
+        terminate_because(end_->cause, end_->value, {});
 }
 
 void execution::on_output_end(output &from) {

@@ -64,17 +64,19 @@ private:
     void tell_early_eof();
     void write_stdin();
     void drop_stdin();
-    void on_exit(int wait_status, bool tree_empty);
+    void on_exit(const child_event &what);
     void settle();
     void drain_tick();
     void terminate_because(end_cause cause, std::uint32_t value, std::string text);
     void finish();
     [[nodiscard]] bool outputs_open() const { return outputs_[0].open || outputs_[1].open; }
     [[nodiscard]] bool stalled() const;
+    void on_too_much_output();
 
     service &parts_;
     std::unique_ptr<session_port> port_; // null once the session is gone
     admitted what_;
+    containment bounds_;
     std::optional<slot> turn_; // given back when the last process has ended
     host::local_time started_at_;
     std::uint64_t started_ms_ = 0;
@@ -88,6 +90,7 @@ private:
     std::string stdin_backlog_; // at most limits::window: the client has no credit for more
     std::uint64_t stdin_bytes_ = 0;
     std::array<output, 2> outputs_;
+    std::uint64_t output_left_ = UINT64_MAX;
 
     boost::asio::steady_timer limit_timer_, patience_timer_, drain_timer_, eof_timer_;
     std::optional<run_end> end_;   // how it ended, once that is known

@@ -12,6 +12,8 @@
 
 #include "../cli.hpp"
 #include "admin.hpp"
+#include "audit_commands.hpp"
+#include "cgroups.hpp"
 #include "daemon.hpp"
 
 using namespace qvmremote;
@@ -24,8 +26,8 @@ enum : int { opt_root = 256, opt_vm, opt_once, opt_wait, opt_dry_run, opt_transp
 
 constexpr cli::option options[] = {
     {opt_vm, "vm", "VM", "serve this qube alone, whatever remote.conf lists"},
-    {opt_once, "once", nullptr, "serve who is there, then end; exit 1 when nobody came"},
-    {opt_wait, "wait", "SECONDS", "with --once: how long to wait for somebody (60)"},
+    {opt_once, "once", nullptr, "serve each qube that runs, then end; exit 1 if one was not reached"},
+    {opt_wait, "wait", "SECONDS", "with --once: how long to wait for them (60)"},
     {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
     {'v', "verbose", nullptr, "show the log on standard error too"},
     {opt_transport, "transport", "NAME", "mock, qvm-run or qrexec, whatever remote.conf says"},
@@ -37,15 +39,20 @@ constexpr cli::option options[] = {
 
 using handler = int (*)(const invocation &);
 constexpr cli::subcommand<handler> subcommands[] = {
-    {"authorize", "VM [KEY] [--level full] [--fetch]", "let a qube in; the key comes on standard input",
-     authorize},
+    {"authorize", "VM [KEY] [--level LEVEL] [--fetch]",
+     "let a qube in; the key comes on standard input", authorize},
     {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
-    {"connect", "VM [KEY] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
+    {"connect", "VM [KEY] [--level LEVEL] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
     {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon", disconnect},
     {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
+    {"policy", "check VM -- COMMAND... | lint", "what policy says of a command, and whether it is in order",
+     policy_command},
+    {"migrate", "", "once: level full for the qubes that have keys and no policy", migrate},
     {"queue", "[status|clean|recover|debug] [VM]", "the file queues in the running qubes", queue},
     {"log", "[N]", "the last N lines of the log (20)", log},
+    {"audit", "verify [--heads FILE] | show SERIAL | export [--since SERIAL] [--format text] | rotate",
+     "check the audit log, read it, or begin a new file of it", audit},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
     {"disable", "", "stop it, now and for the boots to come", disable},
 };
@@ -53,8 +60,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
 void print_help() {
     std::printf("Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
                 "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
-                "Runs commands in dom0 for the qubes that have a key here. A qube with full access IS\n"
-                "dom0.\n\nOptions:\n");
+                "Runs commands in dom0 for the qubes that have a key here, as far as policy allows. A\n"
+                "qube with full access IS dom0.\n\nOptions:\n");
     cli::print_options(stdout, options);
     std::printf("\nSubcommands:\n");
     cli::print_subcommands<handler>(stdout, subcommands);
@@ -145,8 +152,9 @@ int main(int argc, char **argv) {
         return usage("no subcommand of that name");
     }
     // Before anything has grown and before any thread: it is copied once for each command.
-    auto children = warden::start();
+    const cgroup_home home = claim_cgroup();
+    auto children = warden::start(home);
     if (!children)
         return usage(children.error().what);
-    return run_daemon(how, std::move(*children));
+    return run_daemon(how, home, std::move(*children));
 }

@@ -14,7 +14,9 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include "account.hpp"
 #include "admission.hpp"
+#include "containment.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
@@ -44,8 +46,11 @@ struct service : std::enable_shared_from_this<service> {
     std::set<std::shared_ptr<connection>> connections;
     std::set<std::shared_ptr<execution>> executions;
 
-    /// The account that commands run as, and what they find in their environment.
-    std::string user, home, shell, language;
+    /// What commands run as unless policy names another account, and their LANG.
+    account self;
+    std::string language;
+    /// No command gets more than this, whatever policy says.
+    containment ceiling;
 
     /// Starts what the scheduler lets start. Called whenever that may have changed.
     std::function<void()> reschedule;

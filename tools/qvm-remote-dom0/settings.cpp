@@ -18,6 +18,53 @@ extern char **environ;
 
 namespace qvmremote::dom0 {
 
+namespace {
+
+// Reads QVM_REMOTE_AUDIT_*: whole numbers of mebibytes and days.
+host::outcome<audit_limits> audit_limits_of(const config &values) {
+    audit_limits out;
+    std::uint64_t kept_days = static_cast<std::uint64_t>(out.kept_s) / 86400;
+    const struct {
+        std::string_view key;
+        std::uint64_t &value;
+        std::uint64_t unit;
+    } rows[] = {
+        {"QVM_REMOTE_AUDIT_FILE_MIB", out.file_bytes, 1024 * 1024},
+        {"QVM_REMOTE_AUDIT_KEEP_MIB", out.kept_bytes, 1024 * 1024},
+        {"QVM_REMOTE_AUDIT_KEEP_DAYS", kept_days, 1},
+        {"QVM_REMOTE_AUDIT_QUBE_MIB", out.qube_bytes_per_day, 1024 * 1024},
+    };
+    for (const auto &row : rows) {
+        const auto text = values.get(row.key);
+        if (!text)
+            continue;
+        const auto number = parse_positive(*text);
+        if (!number)
+            return host::failed(std::string(row.key) + ": '" + for_terminal(*text, 32) +
+                                "' is no whole number above 0");
+        row.value = std::uint64_t{*number} * row.unit;
+    }
+    out.kept_s = static_cast<std::int64_t>(kept_days) * 86400;
+    return out;
+}
+
+[[nodiscard]] std::optional<std::uint64_t> parse_number(std::string_view text) {
+    const auto number = parse_positive(text);
+    return number ? std::optional<std::uint64_t>(*number) : std::nullopt;
+}
+
+// "256M": a number of bytes, or of KiB, MiB, GiB.
+[[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text) {
+    static constexpr std::string_view units = "KMG";
+    const std::size_t unit = text.empty() ? units.npos : units.find(text.back());
+    if (unit == units.npos)
+        return parse_number(text);
+    const auto number = parse_number(text.substr(0, text.size() - 1));
+    return number ? std::optional<std::uint64_t>(*number << (10 * (unit + 1))) : std::nullopt;
+}
+
+} // namespace
+
 host::outcome<paths> paths::below(const std::string &dir) {
     if (dir.empty() || dir[0] != '/')
         return host::failed("--root takes an absolute path, not '" + for_terminal(dir) + "'");
@@ -115,7 +162,12 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     }
     static constexpr std::string_view known[] = {
         "QVM_REMOTE_VMS",      "QVM_REMOTE_VM_USER",  "QVM_REMOTE_VM",       "QUBES_REMOTE_VMS",
-        "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT"};
+        "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT",
+        "QVM_REMOTE_QVM_TAGS",
+        "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB", "QVM_REMOTE_AUDIT_KEEP_DAYS",
+        "QVM_REMOTE_AUDIT_QUBE_MIB",
+        "QVM_REMOTE_MAX_MEMORY", "QVM_REMOTE_MAX_PROCESSES", "QVM_REMOTE_MAX_CPU",
+        "QVM_REMOTE_MAX_OUTPUT"};
     for (const std::string_view key : out.values.unknown_keys(known))
         if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
             !key.starts_with("QVM_REMOTE_QREXEC_"))
@@ -123,6 +175,10 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
                                    " is not a setting of ours and is ignored");
     host::overlay_environment(out.values, environ);
 
+    if (auto audit = audit_limits_of(out.values))
+        out.audit = *audit;
+    else
+        return tl::unexpected(audit.error());
     if (!vm.empty())
         out.values.set("QVM_REMOTE_VMS", vm);
     for (const std::string_view listed : listed_qubes(out.values)) {
@@ -133,6 +189,27 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
         else
             out.ignored.emplace_back(listed);
     }
+    // A ceiling that cannot be read is not the same as none.
+    const auto ceiling = [&](const char *key, bool is_size) -> host::outcome<std::uint64_t> {
+        const auto value = out.values.get(key);
+        if (!value)
+            return 0;
+        if (const auto number = is_size ? parse_size(*value) : parse_number(*value))
+            return *number;
+        return host::failed(std::string(key) + "='" + for_terminal(*value, 64) + "' is no " +
+                            (is_size ? "size: a number, which K, M or G may follow" : "number"));
+    };
+    const auto memory = ceiling("QVM_REMOTE_MAX_MEMORY", true);
+    const auto pids = ceiling("QVM_REMOTE_MAX_PROCESSES", false);
+    const auto cpu = ceiling("QVM_REMOTE_MAX_CPU", false);
+    const auto output = ceiling("QVM_REMOTE_MAX_OUTPUT", true);
+    for (const auto *one : {&memory, &pids, &cpu, &output})
+        if (!*one)
+            return tl::unexpected(one->error());
+    out.ceiling.most = {*memory, static_cast<std::uint32_t>(*pids),
+                        static_cast<std::uint32_t>(*cpu)};
+    out.ceiling.output_bytes = *output;
+
     out.transports = transport_choice::parse(
         transport.empty() ? out.values.get("QVM_REMOTE_TRANSPORT").value_or("") : transport);
     return out;

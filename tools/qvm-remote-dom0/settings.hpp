@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -14,6 +15,9 @@
 #include <qvmremote/command_id.hpp>
 #include <qvmremote/config.hpp>
 #include <qvmremote/host/failure.hpp>
+#include <qvmremote/limits.hpp>
+
+#include "containment.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -30,14 +34,21 @@ public:
     [[nodiscard]] const std::string &root() const noexcept { return root_; }
     [[nodiscard]] std::string config() const { return root_ + "/etc/qubes/remote.conf"; }
     [[nodiscard]] std::string keys() const { return root_ + "/etc/qubes/remote.d"; }
+    [[nodiscard]] std::string policy() const { return root_ + "/etc/qubes/remote-policy.d"; }
     [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
     [[nodiscard]] std::string audit_directory() const { return root_ + "/var/log/qvm-remote"; }
     [[nodiscard]] std::string audit() const { return audit_directory() + "/audit.jsonl"; }
+    /// Whoever appends to the log holds this.
+    [[nodiscard]] std::string audit_lock() const { return audit_directory() + "/lock"; }
     [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
     [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
+    [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
+    /// Marks that `migrate` was done, which is once.
+    [[nodiscard]] std::string migrated() const { return state_directory() + "/policy-migrated"; }
     [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
     /// Where qrexec looks for the service of its transport.
     [[nodiscard]] std::string qrexec_socket() const { return root_ + "/run/qubes-rpc/qvmremote.Exec"; }
+    [[nodiscard]] std::string system_journal() const { return root_ + "/run/systemd/journal/socket"; }
     [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
 
 private:
@@ -63,6 +74,14 @@ private:
     std::map<std::string, std::vector<std::string>, std::less<>> own_;
 };
 
+/// How much of the audit log is kept, and how much of it one qube may fill.
+struct audit_limits {
+    std::uint64_t file_bytes = limits::audit_file;
+    std::uint64_t kept_bytes = limits::audit_kept;
+    std::int64_t kept_s = limits::audit_kept_s;
+    std::uint64_t qube_bytes_per_day = limits::audit_per_qube;
+};
+
 /// What the daemon is told by file, environment and command line, in this order; later wins.
 struct settings {
     config values;
@@ -70,6 +89,8 @@ struct settings {
     /// Listed in QVM_REMOTE_VMS and friends, or --vm; nothing when nothing is listed, which is not
     /// the same as a list in which no name is good.
     std::optional<std::vector<qube_name>> qubes;
+    audit_limits audit;
+    containment ceiling;             ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
     std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
     std::vector<std::string> warnings;
 };

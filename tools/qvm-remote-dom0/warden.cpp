@@ -23,10 +23,13 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <linux/sched.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <qvmremote/bytes.hpp>
+
+#include "cgroups.hpp"
 
 namespace qvmremote::dom0 {
 namespace {
@@ -49,6 +52,7 @@ struct report { // keeper to daemon
     std::int32_t number;
     std::int32_t flag;
 };
+constexpr std::int32_t flag_empty = 1, flag_out_of_memory = 2; // of exited
 using order = std::int32_t; // daemon to keeper: a signal's number, or
 constexpr order order_terminate = 0;
 // There is no order to kill: that is the end of the socket, which never fails for lack of room.
@@ -101,6 +105,9 @@ void put_launch(byte_writer &to, const launch &what) {
                                     (what.no_new_privs ? has_no_new_privs : 0)));
     to.u32(what.umask);
     to.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
+    to.u64(what.most.memory_bytes);
+    to.u32(what.most.pids);
+    to.u32(what.most.cpu_percent);
     const identity as = what.user.value_or(identity{});
     to.u32(as.uid);
     to.u32(as.gid);
@@ -145,6 +152,9 @@ struct preparation {
     mode_t mask = 0;
     std::string oom_score; // empty: as it is
     bool no_new_privs = false;
+    resources most;
+    std::vector<std::pair<int, rlim_t>> rlimits; // RLIMIT_…, of what has no controller
+    int cgroup = -1;                             // a directory; none: the keeper's own
     std::optional<identity> user;
     std::vector<std::pair<int, int>> descriptors; // from -> to, in order of `to`
     sigset_t no_signals{};
@@ -185,6 +195,9 @@ struct preparation {
     if (has & has_oom_score)
         p.oom_score = std::to_string(score);
     p.no_new_privs = has & has_no_new_privs;
+    p.most.memory_bytes = from.u64().value_or(0);
+    p.most.pids = from.u32().value_or(0);
+    p.most.cpu_percent = from.u32().value_or(0);
     const auto uid = from.u32();
     const auto gid = from.u32();
     const auto groups = from.u32();
@@ -216,7 +229,7 @@ struct preparation {
 
 // Runs in the new process between vfork and exec: on the keeper's memory, while the keeper stands
 // still. So only system calls, and nothing is written but the two answers.
-[[noreturn]] void become(preparation &p) noexcept {
+[[noreturn, gnu::noinline]] void become(preparation &p) noexcept {
     const auto give_up = [&p] {
         p.error = errno;
         ::_exit(127);
@@ -235,6 +248,11 @@ struct preparation {
     }
     ::syscall(SYS_close_range, first, ~0U, 0);
     ::umask(p.mask);
+    for (const auto &[what, most] : p.rlimits) {
+        const rlimit both{most, most};
+        if (::syscall(SYS_prlimit64, 0, what, &both, nullptr) != 0)
+            give_up();
+    }
     if (!p.oom_score.empty()) { // while we may: lowering it needs a privilege
         const int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
         if (fd >= 0) {
@@ -288,6 +306,32 @@ struct preparation {
     if (pid < 0)
         p.error = errno;
     return pid;
+}
+
+// The same into a cgroup. A process that moves there by itself waits 10 ms for all others to notice
+// (the write lock on cgroup_threadgroup_rwsem); one that is born there waits for nobody. glibc has
+// no such call, and vfork's other half is to leave nothing on the stack that the new process could
+// write over: the call itself is inline, and what follows it in the new process does not return.
+[[gnu::noinline]] pid_t start_process_in_group(preparation &p) noexcept {
+    clone_args how{};
+    how.flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP;
+    how.exit_signal = SIGCHLD;
+    how.cgroup = static_cast<std::uint64_t>(p.cgroup);
+#if defined(__x86_64__)
+    long pid;
+    asm volatile("syscall"
+                 : "=a"(pid)
+                 : "0"(long{SYS_clone3}), "D"(&how), "S"(sizeof how)
+                 : "rcx", "r11", "memory");
+    if (pid == 0)
+        become(p);
+    if (pid < 0)
+        p.error = static_cast<int>(-pid);
+    return static_cast<pid_t>(pid);
+#else
+    p.error = ENOSYS; // claim_cgroup knows
+    return -1;
+#endif
 }
 
 // Processes and their children, as /proc has it.
@@ -371,13 +415,11 @@ class process_table {
 // same process, a chain that forks and ends) is there in the next pass. Whoever restarts what dies
 // is dead before it learns of it.
 // Returns whether there was anybody; `spare` are children of ours to leave alone, with all below.
-bool kill_all_below_us(const std::vector<pid_t> &spare = {}) {
+bool kill_all_below_us(const std::map<pid_t, std::uint64_t> &spare = {}) {
     const process_table table(best_listing());
     std::vector<pid_t> found;
     table.append_children(::getpid(), found);
-    std::erase_if(found, [&](pid_t pid) {
-        return std::find(spare.begin(), spare.end(), pid) != spare.end();
-    });
+    std::erase_if(found, [&](pid_t pid) { return spare.contains(pid); });
     for (std::size_t i = 0; i < found.size() && i < processes_per_pass; ++i) {
         const pid_t pid = found[i];
         ::kill(pid, SIGSTOP);
@@ -440,14 +482,27 @@ void wait_for(std::array<pollfd, N> &watched, std::uint64_t until_ms) noexcept {
 
 class keeper {
   public:
-    explicit keeper(unique_fd control) noexcept : control_(std::move(control)) {}
+    keeper(unique_fd control, const command_cgroup &group) noexcept
+        : control_(std::move(control)), group_(group) {}
 
-    [[nodiscard]] bool start(preparation &p) noexcept {
+    [[nodiscard]] bool start(preparation &p, const cgroup_home &home) noexcept {
         // Dropped before it began: nobody would hear of it.
         char byte;
         if (::recv(control_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
             return false;
-        first_ = start_process(p);
+        unique_fd group;
+        if (group_) {
+            auto opened = group_.limit(p.most, home).and_then([&] { return group_.open(); });
+            if (!opened) {
+                const int why = opened.error().error_number;
+                fail(why == ENOENT ? EIO : why); // it is not the program that does not exist
+                return false;
+            }
+            group = std::move(*opened);
+        }
+        p.cgroup = group.get();
+        memory_is_bounded_ = p.most.memory_bytes != 0 && home.memory;
+        first_ = group ? start_process_in_group(p) : start_process(p);
         if (p.error != 0) {
             fail(p.error);
             return false;
@@ -463,14 +518,21 @@ class keeper {
         for (;;) {
             std::array<pollfd, 1> watched{{{deaf_ ? -1 : control_.get(), POLLIN, 0}}};
             wait_for(watched, wake_ms());
-            if (child_ended && reap_all())
-                break;
+            if (child_ended && !childless_ && reap_all()) {
+                childless_ = true;
+                if (group_.remove())
+                    break;
+                begin_to_kill(); // who is in the group and was never below us
+            }
             if (watched[0].revents != 0)
                 take_order();
             if (now_is(kill_at_ms_))
                 begin_to_kill();
-            if (killing_ && clock_.due())
+            if (killing_ && clock_.due()) {
                 kill_tree();
+                if (childless_ && group_.remove())
+                    break;
+            }
         }
         tell({child_event::empty, 0, 0});
     }
@@ -486,7 +548,7 @@ class keeper {
     }
 
     // Whether nothing is left. No child means no descendant: whoever loses its parent is ours.
-    [[nodiscard]] bool reap_all() noexcept {
+    [[nodiscard]] bool reap_all() {
         int status = 0, first_status = 0;
         bool first_ended = false;
         pid_t pid;
@@ -497,7 +559,9 @@ class keeper {
                 first_status = status;
             }
         if (first_ended)
-            tell({child_event::exited, first_status, pid < 0});
+            tell({child_event::exited, first_status,
+                  (pid < 0 ? flag_empty : 0) |
+                      (memory_is_bounded_ && group_.out_of_memory() ? flag_out_of_memory : 0)});
         return pid < 0;
     }
 
@@ -521,7 +585,7 @@ class keeper {
         if (first_ != 0)
             ::kill(-first_, number);
         else
-            for (const pid_t pid : detail::processes_below(::getpid(), best_listing()))
+            for (const pid_t pid : detail::processes_below(::getpid()))
                 ::kill(pid, number);
     }
 
@@ -529,7 +593,7 @@ class keeper {
         if (killing_ || kill_at_ms_ != never)
             return;
         kill_at_ms_ = now_ms() + grace_ms;
-        for (const pid_t pid : detail::processes_below(::getpid(), best_listing())) {
+        for (const pid_t pid : detail::processes_below(::getpid())) {
             ::kill(pid, SIGTERM);
             ::kill(pid, SIGCONT); // a stopped process would not learn of it
         }
@@ -546,6 +610,7 @@ class keeper {
     }
 
     void kill_tree() {
+        group_.kill();
         // A signal to a group reaches all of it or none of it against fork, so this alone ends most
         // trees however fast they grow.
         if (first_ != 0)
@@ -554,7 +619,10 @@ class keeper {
     }
 
     unique_fd control_;
+    const command_cgroup &group_;
     pid_t first_ = 0; // 0 once it is reaped
+    bool memory_is_bounded_ = false;
+    bool childless_ = false;
     std::uint64_t kill_at_ms_ = never;
     bool killing_ = false;
     bool deaf_ = false;
@@ -611,10 +679,23 @@ struct launch_message {
     return out;
 }
 
+// What a controller does better is left to it.
+[[nodiscard]] std::vector<std::pair<int, rlim_t>> rlimits_for(const preparation &p,
+                                                              const cgroup_home &home) {
+    std::vector<std::pair<int, rlim_t>> out;
+    if (p.most.bounded() || p.user)
+        out.emplace_back(RLIMIT_CORE, 0);
+    if (p.most.memory_bytes != 0 && !home.memory)
+        out.emplace_back(RLIMIT_DATA, p.most.memory_bytes);
+    if (p.most.pids != 0 && !home.pids && p.user && p.user->uid != 0)
+        out.emplace_back(RLIMIT_NPROC, p.most.pids);
+    return out;
+}
+
 // From a message to the end of the command.
-[[noreturn]] void keep(launch_message message) noexcept {
+void keep(launch_message message, const command_cgroup &group, const cgroup_home &home) noexcept {
     auto &[received, block] = message;
-    keeper self(std::move(received.front()));
+    keeper self(std::move(received.front()), group);
     preparation p;
     if (block.empty() && received.size() > 4) {
         block = map_block(received.back().get());
@@ -640,19 +721,20 @@ struct launch_message {
               [](const auto &a, const auto &b) { return a.second < b.second; });
     if (error != 0) {
         self.fail(error);
-        ::_exit(0);
+        return;
     }
-    const bool started = self.start(p);
+    p.rlimits = rlimits_for(p, home);
+    const bool started = self.start(p, home);
     // The command's own ends stay with it alone, or nobody would see them end.
     received.clear();
     if (started)
         self.watch();
-    ::_exit(0);
 }
 
 // The life of a keeper: it waits for a message, and closes `idle` when it has one. Out of memory
-// ends it (noexcept), and the warden clears up.
-[[noreturn]] void be_keeper(unique_fd socket, unique_fd idle, pid_t warden) noexcept {
+// ends it (noexcept), and the warden clears up; so it does behind one that cannot remove its group.
+[[noreturn]] void be_keeper(unique_fd socket, unique_fd idle, pid_t warden, const cgroup_home &home,
+                            std::uint64_t number) noexcept {
     ::prctl(PR_SET_NAME, "qvm-remote-keep", 0, 0, 0);
     // Cannot fail where it did not fail the warden.
     ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -660,18 +742,23 @@ struct launch_message {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     if (::getppid() != warden)
         ::_exit(0);
+    // While nobody waits for it. Where it cannot be made, the command does not start.
+    command_cgroup group(home, number);
+    (void)group.make();
     for (;;) {
         auto message = take_message(socket.get(), 0);
         if (!message)
-            ::_exit(0);
+            break;
         if (message->received.empty())
             continue; // out of descriptors; the daemon sees the control socket end
         // From here on there is a tree to see through, with or without a warden.
         ::prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
         idle.reset();
         socket.reset();
-        keep(std::move(*message));
+        keep(std::move(*message), group, home);
+        break;
     }
+    ::_exit(group.remove() ? 0 : 1);
 }
 
 // Sees to it that a keeper waits for the next message: fork takes longer than all else of ours
@@ -679,8 +766,8 @@ struct launch_message {
 // cannot fork.
 class warden_process {
   public:
-    explicit warden_process(unique_fd socket) noexcept
-        : socket_(std::move(socket)), self_(::getpid()) {}
+    warden_process(unique_fd socket, const cgroup_home &home) noexcept
+        : socket_(std::move(socket)), home_(home), self_(::getpid()) {}
 
     // Until the daemon is gone and all keepers with it.
     void run() {
@@ -702,7 +789,7 @@ class warden_process {
             if (child_ended)
                 reap_all();
             if (orphans_ && clock_.due())
-                orphans_ = kill_all_below_us(keepers_);
+                orphans_ = clear_up();
         }
     }
 
@@ -719,11 +806,20 @@ class warden_process {
         if (pid == 0) {
             ours.reset();
             child_ended = 0;
-            be_keeper(std::move(socket_), std::move(theirs), self_);
+            be_keeper(std::move(socket_), std::move(theirs), self_, home_, made_);
         }
-        keepers_.push_back(pid);
+        keepers_.emplace(pid, made_++);
         idle_ = std::move(ours);
         return true;
+    }
+
+    // Whether anything is left of commands whose keeper is gone.
+    bool clear_up() {
+        std::erase_if(abandoned_, [](const command_cgroup &group) {
+            group.kill();
+            return group.remove();
+        });
+        return kill_all_below_us(keepers_) || !abandoned_.empty();
     }
 
     void refuse_one(int error_number) {
@@ -736,12 +832,12 @@ class warden_process {
         int status = 0;
         pid_t pid;
         while ((pid = reap(status)) > 0) {
-            const auto at = std::find(keepers_.begin(), keepers_.end(), pid);
-            if (at == keepers_.end())
+            const auto keeper = keepers_.extract(pid);
+            if (!keeper)
                 continue; // an orphan
-            keepers_.erase(at);
             // A keeper that ends by itself leaves nothing behind.
             if (status != 0) {
+                abandoned_.emplace_back(home_, keeper.mapped());
                 orphans_ = true;
                 clock_.start();
             }
@@ -749,9 +845,12 @@ class warden_process {
     }
 
     unique_fd socket_;
+    const cgroup_home &home_;
     const pid_t self_;
     unique_fd idle_; // ends with the waiting of the keeper that waits; none: nobody waits
-    std::vector<pid_t> keepers_;
+    std::map<pid_t, std::uint64_t> keepers_; // with the number of the cgroup
+    std::uint64_t made_ = 1;
+    std::vector<command_cgroup> abandoned_;
     bool orphans_ = false; // there may be some
     kill_clock clock_;
 };
@@ -795,11 +894,11 @@ class warden_process {
     return ::syscall(SYS_close_range, 4U, ~0U, 0) == 0 ? 0 : errno;
 }
 
-[[noreturn]] void be_warden(unique_fd socket) noexcept {
+[[noreturn]] void be_warden(unique_fd socket, const cgroup_home &home) noexcept {
     const std::int32_t error = settle_in(socket);
     send_one(socket.get(), error);
     if (error == 0)
-        warden_process(std::move(socket)).run();
+        warden_process(std::move(socket), home).run();
     ::_exit(error == 0 ? 0 : 1);
 }
 
@@ -861,7 +960,8 @@ std::optional<child_event> child::next() {
             break;
         case child_event::exited:
             out.wait_status = what.number;
-            out.tree_empty = what.flag != 0;
+            out.tree_empty = (what.flag & flag_empty) != 0;
+            out.out_of_memory = (what.flag & flag_out_of_memory) != 0;
             break;
         case child_event::empty:
         case child_event::lost:
@@ -886,7 +986,13 @@ void child::terminate() noexcept {
 
 void child::kill() noexcept { ::shutdown(control_.get(), SHUT_WR); }
 
-host::outcome<warden> warden::start() {
+std::vector<pid_t> detail::processes_below(pid_t root) {
+    return processes_below(root, best_listing());
+}
+
+host::outcome<warden> warden::start() { return start(cgroup_home()); }
+
+host::outcome<warden> warden::start(const cgroup_home &home) {
     auto pair = make_socket_pair();
     if (!pair)
         return tl::unexpected(pair.error());
@@ -894,7 +1000,7 @@ host::outcome<warden> warden::start() {
     if (pid < 0)
         return host::failed("cannot fork the process that starts commands", errno);
     if (pid == 0)
-        be_warden(std::move(pair->theirs));
+        be_warden(std::move(pair->theirs), home);
     pair->theirs.reset();
     warden out(std::move(pair->ours), pid);
     std::int32_t error = ECHILD;

@@ -11,9 +11,12 @@
 /// below it until it is gone. Each lives by a socket of its own to the daemon and takes its end for
 /// an order: a daemon that is killed leaves no process (invariant I9).
 ///
+/// Where the unit was given a cgroup to divide (cgroups.hpp), each command is in one of its own as
+/// well, which bounds it and is ended by one write.
+///
 /// What is not held: a process that another service starts on the command's behalf (systemd-run,
-/// at, a qube's own processes) never was below the keeper. And root can kill keeper and warden with
-/// one stroke; what remains then is the unit's cgroup.
+/// at, a qube's own processes) never was below the keeper. And root can leave the cgroup and kill
+/// keeper and warden with one stroke; what remains then is the unit's cgroup.
 
 #pragma once
 
@@ -27,7 +30,11 @@
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
+#include "containment.hpp"
+
 namespace qvmremote::dom0 {
+
+struct cgroup_home;
 
 /// Who a command runs as, all of it.
 struct identity {
@@ -40,6 +47,9 @@ struct identity {
 ///
 /// The command gets its own session and process group, default signal dispositions, an empty signal
 /// mask, the limits the daemon had when it forked the warden, and no descriptor but those named.
+/// What has no controller in a cgroup is bounded as far as rlimits go: memory for each process alone
+/// (RLIMIT_DATA), processes for an account other than root (RLIMIT_NPROC, all that it runs counted),
+/// processor time not at all. A bounded command leaves no core file.
 struct launch {
     /// With a '/' as it is (a relative one from `directory`), else searched in
     /// /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin; the environment's PATH does not count.
@@ -51,6 +61,7 @@ struct launch {
     std::optional<identity> user;     ///< absent: as the daemon
     std::optional<int> oom_score_adj; ///< absent: as the daemon
     bool no_new_privs = false;
+    resources most;
     int in = -1, out = -1, err = -1;        ///< become 0, 1, 2
     std::vector<std::pair<int, int>> extra; ///< descriptor -> its number there, from 3
 };
@@ -61,7 +72,7 @@ struct child_event {
     enum event_kind {
         started, ///< exec succeeded: `pid`, `directory_missing`
         failed,  ///< nothing ran: `error_number`, ENOENT when there is no such program
-        exited,  ///< the first process ended: `wait_status`, `tree_empty`
+        exited,  ///< the first process ended: `wait_status`, `tree_empty`, `out_of_memory`
         empty,   ///< no process of the command is left
         lost,    ///< somebody killed the keeper; the warden kills what it kept
     } kind;
@@ -69,6 +80,7 @@ struct child_event {
     int error_number = 0;
     int wait_status = 0;            ///< as waitpid has it
     bool tree_empty = false;        ///< `empty` follows at once, nothing needs to be terminated
+    bool out_of_memory = false;     ///< the kernel killed it for what its cgroup held
     bool directory_missing = false; ///< runs in "/"
 };
 
@@ -106,7 +118,9 @@ class warden {
   public:
     /// Forks. To be called at the beginning of main: one thread, little memory, and no descriptor
     /// or secret that is not yet there can get into a command later.
+    /// `home` says where commands get cgroups.
     [[nodiscard]] static host::outcome<warden> start();
+    [[nodiscard]] static host::outcome<warden> start(const cgroup_home &home);
 
     /// Has the command started. Whether that worked is the child's first event; a failure here
     /// means that the machine or the caller (EINVAL: a NUL in a string, no argv, a number taken
@@ -145,6 +159,7 @@ enum class listing { children_files, whole_proc };
 
 /// The processes below `root`, parents before their children.
 [[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing how);
+[[nodiscard]] std::vector<pid_t> processes_below(pid_t root); ///< in the better way there is
 
 } // namespace detail
 

@@ -146,10 +146,12 @@ void explain(const host::run_result &r, int sink_error) {
                                             : for_terminal(r.end.text)));
     case end_cause::cancelled:
         return complain("dom0 ended the command: " +
-                        std::string(message(static_cast<errc>(r.end.value))));
+                        (r.end.text.empty() ? std::string(message(static_cast<errc>(r.end.value)))
+                                            : for_terminal(r.end.text)));
     case end_cause::signalled:
         if (r.signal == 0)
-            complain("the command was killed by signal " + std::to_string(r.end.value));
+            complain("the command was killed by signal " + std::to_string(r.end.value) +
+                     (r.end.text.empty() ? "" : ": " + for_terminal(r.end.text)));
         return;
     default:
         return;

@@ -83,6 +83,15 @@ public:
                                                   host::durability::unsynced);
             !written)
             return tl::unexpected(written.error());
+        // Its qube may do all: it is this user, who could do it without.
+        const std::string policy = root_ + "/etc/qubes/remote-policy.d";
+        if (auto made = host::make_directories(policy, 0700); !made)
+            return tl::unexpected(made.error());
+        if (auto written =
+                host::write_atomically(policy + "/50-mock.policy", "mock level:full allow\n", 0600,
+                                       host::durability::unsynced);
+            !written)
+            return tl::unexpected(written.error());
 
         const std::string notify = root_ + "/notify";
         const host::unique_fd ready(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));

@@ -230,7 +230,7 @@ class client::running {
     }
 
     bool wants_stdin() {
-        return io_.stdin_fd >= 0 && accepted_ && !stdin_ended_ && writable_ &&
+        return io_.stdin_fd >= 0 && session_ != 0 && !stdin_ended_ && writable_ &&
                !c_.machine_.congested() && c_.machine_.stdin_credit(session_) > 0;
     }
     void send_stdin() {

@@ -1,0 +1,1117 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Bodies of policy.hpp: matching, the parser, and the decision.
+
+#pragma once
+
+#include <qvmremote/policy.hpp>
+
+namespace qvmremote {
+
+namespace detail {
+
+// ---- Characters and words ----
+
+[[nodiscard]] constexpr bool is_plain(char c) noexcept {
+    return is_alnum(c) || std::string_view("_@%+:,./=-").find(c) != std::string_view::npos;
+}
+[[nodiscard]] constexpr bool is_plain(std::string_view word) noexcept {
+    return std::all_of(word.begin(), word.end(), [](char c) { return is_plain(c); });
+}
+
+// `*` stands for any run of characters. Without recursion: a pattern of the operator's and a word
+// of the qube's take time of their product at most.
+[[nodiscard]] constexpr bool glob_matches(std::string_view glob, std::string_view text) noexcept {
+    std::size_t g = 0, t = 0;
+    std::size_t star = std::string_view::npos, resume = 0;
+    while (t < text.size()) {
+        if (g < glob.size() && glob[g] == '*') {
+            star = g++;
+            resume = t;
+        } else if (g < glob.size() && glob[g] == text[t]) {
+            ++g;
+            ++t;
+        } else if (star != std::string_view::npos) {
+            g = star + 1;
+            t = ++resume;
+        } else {
+            return false;
+        }
+    }
+    while (g < glob.size() && glob[g] == '*')
+        ++g;
+    return g == glob.size();
+}
+
+[[nodiscard]] inline bool word_matches(const word_pattern &pattern, const std::string &word) {
+    switch (pattern.what) {
+    case word_pattern::kind::literal:
+        return word == pattern.text;
+    case word_pattern::kind::word:
+        return !word.empty() && word[0] != '-' &&
+               std::none_of(word.begin(), word.end(), [](char c) { return is_control(c); });
+    case word_pattern::kind::qube:
+        return glob_matches(pattern.text, word) && qube_name::parse(word).has_value();
+    case word_pattern::kind::rest:
+        break;
+    }
+    return false;
+}
+
+} // namespace detail
+
+inline bool matches(std::span<const word_pattern> pattern, std::span<const std::string> argv) {
+    for (std::size_t i = 0; i < pattern.size(); ++i) {
+        if (pattern[i].what == word_pattern::kind::rest)
+            return i + 1 == pattern.size();
+        if (i == argv.size() || !detail::word_matches(pattern[i], argv[i]))
+            return false;
+    }
+    return !pattern.empty() && pattern.size() == argv.size();
+}
+
+// ---- Requests ----
+
+inline std::optional<std::vector<std::string>> simple_command(std::string_view text) {
+    // What bash itself takes for more or less than the name of a program. echo, false, kill,
+    // printf, pwd, test and true are builtins too, and programs that do the same.
+    static constexpr std::string_view of_bash[] = {
+        ".",         ":",        "alias",   "bg",      "bind",     "break",   "builtin",  "caller",
+        "case",      "cd",       "command", "compgen", "complete", "compopt", "continue", "coproc",
+        "declare",   "dirs",     "disown",  "do",      "done",     "elif",    "else",     "enable",
+        "esac",      "eval",     "exec",    "exit",    "export",   "fc",      "fg",       "fi",
+        "for",       "function", "getopts", "hash",    "help",     "history", "if",       "in",
+        "jobs",      "let",      "local",   "logout",  "mapfile",  "popd",    "pushd",    "read",
+        "readarray", "readonly", "return",  "select",  "set",      "shift",   "shopt",    "source",
+        "suspend",   "then",     "time",    "times",   "trap",     "type",    "typeset",  "ulimit",
+        "umask",     "unalias",  "unset",   "until",   "wait",     "while",
+    };
+    if (text.size() > limits::inline_body)
+        return std::nullopt;
+    if (text.ends_with('\n'))
+        text.remove_suffix(1);
+    std::vector<std::string> words;
+    bool inside = false;
+    for (const char c : text) {
+        if (detail::is_blank(c)) {
+            inside = false;
+            continue;
+        }
+        if (!detail::is_plain(c))
+            return std::nullopt;
+        if (!std::exchange(inside, true)) {
+            if (words.size() == limits::arguments)
+                return std::nullopt;
+            words.emplace_back();
+        }
+        words.back().push_back(c);
+    }
+    if (words.empty() || words[0].find_first_of("=/") != std::string::npos ||
+        std::find(std::begin(of_bash), std::end(of_bash), words[0]) != std::end(of_bash))
+        return std::nullopt;
+    return words;
+}
+
+inline bool interprets(std::span<const std::string> argv) {
+    static constexpr std::string_view programs[] = {
+        "ansible",
+        "ansible-playbook",
+        "ash",
+        "at",
+        "awk",
+        "bash",
+        "batch",
+        "busybox",
+        "capsh",
+        "chroot",
+        "chrt",
+        "cpio",
+        "crontab",
+        "csh",
+        "dash",
+        "dbus-run-session",
+        "dbus-send",
+        "doas",
+        "ed",
+        "emacs",
+        "env",
+        "ex",
+        "expect",
+        "fish",
+        "flock",
+        "gawk",
+        "gdb",
+        "gdbus",
+        "git",
+        "gcc",
+        "guile",
+        "ionice",
+        "java",
+        "ksh",
+        "less",
+        "logrotate",
+        "ltrace",
+        "machinectl",
+        "make",
+        "man",
+        "mawk",
+        "mksh",
+        "more",
+        "nano",
+        "nawk",
+        "newgrp",
+        "nice",
+        "node",
+        "nodejs",
+        "nohup",
+        "nsenter",
+        "openssl",
+        "osascript",
+        "parallel",
+        "pkexec",
+        "prlimit",
+        "qrexec-client",
+        "qubesctl",
+        "qvm-console-dispvm",
+        "qvm-run",
+        "qvm-run-vm",
+        "rbash",
+        "rpm",
+        "rsync",
+        "run-parts",
+        "runcon",
+        "runuser",
+        "salt-call",
+        "salt-ssh",
+        "scp",
+        "script",
+        "sed",
+        "setarch",
+        "setpriv",
+        "setsid",
+        "sftp",
+        "sg",
+        "sh",
+        "socat",
+        "source",
+        "ssh",
+        "start-stop-daemon",
+        "stdbuf",
+        "strace",
+        "su",
+        "sudo",
+        "systemd-cat",
+        "systemd-inhibit",
+        "systemd-nspawn",
+        "systemd-run",
+        "tar",
+        "taskset",
+        "tcsh",
+        "tclsh",
+        "time",
+        "timeout",
+        "toybox",
+        "unshare",
+        "vi",
+        "view",
+        "vim",
+        "vimdiff",
+        "watch",
+        "wish",
+        "xargs",
+        "xterm",
+        "yash",
+        "zip",
+        "zsh",
+    };
+    // With any version behind: python3.11, perl5.36, ld-linux-x86-64.so.2.
+    static constexpr std::string_view families[] = {"ipython", "ld-linux", "ld.so",  "lua", "perl",
+                                                    "php",     "pypy",     "python", "ruby"};
+    if (argv.empty())
+        return true;
+    const std::string &path = argv[0];
+    const std::string_view program = std::string_view(path).substr(path.rfind('/') + 1);
+    if (std::find(std::begin(programs), std::end(programs), program) != std::end(programs))
+        return true;
+    if (std::any_of(std::begin(families), std::end(families),
+                    [&](std::string_view f) { return program.starts_with(f); }))
+        return true;
+    return program == "find" &&
+           std::any_of(argv.begin() + 1, argv.end(), [](const std::string &word) {
+               return word.starts_with("-exec") || word.starts_with("-ok");
+           });
+}
+
+// ---- The parser ----
+
+namespace detail {
+
+struct policy_word {
+    std::string_view text;
+    std::uint32_t column; // from 1
+};
+
+// Collects problems of one file.
+class policy_reader {
+  public:
+    policy_reader(std::string file, std::vector<policy_problem> &problems)
+        : file_(std::move(file)), problems_(problems) {}
+
+    // Calls `take` with the words of each line that has any.
+    template <class Take> void lines(std::string_view text, Take &&take) {
+        if (text.size() > limits::policy_file)
+            return wrong(1, "the file is larger than " + std::to_string(limits::policy_file) +
+                                " bytes");
+        line_ = 0;
+        while (!text.empty()) {
+            ++line_;
+            const std::size_t end = std::min(text.find('\n'), text.size());
+            const std::string_view line = text.substr(0, end);
+            text.remove_prefix(std::min(end + 1, text.size()));
+            std::vector<policy_word> words;
+            if (split(line, words) && !words.empty())
+                take(words);
+        }
+    }
+
+    void wrong(std::uint32_t column, std::string what) {
+        problems_.push_back({file_, line_, column, std::move(what)});
+    }
+    void wrong(const policy_word &at, std::string what) { wrong(at.column, std::move(what)); }
+
+    [[nodiscard]] std::uint32_t line() const noexcept { return line_; }
+    [[nodiscard]] const std::string &file() const noexcept { return file_; }
+
+    [[nodiscard]] bool read_argv(std::span<const policy_word> words, argv_pattern &out);
+    [[nodiscard]] bool read_rule(std::span<const policy_word> words, policy_rule &out);
+
+  private:
+    [[nodiscard]] bool split(std::string_view line, std::vector<policy_word> &out);
+    [[nodiscard]] bool read_who(const policy_word &word, qube_selector &out);
+    [[nodiscard]] bool read_word(const policy_word &word, bool is_last, word_pattern &out);
+    [[nodiscard]] bool read_request(std::span<const policy_word> words, request_pattern &out);
+    [[nodiscard]] bool read_option(const policy_word &word, policy_rule &out);
+
+    std::string file_;
+    std::vector<policy_problem> &problems_;
+    std::uint32_t line_ = 0;
+};
+
+// A word of the file in a message: printable ASCII by now, and not endless.
+[[nodiscard]] inline std::string shown(std::string_view word) {
+    constexpr std::size_t most = 64;
+    return "'" + std::string(word.substr(0, most)) + (word.size() > most ? "…'" : "'");
+}
+
+[[nodiscard]] constexpr bool is_action(std::string_view word) noexcept {
+    return word == "allow" || word == "ask" || word == "deny";
+}
+
+inline bool policy_reader::split(std::string_view line, std::vector<policy_word> &out) {
+    if (line.size() > limits::policy_line) {
+        wrong(1, "the line is longer than " + std::to_string(limits::policy_line) + " bytes");
+        return false;
+    }
+    for (std::size_t at = skip_blanks(line, 0); at < line.size(); at = skip_blanks(line, at)) {
+        if (line[at] == '#') {
+            for (; at < line.size(); ++at)
+                if (is_control(line[at]) && line[at] != '\t') {
+                    wrong(static_cast<std::uint32_t>(at + 1), "a control character in a comment");
+                    return false;
+                }
+            break;
+        }
+        const std::size_t begin = at;
+        for (; at < line.size() && !is_blank(line[at]); ++at) {
+            const auto byte = static_cast<std::uint8_t>(line[at]);
+            if (byte > 0x20 && byte < 0x7f)
+                continue;
+            wrong(
+                static_cast<std::uint32_t>(at + 1),
+                "byte 0x" + to_hex({&byte, 1}) +
+                    (byte == '\r' ? ": lines end in a newline alone" : " is not printable ASCII"));
+            return false;
+        }
+        out.push_back({line.substr(begin, at - begin), static_cast<std::uint32_t>(begin + 1)});
+    }
+    return true;
+}
+
+[[nodiscard]] inline std::optional<std::uint64_t>
+read_number(std::string_view text, std::string_view units, std::span<const std::uint64_t> factors,
+            std::uint64_t most) {
+    std::uint64_t factor = 1;
+    if (!text.empty())
+        if (const std::size_t unit = units.find(text.back()); unit != std::string_view::npos) {
+            factor = factors[unit];
+            text.remove_suffix(1);
+        }
+    const auto number = parse_positive(text);
+    if (!number || *number > most / factor)
+        return std::nullopt;
+    return *number * factor;
+}
+[[nodiscard]] inline std::optional<std::uint32_t> read_duration(std::string_view text) {
+    static constexpr std::uint64_t factors[] = {1, 60, 3600, 86400};
+    const auto out = read_number(text, "smhd", factors, limits::policy_seconds);
+    return out ? std::optional(static_cast<std::uint32_t>(*out)) : std::nullopt;
+}
+[[nodiscard]] inline std::optional<std::uint64_t> read_size(std::string_view text) {
+    static constexpr std::uint64_t factors[] = {std::uint64_t{1} << 10, std::uint64_t{1} << 20,
+                                                std::uint64_t{1} << 30};
+    return read_number(text, "KMG", factors, std::uint64_t{1} << 50);
+}
+[[nodiscard]] inline std::optional<std::uint32_t> read_count(std::string_view text) {
+    const auto number = parse_positive(text);
+    return number && *number <= 1'000'000 ? std::optional(*number) : std::nullopt;
+}
+
+[[nodiscard]] inline bool is_account(std::string_view text) {
+    return !text.empty() && text.size() <= 32 && (is_alpha(text[0]) || text[0] == '_') &&
+           std::all_of(text.begin(), text.end(),
+                       [](char c) { return is_alnum(c) || c == '_' || c == '-'; });
+}
+[[nodiscard]] inline bool is_variable(std::string_view text) {
+    return !text.empty() && text.size() <= 64 && !is_digit(text[0]) &&
+           std::all_of(text.begin(), text.end(), [](char c) { return is_alnum(c) || c == '_'; });
+}
+// Variables by which the one who sets them chooses what a program runs. Not all that exist: those
+// that every program, shell and usual interpreter heeds.
+[[nodiscard]] inline bool steers_programs(std::string_view variable) {
+    for (const std::string_view prefix : {"LD_", "BASH_", "PYTHON", "PERL", "RUBY", "LUA_", "NODE_",
+                                          "GIT_", "GCONV_", "GLIBC_", "MALLOC_", "QVM_REMOTE_"})
+        if (variable.starts_with(prefix))
+            return true;
+    for (const std::string_view name : {"PATH",
+                                        "ENV",
+                                        "IFS",
+                                        "SHELLOPTS",
+                                        "BASHOPTS",
+                                        "PS4",
+                                        "PROMPT_COMMAND",
+                                        "HOME",
+                                        "SHELL",
+                                        "PAGER",
+                                        "SYSTEMD_PAGER",
+                                        "SYSTEMD_EDITOR",
+                                        "MANPAGER",
+                                        "EDITOR",
+                                        "VISUAL",
+                                        "BROWSER",
+                                        "LESS",
+                                        "LESSOPEN",
+                                        "LESSCLOSE",
+                                        "TERMINFO",
+                                        "TERMCAP",
+                                        "HOSTALIASES",
+                                        "LOCPATH",
+                                        "NLSPATH",
+                                        "OPENSSL_CONF",
+                                        "XDG_CONFIG_HOME",
+                                        "XDG_CONFIG_DIRS",
+                                        "XDG_DATA_DIRS"})
+        if (variable == name)
+            return true;
+    return false;
+}
+
+inline bool policy_reader::read_who(const policy_word &word, qube_selector &out) {
+    using kind = qube_selector::kind;
+    if (word.text == "@anyvm") {
+        out = {kind::any, {}};
+        return true;
+    }
+    if (word.text.starts_with("@tag:")) {
+        const std::string_view tag = word.text.substr(5);
+        if (tag.empty() || tag.size() > limits::qube_tag ||
+            !std::all_of(tag.begin(), tag.end(),
+                         [](char c) { return is_alnum(c) || c == '_' || c == '-' || c == '.'; })) {
+            wrong(word.column + 5, "a tag is letters, digits, '_', '-' and '.', " +
+                                       std::to_string(limits::qube_tag) + " at most");
+            return false;
+        }
+        out = {kind::tag, std::string(tag)};
+        return true;
+    }
+    if (word.text.starts_with('@')) {
+        wrong(word, shown(word.text) + " is none of a qube's name, @tag:TAG, @anyvm");
+        return false;
+    }
+    const auto qube = qube_name::parse(word.text);
+    if (!qube) {
+        wrong(word.column + qube.error().offset, shown(word.text) + " is " +
+                                                     std::string(message(qube.error().code)) +
+                                                     ", @tag:TAG or @anyvm");
+        return false;
+    }
+    out = {kind::name, qube->text()};
+    return true;
+}
+
+inline bool policy_reader::read_word(const policy_word &word, bool is_last, word_pattern &out) {
+    using kind = word_pattern::kind;
+    if (word.text == "*") {
+        out = {kind::word, {}};
+        return true;
+    }
+    if (word.text == "**") {
+        if (!is_last)
+            wrong(word, "** stands for all that follows: nothing can stand behind it");
+        out = {kind::rest, {}};
+        return is_last;
+    }
+    if (word.text.starts_with("{qube:") && word.text.ends_with('}')) {
+        const std::string_view glob = word.text.substr(6, word.text.size() - 7);
+        const auto bad = std::find_if(glob.begin(), glob.end(), [](char c) {
+            return !is_alnum(c) && c != '_' && c != '-' && c != '*';
+        });
+        if (glob.empty() || bad != glob.end() || glob.size() > 2 * limits::qube_name) {
+            wrong(word.column + 6, "a pattern for qubes is letters, digits, '_', '-' and '*'");
+            return false;
+        }
+        out = {kind::qube, std::string(glob)};
+        return true;
+    }
+    const auto bad =
+        std::find_if(word.text.begin(), word.text.end(), [](char c) { return !is_plain(c); });
+    if (bad != word.text.end()) {
+        const auto at = static_cast<std::uint32_t>(bad - word.text.begin());
+        wrong(word.column + at,
+              *bad == '*' ? "* stands alone, for one word; {qube:…} knows it within a name"
+                          : shown({&*bad, 1}) + " cannot stand in a word here: words are of "
+                                                "[A-Za-z0-9_@%+:,./=-], *, ** or {qube:…}");
+        return false;
+    }
+    out = {kind::literal, std::string(word.text)};
+    return true;
+}
+
+// The words of an exec pattern, the first one still with its `exec:`.
+inline bool policy_reader::read_argv(std::span<const policy_word> words, argv_pattern &out) {
+    const std::string_view program = words[0].text.substr(5);
+    const std::uint32_t column = words[0].column + 5;
+    const bool good = !program.empty() && program[0] != '-' && program[0] != '.' &&
+                      std::all_of(program.begin(), program.end(), [](char c) {
+                          return is_alnum(c) || c == '_' || c == '-' || c == '.' || c == '+';
+                      });
+    if (!good) {
+        wrong(column, program.empty() ? "a program's name follows exec: without a blank"
+                      : program.find('/') != std::string_view::npos
+                          ? "a program is named without its directory: it is found in a fixed PATH"
+                          : shown(program) + " is no program's name");
+        return false;
+    }
+    if (words.size() > limits::arguments) {
+        wrong(words[limits::arguments], "the pattern has too many words");
+        return false;
+    }
+    out.push_back({word_pattern::kind::literal, std::string(program)});
+    for (std::size_t i = 1; i < words.size(); ++i) {
+        word_pattern word;
+        if (!read_word(words[i], i + 1 == words.size(), word))
+            return false;
+        out.push_back(std::move(word));
+    }
+    return true;
+}
+
+inline bool policy_reader::read_request(std::span<const policy_word> words, request_pattern &out) {
+    using kind = request_pattern::kind;
+    const policy_word &first = words[0];
+    if (first.text.starts_with("exec:")) {
+        out.what = kind::exec;
+        return read_argv(words, out.words);
+    }
+    constexpr std::string_view script = "script:sha256:";
+    if (first.text == "*") {
+        out.what = kind::any;
+    } else if (first.text.starts_with("level:")) {
+        const auto level = parse_level(first.text.substr(6));
+        if (!level || *level == access_level::deny) {
+            wrong(first.column + 6,
+                  shown(first.text.substr(6)) + " is no level: monitor, read-only, manage or full");
+            return false;
+        }
+        out.what = kind::level;
+        out.level = *level;
+    } else if (first.text.starts_with(script)) {
+        const std::string_view digits = first.text.substr(script.size());
+        for (std::size_t i = 0; i < digits.size(); ++i)
+            if (i == 2 * out.digest.size() || hex_value(digits[i]) < 0 ||
+                (digits[i] >= 'A' && digits[i] <= 'F')) {
+                wrong(first.column + static_cast<std::uint32_t>(script.size() + i),
+                      "a digest is 64 digits of 0-9 and a-f, as sha256sum prints them");
+                return false;
+            }
+        if (digits.size() != 2 * out.digest.size()) {
+            wrong(first, "a digest is 64 digits of 0-9 and a-f, as sha256sum prints them");
+            return false;
+        }
+        for (std::size_t i = 0; i < out.digest.size(); ++i)
+            out.digest[i] = static_cast<std::uint8_t>(hex_value(digits[2 * i]) << 4 |
+                                                      hex_value(digits[2 * i + 1]));
+        out.what = kind::script;
+    } else {
+        wrong(first, shown(first.text) + " is none of level:LEVEL, exec:PROGRAM WORD…, "
+                                         "script:sha256:DIGEST, *");
+        return false;
+    }
+    if (words.size() > 1) {
+        wrong(words[1], shown(words[1].text) + " where allow, ask or deny should stand");
+        return false;
+    }
+    return true;
+}
+
+inline bool policy_reader::read_option(const policy_word &word, policy_rule &out) {
+    const std::size_t equals = word.text.find('=');
+    const std::string_view key = word.text.substr(0, equals);
+    const std::string_view value = word.text.substr(equals + 1);
+    rule_options &o = out.options;
+    const auto bad = [&](std::string_view form) {
+        wrong(word.column + static_cast<std::uint32_t>(equals) + 1,
+              std::string(key) + "= takes " + std::string(form));
+        return false;
+    };
+    const auto once = [&](auto &field, auto parsed, std::string_view form) {
+        if (field) {
+            wrong(word, std::string(key) + "= stands here twice");
+            return false;
+        }
+        if (!parsed)
+            return bad(form);
+        field = std::move(*parsed);
+        return true;
+    };
+    constexpr std::string_view duration = "seconds, or a number with s, m, h or d; a year at most";
+    constexpr std::string_view size = "bytes, or a number with K, M or G";
+    constexpr std::string_view count = "a number from 1 to 1000000";
+    if (key == "ttl")
+        return once(o.ttl_s, read_duration(value), duration);
+    if (key == "timeout")
+        return once(o.timeout_s, read_duration(value), duration);
+    if (key == "memory")
+        return once(o.memory, read_size(value), size);
+    if (key == "output")
+        return once(o.output, read_size(value), size);
+    if (key == "pids")
+        return once(o.pids, read_count(value), count);
+    if (key == "cpu")
+        return once(o.cpu,
+                    value.ends_with('%') ? read_count(value.substr(0, value.size() - 1))
+                                         : std::nullopt,
+                    "a percentage of one processor, like 50%");
+    if (key == "user")
+        return once(o.user, is_account(value) ? std::optional(std::string(value)) : std::nullopt,
+                    "the name of an account");
+    if (key == "tty")
+        return once(o.tty,
+                    value == "yes"  ? std::optional(true)
+                    : value == "no" ? std::optional(false)
+                                    : std::nullopt,
+                    "yes or no");
+    if (key == "stdin")
+        return once(o.input,
+                    value == "closed"      ? std::optional(stdin_mode::closed)
+                    : value == "collected" ? std::optional(stdin_mode::collected)
+                    : value == "live"      ? std::optional(stdin_mode::live)
+                                           : std::nullopt,
+                    "closed, collected or live");
+    if (key == "env") {
+        if (!is_variable(value))
+            return bad("the name of one variable");
+        if (std::find(o.environment.begin(), o.environment.end(), value) != o.environment.end()) {
+            wrong(word, "env=" + std::string(value) + " stands here twice");
+            return false;
+        }
+        o.environment.emplace_back(value);
+        return true;
+    }
+    wrong(word, shown(key) +
+                    " is no option: ttl, timeout, user, stdin, tty, env, memory, pids, cpu, "
+                    "output");
+    return false;
+}
+
+inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_rule &out) {
+    out.file = file_;
+    out.line = line_;
+    if (!read_who(words[0], out.who))
+        return false;
+    // From the end, since an exec pattern may hold any word: options, and before them the action.
+    std::size_t action = words.size() - 1;
+    while (action > 1 && !is_action(words[action].text) &&
+           words[action].text.find('=') != std::string_view::npos)
+        --action;
+    if (action < 2 || !is_action(words[action].text)) {
+        const policy_word &last = words.back();
+        wrong(action < 2 ? last.column + static_cast<std::uint32_t>(last.text.size())
+                         : words[action].column,
+              action < 2
+                  ? "a rule is QUBE REQUEST ACTION; the action is allow, ask or deny"
+                  : shown(words[action].text) +
+                        " is neither allow, ask or deny nor an option KEY=VALUE behind them");
+        return false;
+    }
+    if (!read_request(words.subspan(1, action - 1), out.request))
+        return false;
+    const std::string_view word = words[action].text;
+    out.action = word == "allow" ? policy_action::allow
+                 : word == "ask" ? policy_action::ask
+                                 : policy_action::deny;
+    if (out.request.what == request_pattern::kind::any && out.action == policy_action::allow) {
+        wrong(words[1], "whatever is asked for cannot be allowed: if you mean it, say level:full");
+        return false;
+    }
+    const bool is_full =
+        out.request.what == request_pattern::kind::level && out.request.level == access_level::full;
+    for (const policy_word &option : words.subspan(action + 1)) {
+        if (out.action == policy_action::deny) {
+            wrong(option, "deny takes no options");
+            return false;
+        }
+        if (!read_option(option, out))
+            return false;
+        const bool asks = out.action == policy_action::ask;
+        if (!asks && (out.options.ttl_s || out.options.input == stdin_mode::collected)) {
+            wrong(option, shown(option.text) + " goes with ask alone");
+            return false;
+        }
+        if (!is_full && option.text.starts_with("env=") && steers_programs(option.text.substr(4))) {
+            wrong(option.column + 4, std::string(option.text.substr(4)) +
+                                         " makes programs run what it says: that is level:full");
+            return false;
+        }
+    }
+    return true;
+}
+
+[[nodiscard]] inline std::string shown_size(std::uint64_t bytes) {
+    std::size_t unit = 0;
+    for (; unit < 3 && bytes % 1024 == 0; ++unit)
+        bytes /= 1024;
+    return std::to_string(bytes) + std::string("KMG").substr(unit - (unit > 0), unit > 0);
+}
+
+[[nodiscard]] inline std::string text_of(const request_pattern &request) {
+    using kind = request_pattern::kind;
+    switch (request.what) {
+    case kind::any:
+        return "*";
+    case kind::level:
+        return "level:" + std::string(name(request.level));
+    case kind::script:
+        return "script:sha256:" + to_hex(request.digest);
+    case kind::exec:
+        break;
+    }
+    std::string out;
+    for (const word_pattern &word : request.words) {
+        out += out.empty() ? "exec:" : " ";
+        switch (word.what) {
+        case word_pattern::kind::literal:
+            out += word.text;
+            break;
+        case word_pattern::kind::word:
+            out += "*";
+            break;
+        case word_pattern::kind::qube:
+            out += "{qube:" + word.text + "}";
+            break;
+        case word_pattern::kind::rest:
+            out += "**";
+            break;
+        }
+    }
+    return out;
+}
+
+} // namespace detail
+
+inline std::string policy_rule::text() const {
+    using kind = qube_selector::kind;
+    std::string out = who.what == kind::any   ? "@anyvm"
+                      : who.what == kind::tag ? "@tag:" + who.text
+                                              : who.text;
+    out += " " + detail::text_of(request) + " " + std::string(name(action));
+    const auto add = [&](std::string_view key, const std::string &value) {
+        (out += " ").append(key).append("=").append(value);
+    };
+    if (options.ttl_s)
+        add("ttl", std::to_string(*options.ttl_s));
+    if (options.timeout_s)
+        add("timeout", std::to_string(*options.timeout_s));
+    if (options.user)
+        add("user", *options.user);
+    if (options.input)
+        add("stdin", *options.input == stdin_mode::live        ? "live"
+                     : *options.input == stdin_mode::collected ? "collected"
+                                                               : "closed");
+    if (options.tty)
+        add("tty", *options.tty ? "yes" : "no");
+    for (const std::string &variable : options.environment)
+        add("env", variable);
+    if (options.memory)
+        add("memory", detail::shown_size(*options.memory));
+    if (options.pids)
+        add("pids", std::to_string(*options.pids));
+    if (options.cpu)
+        add("cpu", std::to_string(*options.cpu) + "%");
+    if (options.output)
+        add("output", detail::shown_size(*options.output));
+    return out;
+}
+
+inline tl::expected<level_rules, std::vector<policy_problem>>
+level_rules::parse(std::string_view monitor, std::string_view manage) {
+    level_rules out;
+    std::vector<policy_problem> problems;
+    const auto read = [&](const char *file, std::string_view text, patterns &to) {
+        detail::policy_reader reader(file, problems);
+        reader.lines(text, [&](std::span<const detail::policy_word> words) {
+            argv_pattern pattern;
+            if (!words[0].text.starts_with("exec:"))
+                return reader.wrong(words[0], "a line here is exec:PROGRAM WORD…");
+            if (reader.read_argv(words, pattern)) {
+                auto &of_program = to[pattern[0].text];
+                of_program.push_back(std::move(pattern));
+            }
+        });
+    };
+    read("monitor.rules", monitor, out.monitor_);
+    read("manage.rules", manage, out.manage_);
+    if (!problems.empty())
+        return tl::unexpected(std::move(problems));
+    return out;
+}
+
+inline bool level_rules::allow(access_level level, std::span<const std::string> argv) const {
+    if (argv.empty())
+        return false;
+    const auto held = [&](const patterns &in) {
+        const auto at = in.find(argv[0]);
+        return at != in.end() &&
+               std::any_of(at->second.begin(), at->second.end(),
+                           [&](const argv_pattern &pattern) { return matches(pattern, argv); });
+    };
+    return (level >= access_level::monitor && held(monitor_)) ||
+           (level >= access_level::manage && held(manage_));
+}
+
+inline tl::expected<policy, std::vector<policy_problem>>
+policy::parse(std::vector<policy_file> files, level_rules levels) {
+    std::sort(files.begin(), files.end(),
+              [](const policy_file &a, const policy_file &b) { return a.name < b.name; });
+    policy out;
+    out.levels_ = std::move(levels);
+    std::vector<policy_problem> problems;
+    for (const policy_file &file : files) {
+        detail::policy_reader reader(file.name, problems);
+        reader.lines(file.text, [&](std::span<const detail::policy_word> words) {
+            policy_rule rule;
+            if (problems.size() < limits::policy_problems && reader.read_rule(words, rule))
+                out.rules_.push_back(std::move(rule));
+        });
+        if (out.rules_.size() > limits::policy_rules && problems.empty())
+            reader.wrong(1,
+                         "there are more than " + std::to_string(limits::policy_rules) + " rules");
+    }
+    if (!problems.empty())
+        return tl::unexpected(std::move(problems));
+    return out;
+}
+
+inline bool policy::uses_tags() const noexcept {
+    return std::any_of(rules_.begin(), rules_.end(), [](const policy_rule &rule) {
+        return rule.who.what == qube_selector::kind::tag;
+    });
+}
+
+inline std::vector<policy_problem> policy::doubts() const {
+    using kind = request_pattern::kind;
+    std::vector<policy_problem> out;
+    const auto takes_all = [](const policy_rule &rule) {
+        return rule.request.what == kind::any ||
+               (rule.request.what == kind::level && rule.request.level == access_level::full);
+    };
+    const auto covers = [](const qube_selector &wide, const qube_selector &narrow) {
+        return wide.what == qube_selector::kind::any || wide == narrow;
+    };
+    for (std::size_t i = 0; i < rules_.size(); ++i) {
+        const policy_rule &rule = rules_[i];
+        const auto doubt = [&](std::string what) {
+            out.push_back({rule.file, rule.line, 1, std::move(what)});
+        };
+        const auto before = std::find_if(
+            rules_.begin(), rules_.begin() + static_cast<std::ptrdiff_t>(i),
+            [&](const policy_rule &r) {
+                return covers(r.who, rule.who) && (takes_all(r) || r.request == rule.request);
+            });
+        if (before != rules_.begin() + static_cast<std::ptrdiff_t>(i)) {
+            doubt("this is never reached: " + before->file + ":" + std::to_string(before->line) +
+                  " decides before");
+            continue;
+        }
+        if (rule.request.what != kind::exec)
+            continue;
+        const auto &words = rule.request.words;
+        const bool is_free = std::any_of(words.begin(), words.end(), [](const word_pattern &w) {
+            return w.what == word_pattern::kind::word || w.what == word_pattern::kind::rest;
+        });
+        std::vector<std::string> argv;
+        for (const word_pattern &word : words)
+            argv.push_back(word.what == word_pattern::kind::literal ? word.text : "-exec");
+        if (rule.action == policy_action::allow && is_free && interprets(argv))
+            doubt(words[0].text + " runs what its arguments say: this is as good as level:full");
+        if (rule.action == policy_action::deny) {
+            const auto wide = std::find_if(rules_.begin() + static_cast<std::ptrdiff_t>(i),
+                                           rules_.end(), [&](const policy_rule &r) {
+                                               return covers(r.who, rule.who) && takes_all(r) &&
+                                                      r.action != policy_action::deny;
+                                           });
+            if (wide != rules_.end())
+                doubt("a shell command gets around this: " + wide->file + ":" +
+                      std::to_string(wide->line) + " lets it through");
+        }
+    }
+    return out;
+}
+
+// ---- The decision ----
+
+inline digest256 request_digest(const peer &who, const envelope &what, const run_terms &how,
+                                std::optional<std::string_view> collected_stdin) {
+    bytes data;
+    byte_writer w(data);
+    const auto put = [&](std::string_view text) {
+        w.u32(static_cast<std::uint32_t>(text.size()));
+        w.put(text);
+    };
+    const auto put_list = [&](const std::vector<std::string> &list) {
+        w.u32(static_cast<std::uint32_t>(list.size()));
+        for (const std::string &text : list)
+            put(text);
+    };
+    const auto put_number = [&](auto number) {
+        w.u8(number ? 1 : 0);
+        w.u64(number.value_or(0));
+    };
+    put("qvm-remote approval 1");
+    put(who.name.text());
+    w.u8(static_cast<std::uint8_t>(what.kind));
+    put_list(how.argv);
+    put_list(what.arguments);
+    w.put(what.body_follows && what.body.empty() ? what.body_digest : sha256(as_bytes(what.body)));
+    w.u32(static_cast<std::uint32_t>(how.environment.size()));
+    for (const auto &[key, value] : how.environment) {
+        put(key);
+        put(value);
+    }
+    w.u8(static_cast<std::uint8_t>((how.tty ? 1 : 0) | (what.detach ? 2 : 0) |
+                                   (what.dry_run ? 4 : 0)));
+    w.u32(how.timeout_s);
+    put(how.user);
+    put_number(how.memory);
+    put_number(how.output);
+    put_number(how.pids);
+    put_number(how.cpu);
+    w.u8(static_cast<std::uint8_t>(how.input));
+    w.u8(collected_stdin ? 1 : 0);
+    if (collected_stdin)
+        w.put(sha256(as_bytes(*collected_stdin)));
+    return sha256(data);
+}
+
+namespace detail {
+
+// What decide() looks at of a request, worked out once for all rules.
+struct request_view {
+    explicit request_view(const envelope &what) : request(what) {
+        if (what.kind == request_kind::exec)
+            argv = what.arguments;
+        // One that follows its header is not known yet, or is too long; in the queue all follow.
+        else if (what.kind == request_kind::shell && (what.protocol == 1 || !what.body_follows))
+            if (auto words = simple_command(what.body))
+                argv = std::move(*words);
+    }
+
+    [[nodiscard]] bool is_script(const digest256 &wanted) {
+        if ((request.kind != request_kind::shell && request.kind != request_kind::script) ||
+            !request.arguments.empty())
+            return false;
+        if (!digest)
+            digest = request.body_follows && request.body.empty() ? request.body_digest
+                                                                  : sha256(as_bytes(request.body));
+        return *digest == wanted;
+    }
+
+    [[nodiscard]] bool is_in(access_level level, const level_rules &levels) {
+        if (level == access_level::full)
+            return true;
+        std::optional<bool> &known = in_level[static_cast<std::size_t>(level)];
+        if (!known)
+            known = levels.allow(level, argv);
+        return *known;
+    }
+
+    [[nodiscard]] bool fits(const request_pattern &pattern, const level_rules &levels) {
+        switch (pattern.what) {
+        case request_pattern::kind::any:
+            return true;
+        case request_pattern::kind::level:
+            return is_in(pattern.level, levels);
+        case request_pattern::kind::exec:
+            return matches(pattern.words, argv);
+        case request_pattern::kind::script:
+            return is_script(pattern.digest);
+        }
+        return false;
+    }
+
+    const envelope &request;
+    std::vector<std::string> argv; // empty: for a shell
+    std::optional<digest256> digest;
+    std::array<std::optional<bool>, 4> in_level;
+};
+
+// Whom a rule is about, apart from tags that are not known.
+enum class concerns : std::uint8_t { no, unknown, yes };
+[[nodiscard]] inline concerns concerns_peer(const qube_selector &selector, const peer &who) {
+    switch (selector.what) {
+    case qube_selector::kind::any:
+        return concerns::yes;
+    case qube_selector::kind::name:
+        return selector.text == who.name.text() ? concerns::yes : concerns::no;
+    case qube_selector::kind::tag:
+        if (!who.tags)
+            return concerns::unknown;
+        return std::find(who.tags->begin(), who.tags->end(), selector.text) != who.tags->end()
+                   ? concerns::yes
+                   : concerns::no;
+    }
+    return concerns::no;
+}
+
+[[nodiscard]] inline verdict denied(std::string rule, std::string why, errc reason = errc::denied) {
+    verdict out;
+    out.rule = std::move(rule);
+    out.reason = reason;
+    out.why = std::move(why);
+    return out;
+}
+
+[[nodiscard]] inline run_terms terms_under(const policy_rule &rule, request_view &request,
+                                           access_level cap) {
+    const envelope &what = request.request;
+    const rule_options &options = rule.options;
+    using kind = request_pattern::kind;
+    run_terms out;
+    out.full = rule.request.what == kind::level && rule.request.level == access_level::full &&
+               cap == access_level::full;
+    const bool is_text =
+        out.full || (rule.request.what == kind::script && cap == access_level::full);
+    if (what.kind == request_kind::exec || !is_text)
+        out.argv = request.argv;
+    out.timeout_s = what.timeout_s;
+    if (options.timeout_s && (out.timeout_s == 0 || out.timeout_s > *options.timeout_s))
+        out.timeout_s = *options.timeout_s;
+    if (what.stdin_live)
+        out.input = options.input                       ? *options.input
+                    : rule.action == policy_action::ask ? stdin_mode::collected
+                    : out.full                          ? stdin_mode::live
+                                                        : stdin_mode::closed;
+    out.tty = what.tty && options.tty.value_or(out.full);
+    const auto &names = options.environment;
+    for (const auto &variable : what.environment)
+        if ((out.full && names.empty()) ||
+            (std::find(names.begin(), names.end(), variable.first) != names.end() &&
+             (out.full || !steers_programs(variable.first))))
+            out.environment.push_back(variable);
+    out.user = options.user.value_or(std::string());
+    out.memory = options.memory;
+    out.output = options.output;
+    out.pids = options.pids;
+    out.cpu = options.cpu;
+    out.ttl_s = options.ttl_s;
+    out.may_last = rule.action == policy_action::ask && !out.argv.empty() && !interprets(out.argv);
+    return out;
+}
+
+[[nodiscard]] inline verdict decided_by(const policy_rule &rule, request_view &request,
+                                        const peer &who, access_level cap, const policy &rules,
+                                        const grants &given, std::uint64_t now_ms,
+                                        std::optional<std::string_view> collected_stdin) {
+    const envelope &what = request.request;
+    if (rule.action == policy_action::deny)
+        return denied(rule.reference(), "denied by dom0's policy");
+    if (!request.is_in(cap, rules.levels()))
+        return denied(rule.reference(), "the call was made with +" + std::string(name(cap)) +
+                                            ", which does not hold this");
+    verdict out;
+    out.what = rule.action;
+    out.rule = rule.reference();
+    out.how = terms_under(rule, request, cap);
+    if (what.tty && !out.how.tty)
+        return denied(rule.reference(), "dom0's policy allows no terminal for this");
+    if (what.tty || what.detach)
+        return denied(rule.reference(), "terminals and detached jobs are not built yet",
+                      errc::unsupported);
+    if (out.what != policy_action::ask)
+        return out;
+    out.why = "needs approval";
+    const bool is_whole = out.how.input != stdin_mode::collected || collected_stdin;
+    if (!out.how.may_last || !is_whole || given.empty())
+        return out;
+    if (given.hold(who.name, request_digest(who, what, out.how, collected_stdin), now_ms)) {
+        out.what = policy_action::allow;
+        out.granted = true;
+    }
+    return out;
+}
+
+} // namespace detail
+
+inline verdict decide(const peer &who, const envelope &what, const policy &rules,
+                      const grants &given, std::uint64_t now_ms,
+                      std::optional<std::string_view> collected_stdin) {
+    auto cap = std::optional(access_level::full);
+    if (!who.service_argument.empty())
+        cap = parse_level(who.service_argument);
+    if (!cap || *cap == access_level::deny)
+        return detail::denied("the argument of the call", "the call's argument is no level");
+    detail::request_view request(what);
+    for (const policy_rule &rule : rules.rules()) {
+        const auto concerned = detail::concerns_peer(rule.who, who);
+        if (concerned == detail::concerns::no || !request.fits(rule.request, rules.levels()))
+            continue;
+        if (concerned == detail::concerns::unknown)
+            return detail::denied(rule.reference(), "the tags of this qube are not known in dom0");
+        return detail::decided_by(rule, request, who, *cap, rules, given, now_ms, collected_stdin);
+    }
+    return detail::denied("no rule matches", "no rule of dom0's policy allows this");
+}
+
+inline verdict could_allow(const peer &who, const policy &rules) {
+    if (!who.service_argument.empty()) {
+        const auto cap = parse_level(who.service_argument);
+        if (!cap || *cap == access_level::deny)
+            return detail::denied("the argument of the call", "the call's argument is no level");
+    }
+    for (const policy_rule &rule : rules.rules()) {
+        const auto concerned = detail::concerns_peer(rule.who, who);
+        if (concerned == detail::concerns::no)
+            continue;
+        if (rule.action != policy_action::deny) {
+            verdict out;
+            out.what = rule.action;
+            out.rule = rule.reference();
+            return out;
+        }
+        if (rule.request.what == request_pattern::kind::any &&
+            concerned == detail::concerns::yes)
+            return detail::denied(rule.reference(), "denied by dom0's policy");
+    }
+    return detail::denied("no rule matches", "no rule of dom0's policy allows this");
+}
+
+} // namespace qvmremote

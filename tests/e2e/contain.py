@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Containment: what a command gets, what it may take, and that all of it ends. Where the daemon has no
+cgroup to divide, as here; tests/vm has the rest.
+"""
+
+import os
+import re
+import subprocess
+
+from fixture import DAEMON, PLUGINS, case, check, equal, eventually, main, survivors
+
+SECURITY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "doc", "SECURITY.md")
+STUBBORN = ("trap '' TERM HUP INT QUIT; ( ( setsid bash -c 'trap \"\" TERM HUP INT QUIT; while :; do sleep 1; "
+            "done' & ) & ); echo up; while :; do sleep 1; done")
+
+
+def documented():
+    """The section that says what a command gets, as one line."""
+    with open(SECURITY, encoding="utf-8") as f:
+        text = f.read()
+    section = re.search(r"^## What a command gets\n(.*?)^## ", text, re.M | re.S)
+    return " ".join(section[1].split())
+
+
+@case
+def the_environment_is_what_is_documented(f):
+    said = re.search(r"The environment is (.*?);", documented())[1]
+    wanted = dict.fromkeys(re.findall(r"`([A-Z_]+)[`=]", said))
+    fixed = dict(re.findall(r"`([A-Z_]+)=([^`]*)`", said))
+    check(len(wanted) == 8 and "PATH" in fixed, said)
+    f.start()
+    got = f.run("--exec", "cat", "/proc/self/environ", env=dict(SECRET="leak", TERM="x", LC_ALL="C", BASH_ENV="x"))
+    equal(got.returncode, 0)
+    entries = dict(e.split("=", 1) for e in got.stdout.decode().rstrip("\0").split("\0"))
+    equal(list(entries), list(wanted))
+    for name, value in fixed.items():
+        equal(entries[name], value)
+    equal(entries["QVM_REMOTE_PEER"], "work")
+
+
+@case
+def descriptors_are_what_is_documented(f):
+    said = documented()
+    check("three descriptors" in said and "descriptor 3, a sealed file in memory" in said, said)
+    f.start()
+
+    def descriptors(*words, stdin=None):
+        got = f.run(*words, stdin=stdin)
+        check(got.returncode == 0, got)
+        return [line.split(" -> ") for line in got.stdout.decode().splitlines()]
+
+    # ls adds one, for the directory that it lists.
+    show = ["find", "/proc/self/fd", "-type", "l", "-printf", r"%f -> %l\n"]
+    equal([n for n, to in descriptors("--exec", *show) if "/proc/" not in to], ["0", "1", "2"])
+    found = dict(descriptors("--exec", *show))
+    equal(found["0"], "/dev/null")
+    check(found["1"].startswith("pipe:") and found["2"].startswith("pipe:"), found)
+    check(dict(descriptors("--exec", *show, stdin=b"x"))["0"].startswith("pipe:"), "stdin is streamed")
+    script = os.path.join(f.path, "script")
+    with open(script, "w", encoding="utf-8") as s:
+        s.write("#!/bin/bash\nfind /proc/$$/fd -type l -printf '%f -> %l\\n'\n")
+    found = dict(descriptors("--script", script))
+    check("/memfd:" in found.pop("3"), found)
+    # bash keeps the script that it reads open at a number of its own.
+    equal([n for n, to in found.items() if "/memfd:" not in to and "/dev/fd/" not in to], ["0", "1", "2"])
+
+
+@case
+def who_ignores_every_signal_ends_and_others_do_not_notice(f):
+    f.start()
+    other = f.popen("for i in {1..400}; do echo $i; sleep 0.01; done", stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE)
+    mark = "contain-mark-stubborn"
+    got = f.run("-t", "1", f"export MARK={mark}; {STUBBORN}")
+    equal((got.returncode, got.stdout), (124, b"up\n"))
+    equal(survivors(mark), [])  # not soon: END comes when nothing is left
+    equal(other.communicate()[0].split(), [b"%d" % i for i in range(1, 401)])
+    equal(other.returncode, 0)
+    equal(f.run("echo still here").stdout, b"still here\n")
+
+
+@case
+def a_lost_client_leaves_nothing_of_a_stubborn_command(f):
+    f.start()
+    mark = "contain-mark-lost"
+    p = f.popen(f"export MARK={mark}; {STUBBORN}", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    p.kill()
+    p.wait()
+    eventually(lambda: not survivors(mark), "the tree ends")
+
+
+@case
+def too_much_output_ends_a_command(f):
+    f.start(QVM_REMOTE_MAX_OUTPUT="100K")
+    most = 100 * 1024
+    got = f.run(f"head -c {most} /dev/zero")
+    equal((got.returncode, len(got.stdout)), (0, most))
+    mark = "contain-mark-output"
+    for command in (f"head -c {most + 1} /dev/zero", "yes", "yes >&2",
+                    f"head -c {most} /dev/zero; echo >&2",
+                    f"export MARK={mark}; trap '' PIPE TERM; setsid sleep 1000 & "
+                    "while :; do echo too much; done 2>/dev/null"):
+        got = f.run(command)
+        equal(got.returncode, 126)
+        words = got.stderr.splitlines()[-1]
+        check(words.startswith(b"qvm-remote: ") and b"more than the 102400 bytes" in words, words)
+        ours = len(words) + 1
+        equal(len(got.stdout) + len(got.stderr) - ours, most)
+    equal(survivors(mark), [])
+    ends = [line for line in f.audit() if line["kind"] == "end"]
+    equal([e.get("reason") for e in ends], [None] + ["denied"] * 5)
+
+
+@case
+def memory_is_bounded_for_each_process_where_there_is_no_controller(f):
+    f.start(QVM_REMOTE_MAX_MEMORY="64M")
+    status = f.dom0("status").stdout.decode()
+    if "cannot be bounded: memory" not in status:
+        print("    skipped: " + status)
+        return
+    equal(f.run("ulimit -d; ulimit -c").stdout, b"65536\n0\n")
+    got = f.run("head -c 200M /dev/zero | tail -n 1 | wc -c")
+    check(b"memory exhausted" in got.stderr and got.stdout == b"0\n", got)
+    equal(f.run("echo small").stdout, b"small\n")
+
+
+@case
+def without_bounds_a_command_has_the_limits_of_the_daemon(f):
+    f.start()
+    equal(f.run("ulimit -a").stdout, subprocess.run(["bash", "-c", "ulimit -a"], capture_output=True,
+                                                    check=True).stdout)
+
+
+@case
+def ceilings_that_cannot_be_read_are_refused(f):
+    for name, value in (("MEMORY", "much"), ("MEMORY", "0"), ("MEMORY", "1T"), ("OUTPUT", "-1"),
+                        ("PROCESSES", "1K"), ("CPU", "50%"), ("CPU", "99999999999")):
+        got = f.run("--root", f.root, "--transport", "mock", "--plugin-dir", PLUGINS, program=DAEMON,
+                    env={f"QVM_REMOTE_MAX_{name}": value})
+        check(got.returncode == 1 and f"QVM_REMOTE_MAX_{name}".encode() in got.stderr, got)
+
+
+if __name__ == "__main__":
+    main()

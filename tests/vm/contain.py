@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Containment where all controllers are: the daemon as its unit under systemd, in a virtual machine.
+
+    contain.py BUILD-DIRECTORY
+
+What the machine is made of is kept in BUILD-DIRECTORY/vm. Where it cannot be fetched the test is
+skipped, but in CI (CI=true) it fails.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import machine
+
+BUILD = os.path.abspath(sys.argv[1])
+CACHE = os.path.join(BUILD, "vm")
+HANG = 400  # seconds; the machine is emulated, and this one may be busy
+MIB = 1 << 20
+SKIPPED = 77
+
+CASES = ["status", "limits", "daemon", "other", "bomb", "memory", "stubborn", "processor", "group", "stop",
+         "killed"]
+
+UNIT = f"""[Service]
+ExecStart=
+ExecStart=/usr/bin/qvm-remote-dom0 --root /srv/dom0 --transport mock --plugin-dir /usr/lib/qvm-remote/transports
+Environment=QVM_REMOTE_MOCK_DIR=/srv/dom0 "QVM_REMOTE_MOCK_PEERS=work dev"
+Environment=QVM_REMOTE_MAX_MEMORY=256M QVM_REMOTE_MAX_PROCESSES=64 QVM_REMOTE_MAX_CPU=150
+StandardOutput=file:/run/daemon.log
+StandardError=file:/run/daemon.log
+"""
+
+INSIDE = r"""#!/bin/bash
+# Prints `contain: ok CASE` or `contain: FAILED CASE: …` for each.
+export HOME=/root LANG=C.UTF-8 QVM_REMOTE_TRANSPORT=mock QVM_REMOTE_PLUGIN_DIR=/usr/lib/qvm-remote/transports
+unit=/sys/fs/cgroup/system.slice/qvm-remote-dom0.service
+work() { QVM_REMOTE_MOCK_SOCKET=/srv/dom0/work.sock qvm-remote "$@" </dev/null; }
+dev() { QVM_REMOTE_MOCK_SOCKET=/srv/dom0/dev.sock qvm-remote "$@" </dev/null; }
+ok() { echo "contain: ok $1"; }
+bad() { local name=$1; shift; echo "contain: FAILED $name: ${*//$'\n'/ | }"; }
+# is CASE GOT WANTED
+is() { if [[ $2 == $3 ]]; then ok "$1"; else bad "$1" "$2"; fi }
+# Groups in which somebody is; the one of the keeper that waits is empty.
+used() { local g n=0; for g in $unit/command-*; do [ -s $g/cgroup.procs ] && n=$((n + 1)); done 2>/dev/null; echo $n; }
+marked() { grep -l "MARK=$1" /proc/[0-9]*/environ 2>/dev/null | wc -l; }
+stubborn="trap '' TERM HUP; (setsid bash -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &); while :; do sleep 1; done"
+
+for qube in work dev; do
+    qvm-remote-dom0 --root /srv/dom0 authorize $qube 2>/dev/null </root/.qvm-remote/auth.key
+done
+systemctl start qvm-remote-dom0 || { cat /run/daemon.log; exit; }
+
+is status "$(qvm-remote-dom0 --root /srv/dom0 status)" \
+    "*containment: a cgroup for each command below /system.slice/qvm-remote-dom0.service; memory, processes and processor time can be bounded*"
+is limits "$(work 'g=/sys/fs/cgroup$(sed s/0::// /proc/self/cgroup); echo $g; cd $g; cat memory.max memory.swap.max pids.max cpu.max; ulimit -d')" \
+    "$unit/command-[0-9]*"$'\n'"268435456"$'\n'*"64"$'\n'"150000 100000"$'\n'"unlimited"
+is daemon "$(cat $unit/daemon/cgroup.procs | wc -l)" 3
+
+mkfifo /srv/go
+# From here on a command of another qube runs beside all that follows.
+dev -t 900 'for ((i = 0; i < 150; i++)); do echo $i; sleep 0.1; done; read -r _ </srv/go; echo end' >/tmp/other 2>/tmp/other.err &
+other=$!
+
+work -t 4 'export MARK=bomb; bomb() { bomb | bomb & }; bomb; sleep 100' >/tmp/bomb 2>&1 &
+bomb=$! most=0
+while kill -0 $bomb 2>/dev/null; do
+    for g in $unit/command-*; do
+        read -r n <$g/pids.current && ((n > most)) && most=$n
+    done 2>/dev/null
+done
+wait $bomb
+is bomb "$? $most $(marked bomb) $(used)" "124 6[0-4] 0 1"
+
+work 'head -c 8G /dev/zero | tail -n 1' >/tmp/memory 2>&1
+is memory "$? $(grep -c . /tmp/other.err) $(used) $(</tmp/memory)" \
+    "137 0 1 *killed by signal 9: it needed more than the 268435456 bytes of memory that dom0 allows*"
+
+work -t 2 "export MARK=stubborn; $stubborn" >/tmp/stubborn 2>&1
+is stubborn "$? $(marked stubborn) $(used)" "124 0 1"
+
+# Two that spin get one processor and a half together.
+is processor "$(work 'g=/sys/fs/cgroup$(sed s/0::// /proc/self/cgroup); for i in 1 2; do (while :; do :; done) & done; sleep 3; grep nr_throttled $g/cpu.stat')" \
+    "nr_throttled [1-9]*"
+
+echo go >/srv/go
+wait $other
+is other "$? $(tail -n 1 /tmp/other) $(grep -c . /tmp/other)" "0 end 151"
+sleep 0.3
+is group "$(ls -d $unit/command-* | wc -l) $(used)" "1 0"
+
+work "export MARK=left; $stubborn" >/dev/null 2>&1 &
+while [ $(marked left) -lt 3 ]; do sleep 0.1; done
+kill -KILL $(systemctl show -p MainPID --value qvm-remote-dom0)
+wait $!
+while ! systemctl is-active -q qvm-remote-dom0; do sleep 0.1; done
+is killed "$(marked left) $(work echo again)" "0 again"
+
+work "export MARK=stop; $stubborn" >/dev/null 2>&1 &
+while [ $(marked stop) -lt 3 ]; do sleep 0.1; done
+systemctl kill -s TERM --kill-whom=main qvm-remote-dom0
+systemctl stop qvm-remote-dom0
+is stop "$(marked stop) $(ls -d $unit 2>/dev/null)" "0 "
+echo "contain: end"
+"""
+
+SERVICE = """[Unit]
+DefaultDependencies=no
+SuccessAction=poweroff-force
+FailureAction=poweroff-force
+[Service]
+Type=oneshot
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+ExecStart=/bin/bash /root/inside
+"""
+
+
+def build(packages):
+    root = machine.Root(packages)
+    for name in machine.PROGRAMS:
+        root.program("usr/bin/" + name, os.path.realpath(shutil.which(name)))
+    for path in ("lib/systemd", "usr/lib/x86_64-linux-gnu/systemd"):
+        root.tree(path)
+    root.program("usr/bin/systemctl", os.path.join(packages, "bin/systemctl"))
+    root.link("init", "usr/lib/systemd/systemd")
+    root.program("usr/bin/qvm-remote", os.path.join(BUILD, "qvm-remote"))
+    root.program("usr/bin/qvm-remote-dom0", os.path.join(BUILD, "qvm-remote-dom0"))
+    root.program("usr/lib/qvm-remote/transports/mock.so", os.path.join(BUILD, "plugins/mock/mock.so"))
+    root.file("etc/os-release", "ID=debian\nNAME=test\n")
+    root.file("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+    root.file("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
+    root.file("etc/group", "root:x:0:\n")
+    with open(os.path.join(BUILD, "packaging/systemd/qvm-remote-dom0.service"), encoding="utf-8") as f:
+        root.file("etc/systemd/system/qvm-remote-dom0.service", f.read())
+    root.file("etc/systemd/system/qvm-remote-dom0.service.d/test.conf",
+              "[Unit]\nDefaultDependencies=no\n" + UNIT)
+    root.file("etc/systemd/system/contain.service", SERVICE)
+    root.file("etc/systemd/system/contain.target", "[Unit]\nDefaultDependencies=no\nWants=contain.service\n"
+                                                   "AllowIsolate=yes\n")
+    root.file("root/inside", INSIDE)
+    root.directory("root/.qvm-remote", 0o700)
+    root.directory("srv/dom0", 0o700)
+    root.file("root/.qvm-remote/auth.key", "0123456789abcdef" * 4 + "\n", 0o600)
+    initrd = os.path.join(CACHE, "initrd")
+    root.write(initrd)
+    return initrd
+
+
+def main():
+    os.makedirs(CACHE, exist_ok=True)
+    begin = time.monotonic()
+    try:
+        packages = machine.unpacked(CACHE)
+        initrd = build(packages)
+        qemu = machine.boot(machine.kernel_of(packages), initrd, "systemd.unit=contain.target")
+    except (OSError, RuntimeError, StopIteration, subprocess.CalledProcessError) as e:
+        print(f"no machine: {e}")
+        sys.exit(1 if os.environ.get("CI") == "true" else SKIPPED)
+    print(f"made of {os.path.getsize(initrd) // MIB} MiB in {time.monotonic() - begin:.1f} s", flush=True)
+    guard = threading.Timer(HANG, qemu.kill)
+    guard.start()
+    passed = set()
+    begin = time.monotonic()
+    for line in qemu.stdout:
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1bc", "", line.decode(errors="replace")).rstrip()
+        print(f"{time.monotonic() - begin:6.1f}  {text}", flush=True)
+        if text.startswith("contain: ok "):
+            passed.add(text.split()[2])
+    qemu.wait()
+    guard.cancel()
+    missing = [name for name in CASES if name not in passed]
+    print(f"{len(passed)} of {len(CASES)}" + (", not: " + " ".join(missing) if missing else ""))
+    sys.exit(1 if missing else 0)
+
+
+main()

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The audit log's heads on their way to the system journal, against a tail that is cut off.
+///
+/// journald's datagram is a stable interface, and small: libsystemd would bring its own
+/// dependencies into a process that holds keys, for one call.
+
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <qvmremote/audit.hpp>
+#include <qvmremote/host/failure.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote::dom0 {
+
+/// What our heads are found by in the system journal.
+inline constexpr std::string_view head_identifier = "qvm-remote-audit";
+
+/// Sends one head to the journal's socket. Waits for nobody: a journal that is full or gone is a
+/// failure (EAGAIN, ENOENT).
+[[nodiscard]] inline host::outcome<void> send_head(const std::string &socket_path,
+                                                   std::uint64_t serial, std::string_view hash) {
+    sockaddr_un address{};
+    if (socket_path.size() >= sizeof address.sun_path)
+        return host::failed("cannot reach the system journal", ENAMETOOLONG);
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, socket_path.c_str(), socket_path.size());
+    const std::string text = "MESSAGE=" + format_audit_head(serial, hash) +
+                             "\nPRIORITY=6\nSYSLOG_IDENTIFIER=" + std::string(head_identifier) +
+                             "\n";
+    const host::unique_fd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    if (::sendto(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
+                 reinterpret_cast<const sockaddr *>(&address), sizeof address) < 0)
+        return host::failed("cannot write to the system journal", errno);
+    return {};
+}
+
+/// When a head is sent: every 100 lines, and 10 minutes after a line that no head covers. Without
+/// such a line there is no date, and nobody wakes up for it.
+class head_schedule {
+public:
+    void lines_written(std::size_t count, std::uint64_t now_ms) {
+        if (count == 0)
+            return;
+        if (lines_ == 0)
+            due_ms_ = now_ms + limits::audit_head_ms;
+        lines_ += count;
+    }
+    [[nodiscard]] bool is_due(std::uint64_t now_ms) const noexcept {
+        return lines_ >= limits::audit_head_lines || (lines_ > 0 && now_ms >= due_ms_);
+    }
+    /// Whether the head that was sent last is not the newest.
+    [[nodiscard]] bool is_behind() const noexcept { return lines_ > 0 || missed_; }
+    [[nodiscard]] std::optional<std::uint64_t> due_ms() const noexcept {
+        return lines_ > 0 ? std::optional(due_ms_) : std::nullopt;
+    }
+    void sent() noexcept {
+        lines_ = 0;
+        missed_ = false;
+    }
+    /// There may be no journal: not tried again before other lines have come.
+    void failed() noexcept {
+        lines_ = 0;
+        missed_ = true;
+    }
+
+private:
+    std::size_t lines_ = 0; // since the last head
+    std::uint64_t due_ms_ = 0;
+    bool missed_ = false;
+};
+
+} // namespace qvmremote::dom0

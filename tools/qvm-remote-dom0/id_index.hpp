@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The index of used IDs beside the audit log: an SQLite file that can be made again from that.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <qvmremote/digest.hpp>
+#include <qvmremote/host/failure.hpp>
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+namespace qvmremote::dom0 {
+
+/// A qube and an ID of its. Names and IDs hold no NUL, so the pair is told apart; 128 bits leave no
+/// accident.
+using id_hash = std::array<std::uint8_t, 16>;
+[[nodiscard]] id_hash hash_of(std::string_view peer, std::string_view id);
+
+/// One connection to the index, for one thread. SQLite's words go into the failure; a statement is
+/// made once.
+class id_index {
+public:
+    id_index() = default;
+    id_index(const id_index &) = delete;
+    id_index &operator=(const id_index &) = delete;
+    ~id_index() { close(); }
+
+    [[nodiscard]] host::outcome<void> open(const std::string &path);
+    void close();
+    [[nodiscard]] host::outcome<void> execute(const char *sql);
+
+    /// Used IDs. One without `expires` is remembered as long as the key whose mark is given stands.
+    [[nodiscard]] host::outcome<bool> contains(const id_hash &h);
+    [[nodiscard]] bool insert(const id_hash &h, std::optional<std::int64_t> expires,
+                              const std::optional<digest256> &mark);
+    /// Forgets some that have expired, `most` at once so that nobody waits long.
+    [[nodiscard]] bool forget_expired(std::int64_t now, std::int64_t most);
+    /// The keys that IDs without a time are remembered for.
+    [[nodiscard]] std::vector<digest256> marks();
+    /// Lets some of a key's IDs expire at `when`; whether there may be more.
+    [[nodiscard]] host::outcome<bool> lapse(const digest256 &mark, std::int64_t when,
+                                            std::int64_t most);
+
+    /// STARTs that have no END yet.
+    struct open_start {
+        std::uint64_t serial = 0;
+        std::string peer, id;
+    };
+    [[nodiscard]] bool add_open(const open_start &start);
+    [[nodiscard]] bool remove_open(std::uint64_t serial);
+    [[nodiscard]] host::outcome<std::vector<open_start>> open_starts(std::uint64_t from);
+
+    /// IDs of which nobody knows how they ended.
+    [[nodiscard]] bool add_unknown(const id_hash &h);
+    [[nodiscard]] bool is_unknown(const id_hash &h);
+
+    /// When a qube's last START was.
+    [[nodiscard]] bool touch(const std::string &peer, std::int64_t when);
+    [[nodiscard]] std::optional<std::int64_t> last_used(const std::string &peer);
+
+    /// Where in which file the next line begins that is not in the index.
+    [[nodiscard]] bool set_upto(std::uint64_t inode, std::uint64_t offset);
+    [[nodiscard]] std::optional<std::pair<std::uint64_t, std::uint64_t>> upto();
+
+private:
+    enum statement { find, insert_id, insert_timeless, expired, lapse_ids, lapse_marks, open_add,
+                     open_remove, unknown_add, unknown_find, peer, place, statements };
+
+    [[nodiscard]] tl::unexpected<host::failure> failure(const std::string &what) const;
+    [[nodiscard]] sqlite3_stmt *prepared(statement which);
+    [[nodiscard]] static bool finished(sqlite3_stmt *s);
+    template <class Get>
+    [[nodiscard]] bool rows(const char *sql, std::string_view text, std::int64_t number, Get get);
+
+    sqlite3 *db_ = nullptr;
+    std::array<sqlite3_stmt *, statements> made_{};
+};
+
+} // namespace qvmremote::dom0
