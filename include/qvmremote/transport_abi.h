@@ -67,14 +67,19 @@ struct qvmremote_options {
  * duplicates it). From the return on the host owns and closes them, and may set O_NONBLOCK.
  * Bytes arrive in order and unchanged, and the end of one direction is seen as end of file.
  * peer: in dom0 the qube's name, a letter, then letters, digits, '_', '-', '.', at most 63, then
- * NUL; in a qube nobody looks at it. The host sets struct_size, fills peer with NUL and both fds
- * with -1.
+ * NUL; in a qube nobody looks at it. The host sets struct_size, fills peer and argument with NUL and
+ * both fds with -1.
+ * argument: in dom0, what the platform says that the stream was asked for with, [A-Za-z0-9_.+-], at
+ * most 63, then NUL; empty where there is no such thing. Policy may allow less for it and never
+ * more, so a plug-in whose host does not know the field (struct_size) refuses a stream that has one.
  */
 struct qvmremote_stream {
-    uint32_t struct_size;
+    uint32_t struct_size; /**< sizeof when the host was built; fields past it are not there */
     int32_t in_fd;
     int32_t out_fd;
     char peer[64];
+    char argument[64];
+    /* ... append only below this line ... */
 };
 
 struct qvmremote_transport_ops {
@@ -105,6 +110,11 @@ struct qvmremote_transport_ops {
      *  those named before: a transport that dials out calls these and no others. Never blocks. */
     int32_t (*set_peers)(void *self, const char *const *names, uint32_t count, char *error,
                          uint32_t error_size);
+    /** Role qube, optional. The stream that connect gave last has ended before a byte came from it:
+     *  why, as the status and the text of a connect that failed; QVMREMOTE_AGAIN when nothing is
+     *  known. For a transport that learns only behind connect whether the platform lets it. May
+     *  block for a second. */
+    int32_t (*explain)(void *self, char *error, uint32_t error_size);
     /* ... append only below this line, and only functions (tests/abi) ... */
 };
 

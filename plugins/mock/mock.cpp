@@ -407,4 +407,5 @@ const qvmremote_transport_ops QVMREMOTE_TRANSPORT_TABLE = {
     mock::mock_listen,
     mock::mock_accept,
     mock::mock_set_peers,
+    nullptr,
 };

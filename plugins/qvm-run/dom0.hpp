@@ -19,17 +19,17 @@
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
-#include "child.hpp"
+#include "../common/border.hpp"
+#include "../common/child.hpp"
 #include "qubesd.hpp"
 #include "schedule.hpp"
 
 namespace qvm_run {
 
-/// What carries status and words to the border, where exceptions end.
-struct problem {
-    std::int32_t status;
-    std::string text;
-};
+using plugins::child;
+using plugins::child_end;
+using plugins::problem;
+using qvmremote::host::unique_fd;
 
 /// Absolute paths; empty where there is none.
 struct settings {

@@ -23,4 +23,5 @@ const qvmremote_transport_ops QVMREMOTE_TRANSPORT_TABLE = {
     nullptr,
     nullptr,
     nullptr,
+    nullptr,
 };

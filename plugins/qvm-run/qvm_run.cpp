@@ -7,9 +7,7 @@
 /// `qvm-run`, `qvm-check`. doc/TRANSPORTS.md has them all.
 
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
@@ -20,6 +18,7 @@
 
 #include <qvmremote/transport_abi.h>
 
+#include "../common/border.hpp"
 #include "dom0.hpp"
 #include "qube.hpp"
 
@@ -77,24 +76,7 @@ settings parse_options(const qvmremote_options &options) {
     return out;
 }
 
-// The border: what `body` throws becomes a status and a line.
-template <class Body> int32_t guarded(char *error, uint32_t error_size, Body body) noexcept {
-    const auto say = [&](const char *text) {
-        if (error != nullptr && error_size != 0)
-            std::snprintf(error, error_size, "%s", text);
-    };
-    try {
-        return body();
-    } catch (const problem &why) {
-        say(why.text.c_str());
-        return why.status;
-    } catch (const std::exception &why) {
-        say(why.what());
-        return QVMREMOTE_FAILED;
-    } catch (...) {
-        return QVMREMOTE_FAILED;
-    }
-}
+using plugins::guarded;
 
 transport &from(void *self) { return *static_cast<transport *>(self); }
 
@@ -180,4 +162,5 @@ const qvmremote_transport_ops QVMREMOTE_TRANSPORT_TABLE = {
     qvm_run::qvm_run_listen,
     qvm_run::qvm_run_accept,
     qvm_run::qvm_run_set_peers,
+    nullptr,
 };

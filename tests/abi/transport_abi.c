@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The binary contract as it was released, restated. A plug-in built against it stays loadable: a
- * change that makes this file fail needs a new symbol, qvmremote_transport_2. Appended functions
- * get a row here, and nothing above them changes.
+ * change that makes this file fail needs a new symbol, qvmremote_transport_2. What is appended gets
+ * a row here, and nothing above it changes.
  */
 #include <qvmremote/transport_abi.h>
 
@@ -24,6 +24,7 @@ struct restated_stream {
     int32_t in_fd;
     int32_t out_fd;
     char peer[64];
+    char argument[64];
 };
 struct restated_transport_ops {
     uint32_t struct_size;
@@ -37,6 +38,7 @@ struct restated_transport_ops {
     int32_t (*listen)(void *, int32_t *, char *, uint32_t);
     int32_t (*accept)(void *, struct qvmremote_stream *, char *, uint32_t);
     int32_t (*set_peers)(void *, const char *const *, uint32_t, char *, uint32_t);
+    int32_t (*explain)(void *, char *, uint32_t);
 };
 
 struct row {
@@ -68,8 +70,10 @@ static const struct row rows[] = {
     FIELD(stream, in_fd),
     FIELD(stream, out_fd),
     FIELD(stream, peer),
-    {"sizeof stream", sizeof(struct qvmremote_stream), 76},
+    FIELD(stream, argument),
+    {"sizeof stream", sizeof(struct qvmremote_stream), 140},
     {"offset of peer", offsetof(struct qvmremote_stream, peer), 12},
+    {"offset of argument, the first size", offsetof(struct qvmremote_stream, argument), 76},
     FIELD(transport_ops, struct_size),
     FIELD(transport_ops, abi),
     FIELD(transport_ops, name),
@@ -81,9 +85,10 @@ static const struct row rows[] = {
     FIELD(transport_ops, listen),
     FIELD(transport_ops, accept),
     FIELD(transport_ops, set_peers),
+    FIELD(transport_ops, explain),
     SIZE(transport_ops),
     /* The numbers themselves where a pointer has 64 bits. */
-    {"sizeof ops, 64 bits", sizeof(void *) == 8 ? sizeof(struct qvmremote_transport_ops) : 72, 72},
+    {"sizeof ops, 64 bits", sizeof(void *) == 8 ? sizeof(struct qvmremote_transport_ops) : 80, 80},
     {"accept, 64 bits", sizeof(void *) == 8 ? offsetof(struct qvmremote_transport_ops, accept) : 56,
      56},
     VALUE(QVMREMOTE_TRANSPORT_ABI, 1),

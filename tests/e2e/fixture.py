@@ -27,6 +27,8 @@ KEY = "0123456789abcdef" * 4
 class Fixture:
     """A scratch HOME and root, and a daemon when asked for."""
 
+    transport = "mock"  # what start() and env() are about; another one has a house of qubes
+
     def __init__(self, path):
         self.path = path
         self.home = os.path.join(path, "home")
@@ -35,6 +37,7 @@ class Fixture:
         os.mkdir(self.root, 0o700)
         self.daemon = None
         self.under = []  # a program that the daemon is started by
+        self.house = None
         self.on_stop = None
 
     def renew(self, name):
@@ -44,6 +47,11 @@ class Fixture:
         os.makedirs(self.root, 0o700)
 
     def env(self, **more):
+        if self.house:
+            return {k: v for k, v in self.house.env("work", **more).items() if v is not None}
+        return self.plain_env(**more)
+
+    def plain_env(self, **more):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
         env.update(HOME=self.home, LANG="C.UTF-8", QVM_REMOTE_PLUGIN_DIR=PLUGINS,
                    QVM_REMOTE_TRANSPORT="mock",
@@ -71,6 +79,8 @@ class Fixture:
         return path
 
     def start(self, *options, peers="work dev", key=KEY, **env):
+        if self.transport != "mock":
+            return self.start_house(options, key)
         self.write_key()
         if key:
             got = self.dom0("authorize", "work", stdin=(key + "\n").encode())
@@ -78,7 +88,19 @@ class Fixture:
         self.spawn("mock", *options, QVM_REMOTE_MOCK_DIR=self.root, QVM_REMOTE_MOCK_PEERS=peers, **env)
         return self
 
-    def spawn(self, transport, *options, **env):
+    def start_house(self, options, key):
+        from house import HOUSES
+        if self.house:
+            self.house.options = options
+            self.house.start()
+        else:
+            self.house = HOUSES[self.transport](self, "work", events=False, options=options,
+                                                dom0_key=key)
+            self.home = self.house.machine.home("work")
+        self.house.wait_for_agent("work")
+        return self
+
+    def spawn(self, transport, *options, plugins=None, **env):
         """The daemon, until it says that it is ready."""
         notify = os.path.join(self.path, "notify")
         with contextlib.suppress(FileNotFoundError):
@@ -88,8 +110,8 @@ class Fixture:
         ready.settimeout(HANG)
         self.daemon = subprocess.Popen(
             [*self.under, DAEMON, "--root", self.root, "--transport", transport, "--plugin-dir",
-             os.path.join(BUILD, "plugins", transport), *options],
-            env=self.env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_SOCKET=None, **env),
+             plugins or os.path.join(BUILD, "plugins", transport), *options],
+            env=self.plain_env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_SOCKET=None, **env),
             stdin=subprocess.DEVNULL)
         check(ready.recv(64) == b"READY=1", "the daemon is not ready")
         ready.close()

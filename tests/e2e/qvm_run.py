@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The qvm-run transport from end to end: client, agent, stand-in of qrexec-client or qvm-run, daemon,
-several qubes. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
+several qubes. What it has in common with the others is in common.py. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
@@ -87,54 +87,6 @@ def forty_clients_over_one_pipe(f):
         out, err = c.communicate(timeout=HANG)
         equal((c.returncode, out, err), (n, f"{n}\n".encode(), b""))
     check(len(house.machine.calls("qrexec-client")) == 1, "more than one call")
-
-
-@case
-def one_that_does_not_read_holds_up_nobody(f):
-    house = House(f, "work").wait_for_agent("work")
-    stuck = house.popen("work", "cat /dev/zero", stdout=subprocess.PIPE)
-    stuck.stdout.read(1)
-    for _ in range(20):
-        equal(house.run("work", "echo quick").stdout, b"quick\n")
-    stuck.send_signal(signal.SIGINT)
-    stuck.stdout.close()
-    stuck.wait(HANG)
-
-
-@case
-def a_killed_client_ends_its_command_and_no_other(f):
-    house = House(f, "work").wait_for_agent("work")
-    mark = f"qvm-run-test-{os.getpid()}"
-    other = house.popen("work", "read x; echo still $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    victim = house.popen("work", f"export MARK={mark}; sleep 1000")
-    eventually(lambda: survivors("MARK=" + mark), "it runs")
-    victim.kill()
-    victim.wait()
-    eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
-    other.stdin.write(b"here\n")
-    other.stdin.close()
-    equal(other.stdout.read(), b"still here\n")
-    equal(other.wait(HANG), 0)
-
-
-@case
-def a_killed_agent_a_killed_relay_and_a_killed_daemon_lose_nothing_in_silence(f):
-    house = House(f, "work").wait_for_agent("work")
-    mark = f"qvm-run-test-{os.getpid()}-2"
-    for victim in ("agent", "relay", "daemon"):
-        c = house.popen("work", f"export MARK={mark}; echo up; sleep 1000", stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE)
-        equal(c.stdout.readline(), b"up\n")
-        relay, agent = house.machine.running("work")[0]
-        os.kill({"agent": agent, "relay": relay, "daemon": f.daemon.pid}[victim], signal.SIGKILL)
-        out, err = c.communicate(timeout=HANG)
-        check(c.returncode == 255 and b"may have run" in err, (victim, c.returncode, err))
-        eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
-        if victim == "daemon":
-            f.daemon.wait()
-            house.start()
-        eventually(lambda: house.run("work", "true").returncode == 0, f"work goes on after {victim}")
-    equal(house.machine.violations(), "")
 
 
 def cut_at(f, house, frame):

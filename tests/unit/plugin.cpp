@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -238,7 +239,7 @@ qvmremote_transport_ops table() {
 }
 
 qvmremote_stream some_stream(std::string_view peer, int flags = SOCK_CLOEXEC) {
-    qvmremote_stream out{sizeof out, -1, -1, {}};
+    qvmremote_stream out{sizeof out, -1, -1, {}, {}};
     int ends[2];
     REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | flags, 0, ends) == 0);
     out.in_fd = ends[0];
@@ -292,6 +293,69 @@ TEST_CASE("I3: a peer's name is of the strict form, or there is no stream") {
     }
 }
 
+TEST_CASE("what a stream was asked for with is of the strict form, or there is no stream") {
+    const qvmremote_transport_ops ops = table();
+    plug = {};
+    auto made = transport::from_table(&ops, role::dom0, {});
+    REQUIRE(made);
+    struct row {
+        std::string argument;
+        bool good;
+    };
+    const row rows[] = {
+        {"", true},         {"monitor", true},  {"+a.B_9-", true}, {std::string(63, 'a'), true},
+        {std::string(64, 'a'), false}, {"a b", false}, {"a/b", false}, {"\n", false},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.argument);
+        plug.answer = some_stream("work");
+        std::memcpy(plug.answer.argument, r.argument.data(), r.argument.size());
+        auto got = made->accept();
+        REQUIRE(got.has_value() == r.good);
+        if (got)
+            CHECK((*got)->argument == r.argument);
+        else
+            CHECK_FALSE(is_open(plug.answer.in_fd));
+    }
+    // A plug-in from before there were arguments leaves the field as it was.
+    plug.answer = some_stream("work");
+    qvmremote_transport_ops older = ops;
+    older.accept = [](void *, qvmremote_stream *given, char *, uint32_t) {
+        std::memcpy(given, &plug.answer, offsetof(qvmremote_stream, argument));
+        return int32_t{QVMREMOTE_OK};
+    };
+    auto first = transport::from_table(&older, role::dom0, {});
+    REQUIRE(first);
+    CHECK(first->accept().value().value().argument.empty());
+}
+
+TEST_CASE("why a stream ended without a byte is the transport's to say") {
+    qvmremote_transport_ops ops = table();
+    plug = {};
+    plug.text = "the policy says no";
+    {
+        auto silent = transport::from_table(&ops, role::qube, {});
+        REQUIRE(silent);
+        CHECK_FALSE(silent->explain());
+    }
+    ops.explain = [](void *, char *error, uint32_t error_size) { return answer(error, error_size); };
+    auto made = transport::from_table(&ops, role::qube, {});
+    REQUIRE(made);
+    CHECK_FALSE(made->explain());
+    plug.status = QVMREMOTE_AGAIN;
+    CHECK_FALSE(made->explain());
+    plug.status = QVMREMOTE_REFUSED;
+    const auto why = made->explain();
+    REQUIRE(why);
+    CHECK(why->error_number == EACCES);
+    CHECK(why->what == "transport 'plug': the policy says no");
+    plug.status = QVMREMOTE_OK;
+    auto in_dom0 = transport::from_table(&ops, role::dom0, {});
+    REQUIRE(in_dom0);
+    plug.status = QVMREMOTE_REFUSED;
+    CHECK_FALSE(in_dom0->explain());
+}
+
 TEST_CASE("descriptors are taken, checked and owned") {
     const qvmremote_transport_ops ops = table();
     plug = {};
@@ -322,7 +386,7 @@ TEST_CASE("descriptors are taken, checked and owned") {
         CHECK(::read(other.get(), &c, 1) == 1);
     }
 
-    plug.answer = {sizeof plug.answer, -1, -1, {}};
+    plug.answer = {sizeof plug.answer, -1, -1, {}, {}};
     CHECK(made->connect().error().error_number == EPROTO);
     plug.answer = some_stream("x");
     ::close(plug.answer.out_fd);
@@ -389,9 +453,12 @@ TEST_CASE("a table is taken as far as it goes and refused by the name of what is
     static const row rows[] = {
         {"whole", [](auto &) {}, role::dom0, nullptr},
         {"newer, longer", [](auto &o) { o.struct_size += 64; }, role::dom0, nullptr},
-        {"older, without set_peers", [](auto &o) { o.struct_size -= uint32_t{sizeof(void *)}; },
+        {"older, without explain", [](auto &o) { o.struct_size -= uint32_t{sizeof(void *)}; },
+         role::qube, nullptr},
+        {"older, without set_peers", [](auto &o) { o.struct_size -= uint32_t{2 * sizeof(void *)}; },
          role::dom0, nullptr},
-        {"set_peers cut in the middle", [](auto &o) { o.struct_size -= 1; }, role::dom0, nullptr},
+        {"set_peers cut in the middle",
+         [](auto &o) { o.struct_size -= uint32_t{sizeof(void *) + 1}; }, role::dom0, nullptr},
         {"no open", [](auto &o) { o.open = nullptr; }, role::qube, "function 'open'"},
         {"no close", [](auto &o) { o.close = nullptr; }, role::qube, "function 'close'"},
         {"no connect", [](auto &o) { o.connect = nullptr; }, role::qube, "function 'connect'"},
@@ -415,7 +482,7 @@ TEST_CASE("a table is taken as far as it goes and refused by the name of what is
             const auto made = transport::from_table(&ops, r.as, {});
             CHECK(made.has_value() == (r.says == nullptr));
             if (made)
-                CHECK(made->takes_peers() == (ops.struct_size >= sizeof ops));
+                CHECK(made->takes_peers() == (ops.struct_size >= sizeof ops - sizeof(void *)));
             else
                 CHECK(contains(made.error().what, r.says == nullptr ? "" : r.says));
         }

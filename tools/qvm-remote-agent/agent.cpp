@@ -73,8 +73,8 @@ enum : std::uint64_t { of_dom0_in = 1ull << 32, of_dom0_out, of_listener, of_fil
 
 class loop {
   public:
-    loop(std::string base, int from_dom0, int to_dom0)
-        : base_(std::move(base)), in_(from_dom0), out_(to_dom0),
+    loop(std::string base, int from_dom0, int to_dom0, carrying what)
+        : base_(std::move(base)), in_(from_dom0), out_(to_dom0), carrying_(what),
           scratch_(std::make_unique_for_overwrite<std::uint8_t[]>(chunk)) {}
 
     ~loop() {
@@ -86,10 +86,10 @@ class loop {
     loop(const loop &) = delete;
     loop &operator=(const loop &) = delete;
 
-    host::outcome<void> run() {
+    host::outcome<ending> run() {
         const nonblocking first(in_), second(out_);
         if (auto opened = open(); !opened)
-            return opened;
+            return tl::unexpected(opened.error());
         flush();
         std::array<epoll_event, 64> events;
         while (!ended_) {
@@ -102,19 +102,19 @@ class loop {
             if (!ended_)
                 flush();
         }
-        return {};
+        return told_ ? ending::signal : heard_ ? ending::stream : ending::silent_stream;
     }
 
   private:
-    [[nodiscard]] std::string socket_path() const { return base_ + "/agent.sock"; }
+    [[nodiscard]] std::string socket_path() const {
+        return base_ + (carrying_ == carrying::all ? "/agent.sock" : "/agent-qrexec.sock");
+    }
 
     host::outcome<void> open() {
         now_ms_ = host::boottime_ms();
         epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
-        sigset_t set;
-        ::sigemptyset(&set);
-        for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGCHLD})
-            ::sigaddset(&set, number);
+        sigset_t set = signals_of_ours();
+        ::sigaddset(&set, SIGCHLD);
         ::sigprocmask(SIG_BLOCK, &set, nullptr);
         signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
         timer_.reset(::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK));
@@ -122,13 +122,15 @@ class loop {
             return host::failed("cannot make the loop", errno);
         if (!watch(in_, of_dom0_in, EPOLLIN) || !watch(out_, of_dom0_out, 0))
             return host::failed("standard input and output are to be pipes or sockets", errno);
-        auto files = carrier::open(base_, now_ms_);
-        if (!files)
-            return tl::unexpected(files.error());
-        carrier_.emplace(std::move(*files));
+        if (carrying_ == carrying::all) {
+            auto files = carrier::open(base_, now_ms_);
+            if (!files)
+                return tl::unexpected(files.error());
+            carrier_.emplace(std::move(*files));
+            watch(carrier_->descriptor(), of_files, EPOLLIN);
+        }
         if (auto listening = listen(); !listening)
             return listening;
-        watch(carrier_->descriptor(), of_files, EPOLLIN);
         watch(timer_.get(), of_timer, EPOLLIN);
         watch(signals_.get(), of_signals, EPOLLIN);
         prune_due_ms_ = prune_history(base_, now_ms_);
@@ -139,7 +141,8 @@ class loop {
     host::outcome<void> listen() {
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
-        const std::string temporary = base_ + "/.agent.sock";
+        const std::string name = socket_path().substr(base_.size() + 1);
+        const std::string temporary = base_ + "/." + name;
         if (temporary.size() >= sizeof address.sun_path)
             return host::failed("the path " + temporary + " is too long for a socket");
         std::memcpy(address.sun_path, temporary.c_str(), temporary.size() + 1);
@@ -208,13 +211,15 @@ class loop {
         std::uint64_t expirations = 0;
         [[maybe_unused]] const ssize_t n = ::read(timer_.get(), &expirations, sizeof expirations);
         armed_ms_ = UINT64_MAX;
-        carrier_->tick(now_ms_);
+        if (carrier_)
+            carrier_->tick(now_ms_);
         if (now_ms_ >= prune_due_ms_)
             prune_due_ms_ = prune_history(base_, now_ms_);
     }
 
     void arm() {
-        const std::uint64_t due = std::min(carrier_->due_ms(), prune_due_ms_);
+        const std::uint64_t due =
+            std::min(carrier_ ? carrier_->due_ms() : UINT64_MAX, prune_due_ms_);
         if (due == armed_ms_)
             return;
         armed_ms_ = due;
@@ -228,10 +233,11 @@ class loop {
         signalfd_siginfo info{};
         while (::read(signals_.get(), &info, sizeof info) == sizeof info)
             if (info.ssi_signo == SIGCHLD)
-                while (::waitpid(-1, nullptr, WNOHANG) > 0) {
+                // Of our own process group: a call of ours has its own, and its owner waits for it.
+                while (::waitpid(0, nullptr, WNOHANG) > 0) {
                 }
             else
-                ended_ = true;
+                ended_ = told_ = true;
     }
 
     // dom0 to clients.
@@ -244,6 +250,7 @@ class loop {
             ended_ = true;
             return;
         }
+        heard_ = true;
         router_.feed({scratch_.get(), static_cast<std::size_t>(n)});
         // Pieces for one client that lie behind each other go out in one call.
         std::uint32_t to = 0;
@@ -276,7 +283,7 @@ class loop {
                 break;
             case route_event::kind::queue:
                 deliver();
-                if (!carrier_->take(e.data, now_ms_)) {
+                if (!carrier_ || !carrier_->take(e.data, now_ms_)) {
                     ended_ = true;
                     return;
                 }
@@ -466,8 +473,8 @@ class loop {
         out_buffer &own = router_.to_dom0(); // first: the preamble is in it
         to_dom0_.put(own.pending());
         own.consume(own.size());
-        out_buffer &files = carrier_->output();
-        while (files.size() > 0) {
+        while (carrier_ && carrier_->output().size() > 0) {
+            out_buffer &files = carrier_->output();
             const bytes_view piece =
                 files.pending().first(std::min(files.size(), limits::queue_piece));
             const auto room = to_dom0_.prepare(frame_header::size + piece.size());
@@ -500,11 +507,12 @@ class loop {
 
     std::string base_;
     int in_, out_;
+    carrying carrying_;
     std::unique_ptr<std::uint8_t[]> scratch_;
     unique_fd epoll_, signals_, timer_, listener_;
     ino_t socket_inode_ = 0;
     agent_router router_;
-    std::optional<carrier> carrier_;
+    std::optional<carrier> carrier_; // of protocol 1's files
     std::unordered_map<std::uint32_t, client> clients_;
     std::vector<std::uint32_t> waiting_; // paused, in the order in which they came
     std::uint32_t last_client_ = 0;
@@ -512,13 +520,21 @@ class loop {
     out_buffer to_dom0_; // whole frames, the first perhaps in part written
     bool dom0_waits_ = false;
     std::uint64_t now_ms_ = 0, prune_due_ms_ = UINT64_MAX, armed_ms_ = 0;
-    bool ended_ = false;
+    bool ended_ = false, told_ = false, heard_ = false;
 };
 
 } // namespace
 
-host::outcome<void> serve(const std::string &base, int from_dom0, int to_dom0) {
-    return loop(base, from_dom0, to_dom0).run();
+host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0, carrying what) {
+    return loop(base, from_dom0, to_dom0, what).run();
+}
+
+sigset_t signals_of_ours() {
+    sigset_t out;
+    ::sigemptyset(&out);
+    for (const int number : {SIGTERM, SIGINT, SIGHUP})
+        ::sigaddset(&out, number);
+    return out;
 }
 
 } // namespace qvmremote::agent

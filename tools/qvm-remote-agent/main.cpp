@@ -3,29 +3,37 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <string>
 
 #include <fcntl.h>
 #include <poll.h>
 #include <pwd.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/environment.hpp>
 #include <qvmremote/host/files.hpp>
+#include <qvmremote/host/transport.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
+#include "../../plugins/common/back_off.hpp"
+#include "../../plugins/common/words.hpp"
 #include "../cli.hpp"
+#include "../qube_settings.hpp"
 #include "agent.hpp"
 
 using namespace qvmremote;
 
 namespace {
 
-enum : int { opt_version = 256 };
+enum : int { opt_version = 256, opt_keep };
 
 constexpr cli::option options[] = {
+    {opt_keep, "keep", nullptr, "call dom0 over qrexec, keep the call, and share it"},
     {'h', "help", nullptr, "show this and end"},
     {opt_version, "version", nullptr, "show the version and end"},
 };
@@ -33,6 +41,7 @@ constexpr cli::option options[] = {
 // An older agent whose call dom0 has given up ends by itself, unless it hangs.
 constexpr std::uint64_t patience_ms = 5'000;
 constexpr std::uint64_t term_ms = 2'000;
+constexpr int refused = 126; // by qrexec's policy: trying again does not help
 
 int fail_with(const std::string &what) {
     std::fprintf(stderr, "qvm-remote-agent: %s\n", what.c_str());
@@ -59,9 +68,10 @@ bool lock_within(int fd, std::uint64_t ms) {
     }
 }
 
-// One agent for each user. The kernel, and no file that may be old, says who holds the lock.
-host::outcome<host::unique_fd> take_lock(const std::string &base) {
-    const std::string path = base + "/agent.lock";
+// One agent of a kind for each user. The kernel, and no file that may be old, says who holds the
+// lock.
+host::outcome<host::unique_fd> take_lock(const std::string &base, const char *name) {
+    const std::string path = base + name;
     host::unique_fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!fd)
         return host::failed("cannot open " + path, errno);
@@ -77,13 +87,64 @@ host::outcome<host::unique_fd> take_lock(const std::string &base) {
     return host::failed("another agent serves " + base + " and does not go");
 }
 
+// A call of our own to dom0, made again when it ends, until a signal comes or qrexec's policy says no.
+int keep_call(const std::string &base) {
+    auto values = read_qube_settings(base + "/config");
+    if (!values)
+        return fail_with(values.error().what);
+    auto how = host::options_of(*values, "qrexec");
+    how.emplace_back("kept", "no");
+    auto way = host::transport::from_table(&qvmremote_transport_qrexec, host::role::qube, how);
+    if (!way)
+        return fail_with(way.error().what);
+    plugins::back_off pause;
+    plugins::telling told;
+    for (;;) {
+        const std::uint64_t begin = host::boottime_ms();
+        auto stream = way->connect();
+        std::optional<host::failure> why;
+        if (!stream) {
+            why = stream.error();
+        } else {
+            const auto served = agent::serve(base, stream->in.get(), stream->out.get(),
+                                             agent::carrying::sessions);
+            if (!served)
+                return fail_with(served.error().what);
+            if (*served == agent::ending::signal)
+                return 0;
+            if (*served == agent::ending::silent_stream)
+                why = way->explain();
+            else if (host::boottime_ms() - begin > plugins::first_pause)
+                pause.reset();
+        }
+        if (!why)
+            why = host::failure{"dom0 ended the call", 0};
+        if (why->error_number == EACCES) {
+            fail_with(why->what);
+            return refused;
+        }
+        if (told.is_new(why->error_number, host::boottime_ms()))
+            fail_with(why->what);
+        std::uint32_t random = 0;
+        [[maybe_unused]] const ssize_t n = ::getrandom(&random, sizeof random, 0);
+        const std::uint64_t wait = pause.next(random);
+        const sigset_t set = agent::signals_of_ours();
+        const timespec most = {static_cast<time_t>(wait / 1000),
+                               static_cast<long>(wait % 1000) * 1'000'000};
+        ::sigprocmask(SIG_BLOCK, &set, nullptr);
+        if (::sigtimedwait(&set, nullptr, &most) > 0)
+            return 0;
+    }
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
-    bool help = false, version = false;
+    bool help = false, version = false, keep = false;
     const int first = cli::parse(options, argc, argv, [&](int key, const char *) {
         help = help || key == 'h';
         version = version || key == opt_version;
+        keep = keep || key == opt_keep;
         return true;
     });
     if (first < 0 || first < argc)
@@ -91,7 +152,8 @@ int main(int argc, char **argv) {
     if (help) {
         std::printf("Usage: qvm-remote-agent [OPTIONS]\n\n"
                     "Carries the commands of this user's qvm-remote to dom0 and their results back.\n"
-                    "dom0 starts it, with its stream to dom0 as standard input and output.\n\n"
+                    "dom0 starts it, with its stream to dom0 as standard input and output; with --keep\n"
+                    "it makes the call itself.\n\n"
                     "Options:\n");
         cli::print_options(stdout, options);
         return 0;
@@ -100,7 +162,7 @@ int main(int argc, char **argv) {
         std::printf("qvm-remote-agent " QVMREMOTE_VERSION "\n");
         return 0;
     }
-    if (::isatty(STDIN_FILENO) || ::isatty(STDOUT_FILENO))
+    if (!keep && (::isatty(STDIN_FILENO) || ::isatty(STDOUT_FILENO)))
         return fail_with("dom0 starts this program; there is nothing to do for it on a terminal");
     ::umask(077);
     ::signal(SIGPIPE, SIG_IGN);
@@ -118,10 +180,12 @@ int main(int argc, char **argv) {
         return fail_with("cannot rename " + old + " to " + base);
     if (auto made = host::make_directories(base, 0700); !made)
         return fail_with(made.error().what);
-    auto lock = take_lock(base);
+    auto lock = take_lock(base, keep ? "/agent-qrexec.lock" : "/agent.lock");
     if (!lock)
         return fail_with(lock.error().what);
-    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO); !served)
+    if (keep)
+        return keep_call(base);
+    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO, agent::carrying::all); !served)
         return fail_with(served.error().what);
     return 0;
 }

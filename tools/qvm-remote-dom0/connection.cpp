@@ -72,8 +72,9 @@ private:
 
 } // namespace
 
-connection::connection(service &parts, host::stream from, qube_name qube)
-    : parts_(parts), from_{std::move(qube), parts.transport_name, {}, std::nullopt},
+connection::connection(service &parts, host::stream from, qube_name qube, std::string transport)
+    : parts_(parts),
+      from_{std::move(qube), std::move(transport), std::move(from.argument), std::nullopt},
       in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop), pause_timer_(parts.loop),
       stream_(from_.name.text(), parts.features, host::boottime_ms()),
       heard_ms_(host::boottime_ms()) {

@@ -27,7 +27,7 @@ class execution;
 /// Moves bytes between the transport's descriptors and a server_stream, and answers its events.
 class connection : public std::enable_shared_from_this<connection> {
 public:
-    connection(service &parts, host::stream from, qube_name qube);
+    connection(service &parts, host::stream from, qube_name qube, std::string transport);
 
     void start();
 

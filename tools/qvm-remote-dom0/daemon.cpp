@@ -55,12 +55,23 @@ constexpr std::uint64_t round_ms = 60'000;         // between two keep-alives of
 constexpr seconds watch_limit{50};
 constexpr milliseconds accept_pause{1000}; // after a failure of the transport
 
+// One of the ways in.
+struct way_in {
+    way_in(boost::asio::io_context &on, host::transport t)
+        : transport(std::move(t)), incoming(on), pause(on) {}
+
+    host::transport transport;
+    std::vector<std::string> peers; // who may come through it
+    boost::asio::posix::stream_descriptor incoming;
+    boost::asio::steady_timer pause; // after a failure
+};
+
 class daemon {
 public:
     daemon(const daemon_options &options, const cgroup_home &home, warden children)
         : options_(options), home_(home), children_(std::move(children)), loop_(1),
           keys_(options.where.keys()), policies_(options.where.policy()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
-          incoming_(loop_), keep_alive_timer_(loop_), accept_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
+          keep_alive_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
           watchdog_timer_(loop_), once_timer_(loop_),
           silence_timer_(loop_), watch_timer_(loop_), expiry_timer_(loop_) {}
 
@@ -69,7 +80,7 @@ public:
         if (!opened)
             return tl::unexpected(opened.error());
         log_->write(log_category::info, "qvm-remote-dom0 " QVMREMOTE_VERSION " started, transport " +
-                                            parts_->transport_name);
+                                            settings_.transports.text());
         log_->write(log_category::info, options_.once ? "single run" : "listening");
         notify_supervisor("READY=1");
         loop_.run();
@@ -88,7 +99,8 @@ private:
         if (!read)
             return tl::unexpected(read.error());
         settings_ = std::move(*read);
-        if (settings_.transport == "mock" && options_.where.is_real())
+        const std::vector<std::string> &names = settings_.transports.all();
+        if (std::find(names.begin(), names.end(), "mock") != names.end() && options_.where.is_real())
             return host::failed("the mock transport runs commands for whoever connects: it is for "
                                 "tests, with --root DIR, and never beside /etc/qubes");
         for (const std::string &directory :
@@ -120,7 +132,6 @@ private:
             std::fputs(trouble.c_str(), stderr);
         parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, approvals_,
                                            children_);
-        parts_->transport_name = settings_.transport;
         parts_->dry_run = options_.dry_run;
         parts_->reschedule = [this] { reschedule(); };
         parts_->something_ended = [this] { something_ended(); };
@@ -133,23 +144,26 @@ private:
         find_account();
         report_settings();
 
-        auto loaded = host::transport::load(options_.plugin_directory, settings_.transport,
-                                            host::role::dom0,
-                                            host::options_of(settings_.values, settings_.transport));
-        if (!loaded)
-            return tl::unexpected(loaded.error());
-        transport_.emplace(std::move(*loaded));
+        for (const std::string &name : names) {
+            auto loaded = host::transport::load(options_.plugin_directory, name, host::role::dom0,
+                                                transport_options(name));
+            if (!loaded)
+                return tl::unexpected(loaded.error());
+            ways_.push_back(std::make_unique<way_in>(loop_, std::move(*loaded)));
+        }
         if (auto told = tell_peers(); !told)
             return told;
-        auto event_fd = transport_->listen();
-        if (!event_fd)
-            return tl::unexpected(event_fd.error());
-        // The transport keeps the descriptor; the loop has a copy of its own.
-        const int copy = ::fcntl(*event_fd, F_DUPFD_CLOEXEC, 3);
-        if (copy < 0)
-            return host::failed("cannot watch the transport", errno);
-        incoming_.assign(copy);
-        await_streams();
+        for (const auto &way : ways_) {
+            auto event_fd = way->transport.listen();
+            if (!event_fd)
+                return tl::unexpected(event_fd.error());
+            // The transport keeps the descriptor; the loop has a copy of its own.
+            const int copy = ::fcntl(*event_fd, F_DUPFD_CLOEXEC, 3);
+            if (copy < 0)
+                return host::failed("cannot watch the transport", errno);
+            way->incoming.assign(copy);
+            await_streams(*way);
+        }
 
         const int warden_fd = ::fcntl(children_.descriptor(), F_DUPFD_CLOEXEC, 3);
         if (warden_fd < 0)
@@ -179,7 +193,10 @@ private:
             });
             expected_ = running_peers();
             // There may be none, and so nothing to wait for.
-            if (transport_->takes_peers() && expected_.empty()) {
+            const bool all_call = std::all_of(ways_.begin(), ways_.end(), [](const auto &way) {
+                return way->transport.takes_peers();
+            });
+            if (all_call && expected_.empty()) {
                 served_ = true;
                 boost::asio::post(loop_, [this] { something_ended(); });
             }
@@ -220,41 +237,65 @@ private:
             log_->write(log_category::info, for_log(text));
     }
 
-    // The qubes that may come in: they have a key and, if there is a list, are on it.
+    // Its options, with what --root changes.
+    host::transport_options transport_options(const std::string &name) const {
+        host::transport_options out = host::options_of(settings_.values, name);
+        const bool has_socket = std::any_of(out.begin(), out.end(),
+                                            [](const auto &o) { return o.first == "socket"; });
+        if (name == "qrexec" && !options_.where.is_real() && !has_socket)
+            out.emplace_back("socket", options_.where.qrexec_socket());
+        return out;
+    }
+
+    // The qubes that may come in: they have a key and, if there is a list, are on it. Each transport
+    // is told of those that it is configured for.
     host::outcome<void> tell_peers() {
         auto qubes = keys_.list();
         if (!qubes)
             return tl::unexpected(qubes.error());
-        peers_.clear();
-        for (const qube_name &qube : *qubes)
-            if (!settings_.qubes || std::find(settings_.qubes->begin(), settings_.qubes->end(),
-                                              qube) != settings_.qubes->end())
-                peers_.push_back(qube.text());
-        return transport_->set_peers(peers_);
+        for (const auto &way : ways_) {
+            way->peers.clear();
+            for (const qube_name &qube : *qubes)
+                if ((!settings_.qubes || std::find(settings_.qubes->begin(), settings_.qubes->end(),
+                                                   qube) != settings_.qubes->end()) &&
+                    settings_.transports.serves(way->transport.name(), qube.text()))
+                    way->peers.push_back(qube.text());
+            if (auto told = way->transport.set_peers(way->peers); !told)
+                return told;
+        }
+        return {};
     }
 
     // Those of them that run: a single run ends when it has served each. A transport that only
     // listens cannot know; then it ends when whoever came is served.
     std::set<std::string> running_peers() {
         std::set<std::string> out;
-        if (!transport_->takes_peers())
-            return out;
-        const auto options = host::options_of(settings_.values, settings_.transport);
-        const auto set = std::find_if(options.begin(), options.end(),
-                                      [](const auto &o) { return o.first == "qvm-check"; });
-        const std::string program = set == options.end() ? "qvm-check" : set->second;
-        for (const std::string &name : peers_) {
-            const auto checked =
-                run_helper({program, "--quiet", "--running", name}, 4096, check_limit);
-            if (!checked || checked->exit_code == 0)
-                out.insert(name); // one that cannot be asked about is not passed over
+        for (const auto &way : ways_) {
+            if (!way->transport.takes_peers())
+                continue;
+            const auto options = host::options_of(settings_.values, way->transport.name());
+            const auto set = std::find_if(options.begin(), options.end(),
+                                          [](const auto &o) { return o.first == "qvm-check"; });
+            const std::string program = set == options.end() ? "qvm-check" : set->second;
+            for (const std::string &name : way->peers) {
+                const auto checked =
+                    run_helper({program, "--quiet", "--running", name}, 4096, check_limit);
+                if (!checked || checked->exit_code == 0)
+                    out.insert(name); // one that cannot be asked about is not passed over
+            }
         }
         return out;
     }
 
     void end_single_run() {
-        if (expected_.empty() && served_)
+        if (expected_.empty() && served_) {
+            // Who came is served; a call that a qube keeps open holds nobody up.
+            if (parts_->executions.empty())
+                loop_.stop();
+            else
+                drain();
             return;
+        }
         std::string missing;
         for (const std::string &name : expected_)
             missing += (missing.empty() ? ": " : ", ") + name;
@@ -271,38 +312,43 @@ private:
             drain();
     }
 
-    void await_streams() {
-        incoming_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
-                             [this](boost::system::error_code ec) {
-                                 if (!ec)
-                                     take_streams();
-                             });
+    void await_streams(way_in &way) {
+        way.incoming.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                                [this, &way](boost::system::error_code ec) {
+                                    if (!ec)
+                                        take_streams(way);
+                                });
     }
 
-    void take_streams() {
+    void take_streams(way_in &way) {
         for (;;) {
-            auto got = transport_->accept();
+            auto got = way.transport.accept();
             if (!got) {
                 log_->write(log_category::error, for_log(got.error().what));
-                accept_timer_.expires_after(accept_pause);
-                accept_timer_.async_wait([this](boost::system::error_code ec) {
+                way.pause.expires_after(accept_pause);
+                way.pause.async_wait([this, &way](boost::system::error_code ec) {
                     if (!ec)
-                        take_streams();
+                        take_streams(way);
                 });
                 return;
             }
             if (!*got)
                 break;
-            take_stream(std::move(**got));
+            take_stream(way.transport.name(), std::move(**got));
         }
-        await_streams();
+        await_streams(way);
     }
 
-    void take_stream(host::stream from) {
+    void take_stream(const std::string &transport, host::stream from) {
         auto qube = qube_name::parse(from.peer);
         if (!qube) {
             log_->write(log_category::auth_deny,
                         "vm=" + for_log(from.peer) + " (no name of a qube)");
+            return;
+        }
+        if (!settings_.transports.serves(transport, qube->text())) {
+            log_->write(log_category::auth_deny, "vm=" + qube->text() + " (not served over " +
+                                                     transport + ": QVM_REMOTE_TRANSPORT)");
             return;
         }
         std::size_t have = 0;
@@ -311,7 +357,8 @@ private:
         if (have >= limits::streams_per_qube || parts_->draining)
             return; // closing it says so
         served_ = true;
-        const auto made = std::make_shared<connection>(*parts_, std::move(from), std::move(*qube));
+        const auto made = std::make_shared<connection>(*parts_, std::move(from), std::move(*qube),
+                                                       transport);
         parts_->connections.insert(made);
         made->start();
         arm_keep_alive();
@@ -378,8 +425,12 @@ private:
         if (!read) {
             problem = read.error().what;
         } else {
-            if (read->transport != settings_.transport)
-                problem = "another transport is configured: restart the daemon for it";
+            // Which of those that are there serves whom can change now.
+            for (const std::string &name : read->transports.all())
+                if (std::none_of(ways_.begin(), ways_.end(), [&](const auto &way) {
+                        return way->transport.name() == name;
+                    }))
+                    problem = "another transport is configured: restart the daemon for it";
             settings_ = std::move(*read);
             parts_->ceiling = settings_.ceiling;
             notifier_.use(std::string(settings_.values.get("QVM_REMOTE_NOTIFY").value_or("")));
@@ -395,7 +446,10 @@ private:
         // Whatever else went wrong, a key that is gone ends its sessions.
         const auto all = parts_->connections;
         for (const auto &c : all)
-            c->recheck_keys();
+            if (settings_.transports.serves(c->from().transport, c->from().name.text()))
+                c->recheck_keys();
+            else
+                c->close();
         arm_expiry();
         questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,
@@ -413,7 +467,8 @@ private:
                 e->cancel(errc::draining);
             return;
         }
-        incoming_.cancel();
+        for (const auto &way : ways_)
+            way->incoming.cancel();
         const auto all = parts_->connections;
         for (const auto &c : all)
             c->refuse_waiting(errc::draining);
@@ -519,11 +574,11 @@ private:
     void arm_expiry() {
         const std::int64_t now = host::local_time::now().seconds;
         std::int64_t due = 0;
-        for (const std::string &name : peers_)
-            if (const auto qube = qube_name::parse(name))
-                for (const auto &ends : {keys_.until(*qube), keys_.previous_until(*qube)})
-                    if (ends && *ends > now)
-                        due = due == 0 ? *ends : std::min(due, *ends);
+        const auto qubes = keys_.list();
+        for (const qube_name &qube : qubes.value_or(std::vector<qube_name>()))
+            for (const auto &ends : {keys_.until(qube), keys_.previous_until(qube)})
+                if (ends && *ends > now)
+                    due = due == 0 ? *ends : std::min(due, *ends);
         itimerspec when{};
         when.it_value.tv_sec = static_cast<time_t>(due);
         ::timerfd_settime(expiry_timer_.native_handle(),
@@ -706,7 +761,7 @@ private:
 
     std::string status() const {
         std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
-                          "\ntransport: " + settings_.transport +
+                          "\ntransport: " + ways_text() +
                           "\nstreams: " + std::to_string(parts_->connections.size()) +
                           "\nrunning: " + std::to_string(parts_->executions.size()) +
                           "\ncontainment: " + for_terminal(home_.describe()) + "\n";
@@ -726,10 +781,21 @@ private:
             out += "qube " + qube +
                    ": running=" + std::to_string(parts_->scheduler.running(qube)) +
                    " waiting=" + std::to_string(parts_->scheduler.waiting(qube)) + "\n";
-        if (transport_->takes_peers())
-            for (const std::string &qube : peers_)
-                if (!qubes.contains(qube))
-                    out += "qube " + qube + ": not connected\n";
+        std::set<std::string> missing;
+        for (const auto &way : ways_)
+            if (way->transport.takes_peers())
+                for (const std::string &qube : way->peers)
+                    if (!qubes.contains(qube))
+                        missing.insert(qube);
+        for (const std::string &qube : missing)
+            out += "qube " + qube + ": not connected\n";
+        return out;
+    }
+
+    std::string ways_text() const {
+        std::string out;
+        for (const auto &way : ways_)
+            out += (out.empty() ? "" : ", ") + way->transport.name();
         return out;
     }
 
@@ -750,15 +816,14 @@ private:
     std::uint64_t told_version_ = 0;
     std::optional<admission> admission_;
     std::shared_ptr<service> parts_;
-    std::optional<host::transport> transport_;
-    std::vector<std::string> peers_;
+    std::vector<std::unique_ptr<way_in>> ways_;
     std::set<std::string> expected_; // of a single run: who is not served yet
     std::unique_ptr<control_server> control_;
 
     boost::asio::signal_set signals_;
-    boost::asio::posix::stream_descriptor warden_, incoming_, keep_alive_timer_;
+    boost::asio::posix::stream_descriptor warden_, keep_alive_timer_;
     std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
-    boost::asio::steady_timer accept_timer_, rate_timer_, drain_timer_, watchdog_timer_, once_timer_,
+    boost::asio::steady_timer rate_timer_, drain_timer_, watchdog_timer_, once_timer_,
         silence_timer_, watch_timer_;
     boost::asio::posix::stream_descriptor expiry_timer_;
     bool rescheduling_ = false;

@@ -42,7 +42,6 @@ struct service : std::enable_shared_from_this<service> {
     class approvals &approvals;
     warden &children;
     class scheduler scheduler;
-    std::string transport_name;
     std::uint32_t features = feature::gmac;
     bool dry_run = false;
     bool draining = false;

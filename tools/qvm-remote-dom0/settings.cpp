@@ -86,6 +86,66 @@ host::outcome<paths> paths::below(const std::string &dir) {
     return out;
 }
 
+namespace {
+
+void add_once(std::vector<std::string> &to, std::string_view name) {
+    if (std::find(to.begin(), to.end(), name) == to.end())
+        to.emplace_back(name);
+}
+
+void add_names(std::vector<std::string> &to, std::string_view list) {
+    while (!list.empty()) {
+        const std::size_t end = std::min(list.find('+'), list.size());
+        const std::string_view name = list.substr(0, end);
+        list.remove_prefix(std::min(end + 1, list.size()));
+        if (name == "both") {
+            add_once(to, "qvm-run");
+            add_once(to, "qrexec");
+        } else if (!name.empty()) {
+            add_once(to, name);
+        }
+    }
+}
+
+} // namespace
+
+transport_choice transport_choice::parse(std::string_view spec) {
+    transport_choice out;
+    const std::vector<std::string_view> words = split_words(spec);
+    for (const std::string_view word : words)
+        if (word.find('=') == word.npos)
+            add_names(out.common_, word);
+    if (out.common_.empty())
+        out.common_.emplace_back("qvm-run");
+    out.all_ = out.common_;
+    for (const std::string_view word : words) {
+        const std::size_t equals = word.find('=');
+        if (equals == word.npos || equals == 0)
+            continue;
+        std::vector<std::string> names;
+        add_names(names, word.substr(equals + 1));
+        if (!names.empty())
+            out.own_[std::string(word.substr(0, equals))] = std::move(names);
+    }
+    for (const auto &[qube, names] : out.own_)
+        for (const std::string &name : names)
+            add_once(out.all_, name);
+    return out;
+}
+
+bool transport_choice::serves(std::string_view transport, std::string_view qube) const {
+    const auto own = own_.find(qube);
+    const std::vector<std::string> &names = own == own_.end() ? common_ : own->second;
+    return std::find(names.begin(), names.end(), transport) != names.end();
+}
+
+std::string transport_choice::text() const {
+    std::string out;
+    for (const std::string &name : all_)
+        out += (out.empty() ? "" : ", ") + name;
+    return out;
+}
+
 host::outcome<settings> load_settings(const paths &where, const std::string &vm,
                                       const std::string &transport) {
     settings out;
@@ -150,13 +210,8 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
                         static_cast<std::uint32_t>(*cpu)};
     out.ceiling.output_bytes = *output;
 
-    out.transport = transport;
-    if (out.transport.empty())
-        if (const auto spec = out.values.get("QVM_REMOTE_TRANSPORT"))
-            if (const auto chosen = choose_for(*spec, {}))
-                out.transport = *chosen;
-    if (out.transport.empty())
-        out.transport = "qvm-run";
+    out.transports = transport_choice::parse(
+        transport.empty() ? out.values.get("QVM_REMOTE_TRANSPORT").value_or("") : transport);
     return out;
 }
 

@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -44,11 +46,32 @@ public:
     /// Marks that `migrate` was done, which is once.
     [[nodiscard]] std::string migrated() const { return state_directory() + "/policy-migrated"; }
     [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
+    /// Where qrexec looks for the service of its transport.
+    [[nodiscard]] std::string qrexec_socket() const { return root_ + "/run/qubes-rpc/qvmremote.Exec"; }
     [[nodiscard]] std::string system_journal() const { return root_ + "/run/systemd/journal/socket"; }
     [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
 
 private:
     std::string root_;
+};
+
+/// Which transports serve which qube, as QVM_REMOTE_TRANSPORT says it: a default, then qubes by name,
+/// each with one name, several with '+' between them, or `both`, which is qvm-run+qrexec.
+class transport_choice {
+public:
+    /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default together;
+    /// of two words for one qube the later counts. Without a default it is qvm-run.
+    [[nodiscard]] static transport_choice parse(std::string_view spec);
+
+    /// Each once, those of the default first.
+    [[nodiscard]] const std::vector<std::string> &all() const noexcept { return all_; }
+    [[nodiscard]] bool serves(std::string_view transport, std::string_view qube) const;
+    /// For people: the names with blanks and commas between them.
+    [[nodiscard]] std::string text() const;
+
+private:
+    std::vector<std::string> common_, all_;
+    std::map<std::string, std::vector<std::string>, std::less<>> own_;
 };
 
 /// How much of the audit log is kept, and how much of it one qube may fill.
@@ -62,7 +85,7 @@ struct audit_limits {
 /// What the daemon is told by file, environment and command line, in this order; later wins.
 struct settings {
     config values;
-    std::string transport;           ///< name of the one that is served
+    transport_choice transports;
     /// Listed in QVM_REMOTE_VMS and friends, or --vm; nothing when nothing is listed, which is not
     /// the same as a list in which no name is good.
     std::optional<std::vector<qube_name>> qubes;

@@ -13,17 +13,15 @@
 #include <unistd.h>
 
 #include <qvmremote/config.hpp>
-#include <qvmremote/host/environment.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
 #include "../cli.hpp"
+#include "../qube_settings.hpp"
 #include "home.hpp"
 #include "local.hpp"
 #include "remote.hpp"
-
-extern char **environ;
 
 using namespace qvmremote;
 using namespace qvmremote::qube;
@@ -84,28 +82,6 @@ int ping_command(const settings &how, const home &where, std::span<char *> words
 }
 int status_command(const settings &how, const home &where, std::span<char *> words) {
     return words.empty() ? status(how, where) : usage("status takes no arguments");
-}
-
-// Files first, then the environment; later wins.
-host::outcome<config> read_settings(const home &where) {
-    config out;
-    for (const std::string &path : {std::string("/etc/qvm-remote.conf"), where.config_file()}) {
-        auto text = host::read_text(path, limits::config_file);
-        if (!text) {
-            if (text.error().error_number == ENOENT)
-                continue;
-            return tl::unexpected(text.error());
-        }
-        auto parsed = config::parse(*text);
-        if (!parsed)
-            return host::failed(path + ":" +
-                                std::to_string(config::line_of(*text, parsed.error().offset)) +
-                                ": " + std::string(message(parsed.error().code)));
-        for (const auto &[key, value] : parsed->entries())
-            out.set(key, value);
-    }
-    host::overlay_environment(out, environ);
-    return out;
 }
 
 // Whether there is something on stdin that a command could want: not a terminal, and not /dev/null.
@@ -207,7 +183,7 @@ int main(int argc, char **argv) {
         complain(where.error().what);
         return 1;
     }
-    auto values = read_settings(*where);
+    auto values = read_qube_settings(where->config_file());
     if (!values) {
         complain(values.error().what);
         return 1;

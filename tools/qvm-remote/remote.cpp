@@ -183,9 +183,15 @@ struct route {
     std::optional<host::stream> stream; ///< without it protocol 1 is left
 };
 
+// Whether a stream is a call of its own: it may have to wait for others of this user to end, and for
+// the answer of somebody whom qrexec's policy asks.
+bool is_call(const settings &how) { return how.transport == "qrexec"; }
+
 // A stream to dom0, or the knowledge that protocol 1 may do. Whether nobody is there now is known
-// of the file queue's transport alone; another one fails for good.
-tl::expected<route, no_access> find_route(const settings &how, const home &where) {
+// of the file queue's transport, and of one that makes calls, for `patience_ms`; another one fails
+// for good.
+tl::expected<route, no_access> find_route(const settings &how, const home &where,
+                                          std::uint64_t patience_ms) {
     auto way = open_access(how, where);
     if (!way)
         return tl::unexpected(way.error());
@@ -201,17 +207,18 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
             return out;
         }
         const int error = stream.error().error_number;
-        if (!has_queue || error != ECONNREFUSED)
+        if (error != ECONNREFUSED || !(has_queue || is_call(how)))
             return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
-        if (how.version == protocol::any && !where.is_pinned())
+        if (has_queue && how.version == protocol::any && !where.is_pinned())
             return out;
         // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
         // what somebody could wish that does not want us to use the other.
-        if (host::boottime_ms() - begin_ms >= agent_patience_ms)
+        if (host::boottime_ms() - begin_ms >= (has_queue ? agent_patience_ms : patience_ms))
             return tl::unexpected(no_access{stream.error().what, 255});
         pollfd signal{signal_pipe[0], POLLIN, 0};
         std::uint8_t number = 0;
-        if (::poll(&signal, 1, agent_look_ms) > 0 && ::read(signal_pipe[0], &number, 1) == 1)
+        // A transport that waits itself is asked again at once.
+        if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 && ::read(signal_pipe[0], &number, 1) == 1)
             return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
     }
 }
@@ -252,12 +259,17 @@ public:
     [[nodiscard]] host::run_streams &io() noexcept { return io_; }
     [[nodiscard]] bool on_terminal() const noexcept { return terminal_; }
 
-    // Says and records how it ended; returns the exit code.
-    int finish(const host::run_result &result, std::uint32_t timeout_s) {
+    // Says and records how it ended, with words that are better than its own where there are some;
+    // returns the exit code.
+    int finish(const host::run_result &result, std::uint32_t timeout_s,
+               const std::optional<host::failure> &why = {}) {
         line_.stop();
         record_.finish(result, timeout_s);
         const int sink_error = out_.broken() ? out_.error() : err_.error();
-        explain(result, sink_error);
+        if (why)
+            complain(why->what);
+        else
+            explain(result, sink_error);
         if (!record_.problem().empty() && !quiet_)
             complain("the history is not complete: " + record_.problem());
         if (result.how == host::run_result::kind::sink_broken && sink_error != EPIPE)
@@ -331,6 +343,17 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     return code;
 }
 
+// A call that the platform does not let through ends without a byte, and the transport knows why.
+std::optional<host::failure> why_nothing_came(route &by, const host::client &dom0,
+                                              host::run_result &result) {
+    if (result.how != host::run_result::kind::lost || !dom0.untrusted_peer().empty())
+        return std::nullopt;
+    auto out = by.way.transport->explain();
+    if (out && out->error_number == EACCES)
+        result.how = host::run_result::kind::rejected;
+    return out;
+}
+
 int run_by_stream(const settings &how, const home &where, route &by, run_request request) {
     request.what.id = host::client::make_id();
     const std::uint32_t timeout_s = request.what.timeout_s;
@@ -340,8 +363,11 @@ int run_by_stream(const settings &how, const home &where, route &by, run_request
     host::client dom0(std::move(*by.stream), std::move(*by.way.key));
     shown_run shown(how, where, *request.what.id, request.shown);
     shown.io().stdin_fd = request.stdin_live ? STDIN_FILENO : -1;
-    const host::run_result result = dom0.run(std::move(request.what), shown.io());
-    const int code = shown.finish(result, timeout_s);
+    if (is_call(how))
+        dom0.wait_for_first_answer(std::uint64_t{timeout_s} * 1000);
+    host::run_result result = dom0.run(std::move(request.what), shown.io());
+    const auto why = why_nothing_came(by, dom0, result);
+    const int code = shown.finish(result, timeout_s, why);
     if (by.way.private_daemon) {
         if (shown.on_terminal())
             std::fprintf(stderr, "[mock] ran here, not in dom0\n");
@@ -359,7 +385,7 @@ int run_remote(const settings &how, const home &where, run_request request) {
         complain("cannot make a pipe");
         return 1;
     }
-    auto by = find_route(how, where);
+    auto by = find_route(how, where, std::uint64_t{request.what.timeout_s} * 1000);
     if (!by) {
         complain(by.error().what);
         return by.error().exit_code;
@@ -380,14 +406,15 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
         complain("cannot make a pipe");
         return 1;
     }
-    auto by = find_route(how, where);
+    constexpr std::uint32_t timeout_s = 10;
+    auto by = find_route(how, where, timeout_s * 1000);
     if (!by) {
         complain(by.error().what);
         return 1;
     }
-    constexpr std::uint32_t timeout_s = 10;
     const std::uint64_t begin = host::boottime_ms();
     host::run_result result;
+    std::optional<host::failure> why;
     if (!by->stream) {
         over = "protocol 1";
         // As the Python client names one, which archives none of them.
@@ -411,6 +438,8 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
     } else {
         over = how.transport;
         host::client dom0(std::move(*by->stream), std::move(*by->way.key));
+        if (is_call(how))
+            dom0.wait_for_first_answer(timeout_s * 1000);
         auto done = dom0.collect({.kind = kind,
                                   .body = {},
                                   .arguments = {},
@@ -419,11 +448,15 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
                                   .id = {}});
         result = done.result;
         answer = std::move(done.out);
+        why = why_nothing_came(*by, dom0, result);
         if (!by->way.private_daemon && is_verified(result))
             pin(where);
     }
     took_ms = host::boottime_ms() - begin;
-    if (result.how == host::run_result::kind::ended && result.end.cause == end_cause::timed_out)
+    if (why)
+        complain(why->what);
+    else if (result.how == host::run_result::kind::ended &&
+             result.end.cause == end_cause::timed_out)
         complain("dom0 did not answer within " + std::to_string(timeout_s) +
                  " s: is qvm-remote-dom0 running there, and this qube authorized?");
     else

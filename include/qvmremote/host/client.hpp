@@ -231,6 +231,10 @@ class client {
             ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
     }
 
+    /// How long dom0 may take for its first word, where somebody may have to be asked before the
+    /// call reaches it; else as long as for any other.
+    void wait_for_first_answer(std::uint64_t ms) noexcept { first_answer_ms_ = ms; }
+
     /// Runs one command to its end. Never throws for what dom0 or the machine does.
     [[nodiscard]] run_result run(command what, const run_streams &io);
 
@@ -273,6 +277,8 @@ class client {
     client_stream machine_;
     std::string untrusted_peer_;
     bool usable_ = true;
+    bool answered_ = false; // a byte has come
+    std::uint64_t first_answer_ms_ = 30'000;
 };
 
 } // namespace qvmremote::host

@@ -38,6 +38,7 @@ struct stream {
     unique_fd in;
     unique_fd out;
     std::string peer; ///< the qube in dom0, "dom0" in a qube
+    std::string argument{}; ///< in dom0 what the platform's call was made with; empty elsewhere
 };
 
 /// One opened transport in one role. Move-only; it closes itself, then lets go of its library.
@@ -78,6 +79,10 @@ class transport {
 
     /// Role qube: a stream to dom0. May block for 15 s.
     [[nodiscard]] outcome<stream> connect();
+
+    /// Role qube: why the stream that connect() gave last ended before a byte came from it, as
+    /// connect() would have failed; nothing when the transport knows no more than that it did.
+    [[nodiscard]] std::optional<failure> explain();
 
     /// Role dom0, once: a descriptor that is readable when accept has something to do. Borrowed:
     /// the transport closes it.

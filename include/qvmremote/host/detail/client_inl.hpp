@@ -81,6 +81,9 @@ class client::running {
         const auto input = watch(wants_stdin() ? io_.stdin_fd : -1, POLLIN);
         const auto signals = watch(io_.signal_fd, POLLIN);
         int timeout = static_cast<int>(silence_ms / 2);
+        if (!c_.answered_)
+            timeout = static_cast<int>(
+                std::min<std::uint64_t>(c_.first_answer_ms_, static_cast<unsigned>(timeout)));
         if (io_.tick)
             timeout = std::min(timeout, io_.tick_ms);
         for (const lane *l : {&out_, &err_})
@@ -114,8 +117,8 @@ class client::running {
     }
 
     void check_silence(std::uint64_t now) {
-        if (now - heard_ms_ > silence_ms)
-            return lose("dom0 does not answer any more");
+        if (now - heard_ms_ > (c_.answered_ ? silence_ms : c_.first_answer_ms_))
+            return lose(c_.answered_ ? "dom0 does not answer any more" : "dom0 does not answer");
         if (now - heard_ms_ > silence_ms / 2 && pinged_ms_ < heard_ms_ + 1) {
             pinged_ms_ = now;
             c_.machine_.ping(now);
@@ -131,6 +134,7 @@ class client::running {
             if (n <= 0)
                 return lose("the stream to dom0 ended");
             heard_ms_ = now;
+            c_.answered_ = true;
             c_.machine_.commit(static_cast<std::size_t>(n));
             while (!done_) {
                 auto event = c_.machine_.next();

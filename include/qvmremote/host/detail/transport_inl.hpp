@@ -33,6 +33,14 @@ namespace detail {
                        [](char c) { return is_alnum(c) || c == '_' || c == '-' || c == '.'; });
 }
 
+// What qrexec leaves of a service's argument.
+[[nodiscard]] constexpr bool is_argument(std::string_view text) noexcept {
+    return text.size() < sizeof(qvmremote_stream::argument) &&
+           std::all_of(text.begin(), text.end(), [](char c) {
+               return is_alnum(c) || c == '_' || c == '.' || c == '+' || c == '-';
+           });
+}
+
 // The text that a plug-in left in a buffer of ours, whether it minded the NUL or not.
 template <std::size_t N> [[nodiscard]] std::string_view bounded(const char (&text)[N]) noexcept {
     const void *nul = std::memchr(text, '\0', N);
@@ -189,12 +197,22 @@ inline outcome<stream> transport::take(const qvmremote_stream &given, std::strin
 inline outcome<stream> transport::connect() {
     if (role_ != role::qube)
         return failed("transport '" + name_ + "' was opened for dom0, which connects to nobody");
-    qvmremote_stream given{sizeof given, -1, -1, {}};
+    qvmremote_stream given{sizeof given, -1, -1, {}, {}};
     char text[detail::error_text_size] = {};
     const std::int32_t status = ops_.connect(self_, &given, text, sizeof text - 1);
     if (status != QVMREMOTE_OK)
         return plugin_failed("connect", status, text);
     return take(given, "dom0");
+}
+
+inline std::optional<failure> transport::explain() {
+    if (role_ != role::qube || ops_.explain == nullptr)
+        return std::nullopt;
+    char text[detail::error_text_size] = {};
+    const std::int32_t status = ops_.explain(self_, text, sizeof text - 1);
+    if (status == QVMREMOTE_OK || status == QVMREMOTE_AGAIN)
+        return std::nullopt;
+    return plugin_failed("explain", status, text).value();
 }
 
 inline outcome<int> transport::listen() {
@@ -213,7 +231,7 @@ inline outcome<int> transport::listen() {
 inline outcome<std::optional<stream>> transport::accept() {
     if (role_ != role::dom0)
         return failed("transport '" + name_ + "' was opened for a qube, which listens to nobody");
-    qvmremote_stream given{sizeof given, -1, -1, {}};
+    qvmremote_stream given{sizeof given, -1, -1, {}, {}};
     char text[detail::error_text_size] = {};
     const std::int32_t status = ops_.accept(self_, &given, text, sizeof text - 1);
     if (status == QVMREMOTE_AGAIN)
@@ -228,6 +246,11 @@ inline outcome<std::optional<stream>> transport::accept() {
     if (!detail::is_peer_name(untrusted_peer))
         return contract_broken("it gave a peer's name that is not a letter, then letters, digits, "
                                "'_', '-', '.', 63 at most");
+    const std::string_view untrusted_argument = detail::bounded(given.argument);
+    if (!detail::is_argument(untrusted_argument))
+        return contract_broken("it gave an argument that is not of letters, digits, '_', '-', '.', "
+                               "'+', 63 at most");
+    taken->argument = untrusted_argument;
     return std::optional<stream>(std::move(*taken));
 }
 

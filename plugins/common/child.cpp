@@ -14,7 +14,7 @@
 
 extern char **environ;
 
-namespace qvm_run {
+namespace plugins {
 namespace {
 
 using qvmremote::host::failed;
@@ -129,4 +129,4 @@ void child::wait() noexcept {
     pid_ = 0;
 }
 
-} // namespace qvm_run
+} // namespace plugins

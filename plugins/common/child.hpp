@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// One program of dom0 that was started here, in a session of its own.
+/// One program of the platform that was started here, in a session of its own.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
-namespace qvm_run {
+namespace plugins {
 
 using qvmremote::host::outcome;
 using qvmremote::host::unique_fd;
@@ -58,4 +58,4 @@ class child {
     unique_fd pidfd_;
 };
 
-} // namespace qvm_run
+} // namespace plugins

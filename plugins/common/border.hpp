@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Where exceptions end: what every function of a plug-in's table is wrapped in.
+
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include <qvmremote/transport_abi.h>
+
+namespace plugins {
+
+/// What carries status and words to the border.
+struct problem {
+    std::int32_t status;
+    std::string text;
+};
+
+/// The border: what `body` throws becomes a status and a line.
+template <class Body>
+std::int32_t guarded(char *error, std::uint32_t error_size, Body body) noexcept {
+    const auto say = [&](const char *text) {
+        if (error != nullptr && error_size != 0)
+            std::snprintf(error, error_size, "%s", text);
+    };
+    try {
+        return body();
+    } catch (const problem &why) {
+        say(why.text.c_str());
+        return why.status;
+    } catch (const std::exception &why) {
+        say(why.what());
+        return QVMREMOTE_FAILED;
+    } catch (...) {
+        return QVMREMOTE_FAILED;
+    }
+}
+
+} // namespace plugins

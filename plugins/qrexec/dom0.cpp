@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "dom0.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <fcntl.h>
+#include <grp.h>
+#include <pwd.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/transport_abi.h>
+
+namespace qrexec {
+namespace {
+
+constexpr int backlog = 128;
+constexpr const char *qubes_group = "qubes";
+
+// Failures as `telling` compares them.
+enum : int { wrong_user, bad_descriptor, too_slow };
+
+[[noreturn]] void fail_errno(const std::string &what) {
+    throw problem{QVMREMOTE_FAILED, what + ": " + std::strerror(errno)};
+}
+
+// As qrexec finds the user whom it runs dom0's services as (QUBES.md §4).
+uid_t user_of_qrexec(const std::string &configured) {
+    std::string name = configured;
+    if (name.empty()) {
+        const group *const all = ::getgrnam(qubes_group);
+        if (all == nullptr || all->gr_mem[0] == nullptr)
+            throw problem{QVMREMOTE_BAD_OPTION,
+                          "nobody is in the group qubes, so qrexec runs services as nobody; is this "
+                          "dom0? Option 'user' names another"};
+        name = all->gr_mem[0];
+    }
+    const passwd *const who = ::getpwnam(name.c_str());
+    if (who == nullptr)
+        throw problem{QVMREMOTE_BAD_OPTION, "there is no user '" + name +
+                                                "', as whom qrexec would run services; option "
+                                                "'user' names another"};
+    return who->pw_uid;
+}
+
+sockaddr_un address_of(const std::string &path) {
+    sockaddr_un out{};
+    out.sun_family = AF_UNIX;
+    if (path.size() >= sizeof out.sun_path)
+        throw problem{QVMREMOTE_BAD_OPTION, "option 'socket': " + path + " exceeds " +
+                                                std::to_string(sizeof out.sun_path - 1) +
+                                                " bytes; choose a shorter path"};
+    std::memcpy(out.sun_path, path.c_str(), path.size() + 1);
+    return out;
+}
+
+} // namespace
+
+server::server(settings how, ms (*now)()) : how_(std::move(how)), clock_(now) {
+    user_ = user_of_qrexec(how_.user);
+    static_cast<void>(address_of(how_.socket));
+}
+
+server::~server() {
+    // Only our own: another daemon may have put its socket there.
+    struct stat at {};
+    if (listener_ && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode) &&
+        at.st_ino == inode_)
+        ::unlink(how_.socket.c_str());
+}
+
+int server::listen() {
+    epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+    timer_.reset(::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK));
+    if (!epoll_ || !timer_)
+        fail_errno("cannot make an epoll descriptor");
+    watch(timer_.get());
+    open_socket();
+    watch(listener_.get());
+    return epoll_.get();
+}
+
+void server::open_socket() {
+    const sockaddr_un address = address_of(how_.socket);
+    const auto *generic = reinterpret_cast<const sockaddr *>(&address);
+    const std::string directory = how_.socket.substr(0, how_.socket.rfind('/'));
+    if (auto made = qvmremote::host::make_directories(directory, 0755); !made)
+        throw problem{QVMREMOTE_FAILED, made.error().what};
+    // A socket that nobody listens on any more was left by a daemon that was killed. What is no
+    // socket stays, and bind says so.
+    const unique_fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const bool answers = ::connect(probe.get(), generic, sizeof address) == 0;
+    if (answers || errno == EAGAIN)
+        throw problem{QVMREMOTE_FAILED,
+                      "another daemon listens at " + how_.socket + "; end it first"};
+    struct stat at {};
+    if (errno == ECONNREFUSED && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode))
+        ::unlink(how_.socket.c_str());
+
+    unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    // On Linux bind gives the file the socket's own mode: it is never wider than this, and the group
+    // gets its part when the file is known to be ours.
+    if (!made || ::fchmod(made.get(), 0600) != 0 ||
+        ::bind(made.get(), generic, sizeof address) != 0)
+        fail_errno("cannot listen at " + how_.socket);
+    const unique_fd file(::open(how_.socket.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    if (!file || ::fstat(file.get(), &at) != 0 || !S_ISSOCK(at.st_mode))
+        fail_errno("cannot look at " + how_.socket);
+    inode_ = at.st_ino;
+    listener_ = std::move(made); // from here on the destructor takes the file away
+    const group *const all = ::getgrnam(qubes_group);
+    const std::string by_number = "/proc/self/fd/" + std::to_string(file.get());
+    // Without root's rights the group may not be ours to give; then its members stay outside.
+    if (all != nullptr &&
+        ::fchownat(file.get(), "", static_cast<uid_t>(-1), all->gr_gid, AT_EMPTY_PATH) != 0 &&
+        ::geteuid() == 0)
+        fail_errno("cannot give " + how_.socket + " to the group qubes");
+    if (::chmod(by_number.c_str(), 0660) != 0 || ::listen(listener_.get(), backlog) != 0)
+        fail_errno("cannot listen at " + how_.socket);
+}
+
+void server::watch(int fd) const {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = fd;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0)
+        fail_errno("cannot watch a socket");
+}
+
+std::optional<taken_stream> server::accept() {
+    now_ = clock_();
+    std::uint64_t expirations = 0;
+    [[maybe_unused]] const ssize_t n = ::read(timer_.get(), &expirations, sizeof expirations);
+    while (!half_way_.empty() && half_way_.front().due <= now_) {
+        half_way_.pop_front();
+        complain(too_slow, "a call to the service did not say within " +
+                               std::to_string(descriptor_limit / 1000) +
+                               " s where it comes from; closed");
+    }
+    take_new();
+    for (auto at = half_way_.begin(); at != half_way_.end();) {
+        const progress got = read(*at);
+        if (got == progress::more) {
+            ++at;
+            continue;
+        }
+        connection done = std::move(*at);
+        at = half_way_.erase(at);
+        auto from = got == progress::whole ? parse_descriptor(done.untrusted_text) : std::nullopt;
+        if (!from) {
+            complain(bad_descriptor,
+                     "what came to " + how_.socket +
+                         " does not begin as a call of qrexec to qvmremote.Exec does; closed");
+            continue;
+        }
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, done.socket.get(), nullptr);
+        settle();
+        return taken_stream{std::move(*from), std::move(done.socket)};
+    }
+    settle();
+    if (problem_) {
+        problem out{QVMREMOTE_REFUSED, std::move(*problem_)};
+        problem_.reset();
+        throw out;
+    }
+    return std::nullopt;
+}
+
+void server::take_new() {
+    while (half_way_.size() < most_half_way) {
+        unique_fd made(
+            ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        if (!made) {
+            if (errno == EINTR || errno == ECONNABORTED)
+                continue;
+            if (errno != EAGAIN)
+                fail_errno("cannot accept a connection at " + how_.socket);
+            return;
+        }
+        ucred who{};
+        socklen_t size = sizeof who;
+        if (::getsockopt(made.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
+            (who.uid != user_ && who.uid != 0)) {
+            complain(wrong_user, "user " + std::to_string(who.uid) + " came to " + how_.socket +
+                                     " and is not whom qrexec runs as; closed");
+            continue;
+        }
+        watch(made.get());
+        half_way_.push_back({std::move(made), now_ + descriptor_limit, {}});
+    }
+}
+
+// What is behind the NUL is the host's: so it is looked at first and taken as far as it is ours.
+server::progress server::read(connection &from) const {
+    std::array<char, longest_descriptor + 1> room;
+    for (;;) {
+        const std::size_t left = longest_descriptor + 1 - from.untrusted_text.size();
+        ssize_t n = ::recv(from.socket.get(), room.data(), left, MSG_PEEK);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            return progress::more;
+        if (n <= 0)
+            return progress::bad;
+        const void *const nul = std::memchr(room.data(), '\0', static_cast<std::size_t>(n));
+        const std::size_t text = nul == nullptr
+                                     ? static_cast<std::size_t>(n)
+                                     : static_cast<std::size_t>(static_cast<const char *>(nul) -
+                                                                room.data());
+        n = ::recv(from.socket.get(), room.data(), text + (nul != nullptr), 0);
+        if (n != static_cast<ssize_t>(text + (nul != nullptr)))
+            return progress::bad;
+        from.untrusted_text.append(room.data(), text);
+        if (nul != nullptr)
+            return progress::whole;
+        if (from.untrusted_text.size() > longest_descriptor)
+            return progress::bad;
+    }
+}
+
+// Brings what epoll waits for in line with what there is.
+void server::settle() {
+    if (const bool full = half_way_.size() >= most_half_way; full != is_full_) {
+        is_full_ = full;
+        epoll_event event{};
+        event.events = full ? 0u : std::uint32_t{EPOLLIN};
+        event.data.fd = listener_.get();
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
+    }
+    // A problem that waits to be said is something to do.
+    const ms due = problem_ ? 0 : next_due();
+    if (due == armed_ && due != 0)
+        return;
+    armed_ = due;
+    itimerspec when{};
+    if (due != plugins::never) {
+        const ms at = std::max<ms>(due, 1);
+        when.it_value.tv_sec = static_cast<time_t>(at / 1000);
+        when.it_value.tv_nsec = static_cast<long>(at % 1000) * 1'000'000;
+    }
+    ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
+}
+
+void server::complain(int failure, std::string text) {
+    if (told_.is_new(failure, now_))
+        problem_ = std::move(text);
+}
+
+} // namespace qrexec

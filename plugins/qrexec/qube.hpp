@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The qube's end of qrexec: the kept call of an agent where there is one, else a call of its own.
+/// For programs that compile it in, too.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/transport_abi.h>
+
+#include "../common/border.hpp"
+#include "../common/child.hpp"
+
+namespace qrexec {
+
+using plugins::child;
+using plugins::child_end;
+using plugins::problem;
+using qvmremote::host::unique_fd;
+
+/// So many calls of one user at a time: a real machine fails somewhere above ten (QUBES.md §1).
+inline constexpr int calls_at_once = 8;
+
+struct call_settings {
+    std::string client = "/usr/bin/qrexec-client-vm";
+    std::string target = "dom0";
+    std::string argument;
+    std::string directory; ///< ~/.qvm-remote: the agent's socket and the locks
+    bool kept = true;      ///< an agent's kept call is used where there is one
+};
+
+/// The program and its arguments that make the call.
+[[nodiscard]] std::vector<std::string> call_of(const call_settings &how);
+
+/// What a call that ended without a byte means: a status and words. `said` is the last line that the
+/// program wrote to its standard error.
+[[nodiscard]] problem meaning_of(const call_settings &how, const child_end &end,
+                                 const std::string &said);
+
+class caller {
+  public:
+    /// Throws a problem for an option that is not good.
+    explicit caller(const qvmremote_options &options);
+
+    void connect(qvmremote_stream &out);
+    [[nodiscard]] std::int32_t explain(std::string &text);
+
+  private:
+    struct call {
+        child process;
+        unique_fd err;
+        unique_fd slot; // a lock of one of calls_at_once files
+    };
+
+    [[nodiscard]] bool connect_to_agent(qvmremote_stream &out) const;
+    [[nodiscard]] unique_fd take_slot() const;
+
+    call_settings how_;
+    std::list<call> calls_;
+};
+
+} // namespace qrexec
+
+extern "C" {
+std::int32_t qrexec_qube_open(const qvmremote_options *options, void **self, char *error,
+                              std::uint32_t error_size);
+void qrexec_qube_close(void *self);
+std::int32_t qrexec_qube_connect(void *self, qvmremote_stream *out, char *error,
+                                 std::uint32_t error_size);
+std::int32_t qrexec_qube_explain(void *self, char *error, std::uint32_t error_size);
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The service qvmremote.Exec where qrexec knows no sockets as services: it says at the daemon's
+// socket what qrexec would have said there, and passes bytes. `qvmremote.Exec [ARG]`, as qrexec
+// starts it; the argument is taken from the environment, which is dom0's.
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "descriptor.hpp"
+
+namespace {
+
+constexpr int no_service = 127; // as qrexec says it
+constexpr int trouble = 125;
+
+int fail(int code, const char *what) {
+    std::fprintf(stderr, "qvmremote.Exec: %s: %s\n", what, std::strerror(errno));
+    return code;
+}
+
+std::string variable(const char *name) {
+    const char *const value = std::getenv(name);
+    return value != nullptr ? value : "";
+}
+
+bool write_all(int fd, const char *data, std::size_t size) {
+    while (size > 0) {
+        const ssize_t n = ::write(fd, data, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        data += n;
+        size -= static_cast<std::size_t>(n);
+    }
+    return true;
+}
+
+// To the end of one of the two.
+void copy(int from, int to) {
+    std::array<char, 65536> room;
+    for (;;) {
+        const ssize_t n = ::read(from, room.data(), room.size());
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0 || !write_all(to, room.data(), static_cast<std::size_t>(n)))
+            return;
+    }
+}
+
+} // namespace
+
+int main() {
+    const std::string type = variable("QREXEC_REQUESTED_TARGET_TYPE");
+    std::string text = variable("QREXEC_SERVICE_FULL_NAME") + " " + variable("QREXEC_REMOTE_DOMAIN");
+    if (!type.empty())
+        text += " " + type + " " +
+                variable(type == "keyword" ? "QREXEC_REQUESTED_TARGET_KEYWORD"
+                                           : "QREXEC_REQUESTED_TARGET");
+    if (!qrexec::parse_descriptor(text)) {
+        std::fprintf(stderr, "qvmremote.Exec: qrexec starts this program, as a service\n");
+        return trouble;
+    }
+    std::string path = variable("QVM_REMOTE_QREXEC_SOCKET");
+    if (path.empty())
+        path = "/run/qubes-rpc/qvmremote.Exec";
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return fail(trouble, path.c_str());
+    }
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    const int socket = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (socket < 0)
+        return fail(trouble, "cannot make a socket");
+    if (::connect(socket, reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
+        return fail(no_service, "qvm-remote-dom0 does not serve qrexec now");
+    ::signal(SIGPIPE, SIG_IGN);
+    if (!write_all(socket, text.c_str(), text.size() + 1))
+        return fail(trouble, "cannot write to qvm-remote-dom0");
+
+    const pid_t child = ::fork();
+    if (child < 0)
+        return fail(trouble, "cannot fork");
+    if (child == 0) {
+        copy(STDIN_FILENO, socket);
+        ::shutdown(socket, SHUT_WR);
+        ::_exit(0);
+    }
+    copy(socket, STDOUT_FILENO);
+    ::kill(child, SIGKILL);
+    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    return 0;
+}

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The qrexec transport against a bare service through the same stand-in of qrexec: a part of run.py,
+or alone as qrexec.py BUILD-DIRECTORY [ROUNDS].
+"""
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+KEY = "0123456789abcdef" * 4
+HANG = 600
+
+
+class House:
+    """A daemon over qrexec, two bare services beside its own, and a qube."""
+
+    def __init__(self, build, scratch):
+        sys.path.insert(0, os.path.join(HERE, "..", "standin"))
+        from machine import Machine
+        self.build = build
+        self.root = os.path.join(scratch, "d")
+        self.short = tempfile.mkdtemp(prefix="qvm-remote-bench-", dir="/tmp")  # a socket's path fits
+        self.machine = Machine(build, os.path.join(self.short, "m"))
+        self.home = self.machine.add("work")
+        # The client's records are on the disk that the daemon's are on.
+        own = os.path.join(scratch, "home", ".qvm-remote")
+        os.makedirs(own, 0o700)
+        os.rmdir(self.home)
+        os.symlink(os.path.join(scratch, "home"), self.home)
+        rules = os.path.join(self.root, "etc", "qubes", "remote-policy.d")
+        for path in (os.path.join(self.root, "etc", "qubes", "remote.d"), rules):
+            os.makedirs(path, 0o700)
+        with open(os.open(os.path.join(rules, "50-bench.policy"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+            f.write("work level:full allow\n")
+        for path in (self.root, os.path.join(self.root, "etc")):
+            os.chmod(path, 0o700)
+        self.key = os.path.join(own, "auth.key")
+        for path in (self.key, os.path.join(self.root, "etc", "qubes", "remote.d", "work.key")):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+                f.write(KEY + "\n")
+        self.services = os.path.join(self.short, "rpc")
+        os.mkdir(self.services, 0o700)
+        os.symlink("/bin/cat", os.path.join(self.services, "test.Cat"))
+        with open(os.open(os.path.join(self.services, "test.Bash"), os.O_WRONLY | os.O_CREAT, 0o755), "w") as f:
+            f.write("#!/bin/bash\ntrue\n")
+        self.machine.write(self.services + "\n", "services")
+        self.call = os.path.join(self.machine.programs, "qrexec-client-vm")
+        self.socket = os.path.join(self.services, "qvmremote.Exec")
+        self.daemon = self.agent = None
+
+    def env(self):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
+        env.update(HOME=self.home, LANG="C.UTF-8", QVM_REMOTE_TRANSPORT="qrexec",
+                   QVM_REMOTE_PLUGIN_DIR=os.path.join(self.build, "plugins", "qrexec"),
+                   QVM_REMOTE_QREXEC_CLIENT=self.call, QVMREMOTE_STANDIN=self.machine.path,
+                   QVMREMOTE_QUBE="work")
+        return env
+
+    def __enter__(self):
+        notify = os.path.join(self.short, "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(notify)
+            ready.settimeout(HANG)
+            env = self.env()
+            del env["QVM_REMOTE_QREXEC_CLIENT"]
+            env.update(NOTIFY_SOCKET=notify, QVM_REMOTE_QREXEC_SOCKET=self.socket,
+                       QVM_REMOTE_QREXEC_USER=pwd.getpwuid(os.geteuid()).pw_name)
+            self.daemon = subprocess.Popen(
+                [os.path.join(self.build, "qvm-remote-dom0"), "--root", self.root, "--transport", "qrexec",
+                 "--plugin-dir", os.path.join(self.build, "plugins", "qrexec")],
+                env=env, stdin=subprocess.DEVNULL)
+            ready.recv(64)
+        return self
+
+    def keep(self):
+        """An agent that keeps a call, until it listens; returns its socket."""
+        path = os.path.join(self.home, ".qvm-remote", "agent-qrexec.sock")
+        self.agent = subprocess.Popen([os.path.join(self.build, "qvm-remote-agent"), "--keep"], env=self.env(),
+                                      stdin=subprocess.DEVNULL)
+        while not os.path.exists(path):
+            if self.agent.poll() is not None:
+                raise RuntimeError("the agent ended")
+        return path
+
+    def __exit__(self, *_):
+        for process in (self.agent, self.daemon):
+            if process:
+                process.terminate()
+                process.wait(HANG)
+        shutil.rmtree(self.short, ignore_errors=True)
+
+
+def bench_qrexec(build, scratch, rounds, launch, row):
+    """`launch(*words, env=)` runs the launcher and gives its JSON; `row(what, value, unit, bar, ok, note)`
+    takes a result."""
+    client = os.path.join(build, "qvm-remote")
+    with House(build, os.path.join(scratch, "qrexec")) as house:
+        words = ["--count", rounds, "--warmup", 10, "--", "bash", "-c", "true",
+                 "--", house.call, "dom0", "test.Cat", "--", house.call, "dom0", "test.Bash",
+                 "--", client, "true"]
+        alone = launch(*words, env=house.env())
+        bash, cat, service, new = (r["median_us"] for r in alone["rows"])
+        path = house.keep()
+        shared = launch("--count", rounds, "--warmup", 10, "--", "bash", "-c", "true", "--", client, "true",
+                        env=house.env())
+        done = subprocess.run([os.path.join(build, "tests", "bench", "bench-embedded"), path, house.key,
+                               str(5 * rounds)], stdout=subprocess.PIPE, check=True, env=house.env(), timeout=HANG)
+        embedded = json.loads(done.stdout)
+        calls = len(house.machine.calls("qrexec-client-vm"))
+    failed = sum(r["failed"] for r in alone["rows"] + shared["rows"]) + embedded["failed"]
+    row("qrexec: a bare cat service through the stand-in", cat / 1000, "ms", None, None,
+        f"bash -c true {bash / 1000:.2f} ms")
+    row("qrexec: a service that is `bash -c true`", service / 1000, "ms", None, None, "")
+    row("qrexec: qvm-remote true, a new call each, over that service", (new - service) / 1000, "ms", "≤ 2.5",
+        new - service <= 2500, f"{new / 1000:.2f} ms / {service / 1000:.2f} ms")
+    kept_bash, kept = (r["median_us"] for r in shared["rows"])
+    row("qrexec: qvm-remote true, a kept call / bash", kept / kept_bash, "×", None, None,
+        f"{kept / 1000:.2f} ms / {kept_bash / 1000:.2f} ms")
+    ours, theirs = embedded["ours"]["median_us"], embedded["bash"]["median_us"]
+    row("qrexec: embedded client, a kept call / bash", ours / theirs, "×", "≤ 1.8", ours <= 1.8 * theirs,
+        f"{ours / 1000:.2f} ms / {theirs / 1000:.2f} ms; {5 * rounds} in a row")
+    # One for each of the first part but bash, and the agent's.
+    wanted = 3 * (rounds + 10) + 1
+    row("qrexec: calls made", calls, "", str(wanted), calls == wanted, "the kept one is one")
+    if failed:
+        row("commands that failed", failed, "", "0", False, "")
+
+
+def main():
+    build = os.path.abspath(sys.argv[1])
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 200
+    missed = []
+
+    def launch(*words, env=None):
+        done = subprocess.run([os.path.join(build, "tests", "bench", "bench-launch"), *map(str, words)], env=env,
+                              stdout=subprocess.PIPE, check=True, timeout=HANG)
+        return json.loads(done.stdout)
+
+    def row(what, value, unit, bar, ok, note):
+        verdict = {None: "", True: "ok", False: "MISSED"}[ok]
+        print(f"{what}: {value:.4g} {unit}" + (f" (bar {bar}) {verdict}" if bar else "") + (f"; {note}" if note else ""))
+        if ok is False:
+            missed.append(what)
+
+    scratch = tempfile.mkdtemp(prefix="bench-qrexec-", dir=build)
+    try:
+        bench_qrexec(build, scratch, rounds, launch, row)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
