@@ -17,6 +17,8 @@
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #ifdef QVMREMOTE_DIRECT_SHA256
+#include <openssl/aes.h>
+#include <openssl/modes.h>
 #include <openssl/sha.h>
 #endif
 
@@ -174,6 +176,60 @@ class hmac_sha256 {
     sha256_hash inner_, outer_, work_;
 };
 
+#ifdef QVMREMOTE_DIRECT_SHA256
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+/// AES-256-GMAC: a 16-byte tag over data that is not encrypted. A nonce must never repeat under one
+/// key; callers pass the frame's sequence number, which does not (doc/PROTOCOL.md, "Tags").
+///
+/// Direct as well, for the same reason. Nothing of EVP is used then, and a program that links
+/// libcrypto's archive takes in these few functions alone.
+class gmac {
+  public:
+    explicit gmac(const digest256 &key) : schedule_(new AES_KEY) {
+        detail::require(AES_set_encrypt_key(key.data(), 8 * static_cast<int>(key.size()),
+                                            schedule_.get()) == 0);
+        context_.reset(CRYPTO_gcm128_new(schedule_.get(), encrypt_block));
+        detail::require(context_ != nullptr);
+    }
+
+    [[nodiscard]] std::array<std::uint8_t, 16> of(std::uint64_t nonce,
+                                                  std::initializer_list<bytes_view> parts) {
+        std::array<std::uint8_t, 12> iv{};
+        store_u64(iv.data() + 4, nonce);
+        CRYPTO_gcm128_setiv(context_.get(), iv.data(), iv.size());
+        for (const bytes_view part : parts)
+            detail::require(CRYPTO_gcm128_aad(context_.get(), part.data(), part.size()) == 0);
+        std::array<std::uint8_t, 16> tag;
+        CRYPTO_gcm128_tag(context_.get(), tag.data(), tag.size());
+        return tag;
+    }
+
+  private:
+    struct wipe {
+        void operator()(AES_KEY *p) const noexcept {
+            OPENSSL_cleanse(p, sizeof *p);
+            delete p;
+        }
+    };
+    struct release {
+        void operator()(GCM128_CONTEXT *p) const noexcept { CRYPTO_gcm128_release(p); }
+    };
+
+    static void encrypt_block(const unsigned char *in, unsigned char *out, const void *schedule) {
+        AES_encrypt(in, out, static_cast<const AES_KEY *>(schedule));
+    }
+
+    std::unique_ptr<AES_KEY, wipe> schedule_; // the context points to it
+    std::unique_ptr<GCM128_CONTEXT, release> context_;
+};
+
+#pragma GCC diagnostic pop
+
+#else
+
 /// AES-256-GMAC: a 16-byte tag over data that is not encrypted. A nonce must never repeat under one
 /// key; callers pass the frame's sequence number, which does not (doc/PROTOCOL.md, "Tags").
 class gmac {
@@ -204,6 +260,8 @@ class gmac {
   private:
     std::unique_ptr<EVP_CIPHER_CTX, detail::evp_cipher_free> context_;
 };
+
+#endif
 
 /// Compares without telling by its time where the difference is. Lengths are public.
 [[nodiscard]] inline bool equal_constant_time(bytes_view a, bytes_view b) noexcept {

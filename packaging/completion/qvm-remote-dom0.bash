@@ -4,7 +4,8 @@
 _qvm_remote_dom0() {
     local options='--vm --once --wait --dry-run -v --verbose --transport --plugin-dir --root
         -h --help --version'
-    local subcommands='authorize revoke connect disconnect keys status queue log enable disable'
+    local subcommands='authorize revoke rotate connect disconnect keys status approvals panic resume policy migrate queue log audit
+        enable disable'
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     local i command='' root='' words=''
     COMPREPLY=()
@@ -25,10 +26,17 @@ _qvm_remote_dom0() {
     :--vm | authorize:authorize | connect:connect) words=$(qvm-ls --raw-list 2>/dev/null) ;;
     revoke:revoke | disconnect:disconnect) # the key directory is root's; for others there is nothing to offer
         words=$(qvm-remote-dom0 ${root:+--root "$root"} keys 2>/dev/null | sed 's/ .*//') ;;
-    authorize:--level | authorize:-l | connect:--level | connect:-l) words=full ;;
+    authorize:--level | authorize:-l | connect:--level | connect:-l)
+        words='deny monitor read-only manage full' ;;
     authorize:* | connect:*) words='--level --fetch' ;;
+    policy:policy) words='check lint' ;;
+    policy:check) words=$(qvm-ls --raw-list 2>/dev/null) ;;
     queue:queue) words='status clean recover debug' ;;
     keys:*) words=--json ;;
+    audit:audit) words='verify show export rotate' ;;
+    audit:--heads) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    audit:--format) words='json text' ;;
+    audit:*) [[ $cur == -* ]] && words='--heads --since --format' ;;
     :*) [[ $cur == -* ]] && words=$options || words=$subcommands ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))

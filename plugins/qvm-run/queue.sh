@@ -91,7 +91,9 @@ speak() {
     done
     for f in running/*; do
         i=${f#*/}
-        is_id "$i" && is_file "$f" && put $i r && say stale $i
+        is_id "$i" && is_file "$f" || continue
+        # One that has its result was to be removed in the next moment.
+        if [ -f results/$i.exit ]; then rm -f "$f"; else put $i r; say stale $i; fi
     done
     while read -r v i; do
         case $v in

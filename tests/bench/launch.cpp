@@ -11,6 +11,8 @@
 //   --warmup N    rounds before that, not counted
 //   --parallel N  N at once, pipelines of one stage, taken in turn
 //   --ready       a daemon: its time is until it says READY=1; then it is ended by SIGTERM
+//   --samples     each time, in the order in which they were taken
+// SIGTERM: nothing more is started, and what was measured is reported.
 
 #include "timing.hpp"
 
@@ -26,6 +28,8 @@
 using namespace bench;
 
 namespace {
+
+volatile std::sig_atomic_t has_to_end = 0;
 
 struct pipeline {
     std::vector<stage> stages;
@@ -94,8 +98,8 @@ void run_parallel(std::vector<pipeline> &all, int count, int limit) {
     };
     std::map<pid_t, going> running;
     int started = 0;
-    while (started < count || !running.empty()) {
-        while (started < count && static_cast<int>(running.size()) < limit) {
+    while ((started < count && !has_to_end) || !running.empty()) {
+        while (started < count && !has_to_end && static_cast<int>(running.size()) < limit) {
             pipeline &next = all[static_cast<std::size_t>(started++) % all.size()];
             const double begin = now_us();
             running[start(next.stages[0], -1, -1)] = {&next, begin};
@@ -153,7 +157,7 @@ int measure_create(const std::string &directory, int count) {
 
 int main(int argc, char **argv) {
     int count = 1, warmup = 0, parallel = 0;
-    bool ready = false;
+    bool ready = false, samples = false;
     const char *sync = nullptr, *create = nullptr;
     int i = 1;
     for (; i < argc && std::strcmp(argv[i], "--") != 0; ++i) {
@@ -171,6 +175,8 @@ int main(int argc, char **argv) {
             parallel = std::atoi(value());
         else if (option == "--ready")
             ready = true;
+        else if (option == "--samples")
+            samples = true;
         else if (option == "--fdatasync")
             sync = value();
         else if (option == "--create")
@@ -204,11 +210,12 @@ int main(int argc, char **argv) {
             if (s.words.empty())
                 die("an empty command");
     }
+    ::signal(SIGTERM, [](int) { has_to_end = 1; });
     const double begin = now_us();
     if (parallel > 0)
         run_parallel(all, count, parallel);
     else
-        for (int round = -warmup; round < count; ++round)
+        for (int round = -warmup; round < count && !has_to_end; ++round)
             for (pipeline &p : all)
                 ready ? run_until_ready(p, round >= 0) : run_once(p, round >= 0);
     std::printf("{\"wall_us\":%.1f,\"rows\":[", now_us() - begin);
@@ -217,7 +224,14 @@ int main(int argc, char **argv) {
                     summary(p.samples).c_str(), p.failed);
         for (const long &peak : p.peaks)
             std::printf("%s%ld", &peak == &p.peaks[0] ? "" : ",", peak);
-        std::printf("]}");
+        std::printf("]");
+        if (samples) {
+            std::printf(",\"samples_us\":[");
+            for (const double &sample : p.samples)
+                std::printf("%s%.1f", &sample == &p.samples[0] ? "" : ",", sample);
+            std::printf("]");
+        }
+        std::printf("}");
     }
     std::printf("]}\n");
     return 0;

@@ -144,6 +144,28 @@ def the_daemon_reports_what_a_dead_one_left(f):
 
 
 @case
+def a_result_that_is_there_is_not_reported_as_unknown(f):
+    """Whoever wrote it died before it took the entry away."""
+    house = House(f, "work").wait_for_agent("work")
+    house.add("shell", agent=False)
+    f.stop()
+    eventually(lambda: not house.has_agent("work"), "the agent's end")
+
+    def left_by_a_dead_one(name):
+        for qube in ("work", "shell"):
+            yield leave(house, qube, "running", name), leave(house, qube, "results", name + ".exit", "0")
+
+    pairs = list(left_by_a_dead_one(ID))
+    equal(admin(house, "queue", "recover").returncode, 0)
+    pairs += list(left_by_a_dead_one(ID[:-1] + "b"))
+    house.start()
+    for entry, code in pairs:
+        eventually(lambda: not os.path.exists(entry), "the entry's end")
+        with open(code) as e:
+            equal(e.read(), "0")
+
+
+@case
 def status_names_who_is_not_there(f):
     house = House(f, "work")
     house.add("off", state="Halted")

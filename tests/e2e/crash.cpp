@@ -6,62 +6,15 @@
 // Where a kill fell is read from what it left behind, not from where it was aimed; the test fails
 // unless each part of the way had its share. Usage: crash [ROUNDS]
 
-#include "harness.hpp"
+#include "kills.hpp"
 
-#include <algorithm>
-#include <array>
 #include <random>
-
-#include <sys/stat.h>
-
-#include <qvmremote/audit.hpp>
 
 using namespace e2e;
 
 namespace {
 
-enum class part : std::size_t { before_start, start_to_exec, running, exec_to_end, after };
-constexpr std::array<const char *, 5> part_names = {"before START", "START to exec", "running",
-                                                    "exec to END", "after END"};
 enum class victim { client, daemon, command };
-
-off_t size_of(const std::string &path) {
-    struct stat st {};
-    return ::stat(path.c_str(), &st) == 0 ? st.st_size : 0;
-}
-bool exists(const std::string &path) { return ::access(path.c_str(), F_OK) == 0; }
-
-// A tight loop: what it waits for lasts some hundred microseconds.
-template <class Condition>
-void spin_until(Condition condition, const std::string &what) {
-    const std::uint64_t begin = host::boottime_ms();
-    while (!condition())
-        require(host::boottime_ms() - begin < hang_guard_ms, "never happened: " + what);
-}
-
-struct records {
-    std::optional<std::string> id;
-    std::uint64_t start = 0;
-    bool ended = false;
-    std::string cause;
-};
-// What the audit log says beyond an offset; a line that a crash cut off does not count.
-records read_records(const std::string &path, off_t from) {
-    records out;
-    const std::string text = read_file(path).substr(static_cast<std::size_t>(from));
-    for (std::size_t at = 0, end; (end = text.find('\n', at)) != text.npos; at = end + 1) {
-        const auto entry = parse_audit(std::string_view(text).substr(at, end - at));
-        require(entry.has_value(), "an audit line does not parse");
-        if (entry->kind == "START") {
-            out.id = entry->id();
-            out.start = entry->serial;
-        } else if (entry->kind == "END") {
-            out.ended = true;
-            out.cause = entry->text("cause").value_or("");
-        }
-    }
-    return out;
-}
 
 class suite {
 public:
@@ -75,14 +28,9 @@ public:
     void run() {
         for (int i = 0; i < rounds_; ++i)
             round(i);
-        bool spread = true;
-        for (std::size_t p = 0; p < fell_.size(); ++p) {
-            std::printf("%-16s %4d of %d kills\n", part_names[p], fell_[p], rounds_);
-            spread = spread && fell_[p] * 10 >= rounds_;
-        }
         std::printf("%d results were whole, %d were reported as not; %d IDs sent again, none ran\n",
                     whole_, broken_, replayed_);
-        require(spread, "a part of the way had less than a tenth of the kills");
+        fell_.print();
     }
 
 private:
@@ -99,10 +47,8 @@ private:
         const std::string place = scratch_ / ("round-" + std::to_string(i));
         std::filesystem::create_directories(place);
         const std::string ran = place + "/ran", done = place + "/done", pid_file = place + "/pid";
-        const std::string command =
-            "export MARK=" + mark + "; echo $$ > " + pid_file + "; echo $QVM_REMOTE_ID >> " + ran +
-            "; setsid sleep 1000 >/dev/null 2>&1 & echo first; sleep 0.0" +
-            std::to_string(1 + random_() % 9) + "; seq 2000; echo last; : > " + done;
+        const std::string command = "echo $$ > " + pid_file + "; " +
+                                    payload(mark, place, static_cast<int>(1 + random_() % 9));
 
         const off_t audit_before = size_of(dom0_.audit());
         const unique_fd out(::open((place + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
@@ -155,16 +101,6 @@ private:
         judge(i, whom, status, place, audit_before);
     }
 
-    std::vector<pid_t> survivors(const std::string &mark) {
-        std::vector<pid_t> found = processes_with("MARK=" + mark);
-        for (const auto &entry : std::filesystem::directory_iterator("/proc")) {
-            const std::string cmdline = read_file(entry.path().string() + "/cmdline");
-            if (cmdline.find("MARK=" + mark) != cmdline.npos)
-                found.push_back(0);
-        }
-        return found;
-    }
-
     void judge(int i, victim whom, int status, const std::string &place, off_t audit_before) {
         const records r = read_records(dom0_.audit(), audit_before);
         const std::string ran = read_file(place + "/ran");
@@ -180,16 +116,13 @@ private:
             where = part::running;
         else if (!r.ended || r.cause == "cancelled")
             where = part::exec_to_end;
-        ++fell_[static_cast<std::size_t>(where)];
+        fell_.count(where);
 
         require(ran.empty() || r.id.has_value(), in_round + "it ran, and no START says so (I8)");
         require(ran.empty() || ran == *r.id + "\n", in_round + "an ID ran twice (I2)");
 
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
-            std::string want = "first\n";
-            for (int n = 1; n <= 2000; ++n)
-                want += std::to_string(n) + "\n";
-            require(done && read_file(place + "/out") == want + "last\n",
+            require(done && read_file(place + "/out") == whole_output(),
                     in_round + "0 for a result that is not whole (I10)");
             ++whole_;
         } else {
@@ -220,7 +153,7 @@ private:
     scratch scratch_;
     daemon_under_test dom0_;
     std::mt19937 random_{20260218};
-    std::array<int, 5> fell_{};
+    tally fell_;
     int whole_ = 0, broken_ = 0, replayed_ = 0;
 };
 

@@ -36,6 +36,7 @@ class Fixture:
         os.mkdir(self.home, 0o700)
         os.mkdir(self.root, 0o700)
         self.daemon = None
+        self.under = []  # a program that the daemon is started by
         self.house = None
         self.on_stop = None
 
@@ -108,7 +109,7 @@ class Fixture:
         ready.bind(notify)
         ready.settimeout(HANG)
         self.daemon = subprocess.Popen(
-            [DAEMON, "--root", self.root, "--transport", transport, "--plugin-dir",
+            [*self.under, DAEMON, "--root", self.root, "--transport", transport, "--plugin-dir",
              plugins or os.path.join(BUILD, "plugins", transport), *options],
             env=self.plain_env(NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_SOCKET=None, **env),
             stdin=subprocess.DEVNULL)

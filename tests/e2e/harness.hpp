@@ -40,8 +40,13 @@ using host::unique_fd;
 /// Nothing that a test waits for takes this long, unless it hangs.
 inline constexpr int hang_guard_ms = 60'000;
 
+/// The daemon that a failure must not leave behind.
+inline pid_t daemon_that_runs = 0;
+
 [[noreturn]] inline void die(const std::string &what) {
     std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+    if (daemon_that_runs > 0)
+        ::kill(daemon_that_runs, SIGKILL);
     std::exit(1);
 }
 inline void require(bool ok, const std::string &what) {
@@ -60,11 +65,19 @@ template <class Condition>
     return false;
 }
 
+/// All of a file, or nothing. Some tests read several hundred of them a second, so without a stream.
 inline std::string read_file(const std::string &path) {
-    std::ifstream in(path, std::ios::binary);
-    std::ostringstream out;
-    out << in.rdbuf();
-    return out.str();
+    std::string out;
+    const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    for (std::size_t had = 0; fd;) {
+        out.resize(had + 64 * 1024);
+        const ssize_t n = ::read(fd.get(), out.data() + had, out.size() - had);
+        had += n > 0 ? static_cast<std::size_t>(n) : 0;
+        out.resize(had);
+        if (n <= 0)
+            break;
+    }
+    return out;
 }
 inline void write_file(const std::string &path, std::string_view text, mode_t mode = 0600) {
     const unique_fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode));
@@ -129,7 +142,21 @@ inline std::string from_environment(const char *name) {
     return value;
 }
 
-/// The daemon on the mock transport, with any number of qubes.
+/// A stream to a UNIX socket of that path.
+inline unique_fd connect_to(const std::string &path) {
+    unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
+    for (int i = 0; i < 1000; ++i) { // the backlog may be full for a moment
+        if (::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) == 0)
+            return fd;
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    die("cannot connect to " + path);
+}
+
+/// The daemon on the mock transport, with any number of qubes, or on another one.
 class daemon_under_test {
 public:
     daemon_under_test(const std::string &root, std::string peers, std::vector<std::string> options = {})
@@ -153,6 +180,13 @@ public:
                    qube + " level:full allow\n");
     }
 
+    /// Another transport, and what it has to find in its environment.
+    void use(std::string transport, std::string plugins, std::vector<std::string> environment) {
+        transport_ = std::move(transport);
+        plugins_ = std::move(plugins);
+        environment_ = std::move(environment);
+    }
+
     void start() {
         const std::string notify = root_ + "/notify";
         ::unlink(notify.c_str());
@@ -163,11 +197,13 @@ public:
         require(::bind(ready.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) == 0,
                 "bind " + notify);
         std::vector<std::string> words = {from_environment("QVMREMOTE_DAEMON"), "--root", root_,
-                                          "--transport", "mock", "--plugin-dir",
-                                          from_environment("QVMREMOTE_PLUGINS")};
+                                          "--transport", transport_, "--plugin-dir", plugins_};
         words.insert(words.end(), options_.begin(), options_.end());
-        pid_ = spawn(words, {"NOTIFY_SOCKET=" + notify, "QVM_REMOTE_MOCK_DIR=" + root_,
-                             "QVM_REMOTE_MOCK_PEERS=" + peers_});
+        std::vector<std::string> environment = {"NOTIFY_SOCKET=" + notify,
+                                                "QVM_REMOTE_MOCK_DIR=" + root_,
+                                                "QVM_REMOTE_MOCK_PEERS=" + peers_};
+        environment.insert(environment.end(), environment_.begin(), environment_.end());
+        pid_ = daemon_that_runs = spawn(words, environment);
         pollfd wait{ready.get(), POLLIN, 0};
         require(::poll(&wait, 1, hang_guard_ms) == 1, "the daemon does not come up");
     }
@@ -197,23 +233,14 @@ public:
     [[nodiscard]] std::string audit() const { return root_ + "/var/log/qvm-remote/audit.jsonl"; }
     [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
 
-    [[nodiscard]] unique_fd connect(const std::string &qube) const {
-        unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-        sockaddr_un address{};
-        address.sun_family = AF_UNIX;
-        const std::string path = socket(qube);
-        std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-        for (int i = 0; i < 1000; ++i) { // the backlog may be full for a moment
-            if (::connect(fd.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) == 0)
-                return fd;
-            std::this_thread::sleep_for(std::chrono::milliseconds(2));
-        }
-        die("cannot connect to " + path);
-    }
+    [[nodiscard]] unique_fd connect(const std::string &qube) const { return connect_to(socket(qube)); }
 
 private:
     std::string root_, peers_;
     std::vector<std::string> options_;
+    std::string transport_ = "mock";
+    std::string plugins_ = from_environment("QVMREMOTE_PLUGINS");
+    std::vector<std::string> environment_;
     pid_t pid_ = 0;
 };
 
@@ -222,21 +249,26 @@ inline std::string key_digits(char c) { return std::string(secret::digits, c); }
 inline secret key_of(char c) { return secret::parse(key_digits(c)).value(); }
 
 /// An honest client on a stream of its own.
-inline host::client honest(const daemon_under_test &d, const std::string &qube, char key) {
-    unique_fd fd = d.connect(qube);
+inline host::client honest(unique_fd fd, char key) {
     unique_fd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3));
     return host::client(host::stream{std::move(fd), std::move(copy), "dom0"}, key_of(key));
 }
+inline host::client honest(const daemon_under_test &d, const std::string &qube, char key) {
+    return honest(d.connect(qube), key);
+}
 
-/// Processes whose environment holds `mark`.
+/// Processes whose environment or command line holds `mark`.
 inline std::vector<pid_t> processes_with(const std::string &mark) {
     std::vector<pid_t> out;
     for (const auto &entry : std::filesystem::directory_iterator("/proc")) {
         const std::string name = entry.path().filename();
         if (name.find_first_not_of("0123456789") != name.npos)
             continue;
-        if (read_file(entry.path().string() + "/environ").find(mark) != std::string::npos)
-            out.push_back(static_cast<pid_t>(std::stol(name)));
+        for (const char *file : {"/environ", "/cmdline"})
+            if (read_file(entry.path().string() + file).find(mark) != std::string::npos) {
+                out.push_back(static_cast<pid_t>(std::stol(name)));
+                break;
+            }
     }
     return out;
 }

@@ -51,6 +51,8 @@ class Qube:
 
     def result(self, name):
         eventually(lambda: os.path.exists(self.path("results", name + ".exit")), f"a result of {name}")
+        # Its last steps come behind what a client waits for.
+        eventually(lambda: f"id={name} " in self.audit(), f"the end of {name}")
         parts = []
         for suffix in (".exit", ".out", ".err", ".meta"):
             with open(self.path("results", name + suffix), "rb") as f:
@@ -114,7 +116,8 @@ def our_client_is_served(f):
         got = house.run(q.name, "echo out; echo err >&2; exit 3")
         equal((got.returncode, got.stdout, got.stderr), (3, b"out\n", b"err\n"))
         equal(house.run(q.name, "ping").returncode, 0)
-        equal([os.listdir(q.path(p)) for p in ("pending", "running", "results")], [[], [], []])
+        eventually(lambda: [os.listdir(q.path(p)) for p in ("pending", "running", "results")] == [[], [], []],
+                   "the end of the entries")
 
 
 @case

@@ -6,10 +6,12 @@ several qubes. What it has in common with the others is in common.py. Usage: qvm
 
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 
-from fixture import HANG, KEY, case, check, equal, eventually, main
+from fixture import HANG, KEY, case, check, equal, eventually, main, survivors
 from house import House
 
 
@@ -87,6 +89,42 @@ def forty_clients_over_one_pipe(f):
     check(len(house.machine.calls("qrexec-client")) == 1, "more than one call")
 
 
+def cut_at(f, house, frame):
+    """What stands between a client and its agent, and breaks off before that frame of dom0's."""
+    listener = socket.socket(socket.AF_UNIX)
+    path = os.path.join(f.path, f"cut-{frame}")
+    listener.bind(path)
+    listener.listen()
+
+    def pump():
+        near, _ = listener.accept()
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(house.agent_socket("work"))
+        threading.Thread(target=lambda: [far.sendall(x) for x in iter(lambda: near.recv(65536), b"")],
+                         daemon=True).start()
+        with far.makefile("rb") as said:
+            while len(head := said.read(12)) == 12 and head[8] != frame:
+                near.sendall(head + said.read(int.from_bytes(head[:4], "big")))
+        near.shutdown(socket.SHUT_RDWR)
+        far.shutdown(socket.SHUT_RDWR)
+    threading.Thread(target=pump, daemon=True).start()
+    return path
+
+
+@case
+def a_request_that_was_sent_and_not_answered_may_have_run(f):
+    """dom0 starts a command, and then says that it has accepted it."""
+    house = House(f, "work").wait_for_agent("work")
+    ran = os.path.join(f.path, "ran")
+    challenge, accepted = 3, 7
+    for frame, words in ((challenge, b"was not sent"), (accepted, b"may have run")):
+        got = house.run("work", f"echo >>{ran}; sleep 1000",
+                        QVM_REMOTE_QVM_RUN_SOCKET=cut_at(f, house, frame))
+        check(got.returncode == 255 and words in got.stderr, got)
+    starts = [r["id"] for r in f.audit() if r["kind"] == "START"]
+    check(len(starts) == 1 and starts[0].encode() in got.stderr, (starts, got))
+
+
 @case
 def one_bad_qube_harms_no_other(f):
     house = House(f, "work")
@@ -117,6 +155,25 @@ def a_new_agent_takes_over_from_one_that_hangs(f):
     os.kill(relay, signal.SIGKILL)
     eventually(lambda: house.run("work", "-q", "-t", "30", "true").returncode == 0, "a new agent")
     eventually(lambda: not is_alive(agent), "the old one's end")
+
+
+@case
+def a_silent_pipe_is_closed_and_what_ran_on_it_ends(f):
+    """The one case that waits for a keep-alive: 10 s and 15 s of patience, since a session is open."""
+    house = House(f, "work", "dev").wait_for_agent("work", "dev")
+    mark = f"qvm-run-test-{os.getpid()}-silent"
+    c = house.popen("work", f"export MARK={mark}; echo up; sleep 1000", stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE)
+    equal(c.stdout.readline(), b"up\n")
+    relay, agent = house.machine.running("work")[0]
+    os.kill(agent, signal.SIGSTOP)
+    eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
+    check("vm=work gives no sign of life" in f.log(), "no word")
+    equal(house.run("dev", "echo on").stdout, b"on\n")
+    eventually(lambda: not is_alive(agent), "the end of an agent that hangs")
+    out, err = c.communicate(timeout=HANG)
+    check(c.returncode == 255 and b"may have run" in err, (c.returncode, err))
+    eventually(lambda: house.run("work", "-q", "-t", "30", "true").returncode == 0, "a new agent")
 
 
 @case

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Input: a policy, a NUL, and a request: a letter (s: a line, e: an argv of lines, x: a script) with
-// its text. The parser ends, its places lie in the text, and what parsed prints to what parses to
-// the same. decide() ends, twice the same, and below full it lets nothing through that the rule did
-// not name; a line with a byte that means something to a shell is never run as an argv.
+// Input: a policy, a NUL, and a request: a letter (s: a line, e: an argv of lines, x: a script)
+// with its text. The parser ends, its places lie in the text, and what parsed prints to what parses
+// to the same. decide() ends, twice the same, and below full it lets nothing through that the rule
+// did not name; a line with a byte that means something to a shell is never run as an argv.
 
 #include <algorithm>
 #include <cstdint>
@@ -84,7 +84,8 @@ void check_simple(std::string_view text) {
     require(simple_command(joined) == words);
 }
 
-void check_verdict(const envelope &what, const policy &rules, const peer &who, const grants &given) {
+void check_verdict(const envelope &what, const policy &rules, const peer &who,
+                   const grants &given) {
     const verdict said = decide(who, what, rules, given, 1);
     const verdict again = decide(who, what, rules, given, 1);
     require(said.what == again.what && said.rule == again.rule && said.how.argv == again.how.argv);
@@ -96,8 +97,9 @@ void check_verdict(const envelope &what, const policy &rules, const peer &who, c
         require(simple_command(what.body) == said.how.argv);
     if (what.kind == request_kind::exec)
         require(said.how.argv == what.arguments);
-    const auto rule = std::find_if(rules.rules().begin(), rules.rules().end(),
-                                   [&](const policy_rule &r) { return r.reference() == said.rule; });
+    const auto rule =
+        std::find_if(rules.rules().begin(), rules.rules().end(),
+                     [&](const policy_rule &r) { return r.reference() == said.rule; });
     require(rule != rules.rules().end() && rule->action != policy_action::deny);
     if (said.how.full)
         return;
@@ -131,7 +133,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     else
         check_print(*parsed);
     const envelope what = request_of(request);
-    const policy rules = parsed ? *parsed : policy::parse({{"f", "work level:manage allow"}}, levels()).value();
+    const policy rules =
+        parsed ? *parsed : policy::parse({{"f", "work level:manage allow"}}, levels()).value();
     peer who{qube_name::parse("work").value(), "mock", {}, std::nullopt};
     grants given;
     check_verdict(what, rules, who, given);

@@ -24,7 +24,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pwd.h>
-#include <sys/inotify.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -158,6 +158,9 @@ inline int call(const std::string &qube, const service &what) {
         ::setsid();
         for (int n = 1; n < 32; ++n)
             ::signal(n, SIG_DFL);
+        sigset_t none;
+        ::sigemptyset(&none);
+        ::sigprocmask(SIG_SETMASK, &none, nullptr);
         ::dup2(in[1], 0);
         ::dup2(out[1], 1);
         ::dup2(err[1], 2);
@@ -176,17 +179,21 @@ inline int call(const std::string &qube, const service &what) {
     ::close(in[1]);
     ::close(out[1]);
     ::close(err[1]);
-    const std::string mark = directory + "/calls/" + std::to_string(::getpid());
-    std::filesystem::create_directories(directory + "/calls");
-    append(mark, std::to_string(child) + "\n");
-
     // As qrexec does, on the open files that the caller shares; restored at the end.
     const int flags[2] = {::fcntl(0, F_GETFL), ::fcntl(1, F_GETFL)};
     ::signal(SIGPIPE, SIG_IGN);
     for (const int fd : {0, 1, in[0], out[0], err[0]})
         detail::set_nonblocking(fd);
-    const int watch = ::inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-    ::inotify_add_watch(watch, directory.c_str(), IN_MOVED_TO | IN_CLOSE_WRITE);
+    // Whoever changes the qube's state says so by SIGUSR2: a user has 128 inotify instances, and a test
+    // has 64 qubes whose agents want theirs.
+    sigset_t changed;
+    ::sigemptyset(&changed);
+    ::sigaddset(&changed, SIGUSR2);
+    ::sigprocmask(SIG_BLOCK, &changed, nullptr);
+    const int watch = ::signalfd(-1, &changed, SFD_CLOEXEC | SFD_NONBLOCK);
+    const std::string mark = directory + "/calls/" + std::to_string(::getpid());
+    std::filesystem::create_directories(directory + "/calls");
+    append(mark, std::to_string(child) + "\n");
 
     if (fault("stall") > 0)
         wait_ms(fault("stall"));
@@ -194,9 +201,12 @@ inline int call(const std::string &qube, const service &what) {
     lanes[0].stop_after = fault("stop-writing");
     lanes[1].stop_after = fault("stop-reading");
     const long cut = fault("cut");
-    bool halted = false;
+    const auto is_halted = [&] {
+        return state_of(qube) != "Running" && state_of(qube) != "Paused";
+    };
+    bool halted = is_halted(); // before anybody knew of this call
     std::vector<char> room(256 * 1024);
-    for (;;) {
+    while (!halted) {
         std::array<pollfd, 7> fds{};
         for (int i = 0; i < 3; ++i) {
             lane &l = lanes[i];
@@ -212,13 +222,11 @@ inline int call(const std::string &qube, const service &what) {
         if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR)
             break;
         if (fds[6].revents) {
-            char events[4096];
-            while (::read(watch, events, sizeof events) > 0) {
+            signalfd_siginfo said{};
+            while (::read(watch, &said, sizeof said) > 0) {
             }
-            if (state_of(qube) != "Running" && state_of(qube) != "Paused") {
-                halted = true;
+            if ((halted = is_halted()))
                 break;
-            }
         }
         for (int i = 0; i < 3; ++i) {
             lane &l = lanes[i];

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A machine of stand-ins: qubes with a HOME each, and the programs that dom0 would call."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,10 +38,11 @@ class Machine:
             return ""
 
     def add(self, qube, state="Running", agent=True, faults="", profile="", shell=""):
-        """Returns the HOME of the qube's user. With `agent` ours is in its PATH."""
+        """Returns the HOME of the qube's user. With `agent` ours is in its PATH; it may also name the
+        directory of one."""
         home = self.file("qubes", qube, "home")
         os.makedirs(home, 0o700)
-        for name, text in (("path", self.build if agent else ""), ("faults", faults),
+        for name, text in (("path", self.build if agent is True else agent or ""), ("faults", faults),
                            ("profile", profile), ("shell", shell)):
             if text:
                 self.write(text + "\n", "qubes", qube, name)
@@ -49,6 +51,11 @@ class Machine:
 
     def set_state(self, qube, state):
         self.write(state + "\n", "qubes", qube, "state")
+        for call, _ in self.running(qube):
+            # A call that was killed leaves its mark, and its number may be another's by now.
+            with contextlib.suppress(OSError), open(f"/proc/{call}/cmdline", "rb") as f:
+                if f.read().startswith(self.programs.encode()):
+                    os.kill(call, signal.SIGUSR2)
 
     def set_faults(self, qube, text):
         self.write(text + "\n", "qubes", qube, "faults")

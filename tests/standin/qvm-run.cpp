@@ -4,7 +4,7 @@
 #include "call.hpp"
 
 int main(int argc, char **argv) {
-    bool pass_io = false, autostart = true;
+    bool pass_io = false, autostart = true, quiet = false;
     int at = 1;
     for (; at < argc && argv[at][0] == '-'; ++at) {
         const std::string_view word = argv[at];
@@ -14,7 +14,9 @@ int main(int argc, char **argv) {
             autostart = false;
         else if (word == "-u" || word == "--user")
             ++at;
-        else if (word != "--no-gui" && word != "-q" && word != "--quiet") {
+        else if (word == "-q" || word == "--quiet")
+            quiet = true;
+        else if (word != "--no-gui") {
             std::fprintf(stderr, "qvm-run: error: unrecognized arguments: %s\n", argv[at]);
             return 2;
         }
@@ -29,14 +31,16 @@ int main(int argc, char **argv) {
     }
     if (standin::state_of(qube) != "Running") {
         if (!autostart) {
-            std::fprintf(stderr, "qvm-run: error: domain is not running: %s\n", qube.c_str());
+            if (!quiet)
+                std::fprintf(stderr, "qvm-run: error: domain is not running: %s\n", qube.c_str());
             return 1;
         }
         standin::append(standin::machine() + "/violations", "started " + qube + "\n");
         return 1;
     }
     if (!pass_io) {
-        std::fprintf(stderr, "Running '%s' on %s\n", command.c_str(), qube.c_str());
+        if (!quiet)
+            std::fprintf(stderr, "Running '%s' on %s\n", command.c_str(), qube.c_str());
         const int null = ::open("/dev/null", O_RDWR);
         for (const int fd : {0, 1, 2})
             ::dup2(null, fd);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <qvmremote/audit.hpp>
 
+#include <algorithm>
+#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -300,4 +302,185 @@ TEST_CASE("parse_audit: strict, and says where") {
     for (int i = 0; i < 61; ++i)
         many += ",\"k" + std::to_string(i) + "\":0";
     CHECK_FALSE(parse_audit(many + tail));
+}
+
+namespace {
+
+// A log as the daemon leaves it: some STARTs with their ENDs, and a HEAD where a file begins.
+std::vector<std::string> some_log(std::size_t lines, std::uint64_t first = 1) {
+    audit_chain chain(first);
+    std::vector<std::string> out;
+    while (out.size() < lines) {
+        audit_record record = chain.next_serial() % 2 == 0 ? some_end() : some_start();
+        std::string previous(chain.head());
+        if (chain.next_serial() % 16 == 9) {
+            record = audit_record();
+            record.kind = audit_kind::head;
+            record.time = when;
+            record.of = chain.next_serial() - 1;
+            record.previous = previous;
+            record.oldest = first;
+        }
+        out.push_back(chain.append(record));
+        out.back().pop_back();
+    }
+    return out;
+}
+
+audit_head head_of(const std::string &line) {
+    const auto entry = parse_audit(line).value();
+    return {entry.serial, std::string(entry.hash)};
+}
+
+// The place of the first line that is found wrong, or of the end.
+std::optional<std::pair<std::size_t, audit_fault>> check_log(const std::vector<std::string> &lines,
+                                                             std::vector<audit_head> heads = {}) {
+    audit_verifier verifier(std::move(heads));
+    for (std::size_t n = 0; n < lines.size(); ++n)
+        if (const auto fault = verifier.push(lines[n]))
+            return std::pair{n, *fault};
+    if (const auto fault = verifier.finish())
+        return std::pair{lines.size(), *fault};
+    return std::nullopt;
+}
+
+// Rewrites every line from one on so that the chain holds again.
+void rewrite_from(std::vector<std::string> &lines, std::size_t at) {
+    std::string previous(at == 0 ? audit_first_hash : parse_audit(lines[at - 1])->hash);
+    for (; at < lines.size(); ++at) {
+        lines[at].resize(lines[at].size() - detail::hash_field);
+        constexpr std::string_view key = "\"prev\":\"";
+        if (const std::size_t place = lines[at].find(key); place != std::string::npos)
+            lines[at].replace(place + key.size(), previous.size(), previous);
+        previous = detail::chain_hash(previous, lines[at]);
+        lines[at] += detail::hash_tail(previous);
+    }
+}
+
+} // namespace
+
+TEST_CASE("audit_verifier: a whole log passes, from its start or from a file that begins it") {
+    const auto lines = some_log(64);
+    CHECK_FALSE(check_log(lines));
+    CHECK_FALSE(check_log({}));
+    CHECK_FALSE(check_log(lines, {head_of(lines[63]), head_of(lines[0]), head_of(lines[63])}));
+
+    // Line 9 is a HEAD that begins a file. Without the lines before it the rest stands, if these
+    // were let go on purpose, which a later HEAD says.
+    const auto tail = [&](std::uint64_t oldest) {
+        std::vector<std::string> out;
+        audit_chain chain(9, parse_audit(lines[7])->hash);
+        while (out.size() < 32) {
+            audit_record record = some_start();
+            const std::string previous(chain.head());
+            if (out.size() % 16 == 0) {
+                record = audit_record();
+                record.kind = audit_kind::head;
+                record.time = when;
+                record.of = chain.next_serial() - 1;
+                record.previous = previous;
+                record.oldest = out.empty() ? 1 : oldest;
+            }
+            out.push_back(chain.append(record));
+            out.back().pop_back();
+        }
+        return out;
+    };
+    CHECK_FALSE(check_log(tail(9)));
+    CHECK_FALSE(check_log(tail(9), {head_of(lines[3])})); // it says nothing of what has gone
+    CHECK(check_log(tail(8)) == std::pair{std::size_t{32}, audit_fault::beheaded});
+    CHECK(check_log(std::vector(lines.begin() + 8, lines.end())) ==
+          std::pair{std::size_t{56}, audit_fault::beheaded});
+    CHECK(check_log(std::vector(lines.begin() + 9, lines.end())) ==
+          std::pair{std::size_t{0}, audit_fault::misplaced});
+}
+
+TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is found") {
+    const auto whole = some_log(100);
+    const std::vector<audit_head> heads = {head_of(whole[99])};
+    std::mt19937 random(20260218);
+    const auto below = [&](std::size_t n) { return static_cast<std::size_t>(random() % n); };
+    for (int round = 0; round < 10'000; ++round) {
+        auto lines = whole;
+        const std::size_t at = below(lines.size()), to = below(lines.size());
+        std::size_t first = at; // which line it shows at, at the latest: the one behind
+        const unsigned how = round % 8;
+        CAPTURE(how);
+        CAPTURE(at);
+        CAPTURE(to);
+        switch (how) {
+        case 0: { // a byte
+            char &c = lines[at][below(lines[at].size())];
+            c = static_cast<char>(c ^ (1 + random() % 255));
+            break;
+        }
+        case 1: // a line moved
+            if (at == to)
+                continue;
+            lines.erase(lines.begin() + static_cast<std::ptrdiff_t>(at));
+            lines.insert(lines.begin() + static_cast<std::ptrdiff_t>(to), whole[at]);
+            first = std::min(at, to);
+            break;
+        case 2: // lines removed
+            lines.erase(lines.begin() + static_cast<std::ptrdiff_t>(std::min(at, to)),
+                        lines.begin() + static_cast<std::ptrdiff_t>(std::max(at, to)) + 1);
+            first = std::min(at, to);
+            break;
+        case 3: // a line put in twice
+            lines.insert(lines.begin() + static_cast<std::ptrdiff_t>(to), whole[at]);
+            first = at == to ? to + 1 : to; // before itself, it is the second that shows
+            break;
+        case 4: // two exchanged
+            if (at == to)
+                continue;
+            std::swap(lines[at], lines[to]);
+            first = std::min(at, to);
+            break;
+        case 5: { // a line edited with a hash that fits
+            lines[at].resize(lines[at].size() - detail::hash_field);
+            lines[at] += ",\"future\":1";
+            lines[at] += detail::hash_tail(detail::chain_hash(
+                at == 0 ? audit_first_hash : parse_audit(whole[at - 1])->hash, lines[at]));
+            first = std::min(at + 1, std::size_t{99}); // the last one is told by its head
+            break;
+        }
+        case 6: // a tail cut, or all
+            lines.resize(at);
+            first = at;
+            break;
+        case 7: // all rewritten behind an edit
+            lines[at].insert(lines[at].size() - detail::hash_field, ",\"future\":1");
+            rewrite_from(lines, at);
+            first = 99;
+            break;
+        }
+        const auto found = check_log(lines, heads);
+        REQUIRE(found);
+        CHECK(found->first <= std::max(first, lines.size()));
+        // A HEAD passes as a first line; the next one does not follow it then.
+        if (how != 2 && how != 6)
+            CHECK((found->first == first || (first == 0 && found->first == 1)));
+        if (how == 6)
+            CHECK(found->second == audit_fault::cut);
+        if (how == 7)
+            CHECK(found->second == audit_fault::rewritten);
+    }
+}
+
+TEST_CASE("audit heads: a line as it is written is read, behind whatever the journal puts before it") {
+    const std::string hash(64, 'a');
+    CHECK(format_audit_head(42, hash) == "audit head 42 " + hash);
+    for (const std::string before : {"", "Feb 18 10:15:00 dom0 qvm-remote-audit[7]: "}) {
+        const auto head = parse_audit_head(before + format_audit_head(42, hash));
+        REQUIRE(head);
+        CHECK(head->serial == 42);
+        CHECK(head->hash == hash);
+    }
+    for (const std::string &bad :
+         {std::string(), "audit head " + hash, "audit head 0 " + hash, std::string("audit head 42"),
+          "audit head 42 " + hash + "\n", "audit head 42 " + std::string(64, 'A'),
+          "audit head -1 " + hash, "audit head 42 " + hash.substr(1)}) {
+        CAPTURE(bad);
+        CHECK_FALSE(parse_audit_head(bad));
+    }
 }

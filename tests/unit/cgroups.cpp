@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A group of cgroup v2 is made for this test and all of it runs there, as a daemon does in its unit's;
-// limits need controllers, which are not everywhere: tests/vm has them. Who may not make a group sees
-// the cases that need none.
+// A group of cgroup v2 is made for this test and all of it runs there, as a daemon does in its
+// unit's; limits need controllers, which are not everywhere: tests/vm has them. Who may not make a
+// group sees the cases that need none.
 #include "cgroups.hpp"
 #include "warden.hpp"
 
@@ -100,7 +100,8 @@ struct running {
         if (const auto e = c.next())
             return *e;
         pollfd p{c.descriptor(), POLLIN, 0};
-        REQUIRE(::poll(&p, 1, static_cast<int>(std::chrono::milliseconds(hang_guard).count())) == 1);
+        REQUIRE(::poll(&p, 1, static_cast<int>(std::chrono::milliseconds(hang_guard).count())) ==
+                1);
     }
 }
 
@@ -144,7 +145,8 @@ struct claim {
     const unique_fd read(ends[0]);
     unique_fd write(ends[1]);
     const pid_t pid = aside(group, [&] {
-        const std::string said = claim_cgroup().why_none + "\n" + group_name(::getpid());
+        std::string said = claim_cgroup().why_none + "\n";
+        said += group_name(::getpid());
         [[maybe_unused]] const auto n = ::write(write.get(), said.data(), said.size());
     });
     write.reset();
@@ -161,13 +163,15 @@ struct claim {
 TEST_CASE("what is there is said") {
     cgroup_home home;
     home.why_none = "for this reason";
-    CHECK(home.describe() == "no cgroup for a command: for this reason; cannot be bounded: memory (but "
-                             "of each process alone), processes (but of an account of its own), "
-                             "processor time");
+    CHECK(home.describe() ==
+          "no cgroup for a command: for this reason; cannot be bounded: memory (but "
+          "of each process alone), processes (but of an account of its own), "
+          "processor time");
     home.directory = home.name = "/g";
     home.memory = home.pids = home.cpu = true;
-    CHECK(home.describe() == "a cgroup for each command below /g; memory, processes and processor time "
-                             "can be bounded");
+    CHECK(home.describe() ==
+          "a cgroup for each command below /g; memory, processes and processor time "
+          "can be bounded");
 }
 
 TEST_CASE("a ceiling lowers and never raises") {
@@ -233,9 +237,8 @@ TEST_CASE("a terminal of its own") {
         stay();
     });
     CHECK(soon([&] { return has_terminal_of_its_own(with, the_warden->pid()); }));
-    // In the session's background for good: the terminal is its controlling one no less.
     CHECK_FALSE(has_terminal_of_its_own(without, the_warden->pid()));
-    // Somebody of ours on the same terminal. Nobody else's warden is above both.
+    // Somebody of ours on the same terminal: as if this process were the warden.
     CHECK_FALSE(has_terminal_of_its_own(with, ::getpid()));
     for (const pid_t pid : {with, without}) {
         ::kill(pid, SIGKILL);
@@ -321,11 +324,13 @@ TEST_CASE("who leaves the group is still below the keeper") {
 
 TEST_CASE("groups that a command makes go with it") {
     NEEDS_GROUP
-    running one = start("g=" + the_home.directory + "/command-; own=; "
-                        "while read -r line; do "
-                        "case $line in 0::*) own=${line##*/command-};; esac; done </proc/self/cgroup; "
-                        "mkdir -p $g$own/a/b; (echo 0 >$g$own/a/b/cgroup.procs; exec sleep 1000) & "
-                        "echo; exec sleep 1000");
+    running one =
+        start("g=" + the_home.directory +
+              "/command-; own=; "
+              "while read -r line; do "
+              "case $line in 0::*) own=${line##*/command-};; esac; done </proc/self/cgroup; "
+              "mkdir -p $g$own/a/b; (echo 0 >$g$own/a/b/cgroup.procs; exec sleep 1000) & "
+              "echo; exec sleep 1000");
     REQUIRE(exists(directory_of(one.group) + "/a/b"));
     one.hold.kill();
     finish(one);

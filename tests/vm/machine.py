@@ -15,8 +15,7 @@ import subprocess
 # What systemd's programs are linked with, where this machine may lack it.
 PACKAGES = ["systemd", "libsystemd-shared"]
 KERNEL = "linux-image-cloud-amd64"
-PROGRAMS = ["bash", "cat", "date", "grep", "head", "id", "ls", "mkdir", "mkfifo", "mount", "rm", "sed", "setsid",
-            "sh", "sleep", "tail", "true", "wc"]
+PROGRAMS = ["bash", "cat", "grep", "head", "ls", "mkfifo", "rm", "sed", "setsid", "sh", "sleep", "tail", "true", "wc"]
 
 
 def run(*words, **kw):
@@ -57,7 +56,8 @@ class Root:
 
     def __init__(self, packages):
         self.packages = packages
-        self.entries = {}  # path -> (mode, content)
+        self.entries = {}  # path -> (mode, content, device)
+        self.programs = []
         for path in ("usr", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "proc", "sys",
                      "run", "tmp", "root", "var", "var/lib", "var/log", "srv"):
             self.directory(path)
@@ -86,39 +86,39 @@ class Root:
         self.entries[path] = (stat.S_IFREG | mode, content, (0, 0))
 
     def program(self, path, source):
-        """A program, and the libraries that it is linked with."""
+        """A program; the libraries that it is linked with come along."""
         with open(source, "rb") as f:
             self.file(path, f.read(), 0o755)
+        self.programs.append(source)
+
+    def add_libraries(self):
+        """All in one call, since ldd is slow."""
         places = [os.path.join(self.packages, p) for p in
                   ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/systemd",
                    "lib/x86_64-linux-gnu/systemd", "lib/systemd")]
-        text = run("ldd", source, env={**os.environ, "LD_LIBRARY_PATH": ":".join(places)})
+        text = run("ldd", *self.programs, env={**os.environ, "LD_LIBRARY_PATH": ":".join(places)})
         if "not found" in text:
-            raise RuntimeError(f"libraries of {source} are missing:\n{text}")
-        for found in re.findall(r"^\s*(?:\S+ => )?(/\S+) \(0x", text, re.M):
+            raise RuntimeError(f"libraries are missing:\n{text}")
+        for found in set(re.findall(r"^\s*(?:\S+ => )?(/\S+) \(0x", text, re.M)):
             inside = found[len(self.packages):] if found.startswith(self.packages + "/") else found
-            inside = re.sub(r"^(lib|lib64)/", r"usr/\1/", inside.lstrip("/"))
-            if inside not in self.entries:
-                with open(found, "rb") as f:
-                    self.file(inside, f.read(), 0o755)
+            with open(found, "rb") as f:
+                self.file(inside, f.read(), 0o755)
 
     def tree(self, path):
-        """All that the packages hold below a path."""
-        base = os.path.join(self.packages, path)
-        for directory, _, names in os.walk(base):
+        """The files that the packages hold below a path."""
+        for directory, _, names in os.walk(os.path.join(self.packages, path)):
             for name in names:
                 source = os.path.join(directory, name)
                 inside = os.path.relpath(source, self.packages)
                 if os.path.islink(source):
-                    self.link(re.sub(r"^(lib)/", r"usr/\1/", inside), os.readlink(source))
-                elif open(source, "rb").read(4) == b"\x7fELF":
-                    self.program(inside, source)
+                    self.link("usr/" + inside, os.readlink(source))
                 else:
                     with open(source, "rb") as f:
-                        self.file(inside, f.read(), os.stat(source).st_mode & 0o777)
+                        self.file(inside, f.read())
 
     def write(self, path):
         """In the newc format of cpio: parents stand before what is in them."""
+        self.add_libraries()
         with open(path, "wb") as out:
             for number, name in enumerate([*sorted(self.entries), "TRAILER!!!"], 1):
                 mode, content, device = self.entries.get(name, (0, b"", (0, 0)))

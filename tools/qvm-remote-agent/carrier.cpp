@@ -33,15 +33,26 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
     out.files_ = std::move(*opened);
     out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
+    if (!out.inotify_)
+        return host::failed("this user has too many inotify instances "
+                            "(fs.inotify.max_user_instances)",
+                            errno);
     if (watch_directory(out.inotify_.get(), out.files_.pending.get(),
                         gone | IN_CLOSE_WRITE | IN_MOVED_TO) < 0 ||
         watch_directory(out.inotify_.get(), out.files_.running.get(), gone) < 0)
         return host::failed("cannot watch " + base + "/queue", errno);
     out.publish_results();
-    for (const std::string &name : names_in(out.files_.running.get()))
-        if (struct stat st {}; is_regular(out.files_.running.get(), name, st))
-            if (auto id = command_id::parse(name))
-                out.machine_.stale(*id);
+    for (const std::string &name : names_in(out.files_.running.get())) {
+        struct stat st {};
+        const auto id = command_id::parse(name);
+        if (!id || !is_regular(out.files_.running.get(), name, st))
+            continue;
+        // One that has its result was to be removed in the next moment; that result stands.
+        if (is_regular(out.files_.results.get(), name + ".exit", st))
+            ::unlinkat(out.files_.running.get(), name.c_str(), 0);
+        else
+            out.machine_.stale(*id);
+    }
     out.scan(now_ms);
     return out;
 }

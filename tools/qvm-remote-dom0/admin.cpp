@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -161,12 +163,33 @@ host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool w
                                   host::durability::synced);
 }
 
+// "30m", "8h", "7d" from now on, or a moment of the local clock.
+std::optional<std::int64_t> parse_moment(const std::string &text, std::int64_t now) {
+    if (const std::size_t unit = std::string_view("mhd").find(text.back());
+        unit != std::string_view::npos) {
+        constexpr std::int64_t seconds[] = {60, 3600, 86400};
+        const auto number = parse_positive(std::string_view(text).substr(0, text.size() - 1));
+        return number ? std::optional(now + *number * seconds[unit]) : std::nullopt;
+    }
+    for (const char *const form : {"%Y-%m-%d", "%Y-%m-%dT%H:%M"}) {
+        std::tm at{};
+        const char *const end = ::strptime(text.c_str(), form, &at);
+        if (!end || *end != '\0')
+            continue;
+        at.tm_isdst = -1;
+        const time_t moment = std::mktime(&at);
+        return moment < 0 ? std::nullopt : std::optional<std::int64_t>(moment);
+    }
+    return std::nullopt;
+}
+
 int let_in(const invocation &in, const char *verb, bool listed) {
     static constexpr cli::option table[] = {
         {'l', "level", "LEVEL", "deny, monitor, read-only, manage or full (full)"},
         {'f', "fetch", nullptr, "read the key in the running qube and ask to confirm it"},
+        {'u', "until", "TIME", "for so long: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM"},
     };
-    std::string level_text;
+    std::string level_text, until_text;
     bool fetch = false;
     std::vector<char *> words{const_cast<char *>("qvm-remote-dom0")};
     words.insert(words.end(), in.arguments.begin(), in.arguments.end());
@@ -177,7 +200,10 @@ int let_in(const invocation &in, const char *verb, bool listed) {
         const int next =
             cli::parse(table, static_cast<int>(words.size() - at + 1), words.data() + at - 1,
                        [&](int key, const char *value) {
-                           key == 'l' ? void(level_text = value) : void(fetch = true);
+                           if (key == 'f')
+                               fetch = true;
+                           else
+                               (key == 'l' ? level_text : until_text) = value;
                            return true;
                        });
         if (next < 0)
@@ -188,7 +214,7 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     }
     if (plain.empty() || plain.size() > 2)
         return fail_with("usage: qvm-remote-dom0 " + std::string(verb) +
-                         " VM [KEY] [--level LEVEL] [--fetch]");
+                         " VM [KEY] [--level LEVEL] [--until TIME] [--fetch]");
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
@@ -196,6 +222,14 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     if (!level_text.empty() && !(level = parse_level(level_text)))
         return fail_with("'" + for_terminal(level_text, 32) +
                          "' is no level: deny, monitor, read-only, manage or full");
+    std::optional<std::int64_t> until;
+    if (!until_text.empty()) {
+        const std::int64_t now = host::local_time::now().seconds;
+        until = parse_moment(until_text, now);
+        if (!until || *until <= now)
+            return fail_with("--until '" + for_terminal(until_text, 32) +
+                             "' is no time to come: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM");
+    }
     if (in.where.is_real()) {
         const auto checked =
             run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
@@ -238,13 +272,14 @@ int let_in(const invocation &in, const char *verb, bool listed) {
         std::fprintf(stderr, full_warning, qube->text().c_str());
     const std::string to = keeps ? "kept" : std::string(name(*level));
     if (auto recorded = record_admin(in.where, verb, qube->text(),
-                                     "level=" + to + " key=" + key->fingerprint());
+                                     "level=" + to + " key=" + key->fingerprint() +
+                                         (until ? " until=" + std::to_string(*until) : ""));
         !recorded)
         return fail_with("nothing was changed: " + recorded.error().what);
     if (!keeps)
         if (auto written = policies.write_level(*qube, *level); !written)
             return fail_with(written.error());
-    if (auto stored = keyring(in.where.keys()).store(*qube, *key); !stored)
+    if (auto stored = keyring(in.where.keys()).store(*qube, *key, until); !stored)
         return fail_with(stored.error());
     if (listed)
         if (auto done = set_listed(in.where, *qube, true); !done)
@@ -288,6 +323,7 @@ constexpr const char *recover_queue =
     "umask 077; cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
     "for f in running/*; do i=${f#*/}\n"
     "[ -f \"$f\" ] || continue; case $i in .*|-*|*[!A-Za-z0-9._-]*) continue;; esac\n"
+    "if [ -f results/$i.exit ]; then rm -f \"$f\" && continue || exit; fi\n"
     "printf 'id=%s\\nstarted=%s\\nduration_ms=0\\nexit_code=130\\n' $i $(date +%Y-%m-%dT%H:%M:%S) "
     ">results/$i.meta &&\n"
     "echo 'qvm-remote-dom0: dom0 ended while this command ran: its outcome is unknown' "
@@ -310,6 +346,47 @@ int in_queue_of(const qube_name &qube, const char *text) {
 }
 
 } // namespace
+
+// The qube makes the key and keeps it aside; it counts here before the qube uses it, so that no
+// command falls between two keys.
+constexpr const char *make_key =
+    "umask 077; cd ~/.qvm-remote && od -An -v -N32 -tx1 /dev/urandom | tr -d ' \\n' >.auth.key.new && "
+    "[ $(wc -c <.auth.key.new) -eq 64 ] && cat .auth.key.new";
+constexpr const char *use_key = "cd ~/.qvm-remote && sync .auth.key.new && mv -f .auth.key.new auth.key";
+
+int rotate_key(const invocation &in) {
+    if (in.arguments.size() != 1)
+        return fail_with("usage: qvm-remote-dom0 rotate VM");
+    const auto qube = named_qube(in.arguments[0]);
+    if (!qube)
+        return fail_with(qube.error());
+    const keyring ring(in.where.keys());
+    if (const auto present = ring.load(*qube); !present)
+        return fail_with(present.error().error_number == ENOENT
+                             ? "'" + qube->text() + "' has no key here; authorize it first"
+                             : present.error().what);
+    auto said = run_helper(call_into(*qube, make_key), 256, call_limit);
+    if (!said)
+        return fail_with(said.error());
+    if (said->exit_code != 0)
+        return fail_with("cannot make a key in " + qube->text() + ": is it running, with a home that "
+                         "can be written?");
+    const auto key = parse_key(std::move(said->untrusted_output));
+    if (!key)
+        return fail_with(key.error());
+    if (const auto recorded = record_admin(in.where, "rotate", qube->text(), "key=" + key->fingerprint());
+        !recorded)
+        return fail_with("nothing was changed: " + recorded.error().what);
+    if (const auto done = ring.rotate(*qube, *key, host::local_time::now().seconds); !done)
+        return fail_with(done.error());
+    tell_daemon(in.where);
+    const auto used = run_helper(call_into(*qube, use_key), 256, call_limit);
+    std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
+    if (!used || used->exit_code != 0)
+        return fail_with("the qube still uses the key before, which is good for 24 hours: there, "
+                         "mv ~/.qvm-remote/.auth.key.new ~/.qvm-remote/auth.key");
+    return 0;
+}
 
 int authorize(const invocation &in) { return let_in(in, "authorize", false); }
 int connect(const invocation &in) { return let_in(in, "connect", true); }

@@ -23,6 +23,7 @@ struct invocation {
 
 int authorize(const invocation &);
 int revoke(const invocation &);
+int rotate_key(const invocation &);
 int connect(const invocation &);
 int disconnect(const invocation &);
 int queue(const invocation &);
@@ -35,6 +36,11 @@ int disable(const invocation &);
 // policy_admin.cpp
 int policy_command(const invocation &);
 int migrate(const invocation &);
+
+// operator_commands.cpp
+int approvals_command(const invocation &);
+int panic(const invocation &);
+int resume(const invocation &);
 
 // What they share.
 

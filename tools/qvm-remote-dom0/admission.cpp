@@ -11,6 +11,8 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "panic.hpp"
+
 namespace qvmremote::dom0 {
 
 namespace {
@@ -86,17 +88,30 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
 
 std::string admission::level(const qube_name &qube) const { return level_word(rules_, qube); }
 
-// IDs without a time are remembered as long as their key stands; one that cannot be read may.
+// IDs without a time are remembered as long as their key stands; one that cannot be read may. What
+// operators said was said of a qube with that key.
 void admission::keep_keys(const std::vector<qube_name> &qubes) {
-    std::vector<digest256> marks;
+    std::vector<digest256> standing;
+    std::map<std::string, digest256> now;
+    bool all_known = true;
     for (const qube_name &qube : qubes) {
-        const auto key = keys_.load(qube);
-        if (!key && key.error().error_number != ENOENT)
-            return;
-        if (key)
-            marks.push_back(sha256(key->text()));
+        const auto good = keys_.usable(qube, host::local_time::now().seconds);
+        if (!good) {
+            all_known = all_known && (good.error().error_number == ENOENT ||
+                                      good.error().error_number == EKEYEXPIRED);
+            continue;
+        }
+        for (const secret &key : *good)
+            standing.push_back(sha256(key.text()));
+        now[qube.text()] = sha256(good->front().text());
     }
-    records_.keep_keys(std::move(marks));
+    for (const auto &[name, mark] : marks_)
+        if (const auto at = now.find(name); at == now.end() || at->second != mark)
+            if (const auto qube = qube_name::parse(name))
+                approvals_.withdraw_all(&*qube, errc::key_revoked);
+    marks_ = std::move(now);
+    if (all_known)
+        records_.keep_keys(std::move(standing));
 }
 
 bool admission::may_log_failure(std::uint64_t now_ms) {
@@ -111,24 +126,24 @@ bool admission::may_log_failure(std::uint64_t now_ms) {
     return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
 }
 
-const host::outcome<secret> &admission::key_of(const qube_name &qube, std::uint64_t now_ms) {
+const admission::keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
     if (key_owner_ != qube.text() || key_read_ms_ != now_ms) {
-        key_ = keys_.load(qube);
+        key_ = keys_.usable(qube, host::local_time::now().seconds);
         key_owner_ = qube.text();
         key_read_ms_ = now_ms;
     }
     return key_;
 }
 
-void admission::log_failure(const peer &from, std::string_view id, errc why,
-                            const host::outcome<secret> &key, std::uint64_t now_ms) {
+void admission::log_failure(const peer &from, std::string_view id, errc why, const keys &found,
+                            std::uint64_t now_ms) {
     if (!may_log_failure(now_ms))
         return;
     std::string text = "vm=" + from.name.text() + " id=" + std::string(id);
     if (why == errc::no_key) {
-        text += key || key.error().error_number == ENOENT
+        text += found || found.error().error_number == ENOENT
                     ? " (no key for this VM)"
-                    : " (" + for_log(key.error().what) + ")";
+                    : " (" + for_log(found.error().what) + ")";
         log_.write(log_category::auth_deny, text);
     } else {
         log_.write(log_category::auth_fail, text + " (" + std::string(message(why)) + ")");
@@ -176,11 +191,11 @@ bool admission::accepts(const peer &from, std::uint32_t protocol, const digest25
 
 result<candidate> admission::check(server_stream &stream, const server_event &event,
                                    const peer &from, std::uint64_t now_ms) {
-    const auto &key = key_of(from.name, now_ms);
-    const std::span<const secret> keys = key ? std::span(&*key, 1) : std::span<const secret>();
+    const auto &found = keys_of(from.name, now_ms);
+    const std::span<const secret> keys = found ? std::span<const secret>(*found) : std::span<const secret>();
     auto checked = stream.verify(event, keys, now_ms);
     if (!checked) {
-        log_failure(from, "?", checked.error().code, key, now_ms);
+        log_failure(from, "?", checked.error().code, found, now_ms);
         return tl::unexpected(checked.error());
     }
 
@@ -201,11 +216,11 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
 tl::expected<candidate, std::optional<refusal>>
 admission::check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
                        std::uint64_t length, std::uint64_t now_ms) {
-    const auto &key = key_of(from.name, now_ms);
-    const std::span<const secret> keys = key ? std::span(&*key, 1) : std::span<const secret>();
+    const auto &found = keys_of(from.name, now_ms);
+    const std::span<const secret> keys = found ? std::span<const secret>(*found) : std::span<const secret>();
     auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
     if (!checked) {
-        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, key, now_ms);
+        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, found, now_ms);
         return tl::unexpected(std::nullopt);
     }
     const digest256 mark = sha256(keys[checked->key_index].text());
@@ -223,6 +238,8 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
 }
 
 std::optional<refusal> admission::shut(const qube_name &qube) const {
+    if (is_panic(where_))
+        return refusal{errc::panicked, {}};
     if (!policy_trouble_.empty())
         return refusal{errc::denied, "dom0's policy is broken; qvm-remote-dom0 status there says where"};
     if (!served_.contains(qube.text()))
@@ -232,10 +249,6 @@ std::optional<refusal> admission::shut(const qube_name &qube) const {
     return std::nullopt;
 }
 
-verdict admission::ask(const peer &from, const envelope &what) const {
-    return decide(from, what, rules_, grants_, host::boottime_ms());
-}
-
 std::optional<refusal> admission::hopeless(const peer &from, const envelope &what) const {
     if (auto closed = shut(from.name))
         return closed;
@@ -243,71 +256,112 @@ std::optional<refusal> admission::hopeless(const peer &from, const envelope &wha
     if (what.protocol == 1 || rules_.uses_tags()) // the text, or the tags, are not here yet
         said = could_allow(from, rules_);
     else
-        said = ask(from, what);
+        said = decide(from, what, rules_, approvals_.granted(), host::boottime_ms());
     if (said.what != policy_action::deny)
         return std::nullopt;
     return refusal{said.reason, said.why, said.rule};
 }
 
-void admission::admit(const peer &from, verified<request> what, answer tell) {
+void admission::admit(const peer &from, verified<request> what, consent given, answer tell) {
     peer known = from;
     if (!rules_.uses_tags())
-        return decide_and_start(std::move(known), std::move(what), std::move(tell));
+        return decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
     if (const known_tags *tags = tags_.fresh(from.name, host::boottime_ms())) {
         known.tags = *tags;
-        return decide_and_start(std::move(known), std::move(what), std::move(tell));
+        return decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
     }
     tags_.ask(from.name, [this, known = std::move(known), what = std::move(what),
-                          tell = std::move(tell)](known_tags tags) mutable {
+                          given = std::move(given), tell = std::move(tell)](known_tags tags) mutable {
         known.tags = std::move(tags);
-        decide_and_start(std::move(known), std::move(what), std::move(tell));
+        decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
     });
 }
 
-void admission::decide_and_start(peer from, verified<request> what, answer tell) {
+void admission::decide_and_start(peer from, verified<request> what, consent given, answer tell) {
     const envelope &header = what->header;
+    const std::optional<std::string_view> collected(given.collected);
     auto why = shut(from.name);
     verdict said;
     if (!why) {
-        said = ask(from, header);
-        if (!said.allowed())
+        said = decide(from, header, rules_, approvals_.granted(), host::boottime_ms(), collected);
+        if (said.what == policy_action::deny)
             why = refusal{said.reason, said.why, said.rule, said.what};
+        else if (said.what == policy_action::ask && header.dry_run)
+            why = refusal{said.reason, "an operator in dom0 would be asked", said.rule, said.what};
+        else if (said.what == policy_action::ask && given.by &&
+                 given.by->digest != request_digest(from, header, said.how, collected))
+            why = refusal{errc::denied, "dom0's policy has changed since an operator was asked",
+                          said.rule, said.what};
     }
     if (why) {
         abandon(from, header, *why);
-        tell(tl::unexpected(*why));
-        return;
+        return tell(*why);
     }
+    if (said.what == policy_action::ask && !given.by)
+        return tell(held{std::move(what), std::move(from), std::move(said)});
+    start(std::move(from), std::move(what), std::move(said), std::move(given), std::move(tell));
+}
+
+void admission::start(peer from, verified<request> what, verdict said, consent given, answer tell) {
     journal_entry entry;
-    entry.kind = audit_kind::start;
     entry.peer = from.name.text();
     entry.transport = from.transport;
-    describe(header, entry);
+    describe(what->header, entry);
     entry.verdict = name(said.what);
     entry.rule = said.rule;
+    if (said.what == policy_action::ask) {
+        journal_entry word = entry;
+        word.kind = audit_kind::approved;
+        word.approval = given.by->serial;
+        word.digest = given.by->digest;
+        word.user = given.by->who;
+        records_.note(std::move(word));
+    }
+    entry.kind = audit_kind::start;
+    entry.user = said.how.user;
     entry.timeout_s = said.how.timeout_s;
     records_.start(std::move(entry), [this, from, what = std::move(what), how = std::move(said.how),
+                                      collected = std::move(given.collected).value_or(""),
                                       tell = std::move(tell)](
                                          std::optional<std::uint64_t> serial) mutable {
         if (!serial) {
             records_.release(from.name, *what->header.id);
             log_.write(log_category::error,
                        subject(from, what->header) + " " + for_log(records_.trouble()));
-            tell(tl::unexpected(refusal{errc::not_recorded, for_log(records_.trouble())}));
-            return;
+            return tell(refusal{errc::not_recorded, for_log(records_.trouble())});
         }
-        tell(admitted(std::move(what), from, std::move(how), *serial));
+        tell(admitted(std::move(what), from, std::move(how), std::move(collected), *serial));
     });
 }
 
-void admission::not_run(const admitted &what) {
+question question_of(const held &what, const std::optional<std::string> &collected) {
+    const envelope &header = what.what->header;
+    const run_terms &how = what.said.how;
+    question out{.from = what.from,
+                 .id = header.id->text(),
+                 .kind = std::string(name(header.kind)),
+                 .untrusted_text = {},
+                 .how = how,
+                 .input_size = {},
+                 .digest = request_digest(what.from, header, how, collected)};
+    if (collected)
+        out.input_size = collected->size();
+    // Words apart, as they are run; a script behind its arguments.
+    for (const std::string &word : how.argv.empty() ? header.arguments : how.argv)
+        out.untrusted_text += word + "\n";
+    if (how.argv.empty())
+        out.untrusted_text += header.body;
+    return out;
+}
+
+void admission::not_run(const admitted &what, errc why) {
     journal_entry entry;
     entry.kind = audit_kind::end;
     entry.peer = what.from().name.text();
     entry.id = what.request().id->text();
     entry.of = what.serial();
     entry.cause = "not-run";
-    entry.reason = name(errc::session_over);
+    entry.reason = name(why);
     records_.note(std::move(entry));
 }
 
@@ -334,8 +388,10 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
 }
 
 bool admission::still_stands(const qube_name &qube, const digest256 &key_mark) const {
-    const auto key = keys_.load(qube);
-    return key && sha256(key->text()) == key_mark;
+    const auto good = keys_.usable(qube, host::local_time::now().seconds);
+    return good && std::any_of(good->begin(), good->end(), [&](const secret &key) {
+               return sha256(key.text()) == key_mark;
+           });
 }
 
 } // namespace qvmremote::dom0

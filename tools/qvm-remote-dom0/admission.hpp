@@ -11,6 +11,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include <qvmremote/policy.hpp>
@@ -19,6 +20,7 @@
 
 #include "containment.hpp"
 #include "journal.hpp"
+#include "approvals.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
 #include "policy_files.hpp"
@@ -35,6 +37,8 @@ public:
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
     /// How it runs: never otherwise than this, whatever the request says.
     [[nodiscard]] const run_terms &terms() const noexcept { return terms_; }
+    /// The stdin that was collected, where terms() says so.
+    [[nodiscard]] const std::string &collected() const noexcept { return collected_; }
     /// Within which it runs, by policy: the same in the executor's words. A dedicated account is a
     /// bound only where sudo and its like give it nothing; under full access none is meant to be.
     [[nodiscard]] containment bounds() const {
@@ -46,15 +50,33 @@ public:
 
 private:
     friend class admission;
-    admitted(verified<qvmremote::request> request, peer from, run_terms terms, std::uint64_t serial)
+    admitted(verified<qvmremote::request> request, peer from, run_terms terms,
+             std::string collected, std::uint64_t serial)
         : request_(std::move(request)), from_(std::move(from)), terms_(std::move(terms)),
-          serial_(serial) {}
+          collected_(std::move(collected)), serial_(serial) {}
 
     verified<qvmremote::request> request_;
     peer from_;
     run_terms terms_;
+    std::string collected_;
     std::uint64_t serial_;
 };
+
+/// A request that is whole, may run if an operator says so, and has no such word yet.
+struct held {
+    verified<request> what;
+    peer from;
+    verdict said; ///< ask
+};
+
+/// What a held request is given on its way, when it comes back.
+struct consent {
+    std::optional<approval> by;           ///< nobody was asked yet without it
+    std::optional<std::string> collected; ///< its stdin, once that was read
+};
+
+/// What an operator is shown of a held request.
+[[nodiscard]] question question_of(const held &what, const std::optional<std::string> &collected);
 
 /// Why a request does not run.
 struct refusal {
@@ -72,9 +94,10 @@ struct candidate {
 
 class admission {
 public:
-    admission(const keyring &keys, const policy_files &policies, tag_source &tags, journal &records,
-              event_log &log)
-        : keys_(keys), policies_(policies), tags_(tags), records_(records), log_(log) {}
+    admission(const paths &where, const keyring &keys, const policy_files &policies, tag_source &tags,
+              approvals &words, journal &records, event_log &log)
+        : where_(where), keys_(keys), policies_(policies), tags_(tags), approvals_(words),
+          records_(records), log_(log) {}
 
     /// Learns anew who may do what: at start and whenever keys or policy were changed. Who has a key
     /// is served; when there is a list (QVM_REMOTE_VMS, --vm), only those on it are. `protocols` is
@@ -106,49 +129,55 @@ public:
     [[nodiscard]] std::optional<refusal> hopeless(const peer &from, const envelope &what) const;
 
     /// Second half: decides, writes START and, when that is durable, hands over what may run. Calls
-    /// `tell` on the loop, at once or later.
-    using answer = std::function<void(tl::expected<admitted, refusal>)>;
-    void admit(const peer &from, verified<request> what, answer tell);
+    /// `tell` on the loop, at once or later. What is held may come back with an operator's word, and
+    /// is decided again then: it runs if it is still what was shown.
+    using outcome = std::variant<admitted, held, refusal>;
+    using answer = std::function<void(outcome)>;
+    void admit(const peer &from, verified<request> what, consent given, answer tell);
 
     /// Gives up on a request that check() let through and admit() did not get: its ID is free again.
     void abandon(const peer &from, const envelope &what, const refusal &why);
 
-    /// Records that an admitted request does not run after all: its sender went meanwhile.
-    void not_run(const admitted &what);
+    /// Records that an admitted request does not run after all, and why: its sender went meanwhile,
+    /// its key was revoked, all was stopped.
+    void not_run(const admitted &what, errc why);
 
-    /// Whether the key with this mark is still the one that is registered.
+    /// Whether the key with this mark is still good.
     [[nodiscard]] bool still_stands(const qube_name &qube, const digest256 &key_mark) const;
 
 private:
     [[nodiscard]] std::optional<refusal> shut(const qube_name &qube) const;
-    [[nodiscard]] verdict ask(const peer &from, const envelope &what) const;
-    void decide_and_start(peer from, verified<request> what, answer tell);
+    void decide_and_start(peer from, verified<request> what, consent given, answer tell);
+    void start(peer from, verified<request> what, verdict said, consent given, answer tell);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
-    [[nodiscard]] const host::outcome<secret> &key_of(const qube_name &qube, std::uint64_t now_ms);
-    void log_failure(const peer &from, std::string_view id, errc why,
-                     const host::outcome<secret> &key, std::uint64_t now_ms);
+    using keys = host::outcome<std::vector<secret>>;
+    [[nodiscard]] const keys &keys_of(const qube_name &qube, std::uint64_t now_ms);
+    void log_failure(const peer &from, std::string_view id, errc why, const keys &found,
+                     std::uint64_t now_ms);
     [[nodiscard]] std::optional<refusal> take_id(const peer &from, const command_id &id,
                                                  const digest256 &key_mark);
     void keep_keys(const std::vector<qube_name> &qubes);
     [[nodiscard]] bool accepts(const peer &from, std::uint32_t protocol, const digest256 &mark);
 
+    const paths &where_;
     const keyring &keys_;
     const policy_files &policies_;
     tag_source &tags_;
+    approvals &approvals_;
     journal &records_;
     event_log &log_;
     policy rules_; // the last good one
-    grants grants_;
     std::string policy_trouble_;
     std::set<std::string, std::less<>> served_;
     std::vector<std::string> without_rules_; // those of the served that no rule is about
     std::string protocols_ = "auto";
     std::map<std::string, digest256> pinned_; // what is known to be on disk
+    std::map<std::string, digest256> marks_;  // of the keys at the last reload
 
     // The key of the last qube that asked, good for the events of one moment: one that sends a
     // thousand bad tokens at once has its file read once.
-    host::outcome<secret> key_ = host::failed("no key was read yet");
+    keys key_ = host::failed("no key was read yet");
     std::string key_owner_;
     std::uint64_t key_read_ms_ = 0;
 

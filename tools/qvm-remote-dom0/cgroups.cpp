@@ -120,8 +120,7 @@ template <class Take> void for_each_group_below(const std::string &directory, Ta
 [[nodiscard]] bool remove_group(const std::string &directory) {
     if (::rmdir(directory.c_str()) == 0 || errno == ENOENT)
         return true;
-    for_each_group_below(directory,
-                         [](const std::string &below) { (void)remove_group(below); });
+    for_each_group_below(directory, [](const std::string &below) { (void)remove_group(below); });
     return ::rmdir(directory.c_str()) == 0 || errno == ENOENT;
 }
 
@@ -158,7 +157,9 @@ struct process_stat {
 
 std::string cgroup_home::describe() const {
     std::string unbounded;
-    const auto add = [&](const char *what) { unbounded += (unbounded.empty() ? "" : ", ") + std::string(what); };
+    const auto add = [&](const char *what) {
+        unbounded += (unbounded.empty() ? "" : ", ") + std::string(what);
+    };
     if (!memory)
         add("memory (but of each process alone)");
     if (!pids)
@@ -167,8 +168,9 @@ std::string cgroup_home::describe() const {
         add("processor time");
     return (directory.empty() ? "no cgroup for a command: " + why_none
                               : "a cgroup for each command below " + name) +
-           "; " + (unbounded.empty() ? "memory, processes and processor time can be bounded"
-                                     : "cannot be bounded: " + unbounded);
+           "; " +
+           (unbounded.empty() ? "memory, processes and processor time can be bounded"
+                              : "cannot be bounded: " + unbounded);
 }
 
 cgroup_home claim_cgroup() {
@@ -227,11 +229,11 @@ host::outcome<void> command_cgroup::make() const {
     return host::failed("cannot make " + path_, errno);
 }
 
-host::outcome<void> command_cgroup::limit(const resources &most,
-                                          const cgroup_home &home) const {
+host::outcome<void> command_cgroup::limit(const resources &most, const cgroup_home &home) const {
     if (path_.empty())
         return {};
-    const auto set = [&](bool can, std::uint64_t wanted, const char *file, const std::string &value) {
+    const auto set = [&](bool can, std::uint64_t wanted, const char *file,
+                         const std::string &value) {
         return !can || wanted == 0 || put(path_ + file, value);
     };
     const std::string quota =

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "connection.hpp"
 
+#include <algorithm>
 #include <cerrno>
 
 #include <fcntl.h>
@@ -245,6 +246,16 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
         return on_closed(event.session, event.reason);
     case kind::pong:
         return;
+    case kind::stdin_data:
+    case kind::stdin_eof: {
+        const auto collecting = sessions_.find(event.session);
+        if (collecting == sessions_.end() || !collecting->second.reading_limit)
+            break;
+        if (event.what == kind::stdin_data)
+            return collect(event.session, event.data);
+        collecting->second.reading_limit.reset();
+        return ask_operator(event.session);
+    }
     case kind::queue:
         if (!queue_)
             queue_ = std::make_unique<entry_queue>(parts_, *this);
@@ -284,21 +295,27 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();
     const request_kind kind = what.kind;
-    if (sessions_.empty())
+    const auto at = sessions_.emplace(number, session{.asked = std::move(*asked)}).first;
+    if (sessions_.size() == 1)
         parts_.keep_alive_changed();
-    const auto at = sessions_.emplace(number, session{std::move(*asked), std::nullopt, false, false, {}}).first;
     if (kind == request_kind::ping || kind == request_kind::status) {
         answer_directly(number, *at->second.asked.header);
         return;
     }
+    if (parts_.draining) // its challenge was given out before
+        return give_up(number, {errc::draining, {}});
     // What no slot would change is said at once.
     if (const auto why = parts_.admission.hopeless(from_, *at->second.asked.header))
         return give_up(number, *why);
     // Beside what waits and runs: commands that have ended and whose output nobody reads.
     if (sessions_.size() > limits::waiting_per_qube + limits::running_per_qube)
         return give_up(number, {errc::busy, {}});
+    submit(number, held);
+}
+
+void connection::submit(std::uint32_t number, std::size_t held_bytes) {
     const bool queued = parts_.scheduler.submit(
-        from_.name.text(), held, [self = weak_from_this(), number] {
+        from_.name.text(), held_bytes, [self = weak_from_this(), number] {
             const auto alive = self.lock();
             return alive && alive->on_slot(number);
         });
@@ -311,7 +328,13 @@ bool connection::on_slot(std::uint32_t number) {
     const auto at = sessions_.find(number);
     if (closed_ || at == sessions_.end())
         return false;
-    at->second.turn.emplace(parts_, from_.name.text());
+    session &s = at->second;
+    s.turn.emplace(parts_, from_.name.text());
+    if (s.waits) { // and comes back with an operator's word
+        const auto back = std::exchange(s.waits, std::nullopt);
+        admit(number, std::move(back->what));
+        return true;
+    }
     if (!stream_.take_body(number))
         on_body(number);
     else
@@ -327,40 +350,117 @@ void connection::on_body(std::uint32_t number) {
         sessions_.erase(number);
         return;
     }
+    admit(number, std::move(*whole));
+}
+
+void connection::admit(std::uint32_t number, verified<request> what) {
+    session &s = sessions_.at(number);
     s.admitting = true;
-    parts_.admission.admit(from_, std::move(*whole),
-                           [self = shared_from_this(), number](tl::expected<admitted, refusal> a) {
-                               self->on_admitted(number, std::move(a));
+    parts_.admission.admit(from_, std::move(what), std::exchange(s.given, {}),
+                           [self = shared_from_this(), number](admission::outcome answer) {
+                               self->on_admitted(number, std::move(answer));
                            });
 }
 
-void connection::on_admitted(std::uint32_t number, tl::expected<admitted, refusal> answer) {
+void connection::on_admitted(std::uint32_t number, admission::outcome answer) {
     const auto at = sessions_.find(number);
+    admitted *const good = std::get_if<admitted>(&answer);
     if (at == sessions_.end()) {
         // The client went while START was written. It stands in the audit log as what it is.
-        if (answer)
-            parts_.admission.not_run(*answer);
+        if (good)
+            parts_.admission.not_run(*good, errc::session_over);
         return;
     }
     session &s = at->second;
     s.admitting = false;
-    if (answer && s.revoked) {
-        parts_.admission.not_run(*answer);
-        answer = tl::unexpected(refusal{errc::key_revoked, {}});
+    if (s.doomed && !std::holds_alternative<refusal>(answer)) {
+        const refusal why{*s.doomed, {}};
+        good ? parts_.admission.not_run(*good, why.reason)
+             : parts_.admission.abandon(from_, *s.asked.header, why);
+        answer = why;
     }
-    if (!answer) {
-        stream_.refuse(number, answer.error().reason, answer.error().text);
+    if (held *const waits = std::get_if<held>(&answer))
+        return on_held(number, std::move(*waits));
+    if (const refusal *const why = std::get_if<refusal>(&answer)) {
+        stream_.refuse(number, why->reason, why->text);
         sessions_.erase(at);
         flush();
         return;
     }
     s.running = std::make_shared<execution>(
-        parts_, std::make_unique<live_session>(shared_from_this(), number), std::move(*answer),
-        std::move(*s.turn));
+        parts_, std::make_unique<live_session>(shared_from_this(), number),
+        std::move(std::get<admitted>(answer)), std::move(*s.turn));
     s.turn.reset();
     parts_.executions.insert(s.running);
     const auto running = s.running;
     running->start();
+    flush();
+}
+
+// It waits without a slot; when its stdin is part of the question, that is read first.
+void connection::on_held(std::uint32_t number, held what) {
+    session &s = sessions_.at(number);
+    s.turn.reset();
+    const auto asking = std::count_if(sessions_.begin(), sessions_.end(),
+                                      [](const auto &row) { return row.second.waits.has_value(); });
+    if (static_cast<std::size_t>(asking) >= approvals::most_of_a_qube)
+        return give_up(number, {errc::busy, "too much waits for an operator already"});
+    const bool reads = what.said.how.input == stdin_mode::collected;
+    s.waits.emplace(std::move(what));
+    if (!reads)
+        return ask_operator(number);
+    s.given.collected.emplace();
+    s.reading_limit = std::make_shared<boost::asio::steady_timer>(parts_.loop);
+    s.reading_limit->expires_after(std::chrono::milliseconds(approvals::patience_ms));
+    s.reading_limit->async_wait([self = weak_from_this(), number](boost::system::error_code ec) {
+        const auto alive = self.lock();
+        if (!alive || ec)
+            return;
+        alive->give_up(number, {errc::approval_timeout, "standard input did not end"});
+        alive->flush();
+    });
+    stream_.pend(number, 0, "standard input is read first");
+    stream_.collect_stdin(number, limits::window);
+    flush();
+}
+
+void connection::collect(std::uint32_t number, bytes_view data) {
+    std::string &collected = *sessions_.at(number).given.collected;
+    if (data.size() > limits::collected_stdin - collected.size())
+        return give_up(number, {errc::denied, "an operator is asked about 1 MiB of standard input at "
+                                              "most; stdin=live in the rule passes it on unseen"});
+    collected.append(as_text(data));
+    stream_.collect_stdin(number, data.size());
+}
+
+void connection::ask_operator(std::uint32_t number) {
+    session &s = sessions_.at(number);
+    const auto serial = parts_.ask_operator(
+        question_of(*s.waits, s.given.collected),
+        [self = weak_from_this(), number](tl::expected<approval, errc> word) {
+            if (const auto alive = self.lock())
+                alive->on_word(number, std::move(word));
+        });
+    if (!serial) {
+        give_up(number, {errc::busy, "too much waits for an operator already"});
+    } else {
+        s.asked_as.emplace(parts_, *serial);
+        stream_.pend(number, *serial, "qvm-remote-dom0 approvals, serial " + std::to_string(*serial));
+    }
+    flush();
+}
+
+void connection::on_word(std::uint32_t number, tl::expected<approval, errc> word) {
+    const auto at = sessions_.find(number);
+    if (at == sessions_.end() || !at->second.asked_as)
+        return;
+    at->second.asked_as.reset();
+    if (word) {
+        at->second.given.by = std::move(*word);
+        submit(number, at->second.given.collected.value_or("").size());
+    } else {
+        give_up(number, {word.error(), {}});
+    }
     flush();
 }
 
@@ -452,7 +552,7 @@ void connection::recheck_keys() {
         if (s.running)
             s.running->cancel(errc::key_revoked);
         else if (s.admitting)
-            s.revoked = true;
+            s.doomed = errc::key_revoked;
         else
             give_up(number, {errc::key_revoked, {}});
     }
@@ -463,8 +563,10 @@ void connection::recheck_keys() {
 
 void connection::refuse_waiting(errc why) {
     std::vector<std::uint32_t> numbers;
-    for (const auto &[number, s] : sessions_)
-        if (!s.running && !s.admitting)
+    for (auto &[number, s] : sessions_)
+        if (s.admitting)
+            s.doomed = why;
+        else if (!s.running)
             numbers.push_back(number);
     for (const std::uint32_t number : numbers)
         give_up(number, {why, {}});

@@ -73,9 +73,15 @@ private:
     struct session {
         candidate asked;
         std::optional<slot> turn;
-        bool admitting = false; // START is on its way to the disk
-        bool revoked = false;   // and the key went meanwhile
+        bool admitting = false;     // START is on its way to the disk
+        std::optional<errc> doomed; // and it is not to run any more
         std::shared_ptr<execution> running;
+
+        // One that an operator is asked about. It has no slot meanwhile.
+        std::optional<held> waits;
+        consent given;
+        std::optional<standing_question> asked_as;
+        std::shared_ptr<boost::asio::steady_timer> reading_limit; // while its stdin is collected
     };
 
     void read_more();
@@ -86,7 +92,13 @@ private:
     void on_body(std::uint32_t number);
     void answer_directly(std::uint32_t number, const envelope &what);
     void on_closed(std::uint32_t number, errc why);
-    void on_admitted(std::uint32_t number, tl::expected<admitted, refusal> answer);
+    void on_admitted(std::uint32_t number, admission::outcome answer);
+    void admit(std::uint32_t number, verified<request> what);
+    void submit(std::uint32_t number, std::size_t held_bytes);
+    void on_held(std::uint32_t number, held what);
+    void collect(std::uint32_t number, bytes_view data);
+    void ask_operator(std::uint32_t number);
+    void on_word(std::uint32_t number, tl::expected<approval, errc> word);
     void give_up(std::uint32_t number, const refusal &why);
     void wait_for_preamble();
 

@@ -8,7 +8,9 @@
 #include <cstdlib>
 
 #include <fcntl.h>
+#include <pwd.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -35,6 +37,7 @@
 #include "journal.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
+#include "notifier.hpp"
 #include "notify.hpp"
 #include "panic.hpp"
 #include "service.hpp"
@@ -49,6 +52,7 @@ using std::chrono::seconds;
 constexpr seconds drain_limit{60};
 constexpr seconds check_limit{15};
 constexpr std::uint64_t round_ms = 60'000;         // between two keep-alives of idle streams
+constexpr seconds watch_limit{50};
 constexpr milliseconds accept_pause{1000}; // after a failure of the transport
 
 // One of the ways in.
@@ -68,7 +72,8 @@ public:
         : options_(options), home_(home), children_(std::move(children)), loop_(1),
           keys_(options.where.keys()), policies_(options.where.policy()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
           keep_alive_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
-          watchdog_timer_(loop_), once_timer_(loop_) {}
+          watchdog_timer_(loop_), once_timer_(loop_),
+          silence_timer_(loop_), watch_timer_(loop_), expiry_timer_(loop_) {}
 
     host::outcome<int> run() {
         auto opened = open();
@@ -120,16 +125,22 @@ private:
         tags_ = std::make_unique<tag_source>(
             tag_origin::of(settings_, options_.where),
             [this](std::function<void()> work) { boost::asio::post(loop_, std::move(work)); });
-        admission_.emplace(keys_, policies_, *tags_, *records_, *log_);
+        admission_.emplace(options_.where, keys_, policies_, *tags_, approvals_, *records_, *log_);
         if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             return loaded;
         if (const std::string trouble = policy_trouble(); !trouble.empty())
             std::fputs(trouble.c_str(), stderr);
-        parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, children_);
+        parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, approvals_,
+                                           children_);
         parts_->dry_run = options_.dry_run;
         parts_->reschedule = [this] { reschedule(); };
         parts_->something_ended = [this] { something_ended(); };
         parts_->keep_alive_changed = [this] { arm_keep_alive(); };
+        parts_->ask_operator = [this](question what, approvals::answer tell) {
+            return ask_operator(std::move(what), std::move(tell));
+        };
+        parts_->questions_changed = [this] { questions_changed(); };
+        notifier_.use(std::string(settings_.values.get("QVM_REMOTE_NOTIFY").value_or("")));
         find_account();
         report_settings();
 
@@ -172,6 +183,8 @@ private:
         watchdog();
         if (auto made = make_keep_alive(); !made)
             return made;
+        if (auto made = make_expiry(); !made)
+            return made;
         if (options_.once) {
             once_timer_.expires_after(seconds(options_.once_wait_s));
             once_timer_.async_wait([this](boost::system::error_code ec) {
@@ -199,6 +212,14 @@ private:
         if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0)
             return host::failed("another qvm-remote-dom0 serves already; see qvm-remote-dom0 status");
         return {};
+    }
+
+    // Six digits to read off and type, where the last daemon's were not.
+    static std::uint64_t first_serial() {
+        std::uint32_t random = 0;
+        if (::getrandom(&random, sizeof random, 0) != sizeof random)
+            random = static_cast<std::uint32_t>(host::boottime_ms());
+        return 1000 * (1 + random % 900);
     }
 
     void find_account() {
@@ -412,6 +433,7 @@ private:
                     problem = "another transport is configured: restart the daemon for it";
             settings_ = std::move(*read);
             parts_->ceiling = settings_.ceiling;
+            notifier_.use(std::string(settings_.values.get("QVM_REMOTE_NOTIFY").value_or("")));
             report_settings();
             tags_->forget(tag_origin::of(settings_, options_.where));
         }
@@ -428,6 +450,8 @@ private:
                 c->recheck_keys();
             else
                 c->close();
+        arm_expiry();
+        questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,
                     problem.empty() ? "configuration, keys and policy read again" : for_log(problem));
         return problem;
@@ -524,6 +548,82 @@ private:
         ::timerfd_settime(keep_alive_timer_.native_handle(), TFD_TIMER_ABSTIME, &when, nullptr);
     }
 
+    // Keys run out at a time of day (`authorize --until`, rotate): on that clock, and also when
+    // somebody sets it.
+    host::outcome<void> make_expiry() {
+        const int timer = ::timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+        if (timer < 0)
+            return host::failed("cannot make a timer", errno);
+        expiry_timer_.assign(timer);
+        arm_expiry();
+        await_expiry();
+        return {};
+    }
+    void await_expiry() {
+        expiry_timer_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                                 [this](boost::system::error_code ec) {
+                                     if (ec)
+                                         return;
+                                     std::uint64_t times = 0;
+                                     [[maybe_unused]] const ssize_t n = ::read(
+                                         expiry_timer_.native_handle(), &times, sizeof times);
+                                     reload();
+                                     await_expiry();
+                                 });
+    }
+    void arm_expiry() {
+        const std::int64_t now = host::local_time::now().seconds;
+        std::int64_t due = 0;
+        const auto qubes = keys_.list();
+        for (const qube_name &qube : qubes.value_or(std::vector<qube_name>()))
+            for (const auto &ends : {keys_.until(qube), keys_.previous_until(qube)})
+                if (ends && *ends > now)
+                    due = due == 0 ? *ends : std::min(due, *ends);
+        itimerspec when{};
+        when.it_value.tv_sec = static_cast<time_t>(due);
+        ::timerfd_settime(expiry_timer_.native_handle(),
+                          TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &when, nullptr);
+    }
+
+    std::optional<std::uint64_t> ask_operator(question what, approvals::answer tell) {
+        const auto serial = approvals_.ask(std::move(what), host::boottime_ms(), std::move(tell));
+        if (!serial)
+            return serial;
+        const open_question &shown = *approvals_.find(*serial);
+        log_->write(log_category::info, "vm=" + shown.from.name.text() + " id=" + shown.id +
+                                            " waits for an operator, serial " +
+                                            std::to_string(*serial));
+        notifier_.show(shown);
+        questions_changed();
+        return serial;
+    }
+
+    // Tells those who watch, and sees to it that silence ends.
+    void questions_changed() {
+        if (told_version_ != approvals_.version()) {
+            told_version_ = approvals_.version();
+            for (const auto &tell : std::exchange(watchers_, {}))
+                tell(questions());
+        }
+        const std::uint64_t due = approvals_.due_ms();
+        if (due == UINT64_MAX)
+            return void(silence_timer_.cancel());
+        const std::uint64_t now = host::boottime_ms();
+        silence_timer_.expires_after(milliseconds(due > now ? due - now : 0));
+        silence_timer_.async_wait([this](boost::system::error_code ec) {
+            if (ec)
+                return;
+            approvals_.expire(host::boottime_ms());
+            questions_changed();
+        });
+    }
+    std::string questions() const {
+        std::string out = std::to_string(approvals_.version()) + "\n";
+        for (const open_question *const q : approvals_.open())
+            out += to_json(*q, host::boottime_ms()) + "\n";
+        return out;
+    }
+
     std::string protocols() const {
         return std::string(settings_.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
     }
@@ -541,6 +641,10 @@ private:
             {"panic", true, &daemon::on_panic},
             {"audit", false, &daemon::on_audit},
             {"admin", false, &daemon::on_audit},
+            {"approvals", true, &daemon::on_approvals},
+            {"wait", true, &daemon::on_wait},
+            {"allow", true, &daemon::on_allow},
+            {"deny", true, &daemon::on_deny},
         };
         const std::string_view name = request.substr(0, request.find_first_of(" \t"));
         const auto at = std::find_if(std::begin(verbs), std::end(verbs),
@@ -562,12 +666,79 @@ private:
     void on_audit(std::string_view request, const requester &, control_server::reply tell) {
         tell(answer_audit(request, *records_).value_or("unknown request\n"));
     }
+    void on_approvals(std::string_view, const requester &, control_server::reply tell) {
+        const std::string all = questions();
+        tell(all.substr(all.find('\n') + 1));
+    }
+    // Answered when the questions are others than those of the version that is known there, or after
+    // a while.
+    void on_wait(std::string_view request, const requester &, control_server::reply tell) {
+        if (request != "wait " + std::to_string(approvals_.version()))
+            return tell(questions());
+        watchers_.push_back(std::move(tell));
+        if (watchers_.size() > 1)
+            return;
+        watch_timer_.expires_after(watch_limit);
+        watch_timer_.async_wait([this](boost::system::error_code ec) {
+            if (ec)
+                return;
+            for (const auto &waiting : std::exchange(watchers_, {}))
+                waiting(questions());
+        });
+    }
+    void on_allow(std::string_view request, const requester &who, control_server::reply tell) {
+        const auto words = split_words(request);
+        const auto serial = words.size() == 3
+                                ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
+                                : std::nullopt;
+        if (!serial)
+            return tell("unknown request\n");
+        std::optional<std::uint32_t> seconds;
+        if (const auto number = parse_positive(words[2]))
+            seconds = *number;
+        else if (words[2] != "-")
+            return tell("unknown request\n");
+        if (const char *const why = why_no_operator(who))
+            return tell(std::string(why) + "\n");
+        const passwd *const account = ::getpwuid(who.uid);
+        const std::string name = (account ? std::string(account->pw_name) + " " : "") + "uid " +
+                                 std::to_string(who.uid);
+        const auto done = approvals_.allow(*serial, seconds, name, host::boottime_ms());
+        log_->write(log_category::info, "serial " + std::to_string(*serial) +
+                                            (done ? " allowed by " : " not allowed to ") + name);
+        questions_changed();
+        tell(done ? "ok\n" : done.error() + "\n");
+    }
+    void on_deny(std::string_view request, const requester &who, control_server::reply tell) {
+        const auto words = split_words(request);
+        const auto serial = words.size() == 2
+                                ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
+                                : std::nullopt;
+        if (!serial)
+            return tell("unknown request\n");
+        if (const char *const why = why_no_operator(who))
+            return tell(std::string(why) + "\n");
+        const auto done = approvals_.deny(*serial);
+        questions_changed();
+        tell(done ? "ok\n" : done.error() + "\n");
+    }
+    // What a qube had started here does not decide what a qube may (DESIGN.md §6).
+    const char *why_no_operator(const requester &who) const {
+        if (is_inside_our_command(who.pid, home_, children_.pid()))
+            return "a command of a qube's does not decide about one";
+        if (!home_ && !has_terminal_of_its_own(who.pid, children_.pid()))
+            return "commands have no cgroups of their own here, so who decides needs a terminal";
+        return nullptr;
+    }
+
     // The mark first. Then nothing that runs is given time to end.
     void on_panic(std::string_view, const requester &who, control_server::reply tell) {
         const auto marked = set_panic(options_.where, host::local_time::now().timestamp() +
                                                           " by uid " + std::to_string(who.uid));
         log_->write(log_category::error, "panic, by uid " + std::to_string(who.uid) +
                                              ": everything ends, nothing new is let in");
+        approvals_.withdraw_all(nullptr, errc::panicked);
+        questions_changed();
         const auto executions = parts_->executions;
         for (const auto &e : executions)
             e->cancel(errc::panicked);
@@ -639,6 +810,10 @@ private:
     std::optional<event_log> log_;
     std::unique_ptr<journal> records_;
     std::unique_ptr<tag_source> tags_;
+    approvals approvals_{first_serial()};
+    notifier notifier_{options_.where, children_};
+    std::vector<control_server::reply> watchers_;
+    std::uint64_t told_version_ = 0;
     std::optional<admission> admission_;
     std::shared_ptr<service> parts_;
     std::vector<std::unique_ptr<way_in>> ways_;
@@ -648,7 +823,9 @@ private:
     boost::asio::signal_set signals_;
     boost::asio::posix::stream_descriptor warden_, keep_alive_timer_;
     std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
-    boost::asio::steady_timer rate_timer_, drain_timer_, watchdog_timer_, once_timer_;
+    boost::asio::steady_timer rate_timer_, drain_timer_, watchdog_timer_, once_timer_,
+        silence_timer_, watch_timer_;
+    boost::asio::posix::stream_descriptor expiry_timer_;
     bool rescheduling_ = false;
     bool served_ = false;
     int exit_code_ = 0;

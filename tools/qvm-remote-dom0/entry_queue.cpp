@@ -163,17 +163,25 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
         owner_.count_failure(now_ms);
         return machine_.drop(id);
     }
-    const auto at = entries_.emplace(id.text(), entry{std::move(*asked), {}, false, {}}).first;
+    const auto at = entries_.emplace(id.text(), entry{.asked = std::move(*asked)}).first;
+    if (entries_.size() == 1)
+        parts_.keep_alive_changed();
     if (parts_.draining)
         return postpone(at);
     if (const auto why = parts_.admission.hopeless(owner_.from(), *at->second.asked.header))
         return give_up(at, *why);
+    submit(at);
+}
+
+void entry_queue::submit(std::map<std::string, entry>::iterator at) {
     const bool queued = parts_.scheduler.submit(
         owner_.from().name.text(), sizeof(entry),
-        [self = owner_.weak_from_this(), this, key = id.text()] {
+        [self = owner_.weak_from_this(), this, key = at->first] {
             const auto alive = self.lock();
             return alive && on_slot(key);
         });
+    if (!queued && at->second.waits)
+        return give_up(at, {errc::busy, {}});
     if (!queued)
         return postpone(at);
     parts_.reschedule();
@@ -184,6 +192,11 @@ bool entry_queue::on_slot(const std::string &id) {
     if (at == entries_.end())
         return false;
     at->second.turn.emplace(parts_, owner_.from().name.text());
+    if (at->second.waits) { // and comes back with an operator's word
+        auto back = std::exchange(at->second.waits, std::nullopt);
+        admit(*at->second.asked.header->id, std::move(back->what));
+        return true;
+    }
     machine_.fetch(*at->second.asked.header->id);
     send();
     return true;
@@ -200,42 +213,81 @@ void entry_queue::on_body(queue_event event) {
                                  : why == errc::binary_content ? "binary-content"
                                                                : std::string()});
     }
-    at->second.admitting = true;
-    parts_.admission.admit(owner_.from(), std::move(*whole),
-                           [self = owner_.shared_from_this(), this,
-                            id = *event.id](tl::expected<admitted, refusal> answer) {
+    admit(*event.id, std::move(*whole));
+}
+
+void entry_queue::admit(const command_id &id, verified<request> what) {
+    entry &e = entries_.at(id.text());
+    e.admitting = true;
+    parts_.admission.admit(owner_.from(), std::move(what),
+                           {std::exchange(e.word, std::nullopt), std::nullopt},
+                           [self = owner_.shared_from_this(), this, id](admission::outcome answer) {
                                on_admitted(id, std::move(answer));
                            });
 }
 
-void entry_queue::on_admitted(const command_id &id, tl::expected<admitted, refusal> answer) {
+void entry_queue::on_admitted(const command_id &id, admission::outcome answer) {
     const auto at = entries_.find(id.text());
+    admitted *const good = std::get_if<admitted>(&answer);
     if (at == entries_.end()) {
-        if (answer)
-            parts_.admission.not_run(*answer);
+        if (good)
+            parts_.admission.not_run(*good, errc::session_over);
         return;
     }
     at->second.admitting = false;
-    if (answer && at->second.revoked) {
-        parts_.admission.not_run(*answer);
-        answer = tl::unexpected(refusal{errc::key_revoked, {}});
+    if (at->second.doomed && !std::holds_alternative<refusal>(answer)) {
+        const refusal why{*at->second.doomed, {}};
+        good ? parts_.admission.not_run(*good, why.reason)
+             : parts_.admission.abandon(owner_.from(), *at->second.asked.header, why);
+        answer = why;
     }
-    if (!answer) {
+    if (held *const waits = std::get_if<held>(&answer))
+        return ask_operator(id, std::move(*waits));
+    if (const refusal *const why = std::get_if<refusal>(&answer)) {
+        const refusal said = *why;
         entries_.erase(at);
-        finish_refused(id, answer.error());
+        finish_refused(id, said);
         send();
         return;
     }
-    std::string shown = answer->request().body.substr(0, 4 * dom0_preview);
+    admitted &may = std::get<admitted>(answer);
+    std::string shown = may.request().body.substr(0, 4 * dom0_preview);
     const auto running = std::make_shared<execution>(
         parts_,
         std::make_unique<entry_port>(owner_.shared_from_this(), *this, id, std::move(shown)),
-        std::move(*answer), std::move(*at->second.turn));
+        std::move(may), std::move(*at->second.turn));
     at->second.turn.reset();
     at->second.running = running;
     parts_.executions.insert(running);
     running->start();
     send();
+}
+
+// Protocol 1 cannot tell its sender that it waits.
+void entry_queue::ask_operator(const command_id &id, held what) {
+    const auto at = entries_.find(id.text());
+    at->second.turn.reset();
+    const auto serial = parts_.ask_operator(
+        question_of(what, std::nullopt),
+        [self = owner_.weak_from_this(), this, key = id.text()](tl::expected<approval, errc> word) {
+            if (const auto alive = self.lock())
+                on_word(key, std::move(word));
+        });
+    if (!serial)
+        return give_up(at, {errc::busy, "too much waits for an operator already"});
+    at->second.waits.emplace(std::move(what));
+    at->second.asked_as.emplace(parts_, *serial);
+}
+
+void entry_queue::on_word(const std::string &id, tl::expected<approval, errc> word) {
+    const auto at = entries_.find(id);
+    if (at == entries_.end() || !at->second.asked_as)
+        return;
+    at->second.asked_as.reset();
+    if (!word)
+        return give_up(at, {word.error(), {}});
+    at->second.word = std::move(*word);
+    submit(at);
 }
 
 void entry_queue::on_gone(const std::string &id) {
@@ -297,7 +349,7 @@ void entry_queue::recheck_keys() {
         if (at->second.running)
             at->second.running->cancel(errc::key_revoked);
         else if (at->second.admitting)
-            at->second.revoked = true;
+            at->second.doomed = errc::key_revoked;
         else
             give_up(at, {errc::key_revoked, {}});
     }
@@ -305,14 +357,16 @@ void entry_queue::recheck_keys() {
 
 void entry_queue::refuse_waiting(errc why) {
     std::vector<std::string> ids;
-    for (const auto &[id, e] : entries_)
-        if (!e.running && !e.admitting)
+    for (auto &[id, e] : entries_)
+        if (e.admitting)
+            e.doomed = why;
+        else if (!e.running)
             ids.push_back(id);
     for (const std::string &id : ids) {
         const auto at = entries_.find(id);
         if (at == entries_.end())
             continue;
-        if (at->second.turn || why != errc::draining)
+        if (at->second.turn || at->second.waits || why != errc::draining)
             give_up(at, {why, {}});
         else
             postpone(at); // it still lies in the qube, for the next daemon

@@ -52,16 +52,25 @@ private:
     struct entry {
         candidate asked;
         std::optional<slot> turn;
-        bool admitting = false; // START is on its way to the disk
-        bool revoked = false;   // and the key went meanwhile
+        bool admitting = false;     // START is on its way to the disk
+        std::optional<errc> doomed; // and it is not to run any more
         std::shared_ptr<execution> running;
+
+        // One that an operator is asked about. It has no slot meanwhile.
+        std::optional<held> waits;
+        std::optional<approval> word;
+        std::optional<standing_question> asked_as;
     };
 
     void handle(queue_event event, std::uint64_t now_ms);
     void on_entry(const queue_event &event, std::uint64_t now_ms);
     [[nodiscard]] bool on_slot(const std::string &id);
     void on_body(queue_event event);
-    void on_admitted(const command_id &id, tl::expected<admitted, refusal> answer);
+    void submit(std::map<std::string, entry>::iterator at);
+    void admit(const command_id &id, verified<request> what);
+    void on_admitted(const command_id &id, admission::outcome answer);
+    void ask_operator(const command_id &id, held what);
+    void on_word(const std::string &id, tl::expected<approval, errc> word);
     void on_gone(const std::string &id);
     void on_stale(const command_id &id);
     void finish_refused(const command_id &id, const refusal &why);

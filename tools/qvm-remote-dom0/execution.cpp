@@ -177,6 +177,13 @@ host::outcome<void> execution::launch_command() {
         if (!made)
             return tl::unexpected(made.error());
         in = std::move(*made);
+    } else if (terms.input == stdin_mode::collected) {
+        auto file = sealed_file(what_.collected());
+        if (!file)
+            return tl::unexpected(file.error());
+        ::lseek(file->get(), 0, SEEK_SET);
+        in.read = std::move(*file);
+        stdin_bytes_ = what_.collected().size();
     } else {
         in.read.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
         if (!in.read)
@@ -348,7 +355,8 @@ void execution::read_output(output &from) {
         last_output_ms_ = host::boottime_ms();
         if (got >= bulk_read)
             ::fcntl(from.pipe.native_handle(), F_SETPIPE_SZ, bulk_pipe);
-        port_->commit_output(from.is_stdout, got);
+        if (got > 0)
+            port_->commit_output(from.is_stdout, got);
         if (output_left_ != UINT64_MAX)
             output_left_ -= got;
         if (got < static_cast<std::size_t>(n)) {

@@ -604,8 +604,7 @@ private:
     // What of the lines came into the file is taken out again, since nobody is told that they stand.
     host::outcome<void> abandon(const char *what) {
         const int error = errno;
-        if (::ftruncate(fd_.get(), static_cast<off_t>(size_)) != 0 && errno == EINTR)
-            static_cast<void>(::ftruncate(fd_.get(), static_cast<off_t>(size_)));
+        [[maybe_unused]] const int cut = ::ftruncate(fd_.get(), static_cast<off_t>(size_));
         fd_.reset();
         retry_at_ms_ = host::boottime_ms() + retry_ms; // a sync may have failed on its own
         return host::failed(std::string(what) + " the audit log " + where_.audit() +

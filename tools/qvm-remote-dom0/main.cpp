@@ -39,13 +39,18 @@ constexpr cli::option options[] = {
 
 using handler = int (*)(const invocation &);
 constexpr cli::subcommand<handler> subcommands[] = {
-    {"authorize", "VM [KEY] [--level LEVEL] [--fetch]",
+    {"authorize", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]",
      "let a qube in; the key comes on standard input", authorize},
     {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
-    {"connect", "VM [KEY] [--level LEVEL] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
+    {"rotate", "VM", "give a running qube a new key; the one before is good for 24 hours more", rotate_key},
+    {"connect", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
     {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon", disconnect},
     {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
+    {"approvals", "list [--json] | watch | allow SERIAL [--for MIN] | deny SERIAL",
+     "requests that wait for your word", approvals_command},
+    {"panic", "", "end everything now, and let nothing run", panic},
+    {"resume", "", "let things run again after panic", resume},
     {"policy", "check VM -- COMMAND... | lint", "what policy says of a command, and whether it is in order",
      policy_command},
     {"migrate", "", "once: level full for the qubes that have keys and no policy", migrate},

@@ -21,6 +21,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "admin.hpp"
+#include "audit_commands.hpp"
 #include "control.hpp"
 #include "panic.hpp"
 
@@ -189,6 +190,8 @@ int panic(const invocation &in) {
             std::fprintf(stderr, "qvm-remote-dom0: the daemon did not answer and was killed\n");
     if (!marked && !obeyed)
         return fail_with(marked.error());
+    if (const auto recorded = record_admin(in.where, "panic", {}, {}); !recorded)
+        std::fprintf(stderr, "qvm-remote-dom0: %s\n", recorded.error().what.c_str());
     std::printf("stopped; nothing runs before qvm-remote-dom0 resume\n");
     return 0;
 }
@@ -196,6 +199,8 @@ int panic(const invocation &in) {
 int resume(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with("usage: qvm-remote-dom0 resume");
+    if (const auto recorded = record_admin(in.where, "resume", {}, {}); !recorded)
+        return fail_with("nothing was changed: " + recorded.error().what);
     if (const auto cleared = clear_panic(in.where); !cleared)
         return fail_with(cleared.error());
     tell_daemon(in.where);

@@ -38,7 +38,7 @@ private:
         // What of it has not flowed back.
         [[nodiscard]] std::uint64_t left(std::uint64_t now_ms, std::uint64_t most) const {
             constexpr std::uint64_t day_ms = 86'400'000;
-            const std::uint64_t ms = std::min(now_ms - at_ms, day_ms);
+            const std::uint64_t ms = std::min(now_ms - at_ms, 30 * day_ms); // keeps it in 64 bits
             const std::uint64_t back = most / day_ms * ms + most % day_ms * ms / day_ms;
             return bytes - std::min(bytes, back);
         }

@@ -16,6 +16,7 @@
 
 #include "account.hpp"
 #include "admission.hpp"
+#include "approvals.hpp"
 #include "containment.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
@@ -30,13 +31,15 @@ class execution;
 
 /// Everything here lives as long as the loop and is touched by its thread alone.
 struct service : std::enable_shared_from_this<service> {
-    service(boost::asio::io_context &on, event_log &to, journal &r, class admission &a, warden &w)
-        : loop(on), log(to), records(r), admission(a), children(w) {}
+    service(boost::asio::io_context &on, event_log &to, journal &r, class admission &a,
+            class approvals &words, warden &w)
+        : loop(on), log(to), records(r), admission(a), approvals(words), children(w) {}
 
     boost::asio::io_context &loop;
     event_log &log;
     journal &records;
     class admission &admission;
+    class approvals &approvals;
     warden &children;
     class scheduler scheduler;
     std::uint32_t features = feature::gmac;
@@ -56,6 +59,10 @@ struct service : std::enable_shared_from_this<service> {
     std::function<void()> reschedule;
     /// Called when a connection or an execution is over, or a queue is empty.
     std::function<void()> something_ended;
+    /// Puts a question to the operators; the serial, or nothing when too many wait.
+    std::function<std::optional<std::uint64_t>(question, approvals::answer)> ask_operator;
+    /// Called when the questions that wait have changed.
+    std::function<void()> questions_changed;
     /// Called when a connection's keep_alive_due may have changed.
     std::function<void()> keep_alive_changed;
 };
@@ -78,6 +85,28 @@ public:
 private:
     std::weak_ptr<service> parts_;
     std::string qube_;
+};
+
+/// A question that an operator was asked, for as long as somebody wants to know.
+class standing_question {
+public:
+    standing_question(service &parts, std::uint64_t serial)
+        : parts_(parts.weak_from_this()), serial_(serial) {}
+    standing_question(standing_question &&) noexcept = default;
+    standing_question &operator=(standing_question &&) = delete;
+    ~standing_question() {
+        const auto parts = parts_.lock(); // gone: moved from, or the daemon is ending
+        if (!parts)
+            return;
+        parts->approvals.withdraw(serial_);
+        boost::asio::post(parts->loop, parts->questions_changed);
+    }
+
+    [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
+
+private:
+    std::weak_ptr<service> parts_;
+    std::uint64_t serial_;
 };
 
 } // namespace qvmremote::dom0

@@ -163,7 +163,7 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     static constexpr std::string_view known[] = {
         "QVM_REMOTE_VMS",      "QVM_REMOTE_VM_USER",  "QVM_REMOTE_VM",       "QUBES_REMOTE_VMS",
         "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT",
-        "QVM_REMOTE_QVM_TAGS",
+        "QVM_REMOTE_QVM_TAGS", "QVM_REMOTE_NOTIFY",
         "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB", "QVM_REMOTE_AUDIT_KEEP_DAYS",
         "QVM_REMOTE_AUDIT_QUBE_MIB",
         "QVM_REMOTE_MAX_MEMORY", "QVM_REMOTE_MAX_PROCESSES", "QVM_REMOTE_MAX_CPU",

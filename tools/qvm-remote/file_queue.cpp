@@ -46,7 +46,7 @@ class entry {
         entry out(std::move(*opened), what.id.text());
         out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
         const auto watch = [&](const unique_fd &directory, std::uint32_t events) {
-            return watch_directory(out.inotify_.get(), directory.get(), events);
+            return !out.inotify_ ? -1 : watch_directory(out.inotify_.get(), directory.get(), events);
         };
         out.pending_watch_ = watch(out.files_.pending, IN_MOVED_FROM | IN_DELETE);
         if (out.pending_watch_ < 0 || watch(out.files_.running, IN_MOVED_TO | IN_DELETE) < 0 ||

@@ -12,8 +12,6 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <openssl/crypto.h>
-
 #include <qvmremote/config.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
@@ -116,12 +114,6 @@ host::outcome<std::string> read_script(int fd) {
 int main(int argc, char **argv) {
     fill_standard_descriptors();
     ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
-    // Nothing of libcrypto's configuration, texts or tables is needed; loading them would be a good
-    // part of our run time (DESIGN.md §1).
-    OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_LOAD_CRYPTO_STRINGS |
-                            OPENSSL_INIT_NO_ADD_ALL_CIPHERS | OPENSSL_INIT_NO_ADD_ALL_DIGESTS |
-                            OPENSSL_INIT_NO_ATEXIT,
-                        nullptr);
     settings how;
     run_request request;
     std::string script, timeout, transport;

@@ -126,7 +126,7 @@ void explain(const host::run_result &r, int sink_error) {
     case kind::lost:
         return complain("the result is incomplete: " + for_terminal(r.untrusted_text) +
                         (r.may_have_run ? "; command " + r.id + " may have run"
-                                        : "; command " + r.id + " was not accepted before that"));
+                                        : "; command " + r.id + " was not sent before that"));
     case kind::interrupted:
         return complain("interrupted; command " + r.id +
                         (r.may_have_run ? " is being ended in dom0" : " was not started"));

@@ -194,7 +194,7 @@ struct run_result {
     errc reason = errc::session_over;
     std::string untrusted_text;
     int signal = 0;            ///< the first one that was forwarded
-    bool may_have_run = false; ///< dom0 had accepted it
+    bool may_have_run = false; ///< dom0 had been sent the request, and has not refused it
 
     /// SPEC §1.2.
     [[nodiscard]] int exit_code() const noexcept {

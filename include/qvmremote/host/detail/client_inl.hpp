@@ -171,13 +171,13 @@ class client::running {
             return;
         switch (event.what) {
         case what::refused:
+            result_.may_have_run = false;
             result_.reason = event.reason;
             result_.untrusted_text = std::move(event.text);
             return finish(kind::refused);
         case what::pending:
             return changed(run_state::pending, event.text);
         case what::accepted:
-            result_.may_have_run = true;
             accepted_ = true;
             return changed(run_state::running, {});
         case what::stdout_data:
@@ -220,6 +220,9 @@ class client::running {
             result_.reason = sent.error().code;
             return finish(kind::not_sent);
         }
+        // Accepted or not: when the stream breaks now, dom0 may have started it and not come to
+        // say so.
+        result_.may_have_run = true;
         flush();
         changed(run_state::sent, {});
     }

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all parts share: the arguments, the rows with their bars, and the launcher that starts
+everything that is measured."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+parser = argparse.ArgumentParser()
+parser.add_argument("build")
+parser.add_argument("--quick", action="store_true", help="fewer rounds and less data: a first look")
+parser.add_argument("--json", metavar="FILE")
+parser.add_argument("--only", metavar="WORD", help="the parts whose name holds this")
+args = parser.parse_args()
+
+BUILD = os.path.abspath(args.build)
+PROGRAMS = os.path.join(BUILD, "tests", "bench")
+SCRATCH = os.path.join(BUILD, "bench-scratch")
+# A socket's path is short, so what holds one is reached from here.
+SHORT = os.path.join("/tmp", f"qvm-remote-bench-{os.getpid()}")
+ROUNDS = 60 if args.quick else 200
+GIB = 1 << 30
+HANG = 600
+
+rows = []
+
+
+def row(what, value, unit, bar=None, ok=None, note=""):
+    """`bar` is words; `ok` is None where there is none."""
+    rows.append({"what": what, "value": value, "unit": unit, "bar": bar, "ok": ok, "note": note})
+    print(f"  {what}: {value:.4g} {unit}" + (f" (bar {bar})" if bar else "") +
+          ("" if ok is None else " ok" if ok else " MISSED"), file=sys.stderr, flush=True)
+
+
+def ratio_row(what, ours, theirs, bar, note="", extra_us=0.0):
+    """A ratio of medians that must not exceed `bar`; `extra_us` may be added to what it allows."""
+    allowed = bar * theirs + extra_us
+    row(what, ours / theirs, "×", f"≤ {bar}", ours <= allowed,
+        f"{ours / 1000:.2f} ms / {theirs / 1000:.2f} ms" + ("; " + note if note else ""))
+
+
+def memory_row(what, kib, most=32, note=""):
+    row(what, kib / 1024, "MiB", f"≤ {most}", kib <= most * 1024, note)
+
+
+def failures_row(*results):
+    """A row only where a command failed."""
+    failed = sum(r["failed"] for result in results for r in result["rows"])
+    if failed:
+        row("commands that failed", failed, "", "0", False)
+
+
+def table():
+    lines = ["| what | measured | bar | | |", "|---|---|---|---|---|"]
+    for r in rows:
+        mark = {None: "", True: "ok", False: "**missed**"}[r["ok"]]
+        number = f"{r['value']:.0f}" if r["value"] >= 100 else f"{r['value']:.2f}"
+        lines.append(f"| {r['what']} | {number} {r['unit']} | {r['bar'] or ''} | {mark} | {r['note']} |")
+    return "\n".join(lines)
+
+
+def program(name):
+    return os.path.join(PROGRAMS, "bench-" + name)
+
+
+def launching(*words, env=None):
+    """The launcher, begun; SIGTERM has it end what it does and report."""
+    return subprocess.Popen([program("launch"), *map(str, words)], env=env, stdout=subprocess.PIPE)
+
+
+def launch(*words, env=None):
+    done = subprocess.run([program("launch"), *map(str, words)], env=env, stdout=subprocess.PIPE,
+                          check=True, timeout=HANG)
+    return json.loads(done.stdout)
+
+
+def good(result):
+    return all(r["failed"] == 0 for r in result["rows"])
+
+
+def ms(result):
+    return result["median_us"] / 1000
+
+
+def fdatasync():
+    """The median, and how much of it SPEC §5 lets be added to rows with a durable write."""
+    sync = launch("--fdatasync", os.path.join(SCRATCH, "sync"), "--count", ROUNDS)
+    return ms(sync), sync["median_us"] if ms(sync) > 0.3 else 0.0

@@ -1,0 +1,306 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Policy from files to processes, and its administration: policy.py BUILD-DIRECTORY [CASE...]"""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+
+from fixture import BUILD, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "standin"))
+from machine import Machine  # noqa: E402
+
+
+def rules(f, text, name="30-test.policy", mode=0o600):
+    """Writes a policy file, or takes it away, and has the daemon read it."""
+    directory = os.path.join(f.root, "etc", "qubes", "remote-policy.d")
+    os.makedirs(directory, 0o755, exist_ok=True)
+    path = os.path.join(directory, name)
+    if text is None:
+        os.unlink(path)
+    else:
+        with open(path, "w") as p:
+            p.write(text)
+        os.chmod(path, mode)
+    if f.daemon:
+        before = f.log().count("read again") + f.log().count(directory)
+        f.daemon.send_signal(signal.SIGHUP)
+        eventually(lambda: f.log().count("read again") + f.log().count(directory) > before, "a reload")
+
+
+def begin(f, text=None, **more):
+    """A daemon in which `work` has a key and, with `text`, exactly these rules."""
+    f.write_key()
+    equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)
+    if text is not None:
+        os.unlink(level_file(f))
+        rules(f, text)
+    f.spawn("mock", QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work dev", **more)
+    return f
+
+
+def level_file(f, qube="work"):
+    return os.path.join(f.root, "etc/qubes/remote-policy.d", f"50-{qube}.policy")
+
+
+def denied(got, *words):
+    equal(got.returncode, 126)
+    equal(got.stdout, b"")
+    for word in words:
+        check(word in got.stderr, got)
+
+
+@case
+def a_level_lets_through_what_it_holds(f):
+    f.write_key()
+    got = f.dom0("authorize", "work", "--level", "read-only", stdin=KEY.encode())
+    equal(got.returncode, 0)
+    check(b"IS dom0" not in got.stderr, got)
+    f.spawn("mock", QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work")
+    equal(f.run("true").returncode, 0)
+    equal(f.run(stdin=b"uname -s\n").stdout, b"Linux\n")
+    equal(f.run("cat", "/proc/version").stdout[:5], b"Linux")
+    for words in (["true; id"], ["echo", "hi"], ["bash"], ["cat", "/etc/passwd"], ["date", "01010101"],
+                  ["--exec", "true", "x"], ["--exec", "/bin/true"], ["true\nid"]):
+        denied(f.run(*words), b"policy")
+    check(b"level: monitor" in f.run("status").stdout, "its level")
+    equal([r["policy"] for r in f.audit() if r["kind"] == "START"][0], "50-work.policy:5 work level:monitor allow")
+    equal([r["policy"] for r in f.audit() if r["kind"] == "REFUSED"][0], "no rule matches")
+
+
+@case
+def a_line_runs_as_an_argv_without_a_shell(f):
+    begin(f, "work exec:echo ** allow\nwork exec:cat /proc/self/cmdline allow\n")
+    equal(f.run("echo", "a=b", "/etc/x").stdout, b"a=b /etc/x\n")
+    equal(f.run("--exec", "echo", "$HOME", ";", "`id`", "*").stdout, b"$HOME ; `id` *\n")
+    denied(f.run("echo", "$HOME"))
+    # Its parent's keeper started it itself: no shell stands between.
+    equal(f.run("cat /proc/self/cmdline").stdout, b"cat\0/proc/self/cmdline\0")
+
+
+@case
+def below_full_input_and_time_are_the_rules(f):
+    begin(f, "work exec:cat allow\nwork exec:sleep * allow timeout=1\nwork exec:wc -c allow stdin=live\n"
+             "work exec:env allow\n")
+    got = f.run("cat", stdin=b"secret")
+    equal((got.returncode, got.stdout), (0, b""))
+    equal(f.run("wc -c", stdin=b"12345").stdout, b"5\n")
+    equal(f.run("sleep 1000").returncode, 124)
+    got = f.run("env").stdout.decode().split("\n")
+    check(any(line.startswith("QVM_REMOTE_PEER=work") for line in got), got)
+
+
+@case
+def scripts_run_by_their_digest(f):
+    text = b"echo one\necho $((1 + 1))\n"
+    begin(f, f"work script:sha256:{hashlib.sha256(text).hexdigest()} allow\n")
+    equal(f.run(stdin=text).stdout, b"one\n2\n")
+    path = os.path.join(f.path, "s.sh")
+    with open(path, "wb") as s:
+        s.write(text)
+    equal(f.run("--script", path).stdout, b"one\n2\n")
+    denied(f.run("--script", path, "argument"))
+    denied(f.run(stdin=text + b"\n"))
+    large = b"#" * 20000 + b"\necho large\n"  # the body follows its header
+    rules(f, f"work script:sha256:{hashlib.sha256(large).hexdigest()} allow\n")
+    equal(f.run(stdin=large).stdout, b"large\n")
+    denied(f.run(stdin=large[:-1]))
+
+
+@case
+def what_must_be_asked_waits_for_approvals(f):
+    begin(f, "work * ask\n")
+    denied(f.run("id"), b"approv")
+
+
+@case
+def a_broken_file_lets_nothing_new_in(f):
+    begin(f)
+    p = f.popen("echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    rules(f, "work level:monitor allow\nwork level:ful allow\n", "90-later.policy")
+    denied(f.run("true"), b"policy is broken")
+    status = f.dom0("status").stdout
+    check(b"90-later.policy:2:12: " in status, status)
+    check("90-later.policy:2:12: " in f.log(), f.log())
+    got = f.dom0("keys")
+    check(got.returncode == 1 and b"90-later.policy:2:12: " in got.stderr, got)
+    equal(p.communicate(b"still here\n", timeout=HANG)[0], b"still here\n")
+    rules(f, None, "90-later.policy")
+    equal(f.run("echo back").stdout, b"back\n")
+    f.stop()
+    rules(f, "nonsense\n", "90-later.policy")
+    # It serves, and says at once that it lets nothing in.
+    told = subprocess.Popen([DAEMON, "--root", f.root, "--transport", "mock", "--plugin-dir", PLUGINS],
+                            env=f.env(QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work",
+                                      QVM_REMOTE_MOCK_SOCKET=None),
+                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    check(b"90-later.policy:1:" in told.stderr.readline(), "said on stderr")
+    told.terminate()
+    equal(told.wait(HANG), 0)
+
+
+@case
+def policy_that_others_can_write_is_no_policy(f):
+    begin(f)
+    equal(f.run("true").returncode, 0)
+    rules(f, "work level:full allow\n", mode=0o666)
+    denied(f.run("true"), b"policy is broken")
+    rules(f, "work level:full allow\n")
+    equal(f.run("true").returncode, 0)
+    os.symlink("30-test.policy", os.path.join(os.path.dirname(level_file(f)), "40-link.policy"))
+    f.dom0("authorize", "dev", stdin=KEY.encode())
+    denied(f.run("true"), b"policy is broken")
+
+
+@case
+def keys_without_policy_are_refused_until_migrated_once(f):
+    begin(f, "")
+    denied(f.run("true"), b"migrate")
+    check(b"migrate" in f.dom0("status").stdout, "status")
+    check("migrate" in f.log(), "log")
+    got = f.dom0("migrate")
+    check(got.returncode == 0 and b"work: level full" in got.stdout, got)
+    equal(f.run("echo in").stdout, b"in\n")
+    os.unlink(level_file(f))
+    got = f.dom0("migrate")
+    check(got.returncode == 0 and b"already" in got.stdout, got)
+    check(not os.path.exists(level_file(f)), "what was taken away comes back")
+
+
+@case
+def migrate_leaves_alone_who_has_rules(f):
+    begin(f, "work exec:true allow\n")
+    equal(f.dom0("migrate").returncode, 0)
+    check(not os.path.exists(level_file(f)), "it has rules")
+
+
+@case
+def a_new_key_is_no_new_level(f):
+    f.dom0("authorize", "work", "--level", "manage", stdin=KEY.encode())
+    got = f.dom0("authorize", "work", stdin=("f" * 64).encode())
+    check(got.returncode == 0 and b"stays" in got.stderr and b"IS dom0" not in got.stderr, got)
+    check(b" manage " in f.dom0("keys").stdout, "manage")
+    f.dom0("authorize", "work", "--level", "deny", stdin=KEY.encode())
+    check(b" deny " in f.dom0("keys").stdout, "deny")
+    equal(f.dom0("revoke", "work").returncode, 0)
+    check(not os.path.exists(level_file(f)), "the level is left behind")
+
+
+@case
+def check_says_what_the_daemon_does(f):
+    begin(f, "work level:monitor allow\nwork exec:echo * allow timeout=9\nwork exec:sh ** deny\nwork exec:ls ask\n"
+             "@anyvm exec:printf ** allow\n")
+    seed = random.randrange(1 << 32)
+    r = random.Random(seed)
+    words = ["true", "echo", "a", "-n", "uname", "-s", "printf", "x=y", "sh", "-c", "ls", ";", "$HOME", "''"]
+    codes = set()
+    for _ in range(40):
+        line = [r.choice(words) for _ in range(r.randint(1, 3))]
+        said = f.dom0("policy", "check", "work", "--", *line)
+        got = f.run("--", *line)
+        codes.add(said.returncode)
+        check((said.returncode == 0) == (b"dom0 refuses" not in got.stderr), (seed, line, said, got))
+        if said.returncode:
+            equal(got.returncode, 126)
+    check({0, 126} <= codes, codes)
+    got = f.dom0("policy", "check", "work", "--", "echo", "a")
+    equal(got.returncode, 0)
+    equal(got.stdout.split(b"\n")[:2], [b"verdict: allow", b"rule: 30-test.policy:2 work exec:echo * allow timeout=9"])
+    check(b"timeout: 9 s" in got.stdout and b"runs: without a shell" in got.stdout, got)
+    equal(f.dom0("policy", "check", "work", "--", "ls").returncode, 3)
+    equal(f.dom0("policy", "check", "--exec", "work", "--", "echo", "a b").returncode, 0)
+    equal(f.dom0("policy", "check", "work", "--", "echo", "a b").returncode, 126)
+    equal(f.dom0("policy", "check", "--argument", "monitor", "work", "--", "echo", "a").returncode, 126)
+    equal(f.dom0("policy", "check", "dev", "--", "true").returncode, 126)
+    for bad in ([], ["work"], ["work", "--"], ["wo.rk", "--", "true"], ["work", "dev", "--", "true"]):
+        equal(f.dom0("policy", "check", *bad).returncode, 1)
+
+
+@case
+def lint_names_every_mistake(f):
+    rules(f, "work level:full allow\nwork exec:ls deny\n")
+    got = f.dom0("policy", "lint")
+    check(got.returncode == 0 and b"30-test.policy:2:1: this is never reached" in got.stdout, got)
+    rules(f, "x\n# fine\ny\n", "10-bad.policy")
+    rules(f, "z\n", "not-one.policy~")
+    got = f.dom0("policy", "lint")
+    equal(got.returncode, 1)
+    equal([line.split(b": ")[0].rsplit(b"/", 1)[1] for line in got.stdout.splitlines()],
+          [b"10-bad.policy:1:2", b"10-bad.policy:3:2"])
+
+
+def tagged(f, tags):
+    machine = Machine(BUILD, os.path.join(f.path, "m"))
+    machine.add("work", agent=False)
+    machine.write(tags, "qubes", "work", "tags")
+    machine.start_qubesd()
+    f.on_stop = machine.stop_qubesd
+    return machine
+
+
+@case
+def tags_come_from_qubesd(f):
+    machine = tagged(f, "agent\nother\n")
+    begin(f, "@tag:agent exec:true allow\n@tag:third exec:uname allow\nwork exec:echo * allow\n",
+          QVM_REMOTE_QVM_RUN_QUBESD=machine.file("qubesd.sock"))
+    equal(f.run("true").returncode, 0)
+    denied(f.run("uname"))
+    equal(f.run("echo hi").stdout, b"hi\n")
+    check(not any("Exception" in line for line in f.log().split("\n")), f.log())
+    # A reload asks again.
+    machine.write("third\n", "qubes", "work", "tags")
+    f.daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: "read again" in f.log(), "a reload")
+    denied(f.run("true"))
+    equal(f.run("uname").stdout, b"Linux\n")
+    got = f.dom0("policy", "check", "work", "--", "uname",
+                 env={"QVM_REMOTE_QVM_RUN_QUBESD": machine.file("qubesd.sock")})
+    equal(got.returncode, 0)
+
+
+@case
+def unknown_tags_deny_at_the_first_rule_that_could_match(f):
+    machine = tagged(f, "agent\n")
+    machine.stop_qubesd()
+    begin(f, "work exec:uname -s allow\n@tag:agent exec:true allow\nwork level:full allow\n",
+          QVM_REMOTE_QVM_RUN_QUBESD=machine.file("qubesd.sock"))
+    equal(f.run("uname -s").stdout, b"Linux\n")
+    denied(f.run("true"), b"tags")
+    equal(f.run("echo hi").stdout, b"hi\n")
+
+
+@case
+def a_key_replaced_while_tags_are_asked_runs_nothing(f):
+    program, mark = os.path.join(f.path, "qvm-tags"), os.path.join(f.path, "asked")
+    with open(program, "w") as p:
+        p.write(f"#!/bin/sh\n[ -e {mark} ] || mkfifo {mark}\ncat {mark}\necho agent\n")
+    os.chmod(program, 0o755)
+    begin(f, "@tag:agent exec:touch ** allow\n", QVM_REMOTE_QVM_TAGS=program)
+    p = f.popen("touch", os.path.join(f.path, "ran"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    eventually(lambda: os.path.exists(mark), "the question")
+    # Another key in its place: the qube is still served, and what the old one signed is void.
+    equal(f.dom0("authorize", "work", stdin=("f" * 64).encode()).returncode, 0)
+    with open(mark, "w"):
+        pass  # end of file: now it answers
+    err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 126)
+    check(b"revoked" in err, err)
+    check(not os.path.exists(os.path.join(f.path, "ran")), "it ran")
+
+
+@case
+def tags_come_from_qvm_tags_where_there_is_no_qubesd(f):
+    program = os.path.join(f.path, "qvm-tags")
+    with open(program, "w") as p:
+        p.write("#!/bin/sh\n[ \"$*\" = work ] && echo agent\n")
+    os.chmod(program, 0o755)
+    begin(f, "@tag:agent exec:true allow\n", QVM_REMOTE_QVM_TAGS=program)
+    equal(f.run("true").returncode, 0)
+
+
+main()
