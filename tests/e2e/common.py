@@ -415,11 +415,12 @@ def audit_follows_from_line_to_line(f):
     f.run("--exec", "/no/such/program")
     f.run("cat", stdin=b"12345")
     f.stop()
-    records = f.audit()
+    records = [r for r in f.audit() if r["kind"] != "ADMIN"]
     kinds = [(r["kind"], r.get("exit")) for r in records]
     equal(kinds, [("START", None), ("END", 0), ("START", None), ("END", 127), ("START", None), ("END", 0)])
     equal(records[4]["argv"], ["bash", "-c", "cat"])
-    equal((records[5]["of"], records[5]["stdin_bytes"], records[5]["stdout_bytes"]), (5, 5, 5))
+    equal((records[5]["of"], records[5]["stdin_bytes"], records[5]["stdout_bytes"]),
+          (records[4]["n"], 5, 5))
     previous = "0" * 64
     with open(f.root + "/var/log/qvm-remote/audit.jsonl", "rb") as raw:
         for line in raw:
