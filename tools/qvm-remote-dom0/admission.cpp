@@ -126,7 +126,7 @@ bool admission::may_log_failure(std::uint64_t now_ms) {
     return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
 }
 
-const admission::keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
+const admission::good_keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
     if (key_owner_ != qube.text() || key_read_ms_ != now_ms) {
         key_ = keys_.usable(qube, host::local_time::now().seconds);
         key_owner_ = qube.text();
@@ -135,7 +135,7 @@ const admission::keys &admission::keys_of(const qube_name &qube, std::uint64_t n
     return key_;
 }
 
-void admission::log_failure(const peer &from, std::string_view id, errc why, const keys &found,
+void admission::log_failure(const peer &from, std::string_view id, errc why, const good_keys &found,
                             std::uint64_t now_ms) {
     if (!may_log_failure(now_ms))
         return;

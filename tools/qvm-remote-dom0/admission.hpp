@@ -151,9 +151,9 @@ private:
     void start(peer from, verified<request> what, verdict said, consent given, answer tell);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
-    using keys = host::outcome<std::vector<secret>>;
-    [[nodiscard]] const keys &keys_of(const qube_name &qube, std::uint64_t now_ms);
-    void log_failure(const peer &from, std::string_view id, errc why, const keys &found,
+    using good_keys = host::outcome<std::vector<secret>>;
+    [[nodiscard]] const good_keys &keys_of(const qube_name &qube, std::uint64_t now_ms);
+    void log_failure(const peer &from, std::string_view id, errc why, const good_keys &found,
                      std::uint64_t now_ms);
     [[nodiscard]] std::optional<refusal> take_id(const peer &from, const command_id &id,
                                                  const digest256 &key_mark);
@@ -177,7 +177,7 @@ private:
 
     // The key of the last qube that asked, good for the events of one moment: one that sends a
     // thousand bad tokens at once has its file read once.
-    keys key_ = host::failed("no key was read yet");
+    good_keys key_ = host::failed("no key was read yet");
     std::string key_owner_;
     std::uint64_t key_read_ms_ = 0;
 

@@ -295,7 +295,7 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     const envelope &what = *asked->header;
     const std::size_t held = event.data.size();
     const request_kind kind = what.kind;
-    const auto at = sessions_.emplace(number, session{.asked = std::move(*asked)}).first;
+    const auto at = sessions_.emplace(number, session(std::move(*asked))).first;
     if (sessions_.size() == 1)
         parts_.keep_alive_changed();
     if (kind == request_kind::ping || kind == request_kind::status) {

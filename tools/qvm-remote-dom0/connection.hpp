@@ -71,6 +71,8 @@ public:
 private:
     // A session from its verified header on.
     struct session {
+        explicit session(candidate verified) : asked(std::move(verified)) {}
+
         candidate asked;
         std::optional<slot> turn;
         bool admitting = false;     // START is on its way to the disk

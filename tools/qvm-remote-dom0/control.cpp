@@ -60,7 +60,7 @@ std::optional<requester> who_asks(int fd) {
 // One request and its answer; ends by itself when the other end dawdles.
 struct control_server::exchange : std::enable_shared_from_this<exchange> {
     exchange(control_server &of, socket_type s, requester w)
-        : answer(of.answer_), open(of.open_), socket(std::move(s)), timer(socket.get_executor()),
+        : handle(of.answer_), open(of.open_), socket(std::move(s)), timer(socket.get_executor()),
           who(w) {
         ++*open;
     }
@@ -69,13 +69,13 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
     void run() {
         limit();
         boost::asio::async_read_until(
-            socket, boost::asio::dynamic_buffer(text, longest_request), '\n',
+            socket, boost::asio::dynamic_buffer(untrusted_request, longest_request), '\n',
             [self = shared_from_this()](boost::system::error_code ec, std::size_t n) {
                 self->timer.cancel();
                 if (ec)
                     return;
-                self->answer(std::string_view(self->text).substr(0, n - 1), self->who,
-                                     [self](std::string answer) { self->send(std::move(answer)); });
+                self->handle(std::string_view(self->untrusted_request).substr(0, n - 1), self->who,
+                                     [self](std::string text) { self->send(std::move(text)); });
             });
     }
 
@@ -88,20 +88,20 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
                 alive->socket.close(ignored);
         });
     }
-    void send(std::string answer) {
-        answer_text = std::move(answer);
+    void send(std::string words) {
+        answer = std::move(words);
         limit();
-        boost::asio::async_write(socket, boost::asio::buffer(answer_text),
+        boost::asio::async_write(socket, boost::asio::buffer(answer),
                                  [self = shared_from_this()](boost::system::error_code,
                                                              std::size_t) { self->timer.cancel(); });
     }
 
-    const handler &answer; // the server's, which lives as long as the loop runs
+    const handler &handle; // the server's, which lives as long as the loop runs
     std::shared_ptr<std::size_t> open;
     socket_type socket;
     boost::asio::steady_timer timer;
     requester who;
-    std::string text, answer_text;
+    std::string untrusted_request, answer;
 };
 
 control_server::control_server(boost::asio::io_context &loop, std::string path, handler answer)

@@ -693,9 +693,9 @@ private:
                                 : std::nullopt;
         if (!serial)
             return tell("unknown request\n");
-        std::optional<std::uint32_t> seconds;
+        std::optional<std::uint32_t> lasts_s;
         if (const auto number = parse_positive(words[2]))
-            seconds = *number;
+            lasts_s = *number;
         else if (words[2] != "-")
             return tell("unknown request\n");
         if (const char *const why = why_no_operator(who))
@@ -703,7 +703,7 @@ private:
         const passwd *const account = ::getpwuid(who.uid);
         const std::string name = (account ? std::string(account->pw_name) + " " : "") + "uid " +
                                  std::to_string(who.uid);
-        const auto done = approvals_.allow(*serial, seconds, name, host::boottime_ms());
+        const auto done = approvals_.allow(*serial, lasts_s, name, host::boottime_ms());
         log_->write(log_category::info, "serial " + std::to_string(*serial) +
                                             (done ? " allowed by " : " not allowed to ") + name);
         questions_changed();

@@ -163,7 +163,7 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
         owner_.count_failure(now_ms);
         return machine_.drop(id);
     }
-    const auto at = entries_.emplace(id.text(), entry{.asked = std::move(*asked)}).first;
+    const auto at = entries_.emplace(id.text(), entry(std::move(*asked))).first;
     if (entries_.size() == 1)
         parts_.keep_alive_changed();
     if (parts_.draining)

@@ -50,6 +50,8 @@ private:
 
     // An entry from its verified token on.
     struct entry {
+        explicit entry(candidate verified) : asked(std::move(verified)) {}
+
         candidate asked;
         std::optional<slot> turn;
         bool admitting = false;     // START is on its way to the disk
