@@ -24,11 +24,16 @@ _qvm_remote_dom0() {
     :--plugin-dir | :--root) COMPREPLY=($(compgen -d -- "$cur")); return ;;
     :--wait) return ;;
     :--vm | authorize:authorize | connect:connect) words=$(qvm-ls --raw-list 2>/dev/null) ;;
-    revoke:revoke | disconnect:disconnect) # the key directory is root's; for others there is nothing to offer
+    revoke:revoke | disconnect:disconnect | rotate:rotate) # the key directory is root's; for others there is nothing to offer
         words=$(qvm-remote-dom0 ${root:+--root "$root"} keys 2>/dev/null | sed 's/ .*//') ;;
     authorize:--level | authorize:-l | connect:--level | connect:-l)
         words='deny monitor read-only manage full' ;;
-    authorize:* | connect:*) words='--level --fetch' ;;
+    authorize:* | connect:*) words='--level --until --fetch' ;;
+    approvals:approvals) words='list watch allow deny' ;;
+    approvals:list) words=--json ;;
+    approvals:allow | approvals:deny)
+        words=$(qvm-remote-dom0 ${root:+--root "$root"} approvals 2>/dev/null | sed -n 's/^\([0-9]*\)  .*/\1/p') ;;
+    approvals:*) words=--for ;;
     policy:policy) words='check lint' ;;
     policy:check) words=$(qvm-ls --raw-list 2>/dev/null) ;;
     queue:queue) words='status clean recover debug' ;;

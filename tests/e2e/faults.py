@@ -11,14 +11,9 @@ import signal
 import subprocess
 import time
 
+from entries import token
 from fixture import CLIENT, HANG, KEY, case, check, equal, eventually, main, survivors
 from house import House
-
-
-def token(name, key=KEY):
-    said = subprocess.run(["openssl", "dgst", "-sha256", "-hmac", key], input=name.encode(),
-                          stdout=subprocess.PIPE, check=True).stdout
-    return said.split()[-1].decode()
 
 
 class Qube:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import time
 
+from entries import token
 from fixture import KEY, case, check, equal, eventually, main
 from house import House
 
@@ -72,12 +73,6 @@ def house_of(f, *qubes, **more):
     return house
 
 
-def token(name):
-    said = subprocess.run(["openssl", "dgst", "-sha256", "-hmac", KEY], input=name.encode(),
-                          stdout=subprocess.PIPE, check=True).stdout
-    return said.split()[-1]
-
-
 @case
 def an_entry_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
     house = house_of(f, "work")
@@ -90,7 +85,7 @@ def an_entry_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
     peak = Peak(f)
     for queue in queues:
         names = [time.strftime("%Y%m%d-%H%M%S") + f"-1-{n:08x}" for n in range(3)]  # right, wrong, none
-        for name, auth in zip(names, (token(names[0]), b"0" * 64, None)):
+        for name, auth in zip(names, (token(names[0]).encode(), b"0" * 64, None)):
             path = os.path.join(queue, "pending", name)
             with open(path, "w") as entry:
                 entry.truncate(SIZE)

@@ -199,6 +199,8 @@ int panic(const invocation &in) {
 int resume(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with("usage: qvm-remote-dom0 resume");
+    if (!is_panic(in.where))
+        return fail_with("nothing was stopped: there is nothing to resume");
     if (const auto recorded = record_admin(in.where, "resume", {}, {}); !recorded)
         return fail_with("nothing was changed: " + recorded.error().what);
     if (const auto cleared = clear_panic(in.where); !cleared)

@@ -30,8 +30,7 @@ host::outcome<void> clear_panic(const paths &where) {
     if (!directory)
         return tl::unexpected(directory.error());
     if (::unlink(where.panic().c_str()) != 0)
-        return errno == ENOENT ? host::failed("nothing was stopped: there is nothing to resume", ENOENT)
-                               : host::failed("cannot remove " + where.panic(), errno);
+        return host::failed("cannot remove " + where.panic(), errno);
     if (::fsync(directory->get()) != 0)
         return host::failed("cannot sync " + where.state_directory(), errno);
     return {};

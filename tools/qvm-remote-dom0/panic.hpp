@@ -18,7 +18,7 @@ namespace qvmremote::dom0 {
 /// Sets it, durably; `words` say who and when. One that is set stays as it is.
 [[nodiscard]] host::outcome<void> set_panic(const paths &where, const std::string &words);
 
-/// Takes it away, durably. ENOENT when it is not set.
+/// Takes it away, durably.
 [[nodiscard]] host::outcome<void> clear_panic(const paths &where);
 
 } // namespace qvmremote::dom0

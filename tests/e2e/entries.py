@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What protocol 1 calls an entry, and its token by the openssl command."""
+
+import os
+import subprocess
+import time
+
+from fixture import KEY
+
+
+def new_id(n=0):
+    return time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}-{n:08x}"
+
+
+def token(name, key=KEY):
+    said = subprocess.run(["openssl", "dgst", "-sha256", "-hmac", key], input=name.encode(),
+                          stdout=subprocess.PIPE, check=True).stdout
+    return said.split()[-1].decode()
