@@ -34,7 +34,7 @@ check: test check-clang check-sanitize check-ndebug check-tree check-format ## t
 check-clang: deps-check
 	.ci/configure $(BUILD)-clang clang++-14 -Dwerror=true --buildtype=debug -Dfuzz=true
 	$(MESON) compile -C $(BUILD)-clang
-	$(MESON) test -C $(BUILD)-clang --print-errorlogs
+	$(MESON) test -C $(BUILD)-clang --print-errorlogs --suite unit --suite host --suite fuzz --suite abi --suite headers
 
 check-sanitize: deps
 	.ci/configure $(BUILD)-sanitize g++ -Dwerror=true --buildtype=debug \

@@ -4,20 +4,24 @@
 Usage: common.py BUILD-DIRECTORY --transport mock|qvm-run|qrexec|qrexec-kept [CASE...]
 """
 
+import collections
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import random
 import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from fixture import CLIENT, HANG, KEY, Fixture, case, check, equal, eventually, main, survivors
 from house import HOUSES
+from policies import rules
 
 at = sys.argv.index("--transport")
 Fixture.transport = sys.argv[at + 1]
@@ -428,6 +432,41 @@ def audit_follows_from_line_to_line(f):
             previous = hashlib.sha256(previous.encode() + covered).hexdigest()
             equal(json.loads(line)["h"], previous)
     equal(stat.S_IMODE(os.stat(f.root + "/var/log/qvm-remote").st_mode), 0o700)
+
+
+@case
+def random_requests_get_the_verdict_of_policy_check(f):
+    """I12: the same ones over each transport."""
+    f.start()
+    rules(f, "work level:monitor allow\nwork exec:echo * allow timeout=9\nwork exec:sh ** deny\n"
+             "work exec:ls ask\nwork exec:qvm-start {qube:dev-*} allow\n@anyvm exec:printf ** allow\n"
+             "work exec:id ** ask\n", "10-random.policy")
+    r = random.Random(20261125)
+    words = ["true", "echo", "a", "-n", "uname", "-s", "printf", "x=y", "sh", "-c", "ls", ";", "$HOME", "''",
+             "qvm-start", "dev-1", "work", "id", "qvm-ls", "--raw-list", "/bin/ls", "a\nb", "é", "--", "&&",
+             "../x", "qvm-prefs", "memory", "400", "-"]
+    lines = [(r.random() < 0.3, [r.choice(words) for _ in range(r.randint(1, 4))])
+             for _ in range(int(os.environ.get("QVMREMOTE_REQUESTS", "60")))]
+
+    def verdicts(line):
+        is_argv, given = line
+        kind = ["--exec"] if is_argv else []
+        said = f.dom0("policy", "check", *kind, "work", "--", *given).returncode
+        got = f.run("--dry-run", *kind, "--", *given)
+        if got.returncode == 0:
+            return line, said, 0
+        check(got.returncode == 126, (line, got))
+        return line, said, 3 if b"would be asked" in got.stderr else 126
+
+    # This qube has level full behind these rules: a last one takes that away.
+    os.unlink(os.path.join(f.root, "etc/qubes/remote-policy.d/50-work.policy"))
+    rules(f, "@anyvm level:full deny\n", "60-rest.policy")
+    seen = collections.Counter()
+    with ThreadPoolExecutor(4) as pool:
+        for line, said, got in pool.map(verdicts, lines):
+            equal((line, got), (line, said))
+            seen[got] += 1
+    check(set(seen) == {0, 3, 126}, seen)
 
 
 # --- several qubes ------------------------------------------------------------------------------

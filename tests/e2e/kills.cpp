@@ -169,7 +169,14 @@ private:
     }
     void wait_for_calls() {
         for (const std::string &qube : {agent_, shell_})
-            require(eventually([&] { return call_of(qube).first != 0; }), "no call to " + qube);
+            require(eventually([&] {
+                        if (call_of(qube).first != 0)
+                            return true;
+                        qubesd_->say_started(qube); // which ends the pause before the next call
+                        ::usleep(20'000);
+                        return false;
+                    }),
+                    "no call to " + qube);
         require(eventually([&] {
                     unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
                     sockaddr_un address{};
@@ -263,23 +270,22 @@ private:
         fell_.count(where_now(place, audit_before));
         const std::string acknowledged = by == way::stream ? "" : read_file(result + ".exit");
 
-        int status = 0;
-        if (client != 0)
-            require(eventually([&] { return ::waitpid(client, &status, WNOHANG) == client; }),
-                    "the client hangs");
-        if (whom == victim::daemon) {
-            end_daemon();
-            dom0_.start();
-            wait_for_calls();
-        } else if (whom != victim::client) {
-            // Gone, not dead alone: the daemon has taken its end by then, and has begun a pause.
+        if (whom == victim::in_qube || whom == victim::call) {
             require(eventually([&] {
                         return !exists("/proc/" + std::to_string(call)) && !is_alive(in_qube);
                     }),
                     "a broken call does not end");
-            qubesd_->say_started(qube);
-            wait_for_calls();
         }
+        if (whom == victim::daemon) {
+            end_daemon();
+            dom0_.start();
+        }
+        if (whom != victim::client)
+            wait_for_calls();
+        int status = 0;
+        if (client != 0)
+            require(eventually([&] { return ::waitpid(client, &status, WNOHANG) == client; }),
+                    "the client hangs");
         const std::string in_round = "round " + std::to_string(i) + " (" +
                                      victim_names[static_cast<std::size_t>(whom)] + "): ";
         if (by != way::stream)

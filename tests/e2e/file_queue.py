@@ -3,7 +3,7 @@
 """Protocol 1 in dom0: the shipped daemon over the mock transport, and a carrier that this script plays
 word by word (doc/PROTOCOL.md, "Queue"). Tokens are the openssl command's.
 
-Usage: queue.py BUILD-DIRECTORY [CASE...]
+Usage: file_queue.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
