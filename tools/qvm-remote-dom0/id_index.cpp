@@ -84,8 +84,8 @@ sqlite3_stmt *id_index::prepared(statement which) {
         "INSERT OR IGNORE INTO timeless VALUES(?, ?)",
         "DELETE FROM ids WHERE h IN (SELECT h FROM ids WHERE expires < ? LIMIT ?)",
         "UPDATE ids SET expires = ?3 WHERE h IN (SELECT h FROM timeless WHERE mark = ?1 LIMIT ?2)",
-        "DELETE FROM timeless WHERE mark = ?1 AND h IN"
-        " (SELECT h FROM timeless WHERE mark = ?1 LIMIT ?2)",
+        ("DELETE FROM timeless WHERE mark = ?1 AND h IN"
+         " (SELECT h FROM timeless WHERE mark = ?1 LIMIT ?2)"),
         "INSERT OR IGNORE INTO open VALUES(?, ?, ?)",
         "DELETE FROM open WHERE serial = ?",
         "INSERT OR IGNORE INTO unknown VALUES(?)",
