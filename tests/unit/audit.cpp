@@ -404,14 +404,14 @@ TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is fo
         auto lines = whole;
         const std::size_t at = below(lines.size()), to = below(lines.size());
         std::size_t first = at; // which line it shows at, at the latest: the one behind
-        const unsigned how = round % 8;
+        const unsigned how = static_cast<unsigned>(round) % 8;
         CAPTURE(how);
         CAPTURE(at);
         CAPTURE(to);
         switch (how) {
         case 0: { // a byte
             char &c = lines[at][below(lines[at].size())];
-            c = static_cast<char>(c ^ (1 + random() % 255));
+            c = static_cast<char>(static_cast<unsigned>(c) ^ (1 + random() % 255));
             break;
         }
         case 1: // a line moved
