@@ -624,7 +624,7 @@ TEST_CASE("a child in the background is reported, then ended") {
     CHECK(WEXITSTATUS(e.wait_status) == 5);
     CHECK_FALSE(e.tree_empty);
     CHECK_FALSE(c.next());
-    CHECK(marked(with).size() == 1);
+    CHECK(soon([&] { return marked(with).size() == 1; }));
     c.terminate();
     (void)next(c, child_event::empty);
     CHECK(marked(with).empty());
