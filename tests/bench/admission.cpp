@@ -71,10 +71,15 @@ int main(int argc, char **argv) {
     const peer from{qube_name::parse("work").value(), "mock", {}, std::nullopt};
     if (auto stored = keys.store(from.name, key); !stored)
         die(stored.error().what);
+    const policy_files policies(where.policy());
+    if (auto wrote = policies.write_level(from.name, access_level::full); !wrote)
+        die(wrote.error().what);
     loop events;
     const auto records = must(journal::open(
         where, {}, [&](std::function<void()> work) { events.post(std::move(work)); }));
-    admission gate(keys, *records, log);
+    tag_source tags({}, [&](std::function<void()> work) { events.post(std::move(work)); });
+    approvals words(1);
+    admission gate(where, keys, policies, tags, words, *records, log);
     if (auto loaded = gate.reload(std::nullopt, "both"); !loaded)
         die(loaded.error().what);
 
@@ -102,9 +107,9 @@ int main(int argc, char **argv) {
         if (!whole)
             die("no request");
         bool told = false, good = false;
-        gate.admit(from, std::move(*whole), [&](const tl::expected<admitted, refusal> &answer) {
+        gate.admit(from, std::move(*whole), {}, [&](const admission::outcome &answer) {
             told = true;
-            good = answer.has_value();
+            good = std::holds_alternative<admitted>(answer);
         });
         while (!told)
             events.run_one();

@@ -19,18 +19,23 @@ import subprocess
 import sys
 import types
 
-from rows import BUILD, SCRATCH, SHORT, args, row, rows, table
+from rows import BUILD, ROUNDS, SCRATCH, SHORT, args, launch, program, row, rows, table
 
 import load
 import parts
+from admission import bench_admission
 from houses import Installed, clear
+from qrexec import bench_qrexec
 from ssh import Ssh
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PARTS = {"protocol": parts.bench_protocol, "start": parts.bench_start,
          "embedded": parts.bench_embedded, "many": parts.bench_many, "bulk": parts.bench_bulk,
          "idle": load.bench_idle, "flood": load.bench_flood, "neighbour": load.bench_neighbour,
-         "history": parts.bench_history, "old": parts.bench_protocol1, "mock": parts.bench_mock}
+         "history": parts.bench_history, "old": parts.bench_protocol1, "mock": parts.bench_mock,
+         "admission": lambda _: bench_admission(program("admission"), SCRATCH, 100 if args.quick else 500,
+                                                row),
+         "qrexec": lambda _: bench_qrexec(BUILD, SCRATCH, ROUNDS, launch, row)}
 
 
 def version_of(*words):

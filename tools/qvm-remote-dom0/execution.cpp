@@ -30,9 +30,6 @@ constexpr std::uint64_t drain_ms = 2000;
 constexpr milliseconds patience{5000};
 // Before a stream that the running command has closed is reported: most commands end right then.
 constexpr milliseconds early_eof{100};
-// A pipe that was once found this full is worth enlarging.
-constexpr std::size_t bulk_read = 60 * 1024;
-constexpr int bulk_pipe = 256 * 1024;
 
 constexpr int script_fd = 3;
 
@@ -338,7 +335,9 @@ void execution::watch_output(output &from) {
 void execution::read_output(output &from) {
     if (!port_)
         return;
-    while (from.open && !stalled()) {
+    // Two large pieces go out in one write, since each write is a wake-up for all on the way; then it
+    // is the others' turn.
+    for (int pieces = 0; from.open && !stalled() && pieces < 2;) {
         const auto room = port_->prepare_output(limits::frame);
         const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
         if (n < 0 && errno == EINTR)
@@ -353,8 +352,7 @@ void execution::read_output(output &from) {
         from.shown.feed(as_text(room.first(got)));
         from.bytes += got;
         last_output_ms_ = host::boottime_ms();
-        if (got >= bulk_read)
-            ::fcntl(from.pipe.native_handle(), F_SETPIPE_SZ, bulk_pipe);
+        const bool large = from.size.saw(from.pipe.native_handle(), got);
         if (got > 0)
             port_->commit_output(from.is_stdout, got);
         if (output_left_ != UINT64_MAX)
@@ -364,7 +362,7 @@ void execution::read_output(output &from) {
             break;
         }
         if (!exited_)
-            break; // the others' turn
+            pieces += large ? 1 : 2;
     }
     if (!finished_ && port_)
         port_->flush();
@@ -421,6 +419,7 @@ void execution::stdin_data(bytes_view data) {
         port_->grant_stdin(data.size());
         return;
     }
+    stdin_size_.saw(stdin_.native_handle(), data.size());
     if (stdin_backlog_.empty()) {
         const ssize_t n = ::write(stdin_.native_handle(), data.data(), data.size());
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {

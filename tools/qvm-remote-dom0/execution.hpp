@@ -13,6 +13,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include <qvmremote/host/bulk_pipe.hpp>
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/session.hpp>
 
@@ -50,6 +51,7 @@ private:
         bool is_stdout;
         bool open = false;
         bool waiting = false; // for the pipe to become readable
+        host::bulk_pipe size;
         bool eof_told = false;
         std::uint64_t bytes = 0;
         output_lines shown;
@@ -87,6 +89,7 @@ private:
     bool stdin_live_ = false;
     bool stdin_ended_ = false;
     bool stdin_waiting_ = false;
+    host::bulk_pipe stdin_size_;
     std::string stdin_backlog_; // at most limits::window: the client has no credit for more
     std::uint64_t stdin_bytes_ = 0;
     std::array<output, 2> outputs_;

@@ -33,6 +33,7 @@
 
 #include <qvmremote/command_id.hpp>
 #include <qvmremote/envelope.hpp>
+#include <qvmremote/host/bulk_pipe.hpp>
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/transport.hpp>
@@ -106,6 +107,7 @@ class descriptor_sink final : public output_sink {
             n = ::send(fd_, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
             break;
         case way::own:
+            pipe_.saw(own_.get(), data.size());
             n = ::write(own_.get(), data.data(), data.size());
             break;
         case way::careful: {
@@ -153,6 +155,7 @@ class descriptor_sink final : public output_sink {
     int fd_;
     unique_fd own_;
     way way_ = way::unknown;
+    bulk_pipe pipe_;
     bool broken_ = false;
     int error_ = 0;
 };

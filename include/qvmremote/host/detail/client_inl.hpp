@@ -112,8 +112,12 @@ class client::running {
             receive(now);
         else if (!done_)
             check_silence(now);
-        if (ready > 0 && fds[input].revents && !done_ && wants_stdin())
-            send_stdin();
+        // Several frames go out in one write: each write is a wake-up for all on the way.
+        for (bool more = ready > 0 && fds[input].revents; more && !done_ && wants_stdin();) {
+            more = send_stdin();
+            pollfd again{io_.stdin_fd, POLLIN, 0};
+            more = more && ::poll(&again, 1, 0) == 1;
+        }
     }
 
     void check_silence(std::uint64_t now) {
@@ -236,15 +240,19 @@ class client::running {
         return io_.stdin_fd >= 0 && session_ != 0 && !stdin_ended_ && writable_ &&
                !c_.machine_.congested() && c_.machine_.stdin_credit(session_) > 0;
     }
-    void send_stdin() {
+    // Whether it was much: then there is more, or there soon is.
+    bool send_stdin() {
         const auto room = c_.machine_.prepare_stdin(session_);
         const ssize_t n = ::read(io_.stdin_fd, room.data(), room.size());
         if (n > 0) {
             c_.machine_.commit_stdin(session_, static_cast<std::size_t>(n));
-        } else if (n == 0 || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK)) {
+            return stdin_pipe_.saw(io_.stdin_fd, static_cast<std::size_t>(n));
+        }
+        if (n == 0 || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK)) {
             stdin_ended_ = true;
             c_.machine_.stdin_eof(session_);
         }
+        return false;
     }
 
     void take_signals() {
@@ -337,6 +345,7 @@ class client::running {
     std::uint32_t session_ = 0;
     bool accepted_ = false;
     bool stdin_ended_ = false;
+    bulk_pipe stdin_pipe_;
     bool writable_ = true;
     bool done_ = false;
     lane out_{{}, false, false, true}, err_{{}, false, false, false};
