@@ -33,45 +33,71 @@ std::optional<std::int64_t> parse_seconds(std::string_view text) {
     return qvmremote::detail::parse_decimal<std::int64_t>(text);
 }
 
+// What lies in the directory for one qube. The directory is walked to once for all of it.
+class qube_files {
+public:
+    qube_files(const std::string &directory, const qube_name &qube)
+        : directory_(host::trusted_directory::open(directory)), path_(directory + "/"), qube_(qube) {}
+
+    [[nodiscard]] host::outcome<std::string> read(const char *suffix, host::trusted kind) const {
+        if (!directory_)
+            return tl::unexpected(directory_.error());
+        return directory_->read(qube_.text() + suffix, kind, largest_file);
+    }
+
+    [[nodiscard]] host::outcome<secret> key() const {
+        auto text = read(key_file, host::trusted::secret);
+        if (!text)
+            return tl::unexpected(text.error());
+        auto key = secret::parse(*text);
+        OPENSSL_cleanse(text->data(), text->size());
+        if (!key)
+            return host::failed(path_ + qube_.text() + key_file + ": " +
+                                std::string(message(key.error().code)) +
+                                "; register it anew: qvm-remote-dom0 authorize " + qube_.text());
+        return std::move(*key);
+    }
+
+    [[nodiscard]] std::optional<std::int64_t> until() const {
+        const auto text = read(until_file, host::trusted::file);
+        if (!text)
+            return text.error().error_number == ENOENT ? std::nullopt : std::optional<std::int64_t>(0);
+        return parse_seconds(*text).value_or(0);
+    }
+
+    struct rotated_out {
+        std::string key;
+        std::int64_t until = 0;
+    };
+    [[nodiscard]] std::optional<rotated_out> previous() const {
+        auto text = read(previous_file, host::trusted::secret);
+        const std::size_t end = text ? text->find('\n') : std::string::npos;
+        if (end == std::string::npos)
+            return std::nullopt;
+        rotated_out out{text->substr(0, end),
+                        parse_seconds(std::string_view(*text).substr(end + 1)).value_or(0)};
+        OPENSSL_cleanse(text->data(), text->size());
+        return out;
+    }
+
+private:
+    host::outcome<host::trusted_directory> directory_;
+    std::string path_;
+    const qube_name &qube_;
+};
+
 } // namespace
 
 host::outcome<secret> keyring::load(const qube_name &qube) const {
-    auto text = host::read_trusted(path(qube, key_file), host::trusted::secret, largest_file);
-    if (!text)
-        return tl::unexpected(text.error());
-    auto key = secret::parse(*text);
-    OPENSSL_cleanse(text->data(), text->size());
-    if (!key)
-        return host::failed(path(qube, key_file) + ": " + std::string(message(key.error().code)) +
-                            "; register it anew: qvm-remote-dom0 authorize " + qube.text());
-    return std::move(*key);
+    return qube_files(directory_, qube).key();
 }
 
 std::optional<std::int64_t> keyring::until(const qube_name &qube) const {
-    const auto text = host::read_trusted(path(qube, until_file), host::trusted::file, largest_file);
-    if (!text)
-        return text.error().error_number == ENOENT ? std::nullopt : std::optional<std::int64_t>(0);
-    return parse_seconds(*text).value_or(0);
+    return qube_files(directory_, qube).until();
 }
-
-namespace {
-struct rotated_out {
-    std::string key;
-    std::int64_t until = 0;
-};
-std::optional<rotated_out> read_previous(const std::string &path) {
-    auto text = host::read_trusted(path, host::trusted::secret, largest_file);
-    const std::size_t end = text ? text->find('\n') : std::string::npos;
-    if (end == std::string::npos)
-        return std::nullopt;
-    rotated_out out{text->substr(0, end), parse_seconds(std::string_view(*text).substr(end + 1)).value_or(0)};
-    OPENSSL_cleanse(text->data(), text->size());
-    return out;
-}
-} // namespace
 
 std::optional<std::int64_t> keyring::previous_until(const qube_name &qube) const {
-    auto old = read_previous(path(qube, previous_file));
+    auto old = qube_files(directory_, qube).previous();
     if (!old)
         return std::nullopt;
     OPENSSL_cleanse(old->key.data(), old->key.size());
@@ -79,17 +105,18 @@ std::optional<std::int64_t> keyring::previous_until(const qube_name &qube) const
 }
 
 host::outcome<std::vector<secret>> keyring::usable(const qube_name &qube, std::int64_t now) const {
-    auto key = load(qube);
+    const qube_files files(directory_, qube);
+    auto key = files.key();
     if (!key)
         return tl::unexpected(key.error());
-    if (const auto ends = until(qube); ends && *ends <= now)
+    if (const auto ends = files.until(); ends && *ends <= now)
         return host::failed("the time of '" + qube.text() +
                                 "' is over; authorize it anew with qvm-remote-dom0 authorize",
                             EKEYEXPIRED);
     std::vector<secret> out;
     out.push_back(std::move(*key));
     // One that is no good is one fewer that is.
-    if (auto old = read_previous(path(qube, previous_file))) {
+    if (auto old = files.previous()) {
         if (auto parsed = secret::parse(old->key); parsed && now < old->until)
             out.push_back(std::move(*parsed));
         OPENSSL_cleanse(old->key.data(), old->key.size());

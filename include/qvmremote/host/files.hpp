@@ -45,6 +45,26 @@ enum class trusted {
 /// FIFO or a device: anything but a regular file is a failure.
 [[nodiscard]] inline outcome<std::string> read_text(const std::string &path, std::size_t limit);
 
+/// A directory that open_trusted accepted, for who reads several files in it.
+class trusted_directory {
+  public:
+    /// Fails as open_trusted does.
+    [[nodiscard]] static outcome<trusted_directory> open(std::string absolute_path);
+
+    /// The whole of the file `name`, no path, that open_trusted would accept as `kind`; fails as that
+    /// and read_all do.
+    [[nodiscard]] outcome<std::string> read(const std::string &name, trusted kind,
+                                            std::size_t limit) const;
+
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+
+  private:
+    trusted_directory(unique_fd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+
+    unique_fd fd_;
+    std::string path_;
+};
+
 /// The whole of a file that open_trusted accepts as `kind`.
 [[nodiscard]] inline outcome<std::string> read_trusted(const std::string &absolute_path,
                                                        trusted kind, std::size_t limit);

@@ -156,6 +156,14 @@ struct split_path {
     return 0;
 }
 
+// O_PATH: a parent needs to be passable, not readable.
+inline constexpr int parent_flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+// O_NONBLOCK: a FIFO put there must not hang the opener before it is refused.
+[[nodiscard]] constexpr int target_flags(trusted kind) {
+    return O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY |
+           (kind == trusted::directory ? O_DIRECTORY : 0);
+}
+
 } // namespace detail
 
 inline outcome<unique_fd> open_trusted(const std::string &absolute_path, trusted kind) {
@@ -165,15 +173,12 @@ inline outcome<unique_fd> open_trusted(const std::string &absolute_path, trusted
                           " is not absolute; write it from '/' on",
                       EINVAL);
 
-    // O_PATH: a parent needs to be passable, not readable.
-    constexpr int parent_flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-    // O_NONBLOCK: a FIFO put there must not hang the opener before it is refused.
-    const int target_flags = O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY |
-                             (kind == trusted::directory ? O_DIRECTORY : 0);
-
+    const auto flags = [&](std::string_view behind) {
+        return detail::is_last(behind) ? detail::target_flags(kind) : detail::parent_flags;
+    };
     std::string_view rest = absolute_path;
     std::string walked = "/";
-    unique_fd at(::open("/", detail::is_last(rest) ? target_flags : parent_flags));
+    unique_fd at(::open("/", flags(rest)));
     if (!at)
         return failed("cannot open /", errno);
     while (!detail::is_last(rest)) {
@@ -187,8 +192,7 @@ inline outcome<unique_fd> open_trusted(const std::string &absolute_path, trusted
         if (walked.size() > 1)
             walked += '/';
         walked += name;
-        unique_fd next(
-            ::openat(at.get(), name.c_str(), detail::is_last(rest) ? target_flags : parent_flags));
+        unique_fd next(::openat(at.get(), name.c_str(), flags(rest)));
         if (!next)
             return detail::open_failed(at.get(), name, walked, errno);
         at = std::move(next);
@@ -286,14 +290,41 @@ inline outcome<std::string> read_tail(const std::string &path, std::size_t most)
     return out;
 }
 
+namespace detail {
+[[nodiscard]] inline outcome<std::string> read_named(int fd, const std::string &path,
+                                                     std::size_t limit) {
+    return read_all(fd, limit).map_error([&](failure why) {
+        return failure{shell_word(path) + ": " + why.what, why.error_number};
+    });
+}
+} // namespace detail
+
+inline outcome<trusted_directory> trusted_directory::open(std::string absolute_path) {
+    auto fd = open_trusted(absolute_path, trusted::directory);
+    if (!fd)
+        return tl::unexpected(fd.error());
+    return trusted_directory(std::move(*fd), std::move(absolute_path));
+}
+
+inline outcome<std::string> trusted_directory::read(const std::string &name, trusted kind,
+                                                    std::size_t limit) const {
+    const std::string whole = path_ + "/" + name;
+    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos)
+        return failed(detail::shell_word(name) + " is no file's name", EINVAL);
+    const unique_fd file(::openat(fd_.get(), name.c_str(), detail::target_flags(kind)));
+    if (!file)
+        return detail::open_failed(fd_.get(), name, whole, errno);
+    if (auto target = detail::check_target(file.get(), whole, kind); !target)
+        return tl::unexpected(target.error());
+    return detail::read_named(file.get(), whole, limit);
+}
+
 inline outcome<std::string> read_trusted(const std::string &absolute_path, trusted kind,
                                          std::size_t limit) {
     auto fd = open_trusted(absolute_path, kind);
     if (!fd)
         return tl::unexpected(fd.error());
-    return read_all(fd->get(), limit).map_error([&](failure why) {
-        return failure{detail::shell_word(absolute_path) + ": " + why.what, why.error_number};
-    });
+    return detail::read_named(fd->get(), absolute_path, limit);
 }
 
 inline outcome<void> write_atomically(const std::string &path, std::string_view data, mode_t mode,
