@@ -64,6 +64,17 @@ def below_full_input_and_time_are_the_rules(f):
 
 
 @case
+def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
+    begin(f, "work exec:id -u allow user=nobody-of-that-name\nwork exec:id -g allow user=root\n"
+             "work exec:true ask user=nobody-of-that-name\n")
+    denied(f.run("id -u"), b"there is no user 'nobody-of-that-name' in dom0")
+    denied(f.run("id -g"), b"may administer dom0, so it bounds no command")
+    denied(f.run("true"), b"there is no user")  # no operator is asked in vain
+    denied(f.run("--dry-run", "id -u"), b"there is no user")
+    equal({r["kind"] for r in f.audit() if r["kind"] != "HEAD"}, {"REFUSED"})
+
+
+@case
 def scripts_run_by_their_digest(f):
     text = b"echo one\necho $((1 + 1))\n"
     begin(f, f"work script:sha256:{hashlib.sha256(text).hexdigest()} allow\n")

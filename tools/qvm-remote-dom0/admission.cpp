@@ -277,11 +277,22 @@ void admission::admit(const peer &from, verified<request> what, consent given, a
     });
 }
 
+namespace {
+// The account that a rule names. Below full access one that may administer would bound nothing.
+host::outcome<account> account_for(const run_terms &how) {
+    auto found = find_account(how.user);
+    if (found && !how.full && found->may_administer)
+        return host::failed("user '" + found->name + "' of the rule may administer dom0, so it bounds no command");
+    return found;
+}
+} // namespace
+
 void admission::decide_and_start(peer from, verified<request> what, consent given, answer tell) {
     const envelope &header = what->header;
     const std::optional<std::string_view> collected(given.collected);
     auto why = shut(from.name);
     verdict said;
+    std::optional<account> as;
     if (!why) {
         said = decide(from, header, rules_, approvals_.granted(), host::boottime_ms(), collected);
         if (said.what == policy_action::deny)
@@ -293,16 +304,25 @@ void admission::decide_and_start(peer from, verified<request> what, consent give
             why = refusal{errc::denied, "dom0's policy has changed since an operator was asked",
                           said.rule, said.what};
     }
+    // Before anything is recorded as started, and before an operator is asked in vain.
+    if (!why && !said.how.user.empty()) {
+        if (auto found = account_for(said.how))
+            as = std::move(*found);
+        else
+            why = refusal{errc::denied, found.error().what, said.rule, said.what};
+    }
     if (why) {
         abandon(from, header, *why);
         return tell(*why);
     }
     if (said.what == policy_action::ask && !given.by)
         return tell(held{std::move(what), std::move(from), std::move(said)});
-    start(std::move(from), std::move(what), std::move(said), std::move(given), std::move(tell));
+    start(std::move(from), std::move(what), std::move(said), std::move(as), std::move(given),
+          std::move(tell));
 }
 
-void admission::start(peer from, verified<request> what, verdict said, consent given, answer tell) {
+void admission::start(peer from, verified<request> what, verdict said, std::optional<account> as,
+                      consent given, answer tell) {
     journal_entry entry;
     entry.peer = from.name.text();
     entry.transport = from.transport;
@@ -321,6 +341,7 @@ void admission::start(peer from, verified<request> what, verdict said, consent g
     entry.user = said.how.user;
     entry.timeout_s = said.how.timeout_s;
     records_.start(std::move(entry), [this, from, what = std::move(what), how = std::move(said.how),
+                                      as = std::move(as),
                                       collected = std::move(given.collected).value_or(""),
                                       tell = std::move(tell)](
                                          std::optional<std::uint64_t> serial) mutable {
@@ -330,7 +351,8 @@ void admission::start(peer from, verified<request> what, verdict said, consent g
                        subject(from, what->header) + " " + for_log(records_.trouble()));
             return tell(refusal{errc::not_recorded, for_log(records_.trouble())});
         }
-        tell(admitted(std::move(what), from, std::move(how), std::move(collected), *serial));
+        tell(admitted(std::move(what), from, std::move(how), std::move(as), std::move(collected),
+                      *serial));
     });
 }
 

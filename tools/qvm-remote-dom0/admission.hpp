@@ -18,6 +18,7 @@
 #include <qvmremote/session.hpp>
 #include <qvmremote/token.hpp>
 
+#include "account.hpp"
 #include "containment.hpp"
 #include "journal.hpp"
 #include "approvals.hpp"
@@ -42,22 +43,24 @@ public:
     /// Within which it runs, by policy: the same in the executor's words. A dedicated account is a
     /// bound only where sudo and its like give it nothing; under full access none is meant to be.
     [[nodiscard]] containment bounds() const {
-        return {.user = terms_.user.empty() ? std::nullopt : std::optional(terms_.user),
-                .most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
+        return {.most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
                 .output_bytes = terms_.output.value_or(0),
-                .no_new_privs = !terms_.full && !terms_.user.empty()};
+                .no_new_privs = !terms_.full && as_.has_value()};
     }
+    /// The account that it runs as; absent: the daemon's own.
+    [[nodiscard]] const std::optional<account> &as() const noexcept { return as_; }
 
 private:
     friend class admission;
     admitted(verified<qvmremote::request> request, peer from, run_terms terms,
-             std::string collected, std::uint64_t serial)
+             std::optional<account> as, std::string collected, std::uint64_t serial)
         : request_(std::move(request)), from_(std::move(from)), terms_(std::move(terms)),
-          collected_(std::move(collected)), serial_(serial) {}
+          as_(std::move(as)), collected_(std::move(collected)), serial_(serial) {}
 
     verified<qvmremote::request> request_;
     peer from_;
     run_terms terms_;
+    std::optional<account> as_;
     std::string collected_;
     std::uint64_t serial_;
 };
@@ -148,7 +151,8 @@ public:
 private:
     [[nodiscard]] std::optional<refusal> shut(const qube_name &qube) const;
     void decide_and_start(peer from, verified<request> what, consent given, answer tell);
-    void start(peer from, verified<request> what, verdict said, consent given, answer tell);
+    void start(peer from, verified<request> what, verdict said, std::optional<account> as,
+               consent given, answer tell);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
     using good_keys = host::outcome<std::vector<secret>>;

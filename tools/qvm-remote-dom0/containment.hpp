@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
-#include <string>
 
 namespace qvmremote::dom0 {
 
@@ -23,7 +21,6 @@ struct resources {
 };
 
 struct containment {
-    std::optional<std::string> user; ///< name of the account to run as; absent: as the daemon
     resources most;
     std::uint64_t output_bytes = 0; ///< stdout and stderr together; beyond it the command ends. 0: any
     bool no_new_privs = false;      ///< sudo and what else is setuid gives it nothing

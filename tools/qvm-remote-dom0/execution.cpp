@@ -122,16 +122,12 @@ host::outcome<void> execution::launch_command() {
     const envelope &what = what_.request();
     const run_terms &terms = what_.terms();
     const containment &bounds = bounds_ = within(what_.bounds(), parts_.ceiling);
-    auto as = bounds.user ? find_account(*bounds.user) : host::outcome<account>(parts_.self);
-    if (!as)
-        return tl::unexpected(as.error());
-    if (bounds.user && bounds.no_new_privs && as->may_administer)
-        return host::failed("user '" + as->name + "' may administer dom0, so it bounds no command");
+    const account &as = what_.as() ? *what_.as() : parts_.self;
     if (bounds.output_bytes != 0)
         output_left_ = bounds.output_bytes;
     launch command;
-    if (bounds.user)
-        command.user = as->who;
+    if (what_.as())
+        command.user = as.who;
     command.no_new_privs = bounds.no_new_privs;
     command.most = bounds.most;
     host::unique_fd script;
@@ -156,13 +152,13 @@ host::outcome<void> execution::launch_command() {
         command.extra.emplace_back(script.get(), script_fd);
     }
     command.environment =
-        environment_for(*as, parts_.language, what_.from().name.text(), what.id->text());
+        environment_for(as, parts_.language, what_.from().name.text(), what.id->text());
     // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
     for (const auto &[key, value] : terms.environment)
         if (std::none_of(command.environment.begin(), command.environment.end(),
                          [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
             command.environment.push_back(key + "=" + value);
-    command.directory = as->home;
+    command.directory = as.home;
 
     auto out = make_pipe();
     auto err = make_pipe();
