@@ -24,13 +24,13 @@ HANG = 400  # seconds; the machine is emulated, and this one may be busy
 MIB = 1 << 20
 SKIPPED = 77
 
-CASES = ["status", "limits", "daemon", "other", "bomb", "memory", "stubborn", "processor", "group", "stop",
-         "killed"]
+CASES = ["status", "limits", "daemon", "other", "bomb", "memory", "stubborn", "processor", "group",
+         "account", "reached", "root", "operator", "stop", "killed"]
 
 UNIT = f"""[Service]
 ExecStart=
 ExecStart=/usr/bin/qvm-remote-dom0 --root /srv/dom0 --transport mock --plugin-dir /usr/lib/qvm-remote/transports
-Environment=QVM_REMOTE_MOCK_DIR=/srv/dom0 "QVM_REMOTE_MOCK_PEERS=work dev"
+Environment=QVM_REMOTE_MOCK_DIR=/srv/dom0 "QVM_REMOTE_MOCK_PEERS=work dev narrow"
 Environment=QVM_REMOTE_MAX_MEMORY=256M QVM_REMOTE_MAX_PROCESSES=64 QVM_REMOTE_MAX_CPU=150
 StandardOutput=file:/run/daemon.log
 StandardError=file:/run/daemon.log
@@ -44,6 +44,7 @@ work() { QVM_REMOTE_MOCK_SOCKET=/srv/dom0/work.sock qvm-remote "$@" </dev/null; 
 dev() { QVM_REMOTE_MOCK_SOCKET=/srv/dom0/dev.sock qvm-remote "$@" </dev/null; }
 ok() { echo "contain: ok $1"; }
 bad() { local name=$1; shift; echo "contain: FAILED $name: ${*//$'\n'/ | }"; }
+narrow() { QVM_REMOTE_MOCK_SOCKET=/srv/dom0/narrow.sock qvm-remote "$@" </dev/null; }
 # is CASE GOT WANTED
 is() { if [[ $2 == $3 ]]; then ok "$1"; else bad "$1" "$2"; fi }
 # Groups in which somebody is; the one of the keeper that waits is empty.
@@ -56,6 +57,12 @@ stubborn="trap '' TERM HUP; (setsid bash -c 'trap \"\" TERM HUP; while :; do sle
 for qube in work dev; do
     qvm-remote-dom0 --root /srv/dom0 authorize $qube 2>/dev/null </root/.qvm-remote/auth.key
 done
+qvm-remote-dom0 --root /srv/dom0 authorize narrow --level deny 2>/dev/null </root/.qvm-remote/auth.key
+cat >/srv/dom0/etc/qubes/remote-policy.d/40-narrow.policy <<END
+narrow exec:true ask
+narrow exec:approve * allow user=agent
+narrow exec:approve-as-root * allow
+END
 systemctl start qvm-remote-dom0 || { cat /run/daemon.log; exit; }
 
 is status "$(qvm-remote-dom0 --root /srv/dom0 status)" \
@@ -97,6 +104,23 @@ is other "$? $(tail -n 1 /tmp/other) $(grep -c . /tmp/other)" "0 end 151"
 sleep 0.3
 is group "$(ls -d $unit/command-* | wc -l) $(used)" "1 0"
 
+# A command cannot say yes to another: one under an account of its own does not reach the daemon, one of
+# root's is known by its group; and the question stands until somebody outside answers it.
+narrow -t 100 true >/tmp/asked 2>&1 &
+asked=$!
+until serial=$(qvm-remote-dom0 --root /srv/dom0 approvals | grep -oE '^ *[0-9]+'); do sleep 0.1; done
+serial=$((serial))
+ln -s /srv/dom0/run/qvm-remote /run/qvm-remote
+is account "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*Permission denied*"$'\n'"1"
+chmod 711 /srv/dom0 /srv/dom0/run /srv/dom0/run/qvm-remote
+chmod 666 /srv/dom0/run/qvm-remote/control.sock
+is reached "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*answers root and members of the group qubes*"$'\n'"1"
+is root "$(narrow approve-as-root $serial 2>&1; echo $?)" "*command*"$'\n'"1"
+chmod 700 /srv/dom0
+kill -0 $asked && qvm-remote-dom0 --root /srv/dom0 approvals allow $serial
+wait $asked
+is operator "$? $(</tmp/asked)" "0 *"
+
 work "export MARK=left; $stubborn" >/dev/null 2>&1 &
 while [ $(marked left) -lt 2 ]; do sleep 0.1; done
 was=$(main_pid)
@@ -114,6 +138,12 @@ systemctl kill -s TERM --kill-whom=main qvm-remote-dom0
 systemctl stop qvm-remote-dom0
 is stop "$(marked stop) $(ls -d $unit 2>/dev/null)" "0 "
 echo "contain: end"
+"""
+
+# As somebody would who found the daemon's socket.
+APPROVE = """#!/bin/bash
+echo $USER
+exec qvm-remote-dom0 approvals allow $1
 """
 
 SERVICE = """[Unit]
@@ -142,8 +172,10 @@ def build(packages):
     root.program("usr/lib/qvm-remote/transports/mock.so", os.path.join(BUILD, "plugins/mock/mock.so"))
     root.file("etc/os-release", "ID=debian\nNAME=test\n")
     root.file("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
-    root.file("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
-    root.file("etc/group", "root:x:0:\n")
+    root.file("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nagent:x:500:500:agent:/:/bin/bash\n")
+    root.file("etc/group", "root:x:0:\nqubes:x:98:\nagent:x:500:\n")
+    root.file("usr/local/bin/approve-as-root", "#!/bin/bash\nexec qvm-remote-dom0 approvals allow $1\n", 0o755)
+    root.file("usr/local/bin/approve", APPROVE, 0o755)
     with open(os.path.join(BUILD, "packaging/systemd/qvm-remote-dom0.service"), encoding="utf-8") as f:
         root.file("etc/systemd/system/qvm-remote-dom0.service", f.read())
     root.file("etc/systemd/system/qvm-remote-dom0.service.d/test.conf",

@@ -15,7 +15,7 @@ import subprocess
 # What systemd's programs are linked with, where this machine may lack it.
 PACKAGES = ["systemd", "libsystemd-shared"]
 KERNEL = "linux-image-cloud-amd64"
-PROGRAMS = ["bash", "cat", "grep", "head", "ls", "mkfifo", "rm", "sed", "setsid", "sh", "sleep", "tail", "true", "wc"]
+PROGRAMS = ["bash", "cat", "chmod", "grep", "head", "ln", "ls", "mkfifo", "rm", "sed", "setsid", "sh", "sleep", "tail", "true", "wc"]
 
 
 def run(*words, **kw):

@@ -170,10 +170,18 @@ host::outcome<std::string> ask_daemon(const paths &where, std::string_view reque
     const timeval limit{seconds, 0};
     ::setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     const std::string line = std::string(request) + "\n";
+    // Who may not ask has the door shut in the face, before or after the question was put.
+    const auto shut = [] {
+        return host::failed("the daemon answers root and members of the group qubes alone", EACCES);
+    };
     if (::send(fd->get(), line.data(), line.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(line.size()))
-        return host::failed("the daemon does not listen", errno);
-    return host::read_all(fd->get(), longest_answer);
+        return errno == EPIPE || errno == ECONNRESET ? shut()
+                                                     : host::failed("the daemon does not listen", errno);
+    auto answer = host::read_all(fd->get(), longest_answer);
+    if (!answer && answer.error().error_number == ECONNRESET)
+        return shut();
+    return answer;
 }
 
 std::optional<pid_t> daemon_pid(const paths &where) {
