@@ -11,7 +11,7 @@ import time
 
 from houses import House, MockHouse, memory
 from rows import (GIB, HANG, ROUNDS, args, failures_row, fdatasync, good, launch, memory_row,
-                  ms, program, ratio_row, row)
+                  ms, program, ratio_row, row, slowness)
 
 QUBES = [f"q{n}" for n in range(10)]
 
@@ -74,6 +74,7 @@ def bench_embedded(state):
 
 
 def bench_many(state):
+    slower, why = slowness()
     with House(state.programs, "many", QUBES) as house:
         clients = [word for qube in QUBES for word in ("--", *house.client(qube, "true"))]
         one = ["--", *house.client(QUBES[0], "true")]
@@ -86,15 +87,17 @@ def bench_many(state):
                 bash = launch("--parallel", 40, "--count", 40, "--", "bash", "-c", "true")
                 floor.append(bash["wall_us"] / 1e6)
             wall = statistics.median(took)
-            row(f"40 clients at once, {where}", wall, "s", "≤ 0.2", wall <= 0.2 and failed == 0,
-                f"median of {len(took)}; {failed} failed; bash the same way: "
+            row(f"40 clients at once, {where}", wall, "s", f"≤ 0.2 × {slower:.1f}",
+                wall <= 0.2 * slower and failed == 0,
+                f"0.2 s {why}; median of {len(took)}; {failed} failed; bash the same way: "
                 f"{statistics.median(floor):.3f} s")
         count = 300 if args.quick else 1000
         done = launch("--parallel", 10, "--count", count, *clients, env=house.env())
     bash = launch("--parallel", 10, "--count", count, "--", "bash", "-c", "true")
     rate = count / done["wall_us"] * 1e6
-    row(f"{count} clients, 10 qubes, 10 in parallel", rate, "/s", "≥ 300", rate >= 300 and good(done),
-        f"bash the same way: {count / bash['wall_us'] * 1e6:.0f}/s")
+    row(f"{count} clients, 10 qubes, 10 in parallel", rate, "/s", f"≥ 300 / {slower:.1f}",
+        rate >= 300 / slower and good(done),
+        f"300 {why}; bash the same way: {count / bash['wall_us'] * 1e6:.0f}/s")
 
 
 def bulk_words(client):

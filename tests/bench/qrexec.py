@@ -118,8 +118,11 @@ def bench_qrexec(build, scratch, rounds, launch, row):
     row("qrexec: a bare cat service through the stand-in", cat / 1000, "ms", None, None,
         f"bash -c true {bash / 1000:.2f} ms")
     row("qrexec: a service that is `bash -c true`", service / 1000, "ms", None, None, "")
-    row("qrexec: qvm-remote true, a new call each, over that service", (new - service) / 1000, "ms", "≤ 2.5",
-        new - service <= 2500, f"{new / 1000:.2f} ms / {service / 1000:.2f} ms")
+    # 2.5 ms are for a machine on which bash -c true takes 1.3.
+    allowed = 2500 * max(1.0, bash / 1300)
+    row("qrexec: qvm-remote true, a new call each, over that service", (new - service) / 1000, "ms",
+        f"≤ 2.5 × {allowed / 2500:.1f}", new - service <= allowed,
+        f"2.5 ms where bash -c true takes 1.3; {new / 1000:.2f} ms / {service / 1000:.2f} ms")
     kept_bash, kept = (r["median_us"] for r in shared["rows"])
     row("qrexec: qvm-remote true, a kept call / bash", kept / kept_bash, "×", None, None,
         f"{kept / 1000:.2f} ms / {kept_bash / 1000:.2f} ms")

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The audit log from the outside: checked, shown, exported, set aside, and through kill -9 of the daemon.
-Usage: audit.py BUILD-DIRECTORY [ROUNDS=N] [CASE...]
+Usage: audit.py BUILD-DIRECTORY [ROUNDS=N] [SECONDS=N] [CASE...]
+ROUNDS of kills, and no more than fit into SECONDS.
 """
 
 import contextlib
@@ -15,8 +16,14 @@ import subprocess
 import sys
 import time
 
-ROUNDS = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("ROUNDS=")), 50)
-sys.argv = [w for w in sys.argv if not w.startswith("ROUNDS=")]
+
+def number(name, otherwise):
+    found = [w for w in sys.argv if w.startswith(name + "=")]
+    sys.argv = [w for w in sys.argv if w not in found]
+    return int(found[-1].partition("=")[2]) if found else otherwise
+
+
+ROUNDS, SECONDS = number("ROUNDS", 50), number("SECONDS", 50)
 
 from fixture import CLIENT, HANG, KEY, case, check, equal, eventually, main  # noqa: E402
 
@@ -220,7 +227,7 @@ def kill_at_any_moment_leaves_a_record_of_all_that_ran(f):
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                         start_new_session=True))
     heads = []
-    deadline = time.monotonic() + 50  # what a slow machine does not reach is left out
+    deadline = time.monotonic() + SECONDS  # what a slow machine does not reach is left out
     done = 0
     try:
         while done < ROUNDS and time.monotonic() < deadline:
