@@ -213,6 +213,28 @@ def a_full_disk_is_told_to_who_asks(f):
 
 
 @case
+def a_stop_leaves_no_start_without_its_end(f):
+    """Also of those whose START was still being written, and whose client had gone."""
+    f.start()
+    rng = random.Random(20260219)
+    for _ in range(15):
+        size = os.path.getsize(audit_path(f))
+        clients = [subprocess.Popen([CLIENT, "true"], env=f.env(), stdin=subprocess.DEVNULL,
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(8)]
+        eventually(lambda: os.path.getsize(audit_path(f)) > size, "a START")
+        time.sleep(rng.random() * 0.01)
+        for c in clients:
+            c.kill()
+        f.stop()
+        for c in clients:
+            c.wait(HANG)
+        open_starts = {r["n"] for r in f.audit() if r["kind"] == "START"} - {
+            r["of"] for r in f.audit() if r["kind"] == "END"}
+        equal(open_starts, set())
+        f.spawn("mock", QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work")
+
+
+@case
 def kill_at_any_moment_leaves_a_record_of_all_that_ran(f):
     """Clients run one after another as fast as they can, and the daemon is killed at random points."""
     journal = Journal(f)

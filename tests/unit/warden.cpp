@@ -236,6 +236,15 @@ struct process_state {
     return out;
 }
 
+// The keepers of a warden; what else is below it is theirs.
+[[nodiscard]] std::set<pid_t> keepers_of(const warden &of) {
+    std::set<pid_t> out;
+    for (const pid_t pid : detail::processes_below(of.pid(), detail::listing::children_files))
+        if (state_of(pid).parent == of.pid() && !is_gone(pid))
+            out.insert(pid);
+    return out;
+}
+
 // A process that ignores TERM, in a session of its own, with two parents gone; it writes a line
 // when it is there. The shell that began all this stays, ignoring TERM as well.
 constexpr const char *stubborn =
@@ -766,8 +775,10 @@ TEST_CASE("the warden ends when it is let go of, after its commands") {
 }
 
 TEST_CASE("the warden holds nothing of the daemon, the keeper nothing of the command") {
-    // 0 to 2, the socket, and the pipe from the keeper that waits.
-    const auto settled = [] { return descriptors_of(the_warden->pid()).size() == 5; };
+    // 0 to 2, the socket, and one to each keeper.
+    const auto settled = [] {
+        return descriptors_of(the_warden->pid()).size() == 4 + keepers_of(*the_warden).size();
+    };
     CHECK(soon(settled));
     child first = start(command({"sleep", "1000"}));
     (void)next(first, child_event::started);
@@ -777,7 +788,8 @@ TEST_CASE("the warden holds nothing of the daemon, the keeper nothing of the com
     what.environment.push_back("LONG=" + std::string(100 * 1024, 'x'));
     child second = start(what);
     const pid_t keeper = state_of(next(second, child_event::started).pid).parent;
-    CHECK(soon([&] { return descriptors_of(keeper).size() == 4; }));
+    // 0 to 2, the one to the warden, and the command's control socket.
+    CHECK(soon([&] { return descriptors_of(keeper).size() == 5; }));
     CHECK(soon(settled));
 }
 
@@ -789,21 +801,28 @@ TEST_CASE("a warden that cannot make a keeper says so, and goes on when it can")
         REQUIRE(c);
         return next(*c);
     };
-    // Room for 0 to 2, the socket and one more: no pipe, but a control socket to answer on. Later
-    // than the next keeper, which comes in its own time.
-    const auto below = [&] {
-        return detail::processes_below(own->pid(), detail::listing::children_files);
-    };
-    REQUIRE(soon([&] { return below().size() == 1; }));
-    const auto waiting = below();
-    CHECK(first_event().kind == child_event::started);
-    REQUIRE(soon([&] { return below().size() == 1 && below() != waiting; }));
+    // The one that waited and comes back, and the one that was made meanwhile.
+    {
+        auto c = own->launch(command({"true"}));
+        REQUIRE(c);
+        while (next(*c).kind != child_event::empty) {
+        }
+    }
+    REQUIRE(soon([&] { return keepers_of(*own).size() == 2; }));
+    // No room for a link, which is two, but for a control socket to answer on.
+    const rlim_t used = descriptors_of(own->pid()).size();
     rlimit old{};
-    rlimit few{5, 5};
+    rlimit few{used + 1, used + 1};
     REQUIRE(::prlimit(own->pid(), RLIMIT_NOFILE, nullptr, &old) == 0);
     few.rlim_max = old.rlim_max;
     REQUIRE(::prlimit(own->pid(), RLIMIT_NOFILE, &few, nullptr) == 0);
-    CHECK(first_event().kind == child_event::started); // by the one that waited
+    std::vector<child> busy;
+    for (int i = 0; i < 2; ++i) {
+        auto c = own->launch(command({"sleep", "1000"}));
+        REQUIRE(c);
+        CHECK(next(*c).kind == child_event::started);
+        busy.push_back(std::move(*c));
+    }
     for (int i = 0; i < 3; ++i) {
         const child_event e = first_event();
         CHECK(e.kind == child_event::failed);
@@ -811,6 +830,48 @@ TEST_CASE("a warden that cannot make a keeper says so, and goes on when it can")
     }
     REQUIRE(::prlimit(own->pid(), RLIMIT_NOFILE, &old, nullptr) == 0);
     CHECK(first_event().kind == child_event::started);
+}
+
+TEST_CASE("a keeper comes back from a command that ended by itself, and from no other") {
+    auto own = warden::start();
+    REQUIRE(own);
+    const auto keeper_of = [&](launch what, bool kill) {
+        auto c = own->launch(what);
+        REQUIRE(c);
+        const pid_t pid = state_of(next(*c, child_event::started).pid).parent;
+        if (kill)
+            c->kill();
+        while (next(*c).kind != child_event::empty) {
+        }
+        return pid;
+    };
+    std::set<pid_t> seen;
+    for (int i = 0; i < 20; ++i) {
+        seen.insert(keeper_of(command({"sh", "-c", "sleep 0.02"}), false));
+        CHECK(soon([&] { return keepers_of(*own).size() == 2; }));
+    }
+    CHECK(seen.size() == 2);
+    const pid_t killed = keeper_of(command({"sleep", "1000"}), true);
+    CHECK(seen.contains(killed));
+    CHECK(soon([&] { return !keepers_of(*own).contains(killed); }));
+}
+
+TEST_CASE("no more than two keepers wait") {
+    auto own = warden::start();
+    REQUIRE(own);
+    {
+        std::vector<child> many;
+        for (int i = 0; i < 8; ++i) {
+            auto c = own->launch(command({"sh", "-c", "read -r _ || true"}));
+            REQUIRE(c);
+            (void)next(*c, child_event::started);
+            many.push_back(std::move(*c));
+        }
+        for (child &c : many)
+            while (next(c).kind != child_event::empty) {
+            }
+    }
+    CHECK(soon([&] { return keepers_of(*own).size() == 2; }));
 }
 
 TEST_CASE("a keeper that is killed while it waits is replaced") {
@@ -887,11 +948,13 @@ TEST_CASE("orders that cross the end do no harm, and no event is lost by them") 
 
 TEST_CASE("200 launches leak no descriptor and no process") {
     (void)run(command({"true"}));
-    // The keeper that waits is there.
+    // The keepers that wait are there.
     const auto quiet = [] {
-        return detail::processes_below(the_warden->pid(), detail::listing::children_files).size() ==
-                   1 &&
-               descriptors_of(the_warden->pid()).size() == 5;
+        const std::size_t waiting = keepers_of(*the_warden).size();
+        return waiting >= 1 && waiting <= 2 &&
+               detail::processes_below(the_warden->pid(), detail::listing::children_files).size() ==
+                   waiting &&
+               descriptors_of(the_warden->pid()).size() == 4 + waiting;
     };
     REQUIRE(soon(quiet));
     const auto ours = descriptors_of(::getpid());

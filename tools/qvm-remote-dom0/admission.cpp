@@ -340,19 +340,23 @@ void admission::start(peer from, verified<request> what, verdict said, std::opti
     entry.kind = audit_kind::start;
     entry.user = said.how.user;
     entry.timeout_s = said.how.timeout_s;
+    ++starting_;
     records_.start(std::move(entry), [this, from, what = std::move(what), how = std::move(said.how),
                                       as = std::move(as),
                                       collected = std::move(given.collected).value_or(""),
                                       tell = std::move(tell)](
                                          std::optional<std::uint64_t> serial) mutable {
-        if (!serial) {
+        if (serial) {
+            tell(admitted(std::move(what), from, std::move(how), std::move(as), std::move(collected),
+                          *serial));
+        } else {
             records_.release(from.name, *what->header.id);
             log_.write(log_category::error,
                        subject(from, what->header) + " " + for_log(records_.trouble()));
-            return tell(refusal{errc::not_recorded, for_log(records_.trouble())});
+            tell(refusal{errc::not_recorded, for_log(records_.trouble())});
         }
-        tell(admitted(std::move(what), from, std::move(how), std::move(as), std::move(collected),
-                      *serial));
+        if (--starting_ == 0 && none_starts_)
+            none_starts_();
     });
 }
 

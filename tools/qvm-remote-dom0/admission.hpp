@@ -138,6 +138,12 @@ public:
     using answer = std::function<void(outcome)>;
     void admit(const peer &from, verified<request> what, consent given, answer tell);
 
+    /// How many wait for their START to be written: each is told, and whoever ends the loop before
+    /// leaves one that has no END.
+    [[nodiscard]] std::size_t starting() const noexcept { return starting_; }
+    /// Called behind `tell` when there is none of them left.
+    void when_none_starts(std::function<void()> call) { none_starts_ = std::move(call); }
+
     /// Gives up on a request that check() let through and admit() did not get: its ID is free again.
     void abandon(const peer &from, const envelope &what, const refusal &why);
 
@@ -171,6 +177,8 @@ private:
     approvals &approvals_;
     journal &records_;
     event_log &log_;
+    std::size_t starting_ = 0;
+    std::function<void()> none_starts_;
     policy rules_; // the last good one
     std::string policy_trouble_;
     std::set<std::string, std::less<>> served_;

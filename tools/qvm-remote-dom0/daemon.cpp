@@ -135,6 +135,7 @@ private:
         parts_->dry_run = options_.dry_run;
         parts_->reschedule = [this] { reschedule(); };
         parts_->something_ended = [this] { something_ended(); };
+        admission_->when_none_starts([this] { something_ended(); });
         parts_->keep_alive_changed = [this] { arm_keep_alive(); };
         parts_->ask_operator = [this](question what, approvals::answer tell) {
             return ask_operator(std::move(what), std::move(tell));
@@ -290,10 +291,7 @@ private:
     void end_single_run() {
         if (expected_.empty() && served_) {
             // Who came is served; a call that a qube keeps open holds nobody up.
-            if (parts_->executions.empty())
-                loop_.stop();
-            else
-                drain();
+            drain();
             return;
         }
         std::string missing;
@@ -306,10 +304,7 @@ private:
                      missing.empty() ? "nobody came" : "not served", options_.once_wait_s,
                      missing.c_str());
         exit_code_ = 1;
-        if (parts_->executions.empty())
-            loop_.stop();
-        else
-            drain();
+        drain();
     }
 
     void await_streams(way_in &way) {
@@ -379,8 +374,12 @@ private:
         });
     }
 
+    [[nodiscard]] bool is_idle() const {
+        return parts_->executions.empty() && admission_->starting() == 0;
+    }
+
     void something_ended() {
-        const bool idle = parts_->executions.empty();
+        const bool idle = is_idle();
         if (parts_->draining && idle)
             loop_.stop();
         if (!options_.once)
@@ -472,7 +471,7 @@ private:
         const auto all = parts_->connections;
         for (const auto &c : all)
             c->refuse_waiting(errc::draining);
-        if (parts_->executions.empty()) {
+        if (is_idle()) {
             loop_.stop();
             return;
         }

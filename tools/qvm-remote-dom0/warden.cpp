@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <span>
 #include <string_view>
 
 #include <dirent.h>
@@ -424,7 +425,7 @@ class process_table {
 // same process, a chain that forks and ends) is there in the next pass. Whoever restarts what dies
 // is dead before it learns of it.
 // Returns whether there was anybody; `spare` are children of ours to leave alone, with all below.
-bool kill_all_below_us(const std::map<pid_t, std::uint64_t> &spare = {}) {
+template <class Spare = std::map<pid_t, bool>> bool kill_all_below_us(const Spare &spare = {}) {
     const process_table table(best_listing());
     std::vector<pid_t> found;
     table.append_children(::getpid(), found);
@@ -465,8 +466,7 @@ constexpr std::uint64_t never = ~std::uint64_t{0};
 
 // Waits until a descriptor (-1: none) is ready, a child has ended, or the time has come. All
 // signals are blocked elsewhere, so no end of a child is missed between looking and waiting.
-template <std::size_t N>
-void wait_for(std::array<pollfd, N> &watched, std::uint64_t until_ms) noexcept {
+void wait_for(std::span<pollfd> watched, std::uint64_t until_ms) noexcept {
     sigset_t all_but_child;
     ::sigfillset(&all_but_child);
     ::sigdelset(&all_but_child, SIGCHLD);
@@ -477,7 +477,7 @@ void wait_for(std::array<pollfd, N> &watched, std::uint64_t until_ms) noexcept {
         left.tv_sec = static_cast<time_t>(ms / 1000);
         left.tv_nsec = static_cast<long>(ms % 1000 * 1'000'000);
     }
-    if (::ppoll(watched.data(), N, until_ms == never ? nullptr : &left, &all_but_child) < 0)
+    if (::ppoll(watched.data(), watched.size(), until_ms == never ? nullptr : &left, &all_but_child) < 0)
         for (pollfd &one : watched)
             one.revents = 0;
 }
@@ -522,8 +522,8 @@ class keeper {
 
     void fail(int error_number) noexcept { tell({child_event::failed, error_number, 0}); }
 
-    // Until nothing is left of the tree.
-    void watch() {
+    // Until nothing is left of the tree; returns whether it went by itself.
+    bool watch() {
         for (;;) {
             std::array<pollfd, 1> watched{{{deaf_ ? -1 : control_.get(), POLLIN, 0}}};
             wait_for(watched, wake_ms());
@@ -544,6 +544,7 @@ class keeper {
             }
         }
         tell({child_event::empty, 0, 0});
+        return !killing_;
     }
 
   private:
@@ -701,12 +702,13 @@ struct launch_message {
     return out;
 }
 
-// From a message to the end of the command.
-void keep(launch_message message, const command_cgroup &group, const cgroup_home &home) noexcept {
+// From a message to the end of the command; returns whether this process is as it was before.
+bool keep(launch_message message, const command_cgroup &group, const cgroup_home &home) noexcept {
     auto &[received, block] = message;
     keeper self(std::move(received.front()), group);
     preparation p;
-    if (block.empty() && received.size() > 4) {
+    const bool is_mapped = block.empty() && received.size() > 4;
+    if (is_mapped) {
         block = map_block(received.back().get());
         received.pop_back();
     }
@@ -730,49 +732,75 @@ void keep(launch_message message, const command_cgroup &group, const cgroup_home
               [](const auto &a, const auto &b) { return a.second < b.second; });
     if (error != 0) {
         self.fail(error);
-        return;
+        return false;
     }
     p.rlimits = rlimits_for(p, home);
     const bool started = self.start(p, home);
     // The command's own ends stay with it alone, or nobody would see them end.
     received.clear();
-    if (started)
-        self.watch();
+    return started && self.watch() && !is_mapped;
 }
 
-// The life of a keeper: it waits for a message, and closes `idle` when it has one. Out of memory
-// ends it (noexcept), and the warden clears up; so it does behind one that cannot remove its group.
-[[noreturn]] void be_keeper(unique_fd socket, unique_fd idle, pid_t warden, const cgroup_home &home,
+// Between a keeper and the warden, over a socket of theirs: the keeper says which it does from now
+// on, and asks with `done` for the socket to wait at again. The end is a no.
+enum class keeper_word : std::uint8_t { taken, done };
+
+void lend(int link, int socket) noexcept {
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> ancillary{};
+    char byte = 0;
+    iovec part{&byte, 1};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = ancillary.data();
+    message.msg_controllen = ancillary.size();
+    cmsghdr *const header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof socket);
+    std::memcpy(CMSG_DATA(header), &socket, sizeof socket);
+    ::sendmsg(link, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+// The life of a keeper: it waits for a message, sees a command through, and waits again if the warden
+// has use for it. Out of memory ends it (noexcept), and the warden clears up; so it does behind one
+// that cannot remove its group.
+[[noreturn]] void be_keeper(unique_fd socket, unique_fd link, pid_t warden, const cgroup_home &home,
                             std::uint64_t number) noexcept {
     ::prctl(PR_SET_NAME, "qvm-remote-keep", 0, 0, 0);
     // Cannot fail where it did not fail the warden.
     ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-    // While we wait we have the socket too: should the warden die, the daemon would not see it.
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    if (::getppid() != warden)
-        ::_exit(0);
-    // While nobody waits for it. Where it cannot be made, the command does not start.
     command_cgroup group(home, number);
-    (void)group.make();
-    for (;;) {
-        auto message = take_message(socket.get(), 0);
+    while (socket) {
+        // While we wait we have the socket too: should the warden die, the daemon would not see it.
+        ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        if (::getppid() != warden)
+            break;
+        // While nobody waits for it. Where it cannot be made, the command does not start.
+        (void)group.make();
+        std::optional<launch_message> message;
+        do
+            message = take_message(socket.get(), 0);
+        while (message && message->received.empty()); // out of descriptors; the control socket ends
         if (!message)
             break;
-        if (message->received.empty())
-            continue; // out of descriptors; the daemon sees the control socket end
         // From here on there is a tree to see through, with or without a warden.
         ::prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
-        idle.reset();
         socket.reset();
-        keep(std::move(*message), group, home);
-        break;
+        send_one(link.get(), keeper_word::taken);
+        if (!keep(std::move(*message), group, home) || !group.remove() ||
+            !send_one(link.get(), keeper_word::done))
+            break;
+        auto answer = take_message(link.get(), 0);
+        if (answer && !answer->received.empty())
+            socket = std::move(answer->received.front());
     }
     ::_exit(group.remove() ? 0 : 1);
 }
 
 // Sees to it that a keeper waits for the next message: fork takes longer than all else of ours
-// between launch and exec, so it is done beforehand. The warden itself reads no message, unless it
-// cannot fork.
+// between launch and exec, so it is done beforehand, and not at all while a keeper comes back from a
+// command before. The warden itself reads no message, unless it cannot fork.
 class warden_process {
   public:
     warden_process(unique_fd socket, const cgroup_home &home) noexcept
@@ -780,17 +808,19 @@ class warden_process {
 
     // Until the daemon is gone and all keepers with it.
     void run() {
+        std::vector<pollfd> watched;
         while (socket_ || !keepers_.empty() || orphans_) {
-            if (socket_ && !idle_)
+            if (socket_ && idle() == 0)
                 make_keeper();
             // The socket's end shows unasked, a message only while nobody else is there to take it.
-            std::array<pollfd, 2> watched{{
-                {socket_.get(), static_cast<short>(idle_ ? 0 : POLLIN), 0},
-                {idle_.get(), 0, 0},
-            }};
+            watched.assign(1, {socket_.get(), static_cast<short>(idle() > 0 ? 0 : POLLIN), 0});
+            for (const auto &[pid, k] : keepers_)
+                watched.push_back({k.link.get(), POLLIN, 0});
             wait_for(watched, orphans_ ? clock_.next() : never);
-            if (watched[1].revents != 0)
-                idle_.reset(); // it has taken a message, or died
+            auto heard = watched.begin() + 1;
+            for (auto &[pid, k] : keepers_)
+                if ((heard++)->revents != 0)
+                    listen(k);
             if (watched[0].revents & (POLLHUP | POLLERR))
                 socket_.reset();
             else if (watched[0].revents != 0 && !make_keeper())
@@ -803,22 +833,55 @@ class warden_process {
     }
 
   private:
+    struct kept {
+        std::uint64_t group; // the number of its cgroup
+        unique_fd link;      // none: it has died or is about to end
+        bool waits = true;
+    };
+    static constexpr std::ptrdiff_t most_idle = 2;
+
+    [[nodiscard]] std::ptrdiff_t idle() const {
+        return std::count_if(keepers_.begin(), keepers_.end(),
+                             [](const auto &row) { return row.second.waits; });
+    }
+
+    void listen(kept &k) {
+        keeper_word said{};
+        const ssize_t n = receive(k.link.get(), &said, sizeof said);
+        if (n < 0 && errno == EAGAIN)
+            return;
+        k.waits = false;
+        if (n == sizeof said && said == keeper_word::taken)
+            return;
+        if (n == sizeof said && socket_ && idle() < most_idle) {
+            k.waits = true;
+            lend(k.link.get(), socket_.get());
+        } else {
+            k.link.reset();
+        }
+    }
+
     // False with errno.
     bool make_keeper() {
         int ends[2];
-        if (::pipe2(ends, O_CLOEXEC) != 0)
+        if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
             return false;
         unique_fd ours(ends[0]), theirs(ends[1]);
         const pid_t pid = ::fork();
         if (pid < 0)
             return false;
         if (pid == 0) {
-            ours.reset();
+            // The links to the others are not its business, and 3 is the socket (settle_in).
+            constexpr int own = 4;
+            if (theirs.get() != own)
+                ::dup3(theirs.release(), own, O_CLOEXEC);
+            else
+                (void)theirs.release();
+            ::syscall(SYS_close_range, own + 1U, ~0U, 0);
             child_ended = 0;
-            be_keeper(std::move(socket_), std::move(theirs), self_, home_, made_);
+            be_keeper(std::move(socket_), unique_fd(own), self_, home_, made_);
         }
-        keepers_.emplace(pid, made_++);
-        idle_ = std::move(ours);
+        keepers_.emplace(pid, kept{made_++, std::move(ours)});
         return true;
     }
 
@@ -846,7 +909,7 @@ class warden_process {
                 continue; // an orphan
             // A keeper that ends by itself leaves nothing behind.
             if (status != 0) {
-                abandoned_.emplace_back(home_, keeper.mapped());
+                abandoned_.emplace_back(home_, keeper.mapped().group);
                 orphans_ = true;
                 clock_.start();
             }
@@ -856,8 +919,7 @@ class warden_process {
     unique_fd socket_;
     const cgroup_home &home_;
     const pid_t self_;
-    unique_fd idle_; // ends with the waiting of the keeper that waits; none: nobody waits
-    std::map<pid_t, std::uint64_t> keepers_; // with the number of the cgroup
+    std::map<pid_t, kept> keepers_;
     std::uint64_t made_ = 1;
     std::vector<command_cgroup> abandoned_;
     bool orphans_ = false; // there may be some
