@@ -47,7 +47,7 @@ bad() { local name=$1; shift; echo "contain: FAILED $name: ${*//$'\n'/ | }"; }
 narrow() { QVM_REMOTE_MOCK_SOCKET=/srv/dom0/narrow.sock qvm-remote "$@" </dev/null; }
 # is CASE GOT WANTED
 is() { if [[ $2 == $3 ]]; then ok "$1"; else bad "$1" "$2"; fi }
-# Groups in which somebody is; the one of the keeper that waits is empty.
+# Groups in which somebody is; those of the keepers that wait are empty.
 used() { local g n=0; for g in $unit/command-*; do read -r _ <$g/cgroup.procs && n=$((n + 1)); done 2>/dev/null; echo $n; }
 main_pid() { systemctl show -p MainPID --value qvm-remote-dom0; }
 # Programs that were started with this in their environment.
@@ -69,7 +69,7 @@ is status "$(qvm-remote-dom0 --root /srv/dom0 status)" \
     "*containment: a cgroup for each command below /system.slice/qvm-remote-dom0.service; memory, processes and processor time can be bounded*"
 is limits "$(work 'g=/sys/fs/cgroup$(sed s/0::// /proc/self/cgroup); echo $g; cd $g; cat memory.max memory.swap.max pids.max cpu.max; ulimit -d')" \
     "$unit/command-[0-9]*"$'\n'"268435456"$'\n'*"64"$'\n'"150000 100000"$'\n'"unlimited"
-is daemon "$(cat $unit/daemon/cgroup.procs | wc -l)" 3
+is daemon "$(cat $unit/daemon/cgroup.procs | wc -l)" "[34]"
 
 mkfifo /srv/go
 # From here on a command of another qube runs beside all that follows.
@@ -102,7 +102,7 @@ echo go >/srv/go
 wait $other
 is other "$? $(tail -n 1 /tmp/other) $(grep -c . /tmp/other)" "0 end 151"
 sleep 0.3
-is group "$(ls -d $unit/command-* | wc -l) $(used)" "1 0"
+is group "$(ls -d $unit/command-* | wc -l) $(used)" "[12] 0"
 
 # A command cannot say yes to another: one under an account of its own does not reach the daemon, one of
 # root's is known by its group; and the question stands until somebody outside answers it.
