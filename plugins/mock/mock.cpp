@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <list>
 #include <map>
 #include <string>
@@ -35,18 +34,15 @@
 #include <qvmremote/host/unique_fd.hpp>
 #include <qvmremote/transport_abi.h>
 
+#include "../common/border.hpp"
 #include "faults.hpp"
 
 namespace mock {
 namespace {
 
 using qvmremote::host::trusted;
-
-// Inside the plug-in an exception carries status and words to the one place that reports them.
-struct problem {
-    int32_t status;
-    std::string text;
-};
+using plugins::guarded;
+using plugins::problem;
 
 [[noreturn]] void fail(int32_t status, std::string text) { throw problem{status, std::move(text)}; }
 
@@ -327,25 +323,6 @@ class transport {
     std::map<std::string, unique_fd> listening_;
     std::list<relay> relays_;
 };
-
-// The border: what `body` throws becomes a status and a line.
-template <class Body> int32_t guarded(char *error, uint32_t error_size, Body body) noexcept {
-    const auto say = [&](const char *text) {
-        if (error != nullptr && error_size != 0)
-            std::snprintf(error, error_size, "%s", text);
-    };
-    try {
-        return body();
-    } catch (const problem &why) {
-        say(why.text.c_str());
-        return why.status;
-    } catch (const std::exception &why) {
-        say(why.what());
-        return QVMREMOTE_FAILED;
-    } catch (...) {
-        return QVMREMOTE_FAILED;
-    }
-}
 
 transport &from(void *self) { return *static_cast<transport *>(self); }
 
