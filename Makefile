@@ -8,12 +8,14 @@ MESON ?= meson
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
 	qemu-system-x86 spin
+DEB_PACKAGES = dpkg-dev debhelper
+PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format \
-	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist clean
+.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format check-package \
+	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist deb arch clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
@@ -48,6 +50,10 @@ check-ndebug: deps
 check-tree:
 	tests/check-tree.py
 
+check-package: build deb arch ## build the packages, install them into clean systems and run them there (root)
+	@.ci/deps $(PACKAGE_CHECK_PACKAGES)
+	$(MESON) test -C $(BUILD) --print-errorlogs --suite package
+
 check-format: deps-check
 	@git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 --dry-run 2>&1 | \
 		sed -n 's/^\([^:]*\):.*warning: code should be clang-formatted.*/\1/p' | sort | uniq -c | \
@@ -72,8 +78,15 @@ uninstall-vm: ## remove what install-vm installed; keys and history stay
 uninstall-dom0: ## remove what install-dom0 installed; keys, policy and logs stay
 	packaging/install/uninstall.py $(BUILD) dom0 "$(DESTDIR)"
 
-dist: build ## a release tarball of what is committed
-	$(MESON) dist -C $(BUILD) --no-tests --formats xztar
+dist: ## a release tarball, the same bytes each time, in BUILD/dist
+	packaging/dist.py $(BUILD)/dist
+
+deb: deps ## Debian packages, in BUILD/dist/deb
+	@.ci/deps $(DEB_PACKAGES)
+	packaging/build-deb $(BUILD)
+
+arch: ## what makepkg needs, in BUILD/dist/arch
+	packaging/build-arch $(BUILD)
 
 clean: ## remove the build directories
 	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug
