@@ -9,7 +9,7 @@ PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
 	qemu-system-x86 spin
 DEB_PACKAGES = dpkg-dev debhelper
-PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container
+PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 

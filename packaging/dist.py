@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes the release tarball: dist.py OUT-DIRECTORY. Prints where it is.
+"""Makes the release tarball: dist.py OUT-DIRECTORY [NAME.tar.gz|NAME.tar.xz]. Prints where it is.
 
 The same tree gives the same bytes, on any day and in any directory: names are sorted, owner and modes
 are fixed, and every time is that of the last commit (SOURCE_DATE_EPOCH wins). What is not committed
 is packed too, and said; so is what lies around where git is not.
 """
+import gzip
 import io
 import lzma
 import os
@@ -45,9 +46,9 @@ def files():
     return names, int(os.path.getmtime(os.path.join(ROOT, "version")))
 
 
-def main(out):
-    version = read("version").decode().strip()
-    top = f"qvm-remote-{version}"
+def main(out, archive=""):
+    archive = archive or f"qvm-remote-{read('version').decode().strip()}.tar.xz"
+    top, kind = archive.rsplit(".tar.", 1)
     names, when = files()
     when = int(os.environ.get("SOURCE_DATE_EPOCH", when))
     raw = io.BytesIO()
@@ -64,13 +65,14 @@ def main(out):
             entry.mode = 0o755 if os.access(os.path.join(ROOT, name), os.X_OK) else 0o644
             tar.addfile(entry, io.BytesIO(data))
     os.makedirs(out, exist_ok=True)
-    path = os.path.join(out, top + ".tar.xz")
+    path = os.path.join(out, archive)
+    compress = {"gz": lambda data: gzip.compress(data, mtime=when), "xz": lzma.compress}[kind]
     with open(path + ".new", "wb") as f:
-        f.write(lzma.compress(raw.getvalue(), preset=6))
+        f.write(compress(raw.getvalue()))
     os.rename(path + ".new", path)
     print(path)
 
 
-if len(sys.argv) != 2:
+if len(sys.argv) not in (2, 3):
     sys.exit(__doc__.split("\n")[0])
-main(sys.argv[1])
+main(*sys.argv[1:])

@@ -7,6 +7,7 @@ its cgroups, and both go however the program ends.
 """
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -19,6 +20,14 @@ INCLUDED = "systemd,systemd-sysv,dbus"
 # Of a script that runs in somebody's terminal, nothing is to reach what is tested.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8",
                "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
+NAME = f"qvm-remote-{os.getpid()}"
+# nspawn's directory for its containers, where /run is no tmpfs: it does not remove it, and says so.
+NSPAWN_SAYS = "Attempted to remove disk file system under"
+
+
+def tidy():
+    with contextlib.suppress(OSError):
+        os.rmdir("/run/systemd/nspawn/propagate/" + NAME)
 
 
 def output(*words, **kw):
@@ -45,7 +54,27 @@ def apt_options():
     return [line for line in output("apt-config", "dump").splitlines() if wanted.match(line)]
 
 
+def package(build, name):
+    [path] = glob.glob(f"{build}/dist/deb/{name}_*.deb")
+    return path
+
+
+def newer(path, scratch):
+    """The same package with a higher version."""
+    tree = os.path.join(scratch, "newer")
+    output("dpkg-deb", "-R", path, tree)
+    version = output("dpkg-deb", "-f", path, "Version").strip()
+    with open(tree + "/DEBIAN/control", encoding="utf-8") as f:
+        text = f.read()
+    with open(tree + "/DEBIAN/control", "w", encoding="utf-8") as f:
+        f.write(text.replace(f"Version: {version}\n", f"Version: {version}.1\n"))
+    output("dpkg-deb", "--root-owner-group", "-b", tree, tree + ".deb")
+    return tree + ".deb"
+
+
 class Root:
+    """A directory that holds a system."""
+
     def __init__(self, path):
         self.path = path
 
@@ -62,16 +91,19 @@ class Root:
         with open(self.file(name), encoding="utf-8") as f:
             return f.read()
 
-    def run(self, *words, check=True, **kw):
-        """In a container that nothing was booted in, on this machine's network. All that it prints."""
+    def run(self, *words, check=True):
+        """In a container that nothing was booted in, on this machine's network. All that it prints, and without
+        `check` the exit code before it."""
         done = subprocess.run(
             ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=copy-host", "--pipe",
-             *(f"--setenv={k}={v}" for k, v in ENVIRONMENT.items()), "-D", self.path, *words],
+             *(f"--setenv={k}={v}" for k, v in ENVIRONMENT.items()), "-M", NAME, "-D", self.path, *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=10 * HANG, check=False, **kw)
+            timeout=10 * HANG, check=False)
+        tidy()
+        said = "".join(line for line in done.stdout.splitlines(True) if not line.startswith(NSPAWN_SAYS))
         if check and done.returncode != 0:
-            raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}")
-        return done.stdout if check else (done.returncode, done.stdout)
+            raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{said}")
+        return said if check else (done.returncode, said)
 
     def copy(self, path):
         output("cp", "-a", "--reflink=auto", self.path, path)
@@ -141,8 +173,7 @@ class Container:
 
     def __init__(self, root):
         self.root = root
-        self.name = f"qvm-remote-{os.getpid()}"
-        self.groups = Groups(self.name)
+        self.groups = Groups(NAME)
         self.log = open(root.path + ".console", "ab")
         self.process = None
         self.leader = 0
@@ -150,7 +181,7 @@ class Container:
     def boot(self):
         self.process = subprocess.Popen(
             ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe",
-             "-M", self.name, "-D", self.root.path, "--boot"],
+             "-M", NAME, "-D", self.root.path, "--boot"],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
             env={**ENVIRONMENT, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}, preexec_fn=self.groups.enter)
         end = time.monotonic() + HANG
@@ -176,13 +207,11 @@ class Container:
         with open(self.root.path + ".console", encoding="utf-8", errors="replace") as f:
             return f.read()[-4000:]
 
-    def words(self, words, user=None):
-        return ["nsenter", "--target", str(self.leader), "--all", *words]
-
-    def run(self, *words, stdin="", check=True, timeout=HANG):
-        """Both streams together; without `check` the exit code too."""
-        done = subprocess.run(self.words(words), input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+    def run(self, *words, typed=None, check=True):
+        """Both streams together; without `check` the exit code too. Nothing typed is no standard input."""
+        given = {"stdin": subprocess.DEVNULL} if typed is None else {"input": typed}
+        done = subprocess.run(["nsenter", "--target", str(self.leader), "--all", *words], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, timeout=HANG, env=ENVIRONMENT, check=False, **given)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}")
         return done.stdout if check else (done.returncode, done.stdout)
@@ -211,3 +240,4 @@ class Container:
         finally:
             self.log.close()
             self.groups.remove()
+            tidy()
