@@ -8,12 +8,13 @@ MESON ?= meson
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
 	qemu-system-x86 spin
+RPM_PACKAGES = rpm rpmlint cpio ccache file
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format \
-	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist clean
+.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format check-rpm \
+	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist rpm container-rpm clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
@@ -45,6 +46,10 @@ check-ndebug: deps
 	.ci/configure $(BUILD)-ndebug g++ -Dwerror=true --buildtype=release -Db_ndebug=true
 	$(MESON) test -C $(BUILD)-ndebug --print-errorlogs --suite unit
 
+check-rpm: build rpm ## build the RPMs, install, upgrade and remove them in roots of their own
+	@.ci/deps $(RPM_PACKAGES)
+	$(MESON) test -C $(BUILD) --print-errorlogs --suite package RPMs
+
 check-tree:
 	tests/check-tree.py
 
@@ -74,6 +79,12 @@ uninstall-dom0: ## remove what install-dom0 installed; keys, policy and logs sta
 
 dist: build ## a release tarball of what is committed
 	$(MESON) dist -C $(BUILD) --no-tests --formats xztar
+
+rpm: deps ## RPMs of what is committed, into BUILD/rpm
+	@.ci/deps $(RPM_PACKAGES)
+	packaging/rpm/build $(BUILD)/rpm
+container-rpm: ## the same in a Fedora container, where podman or docker is to be had
+	packaging/rpm/container $(BUILD)/rpm-fedora
 
 clean: ## remove the build directories
 	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug
