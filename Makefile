@@ -13,8 +13,8 @@ CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format check-rpm \
-	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist rpm container-rpm clean
+.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format \
+	check-rpm check-salt check-trixie deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist rpm container-rpm clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
@@ -49,6 +49,14 @@ check-ndebug: deps
 check-rpm: build rpm ## build the RPMs, install, upgrade and remove them in roots of their own
 	@.ci/deps $(RPM_PACKAGES)
 	$(MESON) test -C $(BUILD) --print-errorlogs --suite package RPMs
+
+check-salt: build ## render the Salt formula, give what it says to the programs; read the CI files for GitHub
+	@.ci/deps python3-jinja2 python3-yaml
+	$(MESON) test -C $(BUILD) --print-errorlogs --suite package 'Salt formula' 'CI files for GitHub'
+
+check-trixie: ## build in a Debian 13 (debootstrapped once, as root) and run the unit tests there
+	@.ci/deps debootstrap
+	.ci/trixie $(BUILD)
 
 check-tree:
 	tests/check-tree.py
