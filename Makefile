@@ -7,8 +7,8 @@ MESON ?= meson
 # What a fresh Debian 12 lacks (of A|B, one). libboost1.81-dev takes the place of the 1.74 headers.
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
-	qemu-system-x86 spin
-RPM_PACKAGES = rpm rpmlint cpio ccache file
+	qemu-system-x86 spin ccache
+RPM_PACKAGES = rpm rpmlint cpio
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 
@@ -46,9 +46,9 @@ check-ndebug: deps
 	.ci/configure $(BUILD)-ndebug g++ -Dwerror=true --buildtype=release -Db_ndebug=true
 	$(MESON) test -C $(BUILD)-ndebug --print-errorlogs --suite unit
 
-check-rpm: build rpm ## build the RPMs, install, upgrade and remove them in roots of their own
-	@.ci/deps $(RPM_PACKAGES)
-	$(MESON) test -C $(BUILD) --print-errorlogs --suite package RPMs
+check-rpm: rpm ## build the RPMs, install, upgrade and remove them in roots of their own
+	.ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
+	$(MESON) test -C $(BUILD) --no-rebuild --print-errorlogs --suite package RPMs
 
 check-salt: build ## render the Salt formula, give what it says to the programs; read the CI files for GitHub
 	@.ci/deps python3-jinja2 python3-yaml
