@@ -62,8 +62,8 @@ FILES = {
 }
 # Libraries, the shell of the scriptlets, and rpm's own abilities are found by rpm.
 NEEDS = {QUBE: set(), DOM0: {"bash", "qubes-core-dom0", "systemd"},
-         DEVEL: {"qvm-remote(x86-64)", "openssl-devel", "expected-devel"}}
-FOUND = re.compile(r"(lib|ld-|rtld\()|rpmlib\(|/bin/sh$|pkgconfig\(|/usr/bin/pkg-config$")
+         DEVEL: {"qvm-remote(x86-64)", "cmake(tl-expected)", "pkgconfig(libcrypto)"}}
+FOUND = re.compile(r"(lib|ld-|rtld\()|rpmlib\(|/bin/sh$|/usr/bin/pkg-config$")
 
 
 def run(*words, **kw):
@@ -122,7 +122,7 @@ class Root:
         os.mknod(self.path("/dev/null"), stat.S_IFCHR | 0o666, os.makedev(1, 3))
         os.chmod(self.path("/dev/null"), 0o666)
         self.take("/bin/bash")
-        os.symlink("bash", self.path("/usr/bin/sh")) # as on Fedora
+        os.symlink("bash", self.path("/usr/bin/sh"))  # as on Fedora
         write(self.path("/usr/bin/systemctl"), SYSTEMCTL, 0o755)
         write(self.path("/etc/passwd"), "root:x:0:0::/root:/bin/bash\n")
         write(self.path("/etc/group"), "root:x:0:\n")
@@ -195,7 +195,8 @@ class Root:
 
 def contents():
     for name, want in FILES.items():
-        rows = query(package(name), "[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEFLAGS:fflags}\n]")
+        rows = query(package(name), "[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} "
+                                    "%{FILEFLAGS:fflags}\n]")
         got = {}
         for row in rows:
             path, mode, owner, *flags = row.split(" ")
@@ -235,7 +236,8 @@ def scriptlets():
 
 
 def lint():
-    out = run("rpmlint", "-c", os.path.join(SOURCE, "packaging/rpm/rpmlint.toml"), *sorted(glob.glob(f"{BUILT}/*RPMS/**/*.rpm", recursive=True)))
+    packages = sorted(glob.glob(f"{BUILT}/*RPMS/**/*.rpm", recursive=True))
+    out = run("rpmlint", "-c", os.path.join(SOURCE, "packaging/rpm/rpmlint.toml"), *packages)
     check(out.returncode == 0 and re.search(r" 0 errors, 0 warnings", out.stdout), f"rpmlint\n{out.stdout}")
 
 
@@ -263,20 +265,23 @@ def fresh(scratch):
     audit = "/var/log/qvm-remote/audit.jsonl"
     write(root.path(audit), "{}\n", 0o600)
     root.rpm("-e", DOM0)
-    equal(root.told(), ["--no-block disable --now qvm-remote-dom0.service", "daemon-reload"], "systemctl at removal")
+    equal(root.told(), ["--no-block disable --now qvm-remote-dom0.service", "daemon-reload"],
+          "systemctl at removal")
     for path in FILES[DOM0]:
         there = {"/etc/qubes/remote.d", "/var/lib/qvm-remote", "/var/log/qvm-remote"}
         check(root.exists(path) == (path in there), f"{path} after removal")
     equal(root.state("/etc/qubes/remote.d")["/etc/qubes/remote.d/work.key"], ("-rw-------", 0, KEY + "\n"), "the key")
     equal(root.state("/var/log/qvm-remote")[audit], ("-rw-------", 0, "{}\n"), "the audit log")
-    equal(root.state("/etc/qubes")["/etc/qubes/remote.conf.rpmsave"], ("-rw-------", 0, "QVM_REMOTE_VMS=work\n"), "settings")
+    equal(root.state("/etc/qubes")["/etc/qubes/remote.conf.rpmsave"], ("-rw-------", 0, "QVM_REMOTE_VMS=work\n"),
+          "settings")
 
 
 def qube(scratch):
     root = Root(scratch, "qube")
     root.install(QUBE)
     code, out = root.inside("qvm-remote", "--transport", "mock", "echo", "hello")
-    check(code == 255 and out.count("\n") == 1 and "install qvm-remote-devel" in out, f"one line says what lacks: {out}")
+    check(code == 255 and out.count("\n") == 1 and "install qvm-remote-devel" in out,
+          f"one line says what lacks: {out}")
     root.install(DEVEL)
     equal(root.inside("qvm-remote", "--transport", "mock", "echo hello, $QVM_REMOTE_PEER"), (0, "hello, mock\n"),
           "the private daemon")
@@ -323,7 +328,8 @@ def old_package(scratch, name, version, service):
     listed = ["%attr(0755,root,root) /usr/bin/" + name]
     if service:
         files += [f"/etc/systemd/system/{name}.service", "/etc/qubes/remote.conf"]
-        listed += [f"/etc/systemd/system/{name}.service", "%attr(0600,root,root) %config(noreplace) /etc/qubes/remote.conf"]
+        listed += [f"/etc/systemd/system/{name}.service",
+                   "%attr(0600,root,root) %config(noreplace) /etc/qubes/remote.conf"]
     top = os.path.join(scratch, "old")
     spec = os.path.join(top, name + ".spec")
     write(spec, OLD.format(name=name, version=version, files=" ".join(files), listed="\n".join(listed),
@@ -363,17 +369,18 @@ def upgrade(scratch, names, version, changed):
     equal((mode, owner), ("-rw-------", 0), "remote.conf")
     new = read(os.path.join(SOURCE, "packaging/qubes/remote.conf"))
     equal(text, 'QVM_REMOTE_VMS="work dev"\n' if changed else new, "remote.conf is theirs, or what is shipped now")
-    for qube_with_key in ("work", "dev"):
-        check(f"{qube_with_key} level:full allow" in read(root.path(f"/etc/qubes/remote-policy.d/50-{qube_with_key}.policy")),
-              f"{qube_with_key} has what it had")
-        check(re.search(rf"^{qube_with_key}: level full", out, re.M), f"and rpm's output says so: {out}")
+    for vm in ("work", "dev"):
+        check(f"{vm} level:full allow" in read(root.path(f"/etc/qubes/remote-policy.d/50-{vm}.policy")),
+              f"{vm} has what it had")
+        check(re.search(rf"^{vm}: level full", out, re.M), f"and rpm's output says so: {out}")
     code, keys = root.inside("qvm-remote-dom0", "keys")
     check(code == 0 and keys.count(" full ") == 2, f"the new program reads the old keys: {keys}")
     check("Python" not in read_head(root.path("/usr/bin/qvm-remote-dom0")), "the programs are the new ones")
     check(not root.exists(f"/etc/systemd/system/{dom0_name}.service"), "the old unit no longer hides the new one")
     installed = must("rpm", *root.rpm_words(), "-qa", "--qf", "%{NAME}\n").split()
     equal(sorted(installed), sorted([QUBE, DOM0]), "the old packages are gone")
-    check(not [line for line in told if re.search(r"\b(enable|start)\b", line.replace("try-restart", ""))], f"nothing is started: {told}")
+    check(not [line for line in told if re.search(r"\b(enable|start)\b", line.replace("try-restart", ""))],
+          f"nothing is started: {told}")
     equal(told[-2:], ["daemon-reload", "--no-block try-restart qvm-remote-dom0.service"],
           "what runs goes over to the new program when the old files are gone")
     if dom0_name == DOM0:
