@@ -155,11 +155,11 @@ def dom0(where, scratch):
 
 def qube(where, scratch):
     where.install(before(scratch, "qubes-remote", "0.9.0", {"/usr/bin/qvm-remote": "#!/bin/bash\n"}))
-    key, entry = "/home/user/.qvm-remote/auth.key", "/home/user/.qvm-remote/history/2026-02-18/one/exit"
-    where.run("useradd", "--create-home", "--shell", "/bin/bash", "user")
+    key, entry = "/srv/user/.qvm-remote/auth.key", "/srv/user/.qvm-remote/history/2026-02-18/one/exit"
+    where.run("useradd", "--create-home", "--home-dir", "/srv/user", "--shell", "/bin/bash", "user")
     where.write(key, KEY, 0o600)
     where.write(entry, "0", 0o600)
-    where.run("chown", "-R", "user:user", "/home/user")
+    where.run("chown", "-R", "user:user", "/srv/user")
     where.install(package("qvm-remote"))
     said = where.run("runuser", "-u", "user", "--", "qvm-remote", "key", "show")
     check(said.startswith(KEY.strip()), f"the key is read: {said}")

@@ -142,7 +142,7 @@ def boots(machine):
 def upgrade(machine):
     """By a command of the very daemon that is replaced."""
     pid = machine.main_pid()
-    said = machine.in_work("qvm-remote 'apt-get -q install -y /root/newer.deb && echo done'")
+    said = machine.in_work("qvm-remote 'apt-get -q install -y /srv/newer.deb && echo done'")
     check(said.endswith("done\n"), "the upgrade ends")
     end = time.monotonic() + root.HANG
     while machine.main_pid() in (pid, "0") or machine.state()[0] != "active":

@@ -7,12 +7,14 @@ its cgroups, and both go however the program ends.
 """
 
 import contextlib
+import ctypes
 import glob
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 HANG = 120  # seconds; nothing takes this long unless it hangs
@@ -23,11 +25,9 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 NAME = f"qvm-remote-{os.getpid()}"
 # nspawn's directory for its containers, where /run is no tmpfs: it does not remove it, and says so.
 NSPAWN_SAYS = "Attempted to remove disk file system under"
-
-
-def tidy():
-    with contextlib.suppress(OSError):
-        os.rmdir("/run/systemd/nspawn/propagate/" + NAME)
+LIBC = ctypes.CDLL(None)
+# Meson asks a test that takes too long to end: what stands in `finally` is done then.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
 
 
 def output(*words, **kw):
@@ -94,12 +94,15 @@ class Root:
     def run(self, *words, check=True):
         """In a container that nothing was booted in, on this machine's network. All that it prints, and without
         `check` the exit code before it."""
-        done = subprocess.run(
-            ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=copy-host", "--pipe",
-             *(f"--setenv={k}={v}" for k, v in ENVIRONMENT.items()), "-M", NAME, "-D", self.path, *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=10 * HANG, check=False)
-        tidy()
+        groups = Groups()
+        try:
+            done = subprocess.run(
+                ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=copy-host", "--pipe",
+                 *(f"--setenv={k}={v}" for k, v in ENVIRONMENT.items()), "-M", NAME, "-D", self.path, *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                timeout=10 * HANG, check=False, preexec_fn=groups.enter)
+        finally:
+            groups.remove()
         said = "".join(line for line in done.stdout.splitlines(True) if not line.startswith(NSPAWN_SAYS))
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{said}")
@@ -110,10 +113,10 @@ class Root:
         return Root(path)
 
     def put(self, *packages):
-        """The packages as files in /root, and their names there."""
-        for package in packages:
-            shutil.copy(package, self.file("root"))
-        return ["/root/" + os.path.basename(package) for package in packages]
+        """The packages as files in the root, and their names there."""
+        for path in packages:
+            shutil.copy(path, self.file("srv"))
+        return ["/srv/" + os.path.basename(path) for path in packages]
 
     def install(self, *packages):
         """With apt alone, as a person would: what they need comes from the mirror."""
@@ -149,14 +152,16 @@ class Groups:
     """A cgroup for the container in each hierarchy that systemd uses: two containers that are started from
     the same one would share theirs."""
 
-    def __init__(self, name):
+    def __init__(self):
         top = "/sys/fs/cgroup"
         places = [top] if os.path.exists(top + "/cgroup.procs") else [top + "/systemd", top + "/unified"]
-        self.paths = [os.path.join(place, name) for place in places if os.path.exists(place + "/cgroup.procs")]
+        self.paths = [os.path.join(place, NAME) for place in places if os.path.exists(place + "/cgroup.procs")]
         for path in self.paths:
             os.makedirs(path, exist_ok=True)
 
     def enter(self):
+        """In a child to be. It ends with this program, however that ends."""
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         for path in self.paths:
             with open(path + "/cgroup.procs", "w", encoding="ascii") as f:
                 f.write("0")
@@ -166,6 +171,8 @@ class Groups:
             for place, _, _ in os.walk(path, topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(place)
+        with contextlib.suppress(OSError):
+            os.rmdir("/run/systemd/nspawn/propagate/" + NAME)
 
 
 class Container:
@@ -173,7 +180,7 @@ class Container:
 
     def __init__(self, root):
         self.root = root
-        self.groups = Groups(NAME)
+        self.groups = Groups()
         self.log = open(root.path + ".console", "ab")
         self.process = None
         self.leader = 0
@@ -240,4 +247,3 @@ class Container:
         finally:
             self.log.close()
             self.groups.remove()
-            tidy()
