@@ -7,13 +7,17 @@ MESON ?= meson
 # What a fresh Debian 12 lacks (of A|B, one). libboost1.81-dev takes the place of the 1.74 headers.
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
-	qemu-system-x86 spin
+	qemu-system-x86 spin ccache
+DEB_PACKAGES = dpkg-dev debhelper
+RPM_PACKAGES = rpm rpmlint cpio
+PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format \
-	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist clean
+	check-package check-rpm check-salt check-trixie deps deps-check build install-vm install-dom0 uninstall-vm \
+	uninstall-dom0 dist deb arch rpm container-rpm clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
@@ -45,8 +49,24 @@ check-ndebug: deps
 	.ci/configure $(BUILD)-ndebug g++ -Dwerror=true --buildtype=release -Db_ndebug=true
 	$(MESON) test -C $(BUILD)-ndebug --print-errorlogs --suite unit
 
+check-rpm: rpm ## build the RPMs, install, upgrade and remove them in roots of their own
+	.ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
+	$(MESON) test -C $(BUILD) --no-rebuild --print-errorlogs --suite package RPMs
+
+check-salt: build ## render the Salt formula, give what it says to the programs; read the CI files for GitHub
+	@.ci/deps python3-jinja2 python3-yaml
+	$(MESON) test -C $(BUILD) --print-errorlogs --suite package 'Salt formula' 'CI files for GitHub'
+
+check-trixie: ## build in a Debian 13 (debootstrapped once, as root) and run the unit tests there
+	@.ci/deps debootstrap
+	.ci/trixie $(BUILD)
+
 check-tree:
 	tests/check-tree.py
+
+check-package: build deb arch ## build the packages, install them into clean systems and run them there (root)
+	@.ci/deps $(PACKAGE_CHECK_PACKAGES)
+	$(MESON) test -C $(BUILD) --print-errorlogs --suite package 'package sources' 'Debian packages' 'first command'
 
 check-format: deps-check
 	@git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 --dry-run 2>&1 | \
@@ -72,8 +92,21 @@ uninstall-vm: ## remove what install-vm installed; keys and history stay
 uninstall-dom0: ## remove what install-dom0 installed; keys, policy and logs stay
 	packaging/install/uninstall.py $(BUILD) dom0 "$(DESTDIR)"
 
-dist: build ## a release tarball of what is committed
-	$(MESON) dist -C $(BUILD) --no-tests --formats xztar
+dist: ## a release tarball, the same bytes each time, in BUILD/dist
+	packaging/dist.py $(BUILD)/dist
+
+deb: deps ## Debian packages, in BUILD/dist/deb
+	@.ci/deps $(DEB_PACKAGES)
+	packaging/build-deb $(BUILD)
+
+arch: ## what makepkg needs, in BUILD/dist/arch
+	packaging/build-arch $(BUILD)
+
+rpm: deps ## RPMs of what is committed, into BUILD/rpm
+	@.ci/deps $(RPM_PACKAGES)
+	packaging/rpm/build $(BUILD)/rpm
+container-rpm: ## the same in a Fedora container, where podman or docker is to be had
+	packaging/rpm/container $(BUILD)/rpm-fedora
 
 clean: ## remove the build directories
 	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug

@@ -30,7 +30,7 @@ FLOORS = [
     {"session"},
     {"qvmremote"},
 ]
-HOST = [{"failure", "unique_fd", "clock"}, {"files", "transport"}, {"plugin", "environment", "client"}]
+HOST = [{"bulk_pipe", "clock", "failure", "unique_fd"}, {"files", "transport"}, {"plugin", "environment", "client"}]
 
 SOURCE = (".cpp", ".hpp", ".c", ".h", ".py", ".sh", ".build", ".in", ".map")
 SOURCE_NAMES = ("Makefile", "meson.build", "meson_options.txt")

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <map>

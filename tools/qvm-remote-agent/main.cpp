@@ -25,6 +25,7 @@
 #include "../cli.hpp"
 #include "../qube_settings.hpp"
 #include "agent.hpp"
+#include "installed.hpp"
 
 using namespace qvmremote;
 

@@ -34,6 +34,7 @@
 #include "control.hpp"
 #include "execution.hpp"
 #include "helper.hpp"
+#include "installed.hpp"
 #include "journal.hpp"
 #include "keyring.hpp"
 #include "log.hpp"

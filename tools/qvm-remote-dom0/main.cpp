@@ -15,6 +15,7 @@
 #include "audit_commands.hpp"
 #include "cgroups.hpp"
 #include "daemon.hpp"
+#include "installed.hpp"
 
 using namespace qvmremote;
 using namespace qvmremote::dom0;

@@ -20,6 +20,7 @@
 #include "../cli.hpp"
 #include "../qube_settings.hpp"
 #include "home.hpp"
+#include "installed.hpp"
 #include "local.hpp"
 #include "remote.hpp"
 

@@ -21,6 +21,7 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/host/plugin.hpp>
 
+#include "installed.hpp"
 #include "remote.hpp"
 
 extern char **environ;
@@ -66,7 +67,7 @@ public:
             program = QVMREMOTE_LIBEXEC_DIR "/qvm-remote-dom0";
         if (::access(program.c_str(), X_OK) != 0)
             return host::failed("the mock transport needs qvm-remote-dom0, which is not installed "
-                                "here: install qvm-remote-devel");
+                                "here: install qvm-remote-devel (Debian: qvm-remote-dev)");
         std::array<char, 32> name{"/tmp/qvm-remote-XXXXXX"};
         if (!::mkdtemp(name.data()))
             return host::failed("cannot make a directory in /tmp", errno);
