@@ -33,7 +33,7 @@ bench: build ## measure against the bars of the specification
 	$(MESON) compile -C $(BUILD) bench-programs
 	tests/bench/run.py $(BUILD)
 
-check: test check-clang check-sanitize check-ndebug check-tree check-format ## test, and all that CI looks at
+check: test check-clang check-sanitize check-ndebug check-tree check-format check-rpm check-salt check-trixie ## test, and all that CI looks at
 
 check-clang: deps-check
 	.ci/configure $(BUILD)-clang clang++-14 -Dwerror=true --buildtype=debug -Dfuzz=true
