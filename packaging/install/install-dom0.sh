@@ -96,7 +96,7 @@ fetch() {
 usage='usage: install-dom0.sh [--sha256 DIGEST [--yes]] QUBE PACKAGE'
 
 main() {
-    local yes=no wanted='' digest untrusted_digest size answer given new
+    local yes=no wanted='' digest untrusted_digest size answer given new was now
     while [ $# -gt 0 ]; do
         case $1 in
         -y | --yes) yes=yes ;;
@@ -164,14 +164,17 @@ main() {
     new=$(version_of "$directory/package.rpm") || fail "rpm cannot read the package: $(words)"
     [[ $new =~ ^$name\ [A-Za-z0-9._+~^-]+$ ]] || fail "that is a package of something else than $name"
     before=$(installed) || fail 'rpm cannot tell what is installed'
-    if [ -n "$before" ] && [ -f "$kept" ] && [ "$(version_of "$kept")" = "$name $before" ]; then
-        can_go_back=yes
+    if [ -n "$before" ] && [ -f "$kept" ]; then
+        was=$(version_of "$kept") || fail "rpm cannot read $kept, the package of before: $(words)"
+        [ "$was" != "$name $before" ] || can_go_back=yes
     fi
     upgrade --test "$directory/package.rpm" || fail "rpm would not install it: $(words)"
     touched=yes
     upgrade "$directory/package.rpm" || fail "rpm did not install it: $(words)"
-    [ "$(installed)" = "${new#* }" ] || fail 'rpm says that it installed it, and has something else'
-    mv -f -T -- "$directory/package.rpm" "$kept" || fail "cannot keep the package as $kept"
+    now=$(installed) || fail 'rpm cannot tell what is installed now'
+    [ "$now" = "${new#* }" ] || fail "rpm says that it installed it, and has $now"
+    mv -f -T -- "$directory/package.rpm" "$kept" || [ ! -e "$directory/package.rpm" ] ||
+        fail "cannot keep the package as $kept"
     touched=no
 
     printf '%s\n' "$new is installed. It is not running, and does not at boot, until you say so:" \

@@ -78,12 +78,8 @@ fetch() {
 
 # What runs in the template, as root, with the package on its standard input: one compound command, as
 # bash there reads it from where the package then comes from. Where the client was not installed before,
-# a failure leaves none behind.
-in_template() { # KIND DIGEST
-    cat <<TEXT
-{ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive; kind=$1 digest=$2
-TEXT
-    cat <<'TEXT'
+# a failure leaves none behind. Its last line says that it came to its end.
+IFS= read -r -d '' in_template <<'TEXT' || true
 stop() { echo "$1" >&2; exit 1; }
 d=$(mktemp -d /var/tmp/qvm-remote.XXXXXXXXXX) || stop 'no directory to be had'
 trap 'rm -rf "$d"' EXIT
@@ -115,14 +111,15 @@ add </dev/null >"$d/said" 2>&1 || {
     [ "$had" = yes ] || ! there >/dev/null 2>&1 </dev/null || drop >/dev/null 2>&1 </dev/null
     exit 1
 }
+echo "installed $digest"
 }
 TEXT
-}
+readonly in_template
 
 usage='usage: install-template.sh [--sha256 DIGEST [--yes]] TEMPLATE QUBE PACKAGE'
 
 main() {
-    local yes=no wanted='' digest untrusted_digest size answer given class kind text code=0
+    local yes=no wanted='' digest untrusted_digest size answer untrusted_answer given class kind text code=0
     while [ $# -gt 0 ]; do
         case $1 in
         -y | --yes) yes=yes ;;
@@ -199,16 +196,20 @@ main() {
         qvm-start --quiet --skip-if-running "$template" >"$directory/untrusted_words" 2>&1 </dev/null ||
             fail "$template does not start: $(words)"
     fi
-    text=$(in_template "$kind" "$digest") || fail 'cannot make the text for the template'
+    text="{ kind=$kind digest=$digest
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive
+${in_template%$'\n'}" # qvm-run ends it with "; exit"
     {
         (
             ulimit -f 1024
             exec timeout --kill-after=10 "$install_time" \
                 qvm-run --pass-io --no-gui --no-autostart --user=root "$template" "$text" \
-                <"$directory/package" >/dev/null 2>"$directory/untrusted_words"
+                <"$directory/package" >"$directory/untrusted_answer" 2>"$directory/untrusted_words"
         ) || code=$?
     } 2>/dev/null
-    [ "$code" -eq 0 ] || fail "$template did not install it: $(words)"
+    IFS= read -r -N 74 untrusted_answer <"$directory/untrusted_answer" || true
+    [ "$untrusted_answer" = "installed $digest" ] ||
+        fail "$template does not say that it installed it (exit code $code): $(words)"
     if [ "$started" = yes ]; then
         shut_down || fail "it is installed, but $template does not shut down: qvm-shutdown --wait $template"
     fi

@@ -40,7 +40,6 @@ leave() {
 dom0_setup() {
     set -euo pipefail
     export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin LC_ALL=C
-    umask 077
     name=qvm-remote-dom0
     state=/var/lib/qvm-remote
     kept=$state/installed.rpm
@@ -59,13 +58,13 @@ upgrade() { said=$(rpm -U --define '_pkgverify_level digest' "$@" </dev/null 2>&
 
 # Takes the package from standard input; prints its directory, the old and the new version.
 stage() { # DIGEST LIMIT SECONDS
-    local old new said
+    local old new was said
     [ "$EUID" -eq 0 ] || refuse 'commands of this qube do not run as root there'
     systemctl is-active --quiet "$unit" </dev/null || refuse "systemd does not run the daemon as $unit there"
     ! systemctl is-active --quiet qvm-remote-upgrade.service </dev/null || refuse 'an upgrade is going on already'
     old=$(installed) || refuse 'rpm cannot tell what is installed'
     [ -n "$old" ] || refuse "$name was not installed by rpm"
-    [ -f "$kept" ] && [ "$(version_of "$kept")" = "$name $old" ] ||
+    { [ -f "$kept" ] && was=$(version_of "$kept") && [ "$was" = "$name $old" ]; } ||
         refuse "the package of $old is not kept there to go back to: install one by install-dom0.sh first"
     rm -rf "$state"/upgrade.?????????? # of upgrades that nobody asked about again
     directory=$(mktemp -d "$state/upgrade.XXXXXXXXXX") || refuse "no directory to be had in $state"
@@ -88,8 +87,15 @@ stage() { # DIGEST LIMIT SECONDS
     printf '%s %s %s\n' "$directory" "$old" "$new"
 }
 
+# How it came out stays to be asked for, for a while. One short write: what is not empty is whole.
 outcome() {
-    printf '%s\n' "${1//[^ -~]/ }" >"$directory/outcome.new" && mv -f "$directory/outcome.new" "$directory/outcome"
+    local second
+    printf '%s\n' "${1//[^ -~]/ }" >"$directory/outcome"
+    for ((second = 0; second < 300; ++second)); do
+        [ -d "$directory" ] || break
+        sleep 1 || true
+    done
+    rm -rf "$directory"
 }
 
 go_back() { # OLD REASON
@@ -104,31 +110,36 @@ go_back() { # OLD REASON
 }
 
 apply() { # DIRECTORY OLD NEW SECONDS
-    local second said
+    local second now said
     directory=$1
     upgrade "$directory/package.rpm" || go_back "$2" "rpm did not install it: $said"
-    [ "$(installed)" = "$3" ] || go_back "$2" 'rpm did not install it'
+    { now=$(installed) && [ "$now" = "$3" ]; } || go_back "$2" 'rpm did not install it'
     systemctl restart "$unit" </dev/null || go_back "$2" 'the new daemon does not start'
     : >"$directory/restarted" || go_back "$2" 'the directory cannot be written'
     for ((second = 0; second < $4; ++second)); do
         [ ! -e "$directory/confirmed" ] || break
-        sleep 1
+        sleep 1 || true
     done
     [ -e "$directory/confirmed" ] || go_back "$2" "no answer through the new daemon within $4 s"
-    mv -f "$directory/package.rpm" "$kept" || go_back "$2" 'the package cannot be kept'
+    mv -f "$directory/package.rpm" "$kept" || [ ! -e "$directory/package.rpm" ] ||
+        go_back "$2" 'the package cannot be kept'
     outcome 'done'
 }
 
 # The answer through the new daemon, and then how it came out: waiting, done, or why not.
 confirm() { # DIRECTORY
     [[ $1 =~ ^$state/upgrade\.[A-Za-z0-9]{10}$ && -d $1 ]] || refuse 'that is no upgrade of ours'
-    if [ -e "$1/outcome" ]; then
+    if [ -s "$1/outcome" ]; then
         cat "$1/outcome"
-        rm -rf "$1"
         return
     fi
     [ ! -e "$1/restarted" ] || : >"$1/confirmed"
     echo waiting
+}
+
+forget() { # DIRECTORY
+    [[ $1 =~ ^$state/upgrade\.[A-Za-z0-9]{10}$ ]] || refuse 'that is no upgrade of ours'
+    rm -rf "$1"
 }
 
 # --- what runs here -----------------------------------------------------------------------------
@@ -139,7 +150,7 @@ in_dom0() {
     shift
     {
         printf '#!/bin/bash\n'
-        declare -f dom0_setup refuse installed version_of upgrade outcome go_back apply stage confirm
+        declare -f dom0_setup refuse installed version_of upgrade outcome go_back apply stage confirm forget
         printf '%s\n' dom0_setup '"$@"'
     } >"$directory/script"
     qvm-remote --quiet -t "$seconds" --script "$directory/script" "$@"
@@ -155,7 +166,7 @@ words() {
 usage='usage: upgrade-dom0.sh [--yes] PACKAGE'
 
 main() {
-    local yes=no package digest size answer staged old new end said
+    local yes=no package digest size answer staged old new end said code=0
     while [ $# -gt 0 ]; do
         case $1 in
         -y | --yes) yes=yes ;;
@@ -197,8 +208,13 @@ main() {
         [ "$answer" = yes ] || fail 'not confirmed; nothing was changed'
     fi
 
-    staged=$(in_dom0 300 stage "$digest" "$package_bytes" "$answer_time" <"$directory/package.rpm" 2>"$directory/words") ||
-        fail "dom0 is as it was: $(words)"
+    staged=$(in_dom0 300 stage "$digest" "$package_bytes" "$answer_time" \
+        <"$directory/package.rpm" 2>"$directory/words") || code=$?
+    case $code in
+    0) ;;
+    1 | 125 | 126 | 127) fail "dom0 is as it was: $(words)" ;;
+    *) fail "dom0 goes back by itself within some minutes, if it has begun: $(words)" ;;
+    esac
     [[ $staged =~ ^/[a-zA-Z0-9/.-]+\ [A-Za-z0-9._+~^-]+\ [A-Za-z0-9._+~^-]+$ ]] || fail 'dom0 gave an answer that is none'
     read -r staged old new <<<"$staged"
 
@@ -208,16 +224,17 @@ main() {
         said=$(in_dom0 30 confirm "$staged" </dev/null 2>"$directory/words") || said=''
         said=${said//[^ -~]/ }
         case $said in
-        'done')
-            printf '%s\n' "dom0 has $new, and had $old before."
-            exit 0
-            ;;
-        back\ *) fail "dom0 is back at $old: ${said#back }" ;;
-        failed\ *) fail "dom0 needs a hand: ${said#failed }" ;;
+        'done' | back\ * | failed\ *) break ;;
         esac
-        sleep 1
+        sleep 1 || true
     done
-    fail "dom0 does not say how it came out; it goes back to $old when nothing reaches it: $(words)"
+    [ -z "$said" ] || in_dom0 30 forget "$staged" </dev/null >/dev/null 2>&1 || true
+    case $said in
+    'done') printf '%s\n' "dom0 has $new, and had $old before." ;;
+    back\ *) fail "dom0 is back at $old: ${said#back }" ;;
+    failed\ *) fail "dom0 needs a hand: ${said#failed }" ;;
+    *) fail "dom0 does not say how it came out; it goes back to $old when nothing reaches it: $(words)" ;;
+    esac
 }
 
 main "$@"
