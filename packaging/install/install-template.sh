@@ -42,7 +42,10 @@ is_running() { qvm-check --quiet --running "$template" >/dev/null 2>&1 </dev/nul
 
 shut_down() {
     started=no
-    qvm-shutdown --wait --timeout=120 "$template" >/dev/null 2>&1 </dev/null && ! is_running
+    # Once more for one that took its time.
+    qvm-shutdown --wait --timeout=120 "$template" >/dev/null 2>&1 </dev/null ||
+        qvm-shutdown --wait --timeout=120 "$template" >/dev/null 2>&1 </dev/null || true
+    ! is_running
 }
 
 leave() {

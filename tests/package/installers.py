@@ -3,11 +3,12 @@
 """The installers run to the end over stand-ins; and whatever step is made to fail, the machine is as it
 was, with one line that says so and an exit code other than 0.
 
-    installers.py [CASE...]
+    installers.py BUILD-DIRECTORY [CASE...]
 """
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from machine import Machine, Unusable
 
+BUILD = os.path.abspath(sys.argv[1])
 CASES = []
 RPM = "dir/qvm-remote-dom0-2.0-1.x86_64.rpm"
 
@@ -71,7 +73,7 @@ def each_fault(m, script, words, before, stdin="", settle=lambda: None, unheeded
     """Each call of each program fails in turn, before it has done anything and after it has done all."""
     m.restore(before)
     m.forget_calls()
-    done = m.run(f"/root/{script}", *words, stdin=stdin)
+    done = m.run(f"/scripts/{script}", *words, stdin=stdin)
     settle()
     check(done.returncode == 0, done)
     good = m.state()
@@ -87,7 +89,7 @@ def each_fault(m, script, words, before, stdin="", settle=lambda: None, unheeded
                 fault = f"{name} {number} {when}"
                 m.restore(before)
                 m.forget_calls()
-                done = m.run(f"/root/{script}", *words, stdin=stdin, fault=fault)
+                done = m.run(f"/scripts/{script}", *words, stdin=stdin, fault=fault)
                 settle()
                 try:
                     if done.returncode == 0:
@@ -116,7 +118,7 @@ def dom0(m, data=None, sidecar=None):
 
 
 def install(m, *words, stdin="yes\n", **more):
-    return m.run("/root/install-dom0.sh", *words, "work", RPM, stdin=stdin, **more)
+    return m.run("/scripts/install-dom0.sh", *words, "work", RPM, stdin=stdin, **more)
 
 
 @case
@@ -203,17 +205,17 @@ def a_qube_that_sends_without_end_is_left_at_the_limit(m):
 def wrong_user_and_wrong_place_are_said_in_one_line(m):
     _, before = dom0(m)
     if os.geteuid() == 0:
-        os.chmod(m.file("root"), 0o755)
+        os.chmod(m.file("scripts"), 0o755)
         before = m.state()
         refused(m, "install-dom0.sh", install(m, uid=65534), before, "takes root")
-        os.chmod(m.file("root"), 0o755)
+        os.chmod(m.file("scripts"), 0o755)
     m.remove("etc/qubes-release")
     before = m.state()
     refused(m, "install-dom0.sh", install(m), before, "dom0 of Qubes OS")
-    refused(m, "install-template.sh", m.run("/root/install-template.sh", "t", "work", RPM), before, "in dom0")
+    refused(m, "install-template.sh", m.run("/scripts/install-template.sh", "t", "work", RPM), before, "in dom0")
     m.write("etc/qubes-release", "Qubes release 4.3 (R4.3)\n")
     before = m.state()
-    refused(m, "upgrade-dom0.sh", m.run("/root/upgrade-dom0.sh", RPM), before, "in a qube")
+    refused(m, "upgrade-dom0.sh", m.run("/scripts/upgrade-dom0.sh", RPM), before, "in a qube")
     m.qube("work", state="halted")
     before = m.state()
     refused(m, "install-dom0.sh", install(m), before, "not running")
@@ -223,14 +225,68 @@ def wrong_user_and_wrong_place_are_said_in_one_line(m):
 
 
 @case
+def programs_say_in_one_line_that_they_are_in_the_wrong_place(m):
+    def said(program, *words, uid=None):
+        done = m.run("-c", 'exec "$@"', "sh", "/usr/local/lib/" + program, *words, uid=uid)
+        equal((done.returncode, done.stdout), (1, b""))
+        lines = done.stderr.decode().splitlines()
+        check(len(lines) == 1 and lines[0].startswith(program + ": "), lines)
+        return lines[0]
+
+    os.mkdir(m.file("local/lib"))
+    for program in ("qvm-remote", "qvm-remote-dom0", "qvm-remote-agent"):
+        shutil.copy(os.path.join(BUILD, program), m.file("local/lib"))
+    admin = [["keys"], ["authorize", "work"], ["revoke", "work"], ["rotate", "work"], ["connect", "work"],
+             ["disconnect", "work"], ["queue"], ["migrate"], ["log"], ["audit", "verify"], ["resume"], ["enable"],
+             ["disable"]]
+    before = m.state()
+    for words in [["true"], ["--exec", "true"], ["ping"], ["status"], ["key", "show"]]:
+        check("this is dom0" in said("qvm-remote", *words), words)
+    m.remove("etc/qubes-release")
+    check("no key for root at /root/.qvm-remote/auth.key" in said("qvm-remote", "true"), "the client as root")
+    if os.geteuid() == 0:
+        os.chmod(m.file("."), 0o755)
+        check("the daemon takes root" in said("qvm-remote-dom0", uid=65534), "the daemon")
+        for words in admin:
+            check(f"{words[0]} takes root" in said("qvm-remote-dom0", *words, uid=65534), words)
+        for words in [["status"], ["approvals", "list"], ["panic"]]:
+            said("qvm-remote-dom0", *words, uid=65534)
+    m.write("share/qubes/marker-vm", "")
+    for words in [[], ["--once"], *admin, ["status"], ["approvals", "list"], ["panic"], ["policy", "lint"]]:
+        check("here is a qube" in said("qvm-remote-dom0", *words), words)
+    check("pipes or sockets" in said("qvm-remote-agent"), "the agent by hand")
+    m.write("etc/qubes-release", "")
+    for script, words in (("install-dom0.sh", ["work", RPM]), ("install-template.sh", ["t", "work", RPM])):
+        done = m.run("/scripts/" + script, *words)
+        equal((done.returncode, len(lines_of(script, done))), (1, 1))
+    m.remove("share/qubes/marker-vm")
+    os.rmdir(m.file("share/qubes"))
+    changed(m, before, ["root/.qvm-remote"])
+
+
+@case
+def options_of_the_bash_daemon_are_taken_with_a_hint(m):
+    m.qube("work")
+    os.mkdir(m.file("local/lib"))
+    shutil.copy(os.path.join(BUILD, "qvm-remote-dom0"), m.file("local/lib"))
+    for old, new, more, out in (("--authorize", "authorize", ["work", "0123456789abcdef" * 4], "work SHA256:"),
+                                ("--list-keys", "keys", [], "work  "), ("--revoke", "revoke", ["work"], "")):
+        done = m.run("-c", 'exec "$@"', "sh", "/usr/local/lib/qvm-remote-dom0", old, *more)
+        check(done.returncode == 0 and done.stdout.decode().startswith(out), done)
+        equal(done.stderr.decode().splitlines()[0],
+              f"qvm-remote-dom0: {old} is written `qvm-remote-dom0 {new}` now")
+    check(not os.path.exists(m.file("etc/qubes/remote.d/work.key")), "it was not revoked")
+
+
+@case
 def words_that_are_no_names_are_refused(m):
     _, before = dom0(m)
     for qube, path in (("dom0", RPM), ("a b", RPM), ("-x", RPM), ("../x", RPM), ("w\x1b[31m", RPM), ("", RPM),
                        ("work", "a'b.rpm"), ("work", "$(id).rpm"), ("work", "a b.rpm"), ("work", "-x.rpm"),
                        ("work", "x.deb"), ("work", ""), ("work", "a\nb.rpm")):
-        refused(m, "install-dom0.sh", m.run("/root/install-dom0.sh", qube, path), before, "no name of a qube|path in the qube|usage")
+        refused(m, "install-dom0.sh", m.run("/scripts/install-dom0.sh", qube, path), before, "no name of a qube|path in the qube|usage")
     for words in ((), ("work",), ("work", RPM, "x"), ("--what", "work", RPM)):
-        refused(m, "install-dom0.sh", m.run("/root/install-dom0.sh", *words), before, "usage")
+        refused(m, "install-dom0.sh", m.run("/scripts/install-dom0.sh", *words), before, "usage")
 
 
 @case
@@ -238,11 +294,11 @@ def half_a_script_does_nothing(m):
     _, before = dom0(m)
     for script, words in (("install-dom0.sh", ["work", RPM]), ("install-template.sh", ["t", "work", RPM]),
                           ("upgrade-dom0.sh", [RPM])):
-        whole = m.read("root/" + script)
+        whole = m.read("scripts/" + script)
         for part in range(1, 10):
-            m.write("root/half", whole[:len(whole) * part // 10])
-            m.run("/root/half", *words, stdin="yes\n")
-            m.remove("root/half")
+            m.write("scripts/half", whole[:len(whole) * part // 10])
+            m.run("/scripts/half", *words, stdin="yes\n")
+            m.remove("scripts/half")
             changed(m, before)
 
 
@@ -303,7 +359,7 @@ def template(m, kind="rpm", state="halted", **more):
 
 
 def into_template(m, kind="rpm", *words, stdin="yes\n", **more):
-    return m.run("/root/install-template.sh", *words, "t", "work", KINDS[kind], stdin=stdin, **more)
+    return m.run("/scripts/install-template.sh", *words, "t", "work", KINDS[kind], stdin=stdin, **more)
 
 
 @case
@@ -361,7 +417,7 @@ def a_package_that_does_not_install_leaves_the_template_as_it_was(m):
 def each_step_towards_a_template_fails_in_turn(m):
     # That it is paused or runs is asked by an exit code; one that lies is believed.
     return sum(each_fault(m, "install-template.sh", ["t", "work", KINDS["rpm"]], template(m, "rpm", state), "yes\n",
-                          unheeded=["qvm-check", "qvm-run"]) for state in ("halted", "running"))
+                          unheeded=["qvm-check", "qvm-run", "qvm-shutdown"]) for state in ("halted", "running"))
 
 
 # --- upgrade-dom0.sh ----------------------------------------------------------------------------
@@ -374,12 +430,12 @@ def upgrade_from(m, **more):
         equal(install(m).returncode, 0)
         m.write("standin/units/qvm-remote-dom0.service", "1.9-1\n")
         m.remove("etc/qubes-release")
-    m.write("root/new.rpm", package(**more))
+    m.write("scripts/new.rpm", package(**more))
     return m.state()
 
 
 def upgrade(m, *words, stdin="yes\n", **more):
-    done = m.run("/root/upgrade-dom0.sh", *words, "/root/new.rpm", stdin=stdin, **more)
+    done = m.run("/scripts/upgrade-dom0.sh", *words, "/scripts/new.rpm", stdin=stdin, **more)
     m.wait_for_units()
     return done
 
@@ -430,14 +486,14 @@ def an_upgrade_is_refused_before_anything_changes(m):
     m.write("var/lib/qvm-remote/installed.rpm", package(version="1.7-1"))
     refused(m, "upgrade-dom0.sh", upgrade(m), m.state(), "not kept there")
     m.restore(before)
-    m.remove("root/new.rpm")
-    refused(m, "upgrade-dom0.sh", upgrade(m), m.state(), "cannot read /root/new.rpm")
+    m.remove("scripts/new.rpm")
+    refused(m, "upgrade-dom0.sh", upgrade(m), m.state(), "cannot read /scripts/new.rpm")
 
 
 @case
 def each_step_of_an_upgrade_fails_in_turn(m):
     before = upgrade_from(m)
-    return each_fault(m, "upgrade-dom0.sh", ["/root/new.rpm"], before, "yes\n", settle=m.wait_for_units,
+    return each_fault(m, "upgrade-dom0.sh", ["/scripts/new.rpm"], before, "yes\n", settle=m.wait_for_units,
                       unheeded=["qvm-remote", "sleep", "cat", "mv", "sha256sum", "systemctl"])
 
 
@@ -456,7 +512,7 @@ def run(function, place):
 
 def main():
     os.umask(0o022)
-    wanted = [c for c in CASES if c.__name__ in (sys.argv[1:] or c.__name__)]
+    wanted = [c for c in CASES if c.__name__ in (sys.argv[2:] or c.__name__)]
     with tempfile.TemporaryDirectory(prefix="qvm-remote-installers-", dir="/tmp") as scratch, \
             ThreadPoolExecutor(os.cpu_count()) as workers:
         verdicts = list(workers.map(lambda c: run(c, os.path.join(scratch, c.__name__[:40])), wanted))

@@ -26,6 +26,7 @@ shift 2
 mount --bind /usr "$root/usr"
 [ "$ro" = no ] || mount -o remount,ro,bind "$root/usr"
 mount --bind "$root/local" "$root/usr/local"
+mount --bind "$root/share" "$root/usr/share"
 mount --rbind /dev "$root/dev"
 mount --bind /proc "$root/proc"
 exec chroot "$root" "$@"
@@ -39,7 +40,7 @@ class Unusable(Exception):
 class Machine:
     def __init__(self, path):
         self.root = path
-        for name in ("usr", "local/bin", "dev", "proc", "etc", "var/lib", "root", "standin/vms", "standin/home",
+        for name in ("usr", "local/bin", "share", "dev", "proc", "etc", "var/lib", "root", "scripts", "standin/vms", "standin/home",
                      "standin/class", "standin/units", "standin/rpm/dom0"):
             os.makedirs(os.path.join(path, name))
         for name in ("tmp", "var/tmp"):
@@ -56,7 +57,7 @@ class Machine:
             os.symlink("../standin", os.path.join(path, "local/bin", name))
         for name in sorted(os.listdir(SCRIPTS)):
             if name.endswith(".sh"):
-                shutil.copy(os.path.join(SCRIPTS, name), os.path.join(path, "root", name))
+                shutil.copy(os.path.join(SCRIPTS, name), os.path.join(path, "scripts", name))
 
     def file(self, name):
         return os.path.join(self.root, name)
@@ -118,7 +119,7 @@ class Machine:
     def state(self):
         """All that an installer could change: path to mode and content."""
         out = {}
-        for base in ("etc", "var", "tmp", "root", "standin"):
+        for base in ("etc", "var", "tmp", "root", "scripts", "standin"):
             for folder, folders, files in os.walk(self.file(base)):
                 for name in folders + files:
                     path = os.path.join(folder, name)
