@@ -8,11 +8,11 @@ MESON ?= meson
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
 	qemu-system-x86 spin
-CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14 shellcheck
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-clang check-sanitize check-ndebug check-tree check-format \
+.PHONY: help demo test bench check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
 	deps deps-check build install-vm install-dom0 uninstall-vm uninstall-dom0 dist clean
 
 help: ## show this
@@ -23,13 +23,16 @@ demo: build ## build, then show all of it here on the mock transport
 	tests/e2e/demo.sh $(BUILD)
 
 test: build ## build and run the tests
-	$(MESON) test -C $(BUILD) --print-errorlogs
+	$(MESON) test -C $(BUILD) --print-errorlogs --no-suite package
+
+check-installers: build ## run the installers over stand-ins, each of their steps failing in turn
+	$(MESON) test -C $(BUILD) --print-errorlogs --suite package installers
 
 bench: build ## measure against the bars of the specification
 	$(MESON) compile -C $(BUILD) bench-programs
 	tests/bench/run.py $(BUILD)
 
-check: test check-clang check-sanitize check-ndebug check-tree check-format ## test, and all that CI looks at
+check: test check-installers check-clang check-sanitize check-ndebug check-tree check-format ## test, and all that CI looks at
 
 check-clang: deps-check
 	.ci/configure $(BUILD)-clang clang++-14 -Dwerror=true --buildtype=debug -Dfuzz=true
@@ -47,6 +50,7 @@ check-ndebug: deps
 
 check-tree:
 	tests/check-tree.py
+	shellcheck --severity=warning packaging/install/*.sh tests/package/standin/standin
 
 check-format: deps-check
 	@git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 --dry-run 2>&1 | \
