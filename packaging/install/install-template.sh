@@ -89,7 +89,7 @@ trap 'rm -rf "$d"' EXIT
 trap 'exit 1' HUP INT TERM
 p=$d/qvm-remote.$kind
 cat >"$p" || stop 'cannot write the package'
-[ "$(sha256sum <"$p")" = "$digest  -" ] || stop 'the package was damaged on its way'
+said=$(sha256sum <"$p") && [ "$said" = "$digest  -" ] || stop 'the package was damaged on its way'
 case $kind in
 rpm)
     named() { rpm -qp --queryformat '%{NAME}' "$p"; }
@@ -107,7 +107,7 @@ deb)
     add() { pacman --noconfirm -U "$p"; }
     drop() { pacman --noconfirm -R qvm-remote; } ;;
 esac
-[ "$(named </dev/null)" = qvm-remote ] || stop 'that is a package of something else than qvm-remote'
+said=$(named </dev/null) && [ "$said" = qvm-remote ] || stop 'that is a package of something else than qvm-remote'
 there >/dev/null 2>&1 </dev/null && had=yes || had=no
 add </dev/null >"$d/said" 2>&1 || {
     tail -n 5 "$d/said" >&2

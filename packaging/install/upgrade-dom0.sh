@@ -58,7 +58,7 @@ upgrade() { said=$(rpm -U --define '_pkgverify_level digest' "$@" </dev/null 2>&
 
 # Takes the package from standard input; prints its directory, the old and the new version.
 stage() { # DIGEST LIMIT SECONDS
-    local old new was said
+    local old new was sum said
     [ "$EUID" -eq 0 ] || refuse 'commands of this qube do not run as root there'
     systemctl is-active --quiet "$unit" </dev/null || refuse "systemd does not run the daemon as $unit there"
     ! systemctl is-active --quiet qvm-remote-upgrade.service </dev/null || refuse 'an upgrade is going on already'
@@ -70,7 +70,7 @@ stage() { # DIGEST LIMIT SECONDS
     directory=$(mktemp -d "$state/upgrade.XXXXXXXXXX") || refuse "no directory to be had in $state"
     trap 'rm -rf "$directory"' EXIT
     head -c $(($2 + 1)) >"$directory/package.rpm" || refuse 'the package cannot be written'
-    [ "$(sha256sum <"$directory/package.rpm")" = "$1  -" ] || refuse 'the package did not arrive whole'
+    { sum=$(sha256sum <"$directory/package.rpm") && [ "$sum" = "$1  -" ]; } || refuse 'the package did not arrive whole'
     new=$(version_of "$directory/package.rpm") || refuse 'rpm cannot read the package'
     [[ $new =~ ^$name\ [A-Za-z0-9._+~^-]+$ ]] || refuse "that is a package of something else than $name"
     new=${new#* }

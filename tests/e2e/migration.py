@@ -5,11 +5,16 @@ installation comes out. Usage: migration.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
+import time
 
 from fixture import KEY, case, check, equal, main
 from house import House
 
-ID = "20260218-101112-4711-0a1b2c3d"
+# The agent prunes what is older than 90 days.
+THEN = time.localtime(time.time() - 86400)
+DAY = time.strftime("%Y-%m-%d", THEN)
+STAMP = DAY + "T10:11:12"
+ID = time.strftime("%Y%m%d", THEN) + "-101112-4711-0a1b2c3d"
 
 
 def put(text, *names, mode=0o644):
@@ -28,18 +33,18 @@ def old_qube(home, name, key=KEY):
     for part in ("pending", "running", "results"):
         os.makedirs(os.path.join(base, "queue", part), 0o755)
     for part, text in (("out", "total 0\n"), ("err", ""), ("exit", "0"), ("command", "ls -l\n"),
-                       ("meta", f"id={ID}\nstarted=2026-02-18T10:11:12\nduration_ms=7\nexit_code=0\n")):
-        put(text, base, "history", "2026-02-18", ID, part)
-    put(f"[2026-02-18T10:11:12] SUBMIT id={ID} size=6B cmd=ls -l \n"
-        f"[2026-02-18T10:11:12] id={ID} exit=0 duration=7ms cmd=ls -l \n"
-        f"[2026-02-18T10:11:13] DONE id={ID} exit=0\n", base, "audit.log", mode=0o600)
+                       ("meta", f"id={ID}\nstarted={STAMP}\nduration_ms=7\nexit_code=0\n")):
+        put(text, base, "history", DAY, ID, part)
+    put(f"[{STAMP}] SUBMIT id={ID} size=6B cmd=ls -l \n"
+        f"[{STAMP}] id={ID} exit=0 duration=7ms cmd=ls -l \n"
+        f"[{STAMP}] DONE id={ID} exit=0\n", base, "audit.log", mode=0o600)
 
 
 def old_dom0(root, conf, key=KEY):
     put(conf, root, "etc/qubes/remote.conf")
     put(key + "\n", root, "etc/qubes/remote.d/work.key", mode=0o600)
     os.chmod(os.path.join(root, "etc/qubes/remote.d"), 0o700)
-    put("[2026-02-18T10:11:12] INFO listening\n", root, "var/log/qubes/qvm-remote.log")
+    put(f"[{STAMP}] INFO listening\n", root, "var/log/qubes/qvm-remote.log")
 
 
 def migrated(f, name, conf, agent=True, key=KEY):
@@ -62,7 +67,7 @@ def works(f, house, home):
     shown = house.run("work", "history", "show", ID).stdout
     check(b"total 0" in shown and b"ls -l" in shown, shown)
     check(not os.path.exists(os.path.join(home, ".qubes-remote")), "the old directory is there")
-    check(f.log().startswith("[2026-02-18T10:11:12] INFO listening\n"), f.log())
+    check(f.log().startswith(f"[{STAMP}] INFO listening\n"), f.log())
     equal(f.dom0("keys").stdout.split()[0], b"work")
 
 
