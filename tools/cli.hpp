@@ -4,7 +4,6 @@
 
 #pragma once
 
-#include <cstddef>
 #include <cstdio>
 #include <span>
 #include <string>
@@ -35,7 +34,7 @@ struct subcommand {
 /// An option of the bash programs before 1.0 that is a subcommand now.
 struct old_option {
     const char *name;
-    std::vector<const char *> words;
+    const char *words[2]; ///< what is written now; the second may be null
 };
 
 /// The command line with such an option, as its first word, put the way it is now, and a hint on stderr;
@@ -46,13 +45,13 @@ struct old_option {
     for (const old_option &o : table) {
         if (argc < 2 || o.name != std::string_view(argv[1]))
             continue;
-        std::string now;
-        out.erase(out.begin() + 1);
-        for (std::size_t i = 0; i < o.words.size(); ++i) {
-            now += std::string(" ") + o.words[i];
-            out.insert(out.begin() + 1 + static_cast<std::ptrdiff_t>(i), const_cast<char *>(o.words[i]));
+        std::string now = o.words[0];
+        out[1] = const_cast<char *>(o.words[0]); // nobody writes to the words of a command line
+        if (o.words[1]) {
+            now += std::string(" ") + o.words[1];
+            out.insert(out.begin() + 2, const_cast<char *>(o.words[1]));
         }
-        std::fprintf(stderr, "%s: %s is written `%s%s` now\n", program, o.name, program, now.c_str());
+        std::fprintf(stderr, "%s: %s is written `%s %s` now\n", program, o.name, program, now.c_str());
         break;
     }
     out.push_back(nullptr);

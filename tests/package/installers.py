@@ -417,7 +417,8 @@ def a_package_that_does_not_install_leaves_the_template_as_it_was(m):
 def each_step_towards_a_template_fails_in_turn(m):
     # Whether it runs, and has the package, is asked by an exit code; one that lies is believed.
     return sum(each_fault(m, "install-template.sh", ["t", "work", KINDS["rpm"]], template(m, "rpm", state), "yes\n",
-                          unheeded=["qvm-check", "qvm-run", "qvm-shutdown", "rpm", "timeout"]) for state in ("halted", "running"))
+                          unheeded=["qvm-check", "qvm-run", "qvm-shutdown", "rpm", "timeout"])
+               for state in ("halted", "running"))
 
 
 # --- upgrade-dom0.sh ----------------------------------------------------------------------------
@@ -455,6 +456,33 @@ def dom0_is_upgraded_through_the_daemon_itself(m):
     m.restore(before)
     equal(upgrade(m, "--yes", stdin="").returncode, 0)
     equal(m.violations(), "")
+
+
+@case
+def dom0_is_upgraded_through_the_real_client_and_daemon(m):
+    """The same over the mock transport, with a private daemon for each command and systemd's part outside."""
+    upgrade_from(m)
+    m.qube("mock")  # as the private daemon calls us, and asks for
+    os.makedirs(m.file("local/lib/plugins"))
+    for path, place in (("qvm-remote", ""), ("qvm-remote-dom0", ""), ("plugins/mock/mock.so", "plugins")):
+        shutil.copy(os.path.join(BUILD, path), m.file("local/lib/" + place))
+    m.remove("local/bin/qvm-remote")
+    m.write("local/bin/qvm-remote", "#!/bin/bash\nexec /usr/local/lib/qvm-remote --transport mock --plugin-dir "
+            "/usr/local/lib/plugins \"$@\"\n", 0o755)
+    m.write("standin/job", "")
+    before = m.state()
+    done = m.run("-c", """
+        { until [ -s /standin/job ]; do /usr/bin/sleep 0.05; done
+          eval "$(</standin/job)"; : >/standin/job; rm /standin/units/qvm-remote-upgrade.service
+        } </dev/null >/dev/null 2>&1 &
+        exec bash /scripts/upgrade-dom0.sh --yes /scripts/new.rpm""")
+    m.wait_for_units()
+    equal((done.returncode, done.stderr), (0, b""))
+    changed(m, before, UPGRADED + [p for p in m.state() if p.startswith("root/.qvm-remote")])
+    equal([m.read(p) for p in UPGRADED], ["2.0-1\n", "2.0-1\n", package().decode()])
+    # And what dom0 refuses is told here.
+    done = m.run("/scripts/upgrade-dom0.sh", "--yes", "/scripts/new.rpm")
+    equal(done.stderr, b"upgrade-dom0.sh: dom0 is as it was: 2.0-1 is installed already \n")
 
 
 @case

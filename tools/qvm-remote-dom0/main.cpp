@@ -64,10 +64,10 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"disable", "", "stop it, now and for the boots to come", disable},
 };
 
-const cli::old_option old_options[] = {
-    {"--authorize", {"authorize"}},
-    {"--revoke", {"revoke"}},
-    {"--list-keys", {"keys"}},
+constexpr cli::old_option old_options[] = {
+    {"--authorize", {"authorize", nullptr}},
+    {"--revoke", {"revoke", nullptr}},
+    {"--list-keys", {"keys", nullptr}},
 };
 
 // What the desktop's user may ask for too; all else reads or writes what is root's.

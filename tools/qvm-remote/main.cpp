@@ -59,7 +59,7 @@ constexpr cli::subcommand<handler> subcommands[] = {
      history_command},
 };
 
-const cli::old_option old_options[] = {
+constexpr cli::old_option old_options[] = {
     {"--gen-key", {"key", "gen"}},
     {"--show-key", {"key", "show"}},
     {"--import-key", {"key", "import"}},
