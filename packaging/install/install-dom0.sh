@@ -28,7 +28,7 @@ readonly kept=$state/installed.rpm # what upgrade-dom0.sh goes back to
 readonly package_kib=65536
 readonly patience=300 # seconds for one call into the qube
 
-directory='' made_state=no before='' can_go_back=no touched=no told=no
+directory='' made_state=no before='' can_go_back=no touched=no relay='' told=no
 
 complain() { printf 'install-dom0.sh: %s\n' "$1" >&2; }
 fail() {
@@ -66,6 +66,10 @@ leave() {
     trap - EXIT
     trap '' INT TERM HUP
     set +e
+    if [ -n "$relay" ]; then
+        kill "$relay" 2>/dev/null
+        wait "$relay" 2>/dev/null
+    fi
     if [ "$code" -ne 0 ]; then
         [ "$told" = yes ] || complain 'broken off; dom0 is as it was'
         [ -z "$directory" ] || undo
@@ -79,14 +83,15 @@ leave() {
 # a reader that stopped at the limit would leave it running for as long as the qube sends.
 fetch() {
     local code=0 size
-    {
-        (
-            ulimit -c 0 -f "$3"
-            exec timeout --kill-after=10 "$patience" \
-                qvm-run --pass-io --no-gui --no-autostart "$qube" "cat -- '$1'" \
-                </dev/null >"$2" 2>"$directory/untrusted_words"
-        ) || code=$?
-    } 2>/dev/null # where bash tells of signals
+    (
+        ulimit -c 0 -f "$3"
+        exec timeout --kill-after=10 "$patience" \
+            qvm-run --pass-io --no-gui --no-autostart "$qube" "cat -- '$1'" \
+            </dev/null >"$2" 2>"$directory/untrusted_words"
+    ) &
+    relay=$!
+    wait "$relay" 2>/dev/null || code=$? # which a signal to us ends, unlike a program in the foreground
+    relay=''
     size=$(stat -c %s "$2") || fail "cannot look at what $qube sent"
     [ "$size" -lt $(($3 * 1024)) ] || fail "$1 in $qube is larger than $(($3 - 1)) KiB"
     [ "$code" -ne 124 ] || fail "$1 was not there within $patience s"

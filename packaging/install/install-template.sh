@@ -22,7 +22,7 @@ readonly package_kib=65536
 readonly patience=300      # seconds for one call into the qube
 readonly install_time=1800 # in the template, which may update its lists of packages
 
-directory='' started=no told=no
+directory='' started=no relay='' told=no
 
 complain() { printf 'install-template.sh: %s\n' "$1" >&2; }
 fail() {
@@ -53,6 +53,10 @@ leave() {
     trap - EXIT
     trap '' INT TERM HUP
     set +e
+    if [ -n "$relay" ]; then
+        kill "$relay" 2>/dev/null
+        wait "$relay" 2>/dev/null
+    fi
     [ "$code" -eq 0 ] || [ "$told" = yes ] || complain 'broken off'
     if [ "$started" = yes ] && is_running && ! shut_down; then
         complain "$template was off before and does not shut down: qvm-shutdown --wait $template"
@@ -65,14 +69,15 @@ leave() {
 # a reader that stopped at the limit would leave it running for as long as the qube sends.
 fetch() {
     local code=0 size
-    {
-        (
-            ulimit -c 0 -f "$3"
-            exec timeout --kill-after=10 "$patience" \
-                qvm-run --pass-io --no-gui --no-autostart "$qube" "cat -- '$1'" \
-                </dev/null >"$2" 2>"$directory/untrusted_words"
-        ) || code=$?
-    } 2>/dev/null # where bash tells of signals
+    (
+        ulimit -c 0 -f "$3"
+        exec timeout --kill-after=10 "$patience" \
+            qvm-run --pass-io --no-gui --no-autostart "$qube" "cat -- '$1'" \
+            </dev/null >"$2" 2>"$directory/untrusted_words"
+    ) &
+    relay=$!
+    wait "$relay" 2>/dev/null || code=$? # which a signal to us ends, unlike a program in the foreground
+    relay=''
     size=$(stat -c %s "$2") || fail "cannot look at what $qube sent"
     [ "$size" -lt $(($3 * 1024)) ] || fail "$1 in $qube is larger than $(($3 - 1)) KiB"
     [ "$code" -ne 124 ] || fail "$1 was not there within $patience s"
@@ -202,14 +207,14 @@ main() {
     text="{ kind=$kind digest=$digest
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive
 ${in_template%$'\n'}" # qvm-run ends it with "; exit"
-    {
-        (
-            ulimit -f 1024
-            exec timeout --kill-after=10 "$install_time" \
-                qvm-run --pass-io --no-gui --no-autostart --user=root "$template" "$text" \
-                <"$directory/package" >"$directory/untrusted_answer" 2>"$directory/untrusted_words"
-        ) || code=$?
-    } 2>/dev/null
+    # A package manager that is broken off leaves a mess: from here on no signal does that.
+    trap '' INT TERM HUP
+    (
+        ulimit -c 0 -f 1024
+        exec timeout --kill-after=10 "$install_time" \
+            qvm-run --pass-io --no-gui --no-autostart --user=root "$template" "$text" \
+            <"$directory/package" >"$directory/untrusted_answer" 2>"$directory/untrusted_words"
+    ) || code=$?
     IFS= read -r -N 74 untrusted_answer <"$directory/untrusted_answer" || true
     [ "$untrusted_answer" = "installed $digest" ] ||
         fail "$template does not say that it installed it (exit code $code): $(words)"

@@ -12,7 +12,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPTS = os.path.join(HERE, "..", "..", "packaging", "install")
-HANG = 120
+HANG = 300
 QUBES = ("qvm-run", "qvm-check", "qvm-prefs", "qvm-start", "qvm-shutdown")
 # What the scripts call, but for rm and rmdir: a clean-up that fails cannot be cleaned up after.
 PROGRAMS = (*QUBES, "rpm", "apt-get", "dpkg", "dpkg-deb", "pacman", "systemctl", "systemd-run", "qvm-remote",
