@@ -31,6 +31,33 @@ struct subcommand {
     Handler run;
 };
 
+/// An option of the bash programs before 1.0 that is a subcommand now.
+struct old_option {
+    const char *name;
+    const char *words[2]; ///< what is written now; the second may be null
+};
+
+/// The command line with such an option, as its first word, put the way it is now, and a hint on stderr;
+/// else as it is. What comes back ends in a null pointer, as argv does.
+[[nodiscard]] inline std::vector<char *> modernized(std::span<const old_option> table, int argc,
+                                                    char **argv, const char *program) {
+    std::vector<char *> out(argv, argv + argc);
+    for (const old_option &o : table) {
+        if (argc < 2 || o.name != std::string_view(argv[1]))
+            continue;
+        std::string now = o.words[0];
+        out[1] = const_cast<char *>(o.words[0]); // nobody writes to the words of a command line
+        if (o.words[1]) {
+            now += std::string(" ") + o.words[1];
+            out.insert(out.begin() + 2, const_cast<char *>(o.words[1]));
+        }
+        std::fprintf(stderr, "%s: %s is written `%s %s` now\n", program, o.name, program, now.c_str());
+        break;
+    }
+    out.push_back(nullptr);
+    return out;
+}
+
 /// Reads options up to the first word that is none, or "--". Calls `take(key, value)` for each, which
 /// returns false to stop. Returns the index of the first word left, or -1 when an option is unknown,
 /// lacks its argument, or was refused; getopt has then printed what was wrong, after `program`.

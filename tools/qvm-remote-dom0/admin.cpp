@@ -42,7 +42,10 @@ int fail_with(const std::string &what) {
     std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
     return 1;
 }
-int fail_with(const host::failure &why) { return fail_with(why.what); }
+int fail_with(const host::failure &why) {
+    const bool not_root = why.error_number == EACCES && ::geteuid() != 0;
+    return fail_with(why.what + (not_root ? "; run this as root" : ""));
+}
 
 host::outcome<qube_name> named_qube(std::string_view typed) {
     auto qube = qube_name::parse(typed);
@@ -497,10 +500,10 @@ int status(const invocation &in) {
         return fail_with("usage: qvm-remote-dom0 status");
     auto answer = ask_daemon(in.where, "status");
     if (!answer)
-        return fail_with(answer.error().what +
-                         (answer.error().error_number == EACCES
-                              ? "; run this as root"
-                              : "; start it with systemctl start qvm-remote-dom0"));
+        return answer.error().error_number == EACCES
+                   ? fail_with(answer.error())
+                   : fail_with(answer.error().what +
+                               "; start it with systemctl start qvm-remote-dom0");
     std::fputs(answer->c_str(), stdout);
     return 0;
 }

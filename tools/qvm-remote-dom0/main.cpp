@@ -3,8 +3,10 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <qvmremote/command_id.hpp>
 #include <qvmremote/config.hpp>
@@ -63,6 +65,29 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"disable", "", "stop it, now and for the boots to come", disable},
 };
 
+constexpr cli::old_option old_options[] = {
+    {"--authorize", {"authorize", nullptr}},
+    {"--revoke", {"revoke", nullptr}},
+    {"--list-keys", {"keys", nullptr}},
+};
+
+// What the desktop's user may ask for too; all else reads or writes what is root's.
+constexpr std::string_view for_operators[] = {"status", "approvals", "panic", "policy"};
+
+// Why this process has no business here, if so.
+std::string out_of_place(std::string_view verb) {
+    if (::access("/usr/share/qubes/marker-vm", F_OK) == 0)
+        return "this is run in dom0, and here is a qube, where qvm-remote is used";
+    if (::geteuid() == 0)
+        return {};
+    if (verb.empty())
+        return "the daemon takes root: sudo systemctl start qvm-remote-dom0";
+    for (const std::string_view one : for_operators)
+        if (one == verb)
+            return {};
+    return std::string(verb) + " takes root: sudo qvm-remote-dom0 " + std::string(verb);
+}
+
 void print_help() {
     std::printf("Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
                 "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
@@ -80,7 +105,7 @@ int usage(const std::string &what) {
 
 } // namespace
 
-int main(int argc, char **argv) {
+int main(int argument_count, char **arguments) {
     // Keys pass through this memory: no core dump, and no other process of the user looks in.
     ::prctl(PR_SET_DUMPABLE, 0);
     daemon_options how;
@@ -88,6 +113,9 @@ int main(int argc, char **argv) {
     std::string root, wait;
     std::optional<std::string> vm;
     bool help = false, version = false;
+    auto modern = cli::modernized(old_options, argument_count, arguments, "qvm-remote-dom0");
+    const int argc = static_cast<int>(modern.size()) - 1;
+    char **const argv = modern.data();
     const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
         switch (key) {
         case opt_vm:
@@ -151,12 +179,20 @@ int main(int argc, char **argv) {
         return usage("--vm '" + for_terminal(*vm, 64) + "' is " +
                      std::string(message(errc::bad_qube_name)));
     how.vm = vm.value_or("");
+    const auto fits = [&](std::string_view verb) {
+        const std::string why = how.where.is_real() ? out_of_place(verb) : std::string();
+        if (!why.empty())
+            std::fprintf(stderr, "qvm-remote-dom0: %s\n", why.c_str());
+        return why.empty();
+    };
     if (first < argc) {
         for (const auto &c : subcommands)
             if (std::strcmp(c.name, argv[first]) == 0)
-                return c.run({how.where, {argv + first + 1, argv + argc}});
+                return fits(c.name) ? c.run({how.where, {argv + first + 1, argv + argc}}) : 1;
         return usage("no subcommand of that name");
     }
+    if (!fits({}))
+        return 1;
     // Before anything has grown and before any thread: it is copied once for each command.
     const cgroup_home home = claim_cgroup();
     auto children = warden::start(home);

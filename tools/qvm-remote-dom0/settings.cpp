@@ -173,6 +173,10 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
             !key.starts_with("QVM_REMOTE_QREXEC_"))
             out.warnings.push_back(where.config() + ": " + for_terminal(key) +
                                    " is not a setting of ours and is ignored");
+    for (const std::string_view key : {"QUBES_REMOTE_VMS", "QUBES_REMOTE_VM"})
+        if (out.values.get(key))
+            out.warnings.push_back(where.config() + ": " + std::string(key) +
+                                   " is taken; it is called QVM_REMOTE_VMS now");
     host::overlay_environment(out.values, environ);
 
     if (auto audit = audit_limits_of(out.values))

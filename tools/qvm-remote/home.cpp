@@ -54,12 +54,15 @@ host::outcome<home> home::find() {
 host::outcome<secret> home::load_key() const {
     const std::string path = key_file();
     const host::unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-    if (!fd && errno == ENOENT)
+    if (!fd && errno == ENOENT) {
+        if (::access("/etc/qubes-release", F_OK) == 0)
+            return host::failed("this is dom0, where a command needs no qvm-remote: it is for qubes");
         return tl::unexpected(host::failure{
             "there is no key for " + user_name() + " at " + path +
                 "; make one with `qvm-remote key gen` and register it in dom0 with "
                 "`qvm-remote-dom0 authorize`",
             ENOENT});
+    }
     if (!fd && errno == ELOOP)
         return host::failed("the key file " + path + " is a symbolic link; put the key itself there");
     if (!fd)

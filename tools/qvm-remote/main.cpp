@@ -60,6 +60,12 @@ constexpr cli::subcommand<handler> subcommands[] = {
      history_command},
 };
 
+constexpr cli::old_option old_options[] = {
+    {"--gen-key", {"key", "gen"}},
+    {"--show-key", {"key", "show"}},
+    {"--import-key", {"key", "import"}},
+};
+
 void print_help(std::FILE *to) {
     std::fprintf(to,
                  "Usage: qvm-remote [OPTIONS] COMMAND [ARGS...]   run a command in dom0\n"
@@ -112,13 +118,16 @@ host::outcome<std::string> read_script(int fd) {
 
 } // namespace
 
-int main(int argc, char **argv) {
+int main(int argument_count, char **arguments) {
     fill_standard_descriptors();
     ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
     settings how;
     run_request request;
     std::string script, timeout, transport;
     bool exec = false, no_stdin = false, help = false, version = false;
+    auto modern = cli::modernized(old_options, argument_count, arguments, "qvm-remote");
+    const int argc = static_cast<int>(modern.size()) - 1;
+    char **const argv = modern.data();
     const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
         switch (key) {
         case 't':
