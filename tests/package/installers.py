@@ -203,7 +203,7 @@ def a_qube_that_sends_without_end_is_left_at_the_limit(m):
     before = m.state()
     begin = time.monotonic()
     refused(m, "install-dom0.sh", lambda: install(m), before, "larger than")
-    check(time.monotonic() - begin < 60, "it went on for long")
+    check(time.monotonic() - begin < 200, "it went on for long")
 
 
 @case
