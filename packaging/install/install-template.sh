@@ -22,7 +22,7 @@ readonly package_kib=65536
 readonly patience=300      # seconds for one call into the qube
 readonly install_time=1800 # in the template, which may update its lists of packages
 
-directory='' started=no relay='' told=no
+directory='' started=no relay='' class='' state='' told=no
 
 complain() { printf 'install-template.sh: %s\n' "$1" >&2; }
 fail() {
@@ -38,14 +38,25 @@ words() {
     printf '%s' "${untrusted_text//[^ -~]/ }"
 }
 
-is_running() { qvm-check --quiet --running "$template" >/dev/null 2>&1 </dev/null; }
+# Learns the template's class and state. An answer that is none is not taken for "off".
+look() {
+    local all name of at
+    class='' state=''
+    all=$(qvm-ls --raw-data --fields NAME,CLASS,STATE "$template" 2>/dev/null </dev/null) || return 1
+    while IFS='|' read -r name of at; do
+        [ "$name" != "$template" ] || class=$of state=$at
+    done <<<"$all"
+    [ -n "$state" ]
+}
+
+shut_down_once() {
+    qvm-shutdown --wait --timeout=120 "$template" >/dev/null 2>&1 </dev/null || true
+    look && [ "$state" = Halted ]
+}
 
 shut_down() {
     started=no
-    # Once more for one that took its time.
-    qvm-shutdown --wait --timeout=120 "$template" >/dev/null 2>&1 </dev/null ||
-        qvm-shutdown --wait --timeout=120 "$template" >/dev/null 2>&1 </dev/null || true
-    ! is_running
+    shut_down_once || shut_down_once # it may have taken its time
 }
 
 leave() {
@@ -58,7 +69,7 @@ leave() {
         wait "$relay" 2>/dev/null
     fi
     [ "$code" -eq 0 ] || [ "$told" = yes ] || complain 'broken off'
-    if [ "$started" = yes ] && is_running && ! shut_down; then
+    if [ "$started" = yes ] && ! shut_down; then
         complain "$template was off before and does not shut down: qvm-shutdown --wait $template"
     fi
     [ -z "$directory" ] || rm -rf -- "$directory" || complain "cannot remove $directory"
@@ -127,7 +138,7 @@ readonly in_template
 usage='usage: install-template.sh [--sha256 DIGEST [--yes]] TEMPLATE QUBE PACKAGE'
 
 main() {
-    local yes=no wanted='' digest untrusted_digest size answer untrusted_answer given class kind text code=0
+    local yes=no wanted='' digest untrusted_digest size answer untrusted_answer given kind text code=0
     while [ $# -gt 0 ]; do
         case $1 in
         -y | --yes) yes=yes ;;
@@ -160,15 +171,18 @@ main() {
     [[ $given =~ ^[A-Za-z0-9_./+~-]+\.(rpm|deb|pkg\.tar\.zst)$ ]] && [[ $given != -* ]] ||
         fail "the package's path in the qube ends in .rpm, .deb or .pkg.tar.zst and has letters, digits and _ . / + ~ - only"
     kind=${BASH_REMATCH[1]}
-    for program in qvm-check qvm-prefs qvm-run qvm-shutdown qvm-start sha256sum stat timeout; do
+    for program in qvm-check qvm-ls qvm-run qvm-shutdown qvm-start sha256sum stat timeout; do
         command -v "$program" >/dev/null || fail "$program is missing here"
     done
-    class=$(qvm-prefs "$template" klass 2>/dev/null </dev/null) || fail "there is no $template, or it cannot be asked for its class"
+    look || fail "there is no $template, or qvm-ls does not tell its state"
     case $class in
     TemplateVM | StandaloneVM) ;;
     *) fail "$template is no template: what is installed in it would be gone with its next start" ;;
     esac
-    ! qvm-check --quiet --paused "$template" >/dev/null 2>&1 </dev/null || fail "$template is paused"
+    case $state in
+    Running | Halted) ;;
+    *) fail "$template is neither running nor off: $state" ;;
+    esac
     qvm-check --quiet --running "$qube" >/dev/null 2>&1 </dev/null ||
         fail "$qube is not running, and only a template is started here"
 
@@ -199,7 +213,8 @@ main() {
         [ "$answer" = yes ] || fail 'not confirmed; nothing was changed'
     fi
 
-    if ! is_running; then
+    look || fail 'qvm-ls does not tell the state any more'
+    if [ "$state" = Halted ]; then
         started=yes
         qvm-start --quiet --skip-if-running "$template" >"$directory/untrusted_words" 2>&1 </dev/null ||
             fail "$template does not start: $(words)"

@@ -56,8 +56,9 @@ def lines_of(script, done):
     return [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith(script + ": ")]
 
 
-def refused(m, script, done, before, pattern):
-    """It ended with one line, which says why, and changed nothing."""
+def refused(m, script, call, before, pattern):
+    """It ends with one line, which says why, and changes nothing."""
+    done = call()
     check(done.returncode not in (0, 2, 126, 127), done)
     said = lines_of(script, done)
     equal(len(said), 1)
@@ -143,18 +144,18 @@ def a_package_is_installed_after_a_typed_yes(m):
 def anything_but_yes_installs_nothing(m):
     _, before = dom0(m)
     for answer in ("", "\n", "no\n", "y\n", "Yes\n", "yes please\n", " yes\n"):
-        refused(m, "install-dom0.sh", install(m, stdin=answer), before, "not confirmed")
+        refused(m, "install-dom0.sh", lambda: install(m, stdin=answer), before, "not confirmed")
     check("rpm" not in m.calls(), "rpm has read a package that nobody confirmed")
 
 
 @case
 def yes_without_a_question_needs_a_digest_from_elsewhere(m):
     data, before = dom0(m)
-    refused(m, "install-dom0.sh", install(m, "--yes", stdin=""), before, "--yes needs --sha256")
+    refused(m, "install-dom0.sh", lambda: install(m, "--yes", stdin=""), before, "--yes needs --sha256")
     other = digest(b"another")
-    refused(m, "install-dom0.sh", install(m, "--yes", "--sha256", other, stdin=""), before, "another digest")
+    refused(m, "install-dom0.sh", lambda: install(m, "--yes", "--sha256", other, stdin=""), before, "another digest")
     for bad in ("", "abc", digest(data).upper(), digest(data) + "0"):
-        refused(m, "install-dom0.sh", install(m, "--sha256", bad), before, "64 digits")
+        refused(m, "install-dom0.sh", lambda: install(m, "--sha256", bad), before, "64 digits")
     check("rpm" not in m.calls(), "rpm has read a package of another digest")
     equal(install(m, "--yes", "--sha256", digest(data), stdin="").returncode, 0)
 
@@ -185,11 +186,11 @@ def what_a_hostile_qube_sends_is_refused(m):
         m.restore(before)
         put(m, "work", RPM, content, sidecar)
         here = m.state()
-        refused(m, "install-dom0.sh", install(m), here, pattern)
+        refused(m, "install-dom0.sh", lambda: install(m), here, pattern)
     check(not os.path.exists(m.file("owned")), "a text of the qube's was run")
     m.restore(before)
     m.remove(f"standin/home/work/{RPM}")
-    refused(m, "install-dom0.sh", install(m), m.state(), "cannot read")
+    refused(m, "install-dom0.sh", lambda: install(m), m.state(), "cannot read")
     equal(m.violations(), "")
 
 
@@ -201,8 +202,8 @@ def a_qube_that_sends_without_end_is_left_at_the_limit(m):
     os.symlink("/dev/zero", m.file(path))
     before = m.state()
     begin = time.monotonic()
-    refused(m, "install-dom0.sh", install(m), before, "larger than")
-    check(time.monotonic() - begin < 60, "it went on for long")
+    refused(m, "install-dom0.sh", lambda: install(m), before, "larger than")
+    check(time.monotonic() - begin < 200, "it went on for long")
 
 
 @case
@@ -220,7 +221,7 @@ def a_qube_that_stalls_does_not_hold_who_gives_up(m):
             until [ -e /standin/count.cat ]; do /usr/bin/sleep 0.05; done
             kill -TERM $pid; wait $pid""")
         equal(done.returncode, 143)
-        refused(m, script, done, before, "broken off")
+        refused(m, script, lambda: done, before, "broken off")
 
 
 @case
@@ -229,21 +230,21 @@ def wrong_user_and_wrong_place_are_said_in_one_line(m):
     if os.geteuid() == 0:
         os.chmod(m.file("scripts"), 0o755)
         before = m.state()
-        refused(m, "install-dom0.sh", install(m, uid=65534), before, "takes root")
+        refused(m, "install-dom0.sh", lambda: install(m, uid=65534), before, "takes root")
         os.chmod(m.file("scripts"), 0o755)
     m.remove("etc/qubes-release")
     before = m.state()
-    refused(m, "install-dom0.sh", install(m), before, "dom0 of Qubes OS")
-    refused(m, "install-template.sh", m.run("/scripts/install-template.sh", "t", "work", RPM), before, "in dom0")
+    refused(m, "install-dom0.sh", lambda: install(m), before, "dom0 of Qubes OS")
+    refused(m, "install-template.sh", lambda: m.run("/scripts/install-template.sh", "t", "work", RPM), before, "in dom0")
     m.write("etc/qubes-release", "Qubes release 4.3 (R4.3)\n")
     before = m.state()
-    refused(m, "upgrade-dom0.sh", m.run("/scripts/upgrade-dom0.sh", RPM), before, "in a qube")
+    refused(m, "upgrade-dom0.sh", lambda: m.run("/scripts/upgrade-dom0.sh", RPM), before, "in a qube")
     m.qube("work", state="halted")
     before = m.state()
-    refused(m, "install-dom0.sh", install(m), before, "not running")
+    refused(m, "install-dom0.sh", lambda: install(m), before, "not running")
     m.qube("work")
     m.remove("local/bin/qvm-run")
-    refused(m, "install-dom0.sh", install(m), m.state(), "qvm-run is missing")
+    refused(m, "install-dom0.sh", lambda: install(m), m.state(), "qvm-run is missing")
 
 
 @case
@@ -306,9 +307,9 @@ def words_that_are_no_names_are_refused(m):
     for qube, path in (("dom0", RPM), ("a b", RPM), ("-x", RPM), ("../x", RPM), ("w\x1b[31m", RPM), ("", RPM),
                        ("work", "a'b.rpm"), ("work", "$(id).rpm"), ("work", "a b.rpm"), ("work", "-x.rpm"),
                        ("work", "x.deb"), ("work", ""), ("work", "a\nb.rpm")):
-        refused(m, "install-dom0.sh", m.run("/scripts/install-dom0.sh", qube, path), before, "no name of a qube|path in the qube|usage")
+        refused(m, "install-dom0.sh", lambda: m.run("/scripts/install-dom0.sh", qube, path), before, "no name of a qube|path in the qube|usage")
     for words in ((), ("work",), ("work", RPM, "x"), ("--what", "work", RPM)):
-        refused(m, "install-dom0.sh", m.run("/scripts/install-dom0.sh", *words), before, "usage")
+        refused(m, "install-dom0.sh", lambda: m.run("/scripts/install-dom0.sh", *words), before, "usage")
 
 
 @case
@@ -329,13 +330,13 @@ def a_failing_rpm_leaves_what_was_there(m):
     for more, pattern in ((dict(needs="libsqlite3"), "rpm would not install it: .*libsqlite3"),
                           (dict(fails="yes"), "rpm did not install it: .*scriptlet")):
         dom0(m, package(**more))
-        refused(m, "install-dom0.sh", install(m), m.state(), pattern)
+        refused(m, "install-dom0.sh", lambda: install(m), m.state(), pattern)
         m.write("standin/rpm/dom0/qvm-remote-dom0", "1.4-1\n")
-        refused(m, "install-dom0.sh", install(m), m.state(), pattern)
+        refused(m, "install-dom0.sh", lambda: install(m), m.state(), pattern)
         m.remove("standin/rpm/dom0/qvm-remote-dom0")
     dom0(m)
     m.write("standin/rpm/dom0/qvm-remote-dom0", "2.0-1\n")
-    refused(m, "install-dom0.sh", install(m), m.state(), "already installed")
+    refused(m, "install-dom0.sh", lambda: install(m), m.state(), "already installed")
 
 
 @case
@@ -402,9 +403,9 @@ def a_template_gets_the_client_and_is_left_as_it_ran(m):
 def a_template_is_not_touched_without_a_yes_or_a_digest(m):
     before = template(m)
     m.forget_calls()
-    refused(m, "install-template.sh", into_template(m, stdin="no\n"), before, "not confirmed")
-    refused(m, "install-template.sh", into_template(m, "rpm", "--yes"), before, "--yes needs --sha256")
-    refused(m, "install-template.sh", into_template(m, "rpm", "--yes", "--sha256", "0" * 64), before, "another digest")
+    refused(m, "install-template.sh", lambda: into_template(m, stdin="no\n"), before, "not confirmed")
+    refused(m, "install-template.sh", lambda: into_template(m, "rpm", "--yes"), before, "--yes needs --sha256")
+    refused(m, "install-template.sh", lambda: into_template(m, "rpm", "--yes", "--sha256", "0" * 64), before, "another digest")
     check("qvm-start" not in m.calls(), "it was started")
     good = digest(package("qvm-remote"))
     equal(into_template(m, "rpm", "--yes", "--sha256", good, stdin="").returncode, 0)
@@ -413,13 +414,13 @@ def a_template_is_not_touched_without_a_yes_or_a_digest(m):
 @case
 def what_is_no_template_is_refused(m):
     template(m)
-    for kind, pattern in (("AppVM", "no template"), ("DispVM", "no template"), ("", "no template")):
+    for kind, pattern in (("AppVM", "no template"), ("DispVM", "no template"), ("AdminVM", "no template")):
         m.qube("t", "running", kind)
-        refused(m, "install-template.sh", into_template(m), m.state(), pattern)
+        refused(m, "install-template.sh", lambda: into_template(m), m.state(), pattern)
     m.qube("t", "paused", "TemplateVM")
-    refused(m, "install-template.sh", into_template(m), m.state(), "paused")
+    refused(m, "install-template.sh", lambda: into_template(m), m.state(), "neither running nor off: Paused")
     m.remove("standin/class/t")
-    refused(m, "install-template.sh", into_template(m), m.state(), "there is no t")
+    refused(m, "install-template.sh", lambda: into_template(m), m.state(), "there is no t")
 
 
 @case
@@ -432,14 +433,15 @@ def a_package_that_does_not_install_leaves_the_template_as_it_was(m):
             for more, pattern in rows:
                 template(m, kind, state)
                 put(m, "work", KINDS[kind], package(**{"name": "qvm-remote", **more}))
-                refused(m, "install-template.sh", into_template(m, kind), m.state(), pattern)
+                refused(m, "install-template.sh", lambda: into_template(m, kind), m.state(), pattern)
 
 
 @case
 def each_step_towards_a_template_fails_in_turn(m):
-    # Whether it runs, and has the package, is asked by an exit code; one that lies is believed.
+    # Whether the package is there is asked by an exit code; one that lies is believed. The template's
+    # own word counts, and not how the call ends.
     return sum(each_fault(m, "install-template.sh", ["t", "work", KINDS["rpm"]], template(m, "rpm", state), "yes\n",
-                          unheeded=["qvm-check", "qvm-run", "qvm-shutdown", "rpm", "timeout"])
+                          unheeded=["qvm-run", "qvm-shutdown", "rpm", "timeout"])
                for state in ("halted", "running"))
 
 
@@ -494,7 +496,7 @@ def dom0_is_upgraded_through_the_real_client_and_daemon(m):
     m.write("standin/job", "")
     before = m.state()
     done = m.run("-c", """
-        { until [ -s /standin/job ]; do /usr/bin/sleep 0.05; done
+        { for ((i = 0; i < 4000; ++i)); do [ ! -s /standin/job ] || break; /usr/bin/sleep 0.05; done
           eval "$(</standin/job)"; : >/standin/job; rm /standin/units/qvm-remote-upgrade.service
         } </dev/null >/dev/null 2>&1 &
         exec bash /scripts/upgrade-dom0.sh --yes /scripts/new.rpm""")
@@ -512,9 +514,9 @@ def an_upgrade_that_does_not_answer_is_taken_back(m):
     for version, pattern in (("2.0-dead", "back at 1.9-1: the new daemon does not start"),
                              ("2.0-deaf", "back at 1.9-1: no answer through the new daemon")):
         before = upgrade_from(m, version=version)
-        refused(m, "upgrade-dom0.sh", upgrade(m), before, pattern)
+        refused(m, "upgrade-dom0.sh", lambda: upgrade(m), before, pattern)
     before = upgrade_from(m, fails="yes")
-    refused(m, "upgrade-dom0.sh", upgrade(m), before, "back at 1.9-1: rpm did not install it: .*scriptlet")
+    refused(m, "upgrade-dom0.sh", lambda: upgrade(m), before, "back at 1.9-1: rpm did not install it: .*scriptlet")
 
 
 @case
@@ -523,21 +525,21 @@ def an_upgrade_is_refused_before_anything_changes(m):
                           (dict(version="1.9-1"), "installed already"), (dict(version="1.8-1"), "already installed"),
                           (dict(version="$(id)"), "something else")):
         before = upgrade_from(m, **more)
-        refused(m, "upgrade-dom0.sh", upgrade(m), before, "dom0 is as it was: .*" + pattern)
+        refused(m, "upgrade-dom0.sh", lambda: upgrade(m), before, "dom0 is as it was: .*" + pattern)
     before = upgrade_from(m)
-    refused(m, "upgrade-dom0.sh", upgrade(m, stdin="no\n"), before, "not confirmed")
+    refused(m, "upgrade-dom0.sh", lambda: upgrade(m, stdin="no\n"), before, "not confirmed")
     for path, pattern in (("var/lib/qvm-remote/installed.rpm", "not kept there"),
                           ("standin/rpm/dom0/qvm-remote-dom0", "not installed by rpm"),
                           ("standin/units/qvm-remote-dom0.service", "not reached")):
         m.restore(before)
         m.remove(path)
-        refused(m, "upgrade-dom0.sh", upgrade(m), m.state(), pattern)
+        refused(m, "upgrade-dom0.sh", lambda: upgrade(m), m.state(), pattern)
     m.restore(before)
     m.write("var/lib/qvm-remote/installed.rpm", package(version="1.7-1"))
-    refused(m, "upgrade-dom0.sh", upgrade(m), m.state(), "not kept there")
+    refused(m, "upgrade-dom0.sh", lambda: upgrade(m), m.state(), "not kept there")
     m.restore(before)
     m.remove("scripts/new.rpm")
-    refused(m, "upgrade-dom0.sh", upgrade(m), m.state(), "cannot read /scripts/new.rpm")
+    refused(m, "upgrade-dom0.sh", lambda: upgrade(m), m.state(), "cannot read /scripts/new.rpm")
 
 
 @case

@@ -13,7 +13,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPTS = os.path.join(HERE, "..", "..", "packaging", "install")
 HANG = 300
-QUBES = ("qvm-run", "qvm-check", "qvm-prefs", "qvm-start", "qvm-shutdown")
+QUBES = ("qvm-run", "qvm-check", "qvm-ls", "qvm-start", "qvm-shutdown")
 # What the scripts call, but for rm and rmdir: a clean-up that fails cannot be cleaned up after.
 PROGRAMS = (*QUBES, "rpm", "apt-get", "dpkg", "dpkg-deb", "pacman", "systemctl", "systemd-run", "qvm-remote",
             "cat", "cp", "head", "id", "mkdir", "mktemp", "mv", "sha256sum", "sleep", "stat", "tail", "timeout")

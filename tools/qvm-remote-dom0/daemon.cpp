@@ -104,6 +104,8 @@ private:
         if (std::find(names.begin(), names.end(), "mock") != names.end() && options_.where.is_real())
             return host::failed("the mock transport runs commands for whoever connects: it is for "
                                 "tests, with --root DIR, and never beside /etc/qubes");
+        if (options_.where.is_real() && ::geteuid() != 0)
+            return host::failed("the daemon takes root: sudo systemctl start qvm-remote-dom0");
         for (const std::string &directory :
              {options_.where.run_directory(), options_.where.root() + "/var/log/qubes"})
             if (auto made = host::make_directories(directory, 0755); !made)

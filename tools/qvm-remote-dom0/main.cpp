@@ -78,10 +78,8 @@ constexpr std::string_view for_operators[] = {"status", "approvals", "panic", "p
 std::string out_of_place(std::string_view verb) {
     if (::access("/usr/share/qubes/marker-vm", F_OK) == 0)
         return "this is run in dom0, and here is a qube, where qvm-remote is used";
-    if (::geteuid() == 0)
+    if (::geteuid() == 0 || verb.empty()) // the daemon says it for itself
         return {};
-    if (verb.empty())
-        return "the daemon takes root: sudo systemctl start qvm-remote-dom0";
     for (const std::string_view one : for_operators)
         if (one == verb)
             return {};
