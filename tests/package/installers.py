@@ -49,7 +49,7 @@ def digest(data):
 def put(m, qube, path, data, sidecar=None):
     """A package in a qube, and the file with its digest."""
     m.write(f"standin/home/{qube}/{path}", data)
-    m.write(f"standin/home/{qube}/{path}.sha256", 
+    m.write(f"standin/home/{qube}/{path}.sha256",
             f"{digest(data)}  {os.path.basename(path)}\n" if sidecar is None else sidecar)
 
 
