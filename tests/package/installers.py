@@ -49,7 +49,8 @@ def digest(data):
 def put(m, qube, path, data, sidecar=None):
     """A package in a qube, and the file with its digest."""
     m.write(f"standin/home/{qube}/{path}", data)
-    m.write(f"standin/home/{qube}/{path}.sha256", f"{digest(data)}  {os.path.basename(path)}\n" if sidecar is None else sidecar)
+    m.write(f"standin/home/{qube}/{path}.sha256",
+            f"{digest(data)}  {os.path.basename(path)}\n" if sidecar is None else sidecar)
 
 
 def lines_of(script, done):
@@ -436,13 +437,21 @@ def a_package_that_does_not_install_leaves_the_template_as_it_was(m):
                 refused(m, "install-template.sh", lambda: into_template(m, kind), m.state(), pattern)
 
 
-@case
-def each_step_towards_a_template_fails_in_turn(m):
+def each_step_towards(m, state):
     # Whether the package is there is asked by an exit code; one that lies is believed. The template's
-    # own word counts, and not how the call ends.
-    return sum(each_fault(m, "install-template.sh", ["t", "work", KINDS["rpm"]], template(m, "rpm", state), "yes\n",
-                          unheeded=["qvm-run", "qvm-shutdown", "rpm", "timeout"])
-               for state in ("halted", "running"))
+    # own word counts, and not how the call ends; whether it is off again is asked twice.
+    return each_fault(m, "install-template.sh", ["t", "work", KINDS["rpm"]], template(m, "rpm", state), "yes\n",
+                      unheeded=["qvm-ls", "qvm-run", "qvm-shutdown", "rpm", "timeout"])
+
+
+@case
+def each_step_towards_a_template_that_was_off_fails_in_turn(m):
+    return each_step_towards(m, "halted")
+
+
+@case
+def each_step_towards_a_running_template_fails_in_turn(m):
+    return each_step_towards(m, "running")
 
 
 # --- upgrade-dom0.sh ----------------------------------------------------------------------------
@@ -567,7 +576,7 @@ def main():
     wanted = [c for c in CASES if c.__name__ in (sys.argv[2:] or c.__name__)]
     with tempfile.TemporaryDirectory(prefix="qvm-remote-installers-", dir="/tmp") as scratch, \
             ThreadPoolExecutor(os.cpu_count()) as workers:
-        verdicts = list(workers.map(lambda c: run(c, os.path.join(scratch, c.__name__[:40])), wanted))
+        verdicts = list(workers.map(lambda c: run(c, os.path.join(scratch, c.__name__[:60])), wanted))
     failed = sum(not v.startswith(("ok", "skipped")) for v in verdicts)
     print(f"{len(wanted)} cases, {failed} failed")
     sys.exit(1 if failed else 77 if any(v.startswith("skipped") for v in verdicts) else 0)
