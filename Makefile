@@ -15,7 +15,7 @@ CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14 shellcheck
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-installers check-clang check-sanitize check-tree check-format \
+.PHONY: help demo test bench check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
 	check-package check-rpm check-salt check-trixie deps deps-check build install-vm install-dom0 uninstall-vm \
 	uninstall-dom0 dist deb arch rpm container-rpm clean
 
@@ -36,11 +36,10 @@ bench: build ## measure against the bars of the specification
 	$(MESON) compile -C $(BUILD) bench-programs
 	tests/bench/run.py $(BUILD)
 
-check: test check-package check-installers check-clang check-sanitize check-tree check-format check-rpm check-salt check-trixie ## test, and all that CI looks at
+check: test check-package check-installers check-clang check-sanitize check-ndebug check-tree check-format check-rpm check-salt check-trixie ## test, and all that CI looks at
 
-# With NDEBUG, since the gcc builds have assertions.
 check-clang: deps-check
-	.ci/configure $(BUILD)-clang clang++-14 -Dwerror=true --buildtype=debug -Db_ndebug=true -Dfuzz=true
+	.ci/configure $(BUILD)-clang clang++-14 -Dwerror=true --buildtype=debug -Dfuzz=true
 	$(MESON) compile -C $(BUILD)-clang
 	$(MESON) test -C $(BUILD)-clang --print-errorlogs --suite unit --suite host --suite fuzz --suite abi --suite headers
 
@@ -48,6 +47,10 @@ check-sanitize: deps
 	.ci/configure $(BUILD)-sanitize g++ -Dwerror=true --buildtype=debug \
 		-Db_sanitize=address,undefined -Db_lundef=false -Db_ndebug=false
 	$(MESON) test -C $(BUILD)-sanitize --print-errorlogs --timeout-multiplier 4
+
+check-ndebug: deps
+	.ci/configure $(BUILD)-ndebug g++ -Dwerror=true --buildtype=release -Db_ndebug=true
+	$(MESON) test -C $(BUILD)-ndebug --print-errorlogs --suite unit
 
 check-rpm: rpm ## build the RPMs, install, upgrade and remove them in roots of their own
 	.ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
@@ -110,4 +113,4 @@ container-rpm: ## the same in a Fedora container, where podman or docker is to b
 	packaging/rpm/container $(BUILD)/rpm-fedora
 
 clean: ## remove the build directories
-	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize
+	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug
