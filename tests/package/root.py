@@ -167,10 +167,14 @@ class Groups:
                 f.write("0")
 
     def remove(self):
+        end = time.monotonic() + 30
         for path in self.paths:
-            for place, _, _ in os.walk(path, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(place)
+            # Of a container that was killed, somebody may still be in there.
+            while os.path.exists(path) and time.monotonic() < end:
+                for place, _, _ in os.walk(path, topdown=False):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(place)
+                time.sleep(0.01)
         with contextlib.suppress(OSError):
             os.rmdir("/run/systemd/nspawn/propagate/" + NAME)
 
