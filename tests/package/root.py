@@ -103,7 +103,7 @@ class Root:
                 timeout=10 * HANG, check=False, preexec_fn=groups.enter)
         finally:
             groups.remove()
-        said = "".join(line for line in done.stdout.splitlines(True) if not line.startswith(NSPAWN_SAYS))
+        said = re.sub(rf"^{NSPAWN_SAYS}.*\n\n?", "", done.stdout, flags=re.M)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{said}")
         return said if check else (done.returncode, said)
