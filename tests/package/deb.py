@@ -61,7 +61,7 @@ def clean_by_lintian():
     [changes] = glob.glob(f"{BUILD}/dist/deb/*_amd64.changes")
     done = subprocess.run(["lintian", "--allow-root", "--fail-on", "error,warning", changes], stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False)
-    check(done.returncode == 0, done.stdout)
+    check(done.returncode == 0, f"lintian: exit code {done.returncode}\n{done.stdout}")
 
 
 def before(scratch, name, version, files):

@@ -103,7 +103,7 @@ class Root:
                 timeout=10 * HANG, check=False, preexec_fn=groups.enter)
         finally:
             groups.remove()
-        said = "".join(line for line in done.stdout.splitlines(True) if not line.startswith(NSPAWN_SAYS))
+        said = re.sub(rf"^{NSPAWN_SAYS}.*\n\n?", "", done.stdout, flags=re.M)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{said}")
         return said if check else (done.returncode, said)
@@ -167,10 +167,14 @@ class Groups:
                 f.write("0")
 
     def remove(self):
+        end = time.monotonic() + 30
         for path in self.paths:
-            for place, _, _ in os.walk(path, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(place)
+            # Of a container that was killed, somebody may still be in there.
+            while os.path.exists(path) and time.monotonic() < end:
+                for place, _, _ in os.walk(path, topdown=False):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(place)
+                time.sleep(0.01)
         with contextlib.suppress(OSError):
             os.rmdir("/run/systemd/nspawn/propagate/" + NAME)
 
