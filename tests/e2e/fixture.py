@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -180,6 +181,10 @@ def become_nobody(directory):
 
 def main():
     os.umask(0o022)
+    # Whoever runs the tests in the background may have these ignored, and then each child has.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     base = tempfile.mkdtemp(prefix="qvm-remote-cli-", dir="/tmp")
     become_nobody(base)
     check(os.access(CLIENT, os.X_OK), f"an ordinary user cannot run {CLIENT}")
