@@ -59,6 +59,7 @@ FILES = {
     },
     DEVEL: {
         "/usr/include/qvmremote": "drwxr-xr-x",
+        "/usr/lib/qvm-remote": "drwxr-xr-x",
         "/usr/lib/qvm-remote/qvm-remote-dom0": "-rwxr-xr-x",
         "/usr/lib64/pkgconfig/qvm-remote.pc": "-rw-r--r--",
         "/usr/lib64/qvm-remote": "drwxr-xr-x",
@@ -66,7 +67,7 @@ FILES = {
     },
 }
 # Libraries, the shell of the scriptlets, and rpm's own abilities are found by rpm.
-NEEDS = {QUBE: set(), DOM0: {"bash", "qubes-core-dom0", "systemd"},
+NEEDS = {QUBE: {"/bin/bash"}, DOM0: {"bash", "qubes-core-dom0", "systemd"},
          DEVEL: {"qvm-remote(x86-64)", "cmake(tl-expected)", "pkgconfig(libcrypto)"}}
 FOUND = re.compile(r"(lib|ld-|rtld\()|rpmlib\(|/bin/sh$|/usr/bin/pkg-config$")
 
