@@ -101,10 +101,11 @@ def arch(scratch):
     shutil.copytree(os.path.join(BUILD, "dist/arch"), place)
     for name in ("PKGBUILD", "packaging/arch/PKGBUILD.install"):
         output("bash", "-n", os.path.join(place, name))
-    for directory in (scratch, place):
-        os.chmod(directory, 0o755)
+    os.chmod(scratch, 0o755)
+    os.chmod(place, 0o777)  # makepkg wants to write there, and not to be root
     as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-    said = output("makepkg", "--printsrcinfo", cwd=place, env={**os.environ, "HOME": place}, **as_nobody)
+    said = output("makepkg", "--printsrcinfo", cwd=place, **as_nobody,
+                  env={**os.environ, "HOME": place, "PACMAN": "true"})  # it looks for a pacman
     version, rel = read("version").strip(), read("rel").strip()
     for line in (f"pkgver = {version}", f"pkgrel = {rel}", f"source = qvm-remote-{version}-{rel}.tar.gz",
                  "pkgname = qvm-remote", "pkgname = qvm-remote-devel", "install = packaging/arch/PKGBUILD.install"):
