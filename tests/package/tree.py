@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What package builders read: versions, .qubesbuilder, the tarball, Arch's files, the unit.
 
