@@ -19,7 +19,7 @@ import subprocess
 import sys
 import types
 
-from rows import BUILD, ROUNDS, SCRATCH, SHORT, args, launch, program, row, rows, table
+from rows import BUILD, ROUNDS, SCRATCH, SHORT, args, program, row, rows, table
 
 import load
 import parts
@@ -35,7 +35,7 @@ PARTS = {"protocol": parts.bench_protocol, "start": parts.bench_start,
          "history": parts.bench_history, "old": parts.bench_protocol1, "mock": parts.bench_mock,
          "admission": lambda _: bench_admission(program("admission"), SCRATCH, 100 if args.quick else 500,
                                                 row),
-         "qrexec": lambda _: bench_qrexec(BUILD, SCRATCH, ROUNDS, launch, row)}
+         "qrexec": lambda _: bench_qrexec(BUILD, SCRATCH, ROUNDS)}
 
 
 def version_of(*words):
