@@ -206,6 +206,9 @@ def a_full_disk_is_told_to_who_asks(f):
     got = f.run("true")
     check(got.returncode == 126 and b"cannot write the audit log" in got.stderr, got)
     check(b"trouble: cannot write the audit log" in f.dom0("status").stdout, "status")
+    # Now the log for people cannot be written either, and the kernel has a signal for that.
+    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--fsize=10:unlimited"], check=True)
+    equal(f.run("true").returncode, 126)
     subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--fsize=unlimited:unlimited"], check=True)
     equal(f.run("true").returncode, 0)
     check(b"trouble" not in f.dom0("status").stdout, "it has recovered")
