@@ -274,6 +274,7 @@ def a_background_child_that_holds_stdout_holds_the_call(f):
                         ("sleep 1000 >/dev/null 2>&1 & echo", False)):
         for c in dom0.start_each(f"export MARK={MARK}; {what}"):
             equal(c.stdout.readline(), b"\n")
+            eventually(lambda: survivors("MARK=" + MARK), "a child in the background")
             if holds:
                 try:
                     c.wait(0.3)
@@ -336,6 +337,7 @@ def a_killed_call_gives_the_service_the_end_of_stdin_and_no_signal(f):
 def a_service_that_neither_reads_nor_writes_outlives_a_killed_call(f):
     for c in Dom0(f).start_each(f"export MARK={MARK}; echo up; exec sleep 1000", stdin=subprocess.PIPE):
         equal(c.stdout.readline(), b"up\n")
+        eventually(lambda: survivors("MARK=" + MARK), "a program with the mark")
         c.kill()
         c.wait()
         time.sleep(0.2)

@@ -27,8 +27,8 @@ int main(int argc, char **argv) {
     if (colon == command.npos || !standin::exists(qube) || standin::state_of(qube) != "Running")
         return 125;
     if (command.size() > longest) {
-        standin::append(standin::machine() + "/violations", "too-long\n");
         ::signal(SIGTERM, SIG_IGN);
+        standin::append(standin::machine() + "/violations", "too-long\n");
         for (;;)
             ::pause();
     }

@@ -10,8 +10,8 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 
@@ -38,8 +38,9 @@ std::string the_parent; // of the group that is ours
 warden *the_warden = nullptr;
 
 [[nodiscard]] std::string file_text(const std::string &path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
+    std::ostringstream text; // an iterator throws when the group ends between open and read
+    text << std::ifstream(path, std::ios::binary).rdbuf();
+    return text.str();
 }
 
 bool put(const std::string &path, const std::string &word) {

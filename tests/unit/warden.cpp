@@ -14,10 +14,10 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <new>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -160,8 +160,10 @@ struct result_of_run {
 }
 
 [[nodiscard]] std::string file_text(const std::string &path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
+    // Not by an iterator, which throws when the process ends between open and read.
+    std::ostringstream text;
+    text << std::ifstream(path, std::ios::binary).rdbuf();
+    return text.str();
 }
 
 void for_each_process(const std::function<void(pid_t)> &take) {
