@@ -208,6 +208,9 @@ class machine {
         using kind = server_event::kind;
         const std::uint32_t number = event.session;
         require(stream_.announced());
+        if (event.what == kind::queue)
+            return require(!event.data.empty() && number == 0);
+        require(!stream_.queue_only());
         if (event.what == kind::pong)
             return;
         if (event.what == kind::open) {
