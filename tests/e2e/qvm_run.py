@@ -79,6 +79,25 @@ def a_qube_without_a_key_is_never_called(f):
 
 
 @case
+def a_command_that_protocol_1_cannot_carry_waits_for_an_agent_that_is_being_started(f):
+    house = House(f)
+    house.add("new", authorized=False)
+    got = house.run("new", "cat", stdin=b"data")
+    equal((got.returncode, got.stdout), (1, b""))
+    check(b"dom0 has started no agent" in got.stderr, got.stderr)
+    for _ in range(10):  # a loaded machine may need longer than a client waits
+        c = house.popen("new", "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        equal(f.dom0("authorize", "new", stdin=(KEY + "\n").encode()).returncode, 0)
+        out, err = c.communicate(b"data", timeout=HANG)
+        if c.returncode == 0:
+            return equal((out, err), (b"data", b""))
+        equal(c.returncode, 1)
+        equal(f.dom0("revoke", "new").returncode, 0)
+        eventually(lambda: not house.has_agent("new"), "the call's end")
+    check(False, "never served")
+
+
+@case
 def forty_clients_over_one_pipe(f):
     house = House(f, "work").wait_for_agent("work")
     clients = [house.popen("work", f"echo {n}; exit {n}", stdout=subprocess.PIPE, stderr=subprocess.PIPE)

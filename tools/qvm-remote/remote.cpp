@@ -175,7 +175,23 @@ void complain(const std::string &what) { std::fprintf(stderr, "qvm-remote: %s\n"
 namespace {
 
 constexpr std::uint64_t agent_patience_ms = 30'000;
+constexpr std::uint64_t agent_start_ms = 3'000; // from `authorize`, or the qube's start, to its socket
 constexpr int agent_look_ms = 100;
+
+// Why a command cannot travel by protocol 1; empty when it can.
+std::string needs_agent(const run_request &request) {
+    constexpr const char *without = ", and dom0 has started no agent in this qube, so that only "
+                                    "protocol 1 is left";
+    if (request.what.dry_run)
+        return std::string("--dry-run needs protocol 2") + without;
+    if (request.what.kind != request_kind::shell)
+        return std::string(request.what.kind == request_kind::exec ? "--exec" : "--script") +
+               " needs protocol 2" + without + ": give a command line or a script on standard input";
+    if (request.stdin_live)
+        return std::string("standard input needs protocol 2") + without +
+               ": add -n if the command does not read it";
+    return {};
+}
 
 // How a command can travel.
 struct route {
@@ -189,9 +205,9 @@ bool is_call(const settings &how) { return how.transport == "qrexec"; }
 
 // A stream to dom0, or the knowledge that protocol 1 may do. Whether nobody is there now is known
 // of the file queue's transport, and of one that makes calls, for `patience_ms`; another one fails
-// for good.
+// for good. What protocol 1 cannot carry waits a little for an agent that dom0 may be starting.
 tl::expected<route, no_access> find_route(const settings &how, const home &where,
-                                          std::uint64_t patience_ms) {
+                                          std::uint64_t patience_ms, bool by_protocol_1) {
     auto way = open_access(how, where);
     if (!way)
         return tl::unexpected(way.error());
@@ -209,11 +225,13 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         const int error = stream.error().error_number;
         if (error != ECONNREFUSED || !(has_queue || is_call(how)))
             return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
-        if (has_queue && how.version == protocol::any && !where.is_pinned())
+        const std::uint64_t waited_ms = host::boottime_ms() - begin_ms;
+        if (has_queue && how.version == protocol::any && !where.is_pinned() &&
+            (by_protocol_1 || waited_ms >= agent_start_ms))
             return out;
         // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
         // what somebody could wish that does not want us to use the other.
-        if (host::boottime_ms() - begin_ms >= (has_queue ? agent_patience_ms : patience_ms))
+        if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms))
             return tl::unexpected(no_access{stream.error().what, 255});
         pollfd signal{signal_pipe[0], POLLIN, 0};
         std::uint8_t number = 0;
@@ -221,21 +239,6 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 && ::read(signal_pipe[0], &number, 1) == 1)
             return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
     }
-}
-
-// Why a command cannot travel by protocol 1; empty when it can.
-std::string needs_agent(const run_request &request) {
-    constexpr const char *without = ", and dom0 has started no agent in this qube, so that only "
-                                    "protocol 1 is left";
-    if (request.what.dry_run)
-        return std::string("--dry-run needs protocol 2") + without;
-    if (request.what.kind != request_kind::shell)
-        return std::string(request.what.kind == request_kind::exec ? "--exec" : "--script") +
-               " needs protocol 2" + without + ": give a command line or a script on standard input";
-    if (request.stdin_live)
-        return std::string("standard input needs protocol 2") + without +
-               ": add -n if the command does not read it";
-    return {};
 }
 
 // One command as the user sees it and as the records have it.
@@ -385,7 +388,8 @@ int run_remote(const settings &how, const home &where, run_request request) {
         complain("cannot make a pipe");
         return 1;
     }
-    auto by = find_route(how, where, std::uint64_t{request.what.timeout_s} * 1000);
+    auto by = find_route(how, where, std::uint64_t{request.what.timeout_s} * 1000,
+                         needs_agent(request).empty());
     if (!by) {
         complain(by.error().what);
         return by.error().exit_code;
@@ -407,7 +411,7 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
         return 1;
     }
     constexpr std::uint32_t timeout_s = 10;
-    auto by = find_route(how, where, timeout_s * 1000);
+    auto by = find_route(how, where, timeout_s * 1000, true);
     if (!by) {
         complain(by.error().what);
         return 1;
