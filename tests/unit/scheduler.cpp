@@ -10,6 +10,8 @@ using namespace qvmremote;
 using dom0::scheduler;
 
 namespace {
+constexpr std::size_t any = limits::running; // new ones of a qube
+
 // Submits n requests of a qube; each writes the qube's name when it starts.
 void submit(scheduler &s, const std::string &qube, int n, std::vector<std::string> &started) {
     for (int i = 0; i < n; ++i)
@@ -21,7 +23,7 @@ void submit(scheduler &s, const std::string &qube, int n, std::vector<std::strin
 } // namespace
 
 TEST_CASE("eight of one qube run at once, the rest wait for a slot") {
-    scheduler s;
+    scheduler s(any);
     std::vector<std::string> started;
     submit(s, "work", 20, started);
     CHECK_FALSE(s.run(0));
@@ -34,7 +36,7 @@ TEST_CASE("eight of one qube run at once, the rest wait for a slot") {
 }
 
 TEST_CASE("qubes take turns, and a greedy one does not starve another") {
-    scheduler s;
+    scheduler s(any);
     std::vector<std::string> started;
     submit(s, "greedy", 8, started);
     submit(s, "modest", 2, started);
@@ -45,7 +47,7 @@ TEST_CASE("qubes take turns, and a greedy one does not starve another") {
 }
 
 TEST_CASE("64 run in all") {
-    scheduler s;
+    scheduler s(any);
     std::vector<std::string> started;
     for (int qube = 0; qube < 10; ++qube)
         submit(s, "q" + std::to_string(qube), 8, started);
@@ -55,7 +57,7 @@ TEST_CASE("64 run in all") {
 }
 
 TEST_CASE("I4: what waits is bounded by number and by bytes") {
-    scheduler s;
+    scheduler s(any);
     const auto never = [] { return true; };
     for (std::size_t i = 0; i < limits::waiting_per_qube; ++i)
         REQUIRE(s.submit("many", 1, never));
@@ -74,7 +76,7 @@ TEST_CASE("I4: what waits is bounded by number and by bytes") {
 }
 
 TEST_CASE("starts are rationed: a burst, then so many a second") {
-    scheduler s;
+    scheduler s(any);
     std::vector<std::string> started;
     std::uint64_t now = 1'000'000;
     for (std::size_t i = 0; i < limits::starts_burst; ++i) {
@@ -98,7 +100,7 @@ TEST_CASE("starts are rationed: a burst, then so many a second") {
 }
 
 TEST_CASE("a slot that nobody wants any more goes to the next, and costs no start") {
-    scheduler s;
+    scheduler s(any);
     std::vector<std::string> started;
     for (int i = 0; i < 8; ++i)
         REQUIRE(s.submit("work", 1, [] { return false; }));
@@ -107,4 +109,36 @@ TEST_CASE("a slot that nobody wants any more goes to the next, and costs no star
     CHECK(started.size() == 8);
     CHECK(s.running() == 8);
     CHECK(s.waiting("work") == 0);
+}
+
+TEST_CASE("of one qube few are new at a time; they make room by ending, and by age") {
+    scheduler s(2);
+    std::vector<std::string> started;
+    std::uint64_t now = 1'000'000;
+    submit(s, "work", 10, started);
+    const auto wait = s.run(now);
+    REQUIRE(wait);
+    CHECK(*wait == limits::beginning_ms);
+    CHECK(started.size() == 2);
+    s.release("work");
+    CHECK(s.run(now) == limits::beginning_ms);
+    CHECK(started.size() == 3);
+    // Another qube does not wait for them.
+    submit(s, "dev", 1, started);
+    static_cast<void>(s.run(now));
+    CHECK(started.back() == "dev");
+    // Those that go on running are new no more.
+    now += limits::beginning_ms - 1;
+    CHECK(s.run(now) == 1);
+    CHECK(started.size() == 4);
+    static_cast<void>(s.run(++now));
+    CHECK(started.size() == 6);
+    for (int i = 0; i < 9; ++i)
+        static_cast<void>(s.run(now += limits::beginning_ms));
+    CHECK(s.running("work") == limits::running_per_qube);
+    // One that nobody wants was never new.
+    REQUIRE(s.submit("other", 1, [] { return false; }));
+    submit(s, "other", 2, started);
+    static_cast<void>(s.run(now));
+    CHECK(s.running("other") == 2);
 }

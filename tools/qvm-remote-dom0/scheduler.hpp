@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Who runs next: so many at once, so many starts a second, and qubes take turns.
+/// Who runs next: so many at once, few of them new, so many starts a second, and qubes take turns.
 
 #pragma once
 
@@ -22,6 +22,11 @@ class scheduler {
 public:
     using go = std::function<bool()>;
 
+    /// `beginning` is how many commands of a qube may be in their first limits::beginning_ms. Most end
+    /// within that, so that a burst of them has as many processors and another qube's command is not
+    /// one of many that the kernel runs by turns.
+    explicit scheduler(std::size_t beginning) : beginning_(beginning) {}
+
     /// Enqueues; false when too much waits already, of this qube or in all. `held_bytes` is what the
     /// request keeps in memory meanwhile.
     [[nodiscard]] bool submit(const std::string &qube, std::size_t held_bytes, go start) {
@@ -38,12 +43,15 @@ public:
 
     /// A slot that a started request had.
     void release(const std::string &qube) {
-        --queues_[qube].running;
+        queue &q = queues_[qube];
+        --q.running;
         --running_;
+        if (!q.begun_ms.empty())
+            q.begun_ms.pop_front(); // most likely its own
     }
 
-    /// Starts what may start now, one of each qube in turn. When only the rate keeps something
-    /// waiting, returns after how many milliseconds to call again.
+    /// Starts what may start now, one of each qube in turn. When only time keeps something waiting,
+    /// returns after how many milliseconds to call again.
     [[nodiscard]] std::optional<std::uint64_t> run(std::uint64_t now_ms) {
         std::optional<std::uint64_t> again;
         for (bool progress = true; progress && running_ < limits::running;) {
@@ -56,7 +64,7 @@ public:
                 auto &[name, q] = *at++;
                 if (q.waiting.empty() || q.running >= limits::running_per_qube)
                     continue;
-                if (const auto wait = q.rate.wait_ms(now_ms); wait > 0) {
+                if (const auto wait = std::max(q.rate.wait_ms(now_ms), wait_ms(q, now_ms)); wait > 0) {
                     again = std::min(again.value_or(wait), wait);
                     continue;
                 }
@@ -68,10 +76,14 @@ public:
                 held_ -= next.bytes;
                 ++q.running;
                 ++running_;
-                if (next.start())
+                q.begun_ms.push_back(now_ms);
+                if (next.start()) {
                     q.rate.take();
-                else
-                    release(name);
+                    continue;
+                }
+                q.begun_ms.pop_back();
+                --q.running;
+                --running_;
             }
         }
         return again;
@@ -112,8 +124,16 @@ private:
         std::size_t held = 0;
         std::size_t running = 0;
         bucket rate;
+        std::deque<std::uint64_t> begun_ms; // of those that run and are new
     };
 
+    [[nodiscard]] std::uint64_t wait_ms(queue &q, std::uint64_t now_ms) const {
+        while (!q.begun_ms.empty() && now_ms - q.begun_ms.front() >= limits::beginning_ms)
+            q.begun_ms.pop_front();
+        return q.begun_ms.size() < beginning_ ? 0 : q.begun_ms.front() + limits::beginning_ms - now_ms;
+    }
+
+    std::size_t beginning_;
     std::map<std::string, queue> queues_;
     std::string last_;
     std::size_t running_ = 0;

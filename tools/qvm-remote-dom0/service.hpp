@@ -4,11 +4,13 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include <boost/asio/io_context.hpp>
@@ -42,7 +44,7 @@ struct service : std::enable_shared_from_this<service> {
     class admission &admission;
     class approvals &approvals;
     warden &children;
-    class scheduler scheduler;
+    class scheduler scheduler{std::max(2u, std::thread::hardware_concurrency())};
     std::uint32_t features = feature::gmac;
     bool dry_run = false;
     bool draining = false;
