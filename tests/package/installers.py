@@ -248,10 +248,10 @@ def wrong_user_and_wrong_place_are_said_in_one_line(m):
 
 @case
 def programs_say_in_one_line_that_they_are_in_the_wrong_place(m):
-    def says(wanted, program, *words, uid=None):
+    def says(wanted, program, *words, uid=None, code=1):
         done = m.run("-c", 'exec "$@" </dev/null', "sh", "/usr/local/lib/" + program, *words, uid=uid)
         lines = done.stderr.decode().splitlines()
-        check((done.returncode, done.stdout, len(lines)) == (1, b"", 1) and lines[0].startswith(program + ": ") and
+        check((done.returncode, done.stdout, len(lines)) == (code, b"", 1) and lines[0].startswith(program + ": ") and
               wanted in lines[0], f"{program} {words} does not say {wanted!r}: {done}")
 
     os.mkdir(m.file("local/lib"))
@@ -265,6 +265,12 @@ def programs_say_in_one_line_that_they_are_in_the_wrong_place(m):
         says("this is dom0", "qvm-remote", *words)
     m.remove("etc/qubes-release")
     says("no key for root at /root/.qvm-remote/auth.key", "qvm-remote", "true")
+    # A daemon of its own that is not there is refused here; one that does not come up was not reached.
+    os.rename(m.file("local/lib/qvm-remote-dom0"), m.file("local/lib/kept"))
+    says("install qvm-remote-devel", "qvm-remote", "--transport", "mock", "true")
+    m.write("local/lib/qvm-remote-dom0", "#!/bin/sh\nexit 1\n", 0o755)
+    says("the private daemon ended at once", "qvm-remote", "--transport", "mock", "true", code=255)
+    os.rename(m.file("local/lib/kept"), m.file("local/lib/qvm-remote-dom0"))
     if as_root():
         os.chmod(m.file("."), 0o755)
         says("the daemon takes root", "qvm-remote-dom0", uid=65534)
