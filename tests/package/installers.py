@@ -532,6 +532,50 @@ def an_upgrade_that_does_not_answer_is_taken_back(m):
 
 
 @case
+def an_upgrade_that_a_restart_of_dom0_ends_is_confirmed_by_the_next_call(m):
+    upgrade_from(m)
+    sleep = m.file("local/bin/sleep")
+    os.rename(sleep, sleep + ".kept")  # nobody's patience ends before dom0 does
+    m.write("standin/job", "")
+    done = m.run("-c", """
+        bash /scripts/upgrade-dom0.sh --yes /scripts/new.rpm & here=$!
+        until [ -s /standin/job ]; do sleep 0.05; done
+        kill -KILL $here; rm -r /tmp/tmp.*
+        eval "exec $(</standin/job)" & there=$!
+        until [ -e /var/lib/qvm-remote/upgrade.*/restarted ]; do sleep 0.05; done
+        kill -KILL $there; wait $there
+        rm /standin/job /standin/units/qvm-remote-upgrade.service""")
+    equal(done.returncode, 0)
+    os.rename(sleep + ".kept", sleep)
+    equal([m.read(p) for p in UPGRADED], ["2.0-1\n", "2.0-1\n", package(version="1.9-1").decode()])
+    before = m.state()
+    [left] = [p for p in before if re.fullmatch(r"var/lib/qvm-remote/upgrade\.\w+", p)]
+    # The same package again: it is there, and is kept to go back to from now on.
+    done = upgrade(m)
+    equal((done.returncode, done.stderr), (1, b"upgrade-dom0.sh: dom0 is as it was: 2.0-1 is installed already, and "
+                                              b"confirmed by this call: dom0 restarted before its answer \n"))
+    changed(m, before, [p for p in before if p.startswith(left)] + UPGRADED[2:])
+    equal([m.read(p) for p in UPGRADED], ["2.0-1\n", "2.0-1\n", package().decode()])
+    check(not os.path.exists(m.file(left)), "what was staged is not removed")
+    # A next one goes on from there.
+    m.restore(before)
+    m.write("scripts/new.rpm", package(version="2.1-1"))
+    done = upgrade(m)
+    equal((done.returncode, done.stderr), (0, b""))
+    check(b"dom0 restarted before 2.0-1 was confirmed" in done.stdout, done.stdout)
+    equal([m.read(p) for p in UPGRADED], ["2.1-1\n", "2.1-1\n", package(version="2.1-1").decode()])
+    # Half a package is none to go back to.
+    m.restore(before)
+    m.write(left + "/package.rpm", package(damaged="yes"))
+    refused(m, "upgrade-dom0.sh", lambda: upgrade(m), m.state(), "the package of 2.0-1 is not kept there")
+    # And rpm itself may have been in the midst.
+    m.restore(before)
+    m.write(UPGRADED[0], "1.9-1\n2.0-1\n")
+    refused(m, "upgrade-dom0.sh", lambda: upgrade(m), m.state(), "more than one: 1.9-1, 2.0-1")
+    equal(m.violations(), "")
+
+
+@case
 def an_upgrade_is_refused_before_anything_changes(m):
     for more, pattern in ((dict(name="other"), "something else"), (dict(needs="x"), "rpm would not install it"),
                           (dict(version="1.9-1"), "installed already"), (dict(version="1.8-1"), "already installed"),
