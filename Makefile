@@ -8,7 +8,7 @@ MESON ?= meson
 PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
 	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
 	qemu-system-x86 spin ccache
-DEB_PACKAGES = dpkg-dev debhelper
+DEB_PACKAGES = dpkg-dev debhelper libzstd-dev zlib1g-dev
 RPM_PACKAGES = rpm rpmlint cpio
 PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14 shellcheck

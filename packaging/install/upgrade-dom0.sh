@@ -11,6 +11,10 @@
 # none comes in time, because the daemon does not start, is not reached or does not let this qube in, the
 # unit installs the version before and restarts that. Only install-dom0.sh and this keep a package to
 # go back to, and without one nothing is done.
+#
+# When dom0 restarts meanwhile, that unit is gone: the new version stays, unconfirmed, with the one before
+# still kept. The next call of this that gets through is its answer, and says so. If none does, in dom0
+# `rpm -U --oldpackage --replacepkgs /var/lib/qvm-remote/installed.rpm` goes back by hand.
 set -euo pipefail
 shopt -s inherit_errexit
 export LC_ALL=C
@@ -56,16 +60,33 @@ version_of() { rpm -qp --queryformat '%{NAME} %{VERSION}-%{RELEASE}' "$1" </dev/
 # The digest in the request stands for the package, which need not be signed.
 upgrade() { said=$(rpm -U --define '_pkgverify_level digest' "$@" </dev/null 2>&1); }
 
-# Takes the package from standard input; prints its directory, the old and the new version.
+# What a restart of dom0 left unconfirmed is the version that this call came through, which is the answer
+# that was waited for. Of a power cut the file may be half of itself: rpm looks at its digests.
+settle() { # VERSION
+    local package
+    for package in "$state"/upgrade.??????????/package.rpm; do
+        [ "$(version_of "$package")" = "$name $1" ] || continue
+        upgrade --test --oldpackage --replacepkgs "$package" || continue
+        ! mv -f "$package" "$kept" || return 0
+    done
+    return 1
+}
+
+# Takes the package from standard input; prints its directory, the old and the new version, and `confirmed`
+# if the old one was not until now.
 stage() { # DIGEST LIMIT SECONDS
-    local old new was sum said
+    local old new was sum said confirmed=''
     [ "$EUID" -eq 0 ] || refuse 'commands of this qube do not run as root there'
     systemctl is-active --quiet "$unit" </dev/null || refuse "systemd does not run the daemon as $unit there"
     ! systemctl is-active --quiet qvm-remote-upgrade.service </dev/null || refuse 'an upgrade is going on already'
     old=$(installed) || refuse 'rpm cannot tell what is installed'
     [ -n "$old" ] || refuse "$name was not installed by rpm"
-    { [ -f "$kept" ] && was=$(version_of "$kept") && [ "$was" = "$name $old" ]; } ||
-        refuse "the package of $old is not kept there to go back to: install one by install-dom0.sh first"
+    [[ $old != *$'\n'* ]] || refuse "rpm was broken off there and has more than one: ${old//$'\n'/, }"
+    if ! { [ -f "$kept" ] && was=$(version_of "$kept") && [ "$was" = "$name $old" ]; }; then
+        settle "$old" ||
+            refuse "the package of $old is not kept there to go back to: install one by install-dom0.sh first"
+        confirmed=confirmed
+    fi
     rm -rf "$state"/upgrade.?????????? # of upgrades that nobody asked about again
     directory=$(mktemp -d "$state/upgrade.XXXXXXXXXX") || refuse "no directory to be had in $state"
     trap 'rm -rf "$directory"' EXIT
@@ -74,7 +95,8 @@ stage() { # DIGEST LIMIT SECONDS
     new=$(version_of "$directory/package.rpm") || refuse 'rpm cannot read the package'
     [[ $new =~ ^$name\ [A-Za-z0-9._+~^-]+$ ]] || refuse "that is a package of something else than $name"
     new=${new#* }
-    [ "$new" != "$old" ] || refuse "$new is installed already"
+    [ "$new" != "$old" ] ||
+        refuse "$new is installed already${confirmed:+, and confirmed by this call: dom0 restarted before its answer}"
     upgrade --test "$directory/package.rpm" || refuse "rpm would not install it: $said"
     {
         declare -f dom0_setup installed upgrade outcome go_back apply
@@ -84,7 +106,7 @@ stage() { # DIGEST LIMIT SECONDS
         /bin/bash "$directory/apply" "$directory" "$old" "$new" "$3" </dev/null >/dev/null ||
         refuse 'systemd does not start the upgrade'
     trap - EXIT
-    printf '%s %s %s\n' "$directory" "$old" "$new"
+    printf '%s %s %s %s\n' "$directory" "$old" "$new" "$confirmed"
 }
 
 # How it came out stays to be asked for, for a while. One short write: what is not empty is whole.
@@ -150,7 +172,8 @@ in_dom0() {
     shift
     {
         printf '#!/bin/bash\n'
-        declare -f dom0_setup refuse installed version_of upgrade outcome go_back apply stage confirm forget
+        declare -f dom0_setup refuse installed version_of upgrade outcome go_back apply settle stage \
+            confirm forget
         printf '%s\n' dom0_setup '"$@"'
     } >"$directory/script"
     qvm-remote --quiet -t "$seconds" --script "$directory/script" "$@"
@@ -166,7 +189,7 @@ words() {
 usage='usage: upgrade-dom0.sh [--yes] PACKAGE'
 
 main() {
-    local yes=no package digest size answer staged old new end said code=0
+    local yes=no package digest size answer staged old new confirmed end said code=0
     while [ $# -gt 0 ]; do
         case $1 in
         -y | --yes) yes=yes ;;
@@ -215,8 +238,10 @@ main() {
     1 | 125 | 126 | 127) fail "dom0 is as it was: $(words)" ;;
     *) fail "dom0 goes back by itself within some minutes, if it has begun: $(words)" ;;
     esac
-    [[ $staged =~ ^/[a-zA-Z0-9/.-]+\ [A-Za-z0-9._+~^-]+\ [A-Za-z0-9._+~^-]+$ ]] || fail 'dom0 gave an answer that is none'
-    read -r staged old new <<<"$staged"
+    [[ $staged =~ ^/[a-zA-Z0-9/.-]+\ [A-Za-z0-9._+~^-]+\ [A-Za-z0-9._+~^-]+\ (confirmed)?$ ]] ||
+        fail 'dom0 gave an answer that is none'
+    read -r staged old new confirmed <<<"$staged"
+    [ -z "$confirmed" ] || printf '%s\n' "dom0 restarted before $old was confirmed; this call is its answer."
 
     # Longer than the drain, the answer's time and a second drain on the way back.
     end=$((SECONDS + answer_time + 240)) said=''

@@ -4,13 +4,16 @@
 On Debian's Python, for its PyYAML."""
 import glob
 import os
+import re
 import shlex
 import sys
 
 import yaml
 
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
-KNOWN = {"apt-get", "git", "bash"}
+with open(SOURCE + "/Makefile", encoding="utf-8") as makefile:
+    MAKEFILE = makefile.read()
+KNOWN = {"apt-get", "git", "bash", "make"}
 
 
 def check(holds, what):
@@ -39,5 +42,7 @@ for name in glob.glob(SOURCE + "/.github/workflows/*.yml"):
                 check(os.access(os.path.join(SOURCE, path), os.X_OK), f"{path} is a program of the tree")
                 ran.append(path)
             check(program in KNOWN or program in ran, f"a known program: {program}")
+            for target in words if program == "make" else []:
+                check(re.search(rf"^{re.escape(target)}:", MAKEFILE, re.M), f"a target of the Makefile: {target}")
 check(".ci/run" in ran, f".ci/run is run: {ran}")
 print("ok")

@@ -61,13 +61,15 @@ public:
             std::filesystem::remove_all(root_, ec);
     }
 
-    host::outcome<secret> start(const std::string &plugins) {
-        std::string program = own_directory() + "/qvm-remote-dom0";
-        if (::access(program.c_str(), X_OK) != 0)
-            program = QVMREMOTE_LIBEXEC_DIR "/qvm-remote-dom0";
-        if (::access(program.c_str(), X_OK) != 0)
-            return host::failed("the mock transport needs qvm-remote-dom0, which is not installed "
-                                "here: install qvm-remote-devel (Debian: qvm-remote-dev)");
+    static host::outcome<std::string> program() {
+        for (const std::string &directory : {own_directory(), std::string(QVMREMOTE_LIBEXEC_DIR)})
+            if (std::string path = directory + "/qvm-remote-dom0"; ::access(path.c_str(), X_OK) == 0)
+                return path;
+        return host::failed("the mock transport needs qvm-remote-dom0, which is not installed "
+                            "here: install qvm-remote-devel (Debian: qvm-remote-dev)");
+    }
+
+    host::outcome<secret> start(const std::string &program, const std::string &plugins) {
         std::array<char, 32> name{"/tmp/qvm-remote-XXXXXX"};
         if (!::mkdtemp(name.data()))
             return host::failed("cannot make a directory in /tmp", errno);
@@ -176,8 +178,11 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
     const bool has_socket = std::any_of(options.begin(), options.end(),
                                         [](const auto &o) { return o.first == "socket"; });
     if (how.transport == "mock" && !has_socket) {
+        const auto program = private_daemon::program();
+        if (!program)
+            return refuse(program.error(), 1);
         auto daemon = std::make_shared<private_daemon>();
-        auto key = daemon->start(plugin_directory(how));
+        auto key = daemon->start(*program, plugin_directory(how));
         if (!key)
             return refuse(key.error(), 255);
         out.key.emplace(std::move(*key));
