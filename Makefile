@@ -12,10 +12,11 @@ DEB_PACKAGES = dpkg-dev debhelper
 RPM_PACKAGES = rpm rpmlint cpio
 PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14 shellcheck
+MINUTES ?= 10
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
+.PHONY: help demo test bench soak check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
 	check-package check-rpm check-salt check-trixie deps deps-check build install-vm install-dom0 uninstall-vm \
 	uninstall-dom0 dist deb arch rpm container-rpm clean
 
@@ -35,6 +36,13 @@ check-installers: build ## run the installers over stand-ins, each of their step
 bench: build ## measure against the bars of the specification
 	$(MESON) compile -C $(BUILD) bench-programs
 	tests/bench/run.py $(BUILD)
+
+soak: build ## the campaigns, for MINUTES in all (ONLY=NAME,...); rows for doc/campaigns.md
+	@.ci/deps $(CHECK_PACKAGES)
+	.ci/configure $(BUILD)-fuzz clang++-14 -Dwerror=true --buildtype=debugoptimized -Dfuzz=true \
+		-Db_sanitize=address,undefined -Db_lundef=false
+	$(MESON) compile -C $(BUILD)-fuzz fuzzers
+	tests/soak.py $(BUILD) --fuzzers $(BUILD)-fuzz --minutes $(MINUTES) $(if $(ONLY),--only '$(ONLY)')
 
 check: test check-package check-installers check-clang check-sanitize check-ndebug check-tree check-format check-rpm check-salt check-trixie ## test, and all that CI looks at
 
@@ -113,4 +121,4 @@ container-rpm: ## the same in a Fedora container, where podman or docker is to b
 	packaging/rpm/container $(BUILD)/rpm-fedora
 
 clean: ## remove the build directories
-	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug
+	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-fuzz $(BUILD)-sanitize $(BUILD)-ndebug

@@ -4,7 +4,8 @@
 // would be delivered lands in one, so an execution cannot go unnoticed. After each row an honest
 // request still succeeds.
 //
-// Usage: hostile [TRIES]. Each row prints its count; any execution or delivered byte fails the test.
+// Usage: hostile [TRIES] [seconds=N]. Each row prints its count; any execution or delivered byte fails
+// the test. With a time the rows are gone through again, with other bits, until it is over.
 
 #include "harness.hpp"
 
@@ -18,6 +19,7 @@ using namespace e2e;
 namespace {
 
 int tries = 10'000;
+unsigned seed = 20260218;
 
 // A qube's end that stays a client in all but what the test does to its bytes.
 class attacker {
@@ -137,7 +139,7 @@ private:
     // Each try on the stream at hand, and a new one when the daemon has had enough of it.
     void row(const char *name, const std::string &qube,
              const std::function<void(attacker &, std::mt19937 &)> &attempt, int count = tries) {
-        std::mt19937 random(20260218);
+        std::mt19937 random(seed);
         std::optional<attacker> a;
         const auto begin = std::chrono::steady_clock::now();
         for (int i = 0; i < count; ++i) {
@@ -465,10 +467,13 @@ void suite::run() {
 } // namespace
 
 int main(int argc, char **argv) {
-    if (argc > 1)
-        tries = std::atoi(argv[1]);
+    const effort asked(argc, argv, tries);
+    tries = asked.is_timed() ? std::min(asked.rounds(), 500) : asked.rounds();
     ::signal(SIGPIPE, SIG_IGN);
-    suite().run();
+    do {
+        suite().run();
+        ++seed;
+    } while (asked.is_timed() && asked.goes_on(0));
     std::printf("all rows hold\n");
     return 0;
 }
