@@ -62,6 +62,7 @@ CAMPAIGNS = [
                                     "kill_at_any_moment_leaves_a_record_of_all_that_ran"), line("killed .*$")),
     ("kept", 2, lambda s: script("kept.py", "COUNT=1000000000", f"SECONDS={s}"),
      line("^ *([0-9]+ commands.*)$")),
+    ("bytes", 1, lambda s: script("every_byte.py", f"SECONDS={s}"), line("^ *([0-9]+ faults.*)$")),
     ("hostile", 2, lambda s: [e2e("hostile"), f"seconds={s}"], tries),
 ]
 FUZZ_SHARE = 6
