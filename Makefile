@@ -17,7 +17,8 @@ WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
-	check-package check-rpm check-salt check-trixie deps deps-check build install-vm install-dom0 uninstall-vm \
+	check-package check-rpm check-salt check-threads check-trixie check-valgrind coverage deps deps-check build \
+	install-vm install-dom0 uninstall-vm \
 	uninstall-dom0 dist deb arch rpm container-rpm clean
 
 help: ## show this
@@ -72,6 +73,21 @@ check-trixie: ## build in a Debian 13 (debootstrapped once, as root) and run the
 	@.ci/deps debootstrap
 	.ci/trixie $(BUILD)
 
+check-valgrind: build ## client and daemon under valgrind's memcheck, through the common end-to-end tests
+	@.ci/deps valgrind
+	tests/e2e/under_valgrind.py $(BUILD)
+
+check-threads: deps ## the daemon's threads under TSan: unit tests, and the common end-to-end tests
+	.ci/configure $(BUILD)-threads g++ --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
+	$(MESON) test -C $(BUILD)-threads --print-errorlogs --timeout-multiplier 4 --suite unit --suite host
+	$(MESON) test -C $(BUILD)-threads --print-errorlogs --timeout-multiplier 4 'common over mock' audit
+
+coverage: deps ## lines of the protocol's headers that unit tests and the fuzz corpus reach: at least 95 of 100
+	@.ci/deps gcovr
+	.ci/configure $(BUILD)-coverage g++ --buildtype=debug -Db_coverage=true
+	$(MESON) test -C $(BUILD)-coverage --print-errorlogs --suite unit --suite fuzz
+	gcovr --root . --filter 'include/qvmremote/[^/]*\.hpp' --fail-under-line 95 $(BUILD)-coverage
+
 check-tree:
 	tests/check-tree.py
 	shellcheck --severity=warning packaging/install/*.sh tests/package/standin/standin
@@ -121,4 +137,4 @@ container-rpm: ## the same in a Fedora container, where podman or docker is to b
 	packaging/rpm/container $(BUILD)/rpm-fedora
 
 clean: ## remove the build directories
-	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-fuzz $(BUILD)-sanitize $(BUILD)-ndebug
+	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-coverage $(BUILD)-fuzz $(BUILD)-ndebug $(BUILD)-sanitize $(BUILD)-threads
