@@ -82,7 +82,7 @@ class prng {
     static constexpr std::pair<std::string_view, fault_kind> kinds[] = {
         {"delay:", fault_kind::delay},     {"cut:", fault_kind::cut},
         {"corrupt:", fault_kind::corrupt}, {"duplicate:", fault_kind::duplicate},
-        {"stall:", fault_kind::stall},   {"split:", fault_kind::split},
+        {"stall:", fault_kind::stall},     {"split:", fault_kind::split},
     };
     fault out{};
     out.inbound = text.starts_with("in:");

@@ -3,7 +3,8 @@
 // after the other, and `bash -c true` between them for comparison.
 //
 //   embedded SOCKET KEY-FILE COUNT           JSON on stdout: {"ours":{…},"bash":{…}}
-//   embedded SOCKET KEY-FILE COUNT in-steps  no bash; for each line on stdin so many, and then a line
+//   embedded SOCKET KEY-FILE COUNT in-steps  no bash; for each line on stdin so many, and then a
+//   line
 //                                            with the number that failed
 
 #include "timing.hpp"
