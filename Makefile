@@ -83,10 +83,9 @@ check-threads: deps ## the daemon's threads under TSan: unit tests, and the comm
 	$(MESON) test -C $(BUILD)-threads --print-errorlogs --timeout-multiplier 4 'common over mock' audit
 
 coverage: deps ## lines of the protocol's headers that unit tests and the fuzz corpus reach: at least 95 of 100
-	@.ci/deps gcovr
 	.ci/configure $(BUILD)-coverage g++ --buildtype=debug -Db_coverage=true
 	$(MESON) test -C $(BUILD)-coverage --print-errorlogs --suite unit --suite fuzz
-	gcovr --root . --filter 'include/qvmremote/[^/]*\.hpp' --fail-under-line 95 $(BUILD)-coverage
+	tests/coverage.py $(BUILD)-coverage 95
 
 check-tree:
 	tests/check-tree.py
