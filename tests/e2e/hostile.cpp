@@ -86,7 +86,10 @@ class attacker {
         machine.open();
         flush();
         auto event = answer();
-        require(event && event->what == client_event::kind::challenged, "no challenge came");
+        require(event.has_value(), "no challenge came: the stream ended");
+        require(event->what == client_event::kind::challenged,
+                "no challenge came, but " + std::to_string(static_cast<int>(event->what)) + ": " +
+                    std::string(message(event->reason)));
         return event->session;
     }
 
@@ -544,14 +547,24 @@ void suite::lying_client() {
             ++count;
             a.send(asked);
             // The machine knows the session no more; what says so is that the next one is served.
-            a.open_session();
+            a.machine.close(a.open_session());
+            a.flush();
         },
         few);
     require(read_file(once).size() == static_cast<std::size_t>(count) * 4, "a request ran again");
 }
 
+// The most that the daemon has had in memory.
+long peak_kib(const daemon_under_test &d) {
+    const std::string status = read_file("/proc/" + std::to_string(d.pid()) + "/status");
+    const std::size_t at = status.find("VmHWM:");
+    require(at != status.npos, "the daemon is gone");
+    return std::stol(status.substr(at + 6));
+}
+
 // As much as it takes before anybody listens to it no longer. The daemon holds little of it.
 void suite::flooding_client() {
+    const long before = peak_kib(dom0_);
     row(
         "OPENs without end", "work",
         [&](attacker &, std::mt19937 &) {
@@ -602,6 +615,13 @@ void suite::flooding_client() {
         bytes all = plain_frame(session, frame_type::close, bytes(2));
         return all += many(plain_frame(session, frame_type::stdin_data, bytes(64)));
     });
+#ifndef __SANITIZE_ADDRESS__ // which keeps what was freed
+    const long grown = peak_kib(dom0_) - before;
+    require(grown < 8 * 1024, "floods make the daemon grow by " + std::to_string(grown) + " KiB");
+    std::printf("%-52s %6ld KiB\n", "the daemon's growth by floods", grown);
+#else
+    (void)before;
+#endif
 }
 
 // It begins, and never goes on. As many streams at once as a qube may have wait for it.
