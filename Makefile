@@ -12,11 +12,13 @@ DEB_PACKAGES = dpkg-dev debhelper libzstd-dev zlib1g-dev
 RPM_PACKAGES = rpm rpmlint cpio
 PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14 shellcheck
+MINUTES ?= 10
 WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
-	check-package check-rpm check-salt check-trixie deps deps-check build install-vm install-dom0 uninstall-vm \
+.PHONY: help demo test bench soak check check-installers check-clang check-sanitize check-ndebug check-tree check-format \
+	check-package check-rpm check-salt check-threads check-trixie check-valgrind coverage deps deps-check build \
+	install-vm install-dom0 uninstall-vm \
 	uninstall-dom0 dist deb arch rpm container-rpm clean
 
 help: ## show this
@@ -35,6 +37,13 @@ check-installers: build ## run the installers over stand-ins, each of their step
 bench: build ## measure against the bars of the specification
 	$(MESON) compile -C $(BUILD) bench-programs
 	tests/bench/run.py $(BUILD)
+
+soak: build ## the campaigns, for MINUTES in all (ONLY=NAME,...); rows for doc/campaigns.md
+	@.ci/deps $(CHECK_PACKAGES)
+	.ci/configure $(BUILD)-fuzz clang++-14 -Dwerror=true --buildtype=debugoptimized -Dfuzz=true \
+		-Db_sanitize=address,undefined -Db_lundef=false
+	$(MESON) compile -C $(BUILD)-fuzz fuzzers
+	tests/soak.py $(BUILD) --fuzzers $(BUILD)-fuzz --minutes $(MINUTES) $(if $(ONLY),--only '$(ONLY)')
 
 check: test check-package check-installers check-clang check-sanitize check-ndebug check-tree check-format check-rpm check-salt check-trixie ## test, and all that CI looks at
 
@@ -63,6 +72,22 @@ check-salt: build ## render the Salt formula, give what it says to the programs;
 check-trixie: ## build in a Debian 13 (debootstrapped once, as root) and run the unit tests there
 	@.ci/deps debootstrap
 	.ci/trixie $(BUILD)
+
+check-valgrind: build ## client and daemon under valgrind's memcheck, through the common end-to-end tests
+	@.ci/deps valgrind
+	tests/e2e/under_valgrind.py $(BUILD)
+
+check-threads: deps ## the daemon's threads under TSan: unit tests, and the common end-to-end tests
+	.ci/configure $(BUILD)-threads g++ --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
+	$(MESON) test -C $(BUILD)-threads --print-errorlogs --timeout-multiplier 4 --suite unit --suite host
+	$(MESON) compile -C $(BUILD)-threads qvm-remote qvm-remote-dom0 mock
+	TSAN_OPTIONS=die_after_fork=0 tests/e2e/audit.py $(BUILD)-threads
+	TSAN_OPTIONS=die_after_fork=0 tests/e2e/common.py $(BUILD)-threads --transport mock -exit_codes # vfork is fork there
+
+coverage: deps ## lines of the protocol's headers that unit tests and the fuzz corpus reach: at least 95 of 100
+	.ci/configure $(BUILD)-coverage g++ --buildtype=debug -Db_coverage=true
+	$(MESON) test -C $(BUILD)-coverage --print-errorlogs --suite unit --suite fuzz
+	tests/coverage.py $(BUILD)-coverage 95
 
 check-tree:
 	tests/check-tree.py
@@ -113,4 +138,4 @@ container-rpm: ## the same in a Fedora container, where podman or docker is to b
 	packaging/rpm/container $(BUILD)/rpm-fedora
 
 clean: ## remove the build directories
-	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-sanitize $(BUILD)-ndebug
+	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-coverage $(BUILD)-fuzz $(BUILD)-ndebug $(BUILD)-sanitize $(BUILD)-threads

@@ -91,9 +91,10 @@ class agent_router {
     static constexpr std::size_t open_at_once = limits::open_challenges - 4;
 
     /// The beginning of `untrusted` that can be sent to dom0 as it is: whole frames of this client
-    /// that keep to the rules. Shorter than that when a frame is not whole, or when its time has not
-    /// come (held() then). The caller sends all of it before anything else. An error means that the
-    /// client broke a rule: what was counted before it is lost, remove() it.
+    /// that keep to the rules. Shorter than that when a frame is not whole, when its time has not come
+    /// (held() then), or before one that breaks a rule. The caller sends all of it before anything
+    /// else, and asks again for what is behind it. An error means that the first frame breaks a rule:
+    /// remove() the client.
     [[nodiscard]] result<std::size_t> accept(std::uint32_t client, bytes_view untrusted,
                                              std::uint64_t now_ms) {
         held_ = false;
@@ -102,12 +103,17 @@ class agent_router {
             const bytes_view left = untrusted.subspan(size);
             if (left.size() < frame_header::size)
                 return size;
+            // What was looked at before is counted: it has to go, though its client has to as well.
             auto header = frame_header::decode(left.first<frame_header::size>(), limits::frame);
+            if (!header && size > 0)
+                return size;
             if (!header)
                 return tl::unexpected(header.error());
             if (left.size() - frame_header::size < header->length)
                 return size;
             auto passes = check(client, *header, now_ms);
+            if (!passes && size > 0)
+                return size;
             if (!passes)
                 return tl::unexpected(passes.error());
             if (!*passes) {

@@ -43,6 +43,7 @@ enum class fault_kind {
     corrupt,   ///< one bit of byte N is the other way round
     duplicate, ///< byte N arrives twice
     stall,     ///< N bytes arrive, then nothing more is taken or given in this direction
+    split,     ///< byte N and those behind it arrive a moment after the bytes before
 };
 
 struct fault {
@@ -81,7 +82,7 @@ class prng {
     static constexpr std::pair<std::string_view, fault_kind> kinds[] = {
         {"delay:", fault_kind::delay},     {"cut:", fault_kind::cut},
         {"corrupt:", fault_kind::corrupt}, {"duplicate:", fault_kind::duplicate},
-        {"stall:", fault_kind::stall},
+        {"stall:", fault_kind::stall},     {"split:", fault_kind::split},
     };
     fault out{};
     out.inbound = text.starts_with("in:");
@@ -118,6 +119,7 @@ class faulty_pipe {
             break;
         case fault_kind::corrupt:
         case fault_kind::duplicate:
+        case fault_kind::split:
             marks_.push_back({value, kind, mask});
             break;
         }
@@ -149,14 +151,15 @@ class faulty_pipe {
                     continue;
                 if (m.kind == fault_kind::corrupt)
                     byte = static_cast<char>(static_cast<std::uint8_t>(byte) ^ m.mask);
-                else
+                else if (m.kind == fault_kind::duplicate)
                     ++copies;
+                else
+                    keep(std::exchange(made, {now + delay_ + moment, {}}));
             }
             made.data.append(static_cast<std::size_t>(copies), byte);
             ++taken_;
         }
-        held_ += made.data.size();
-        chunks_.push_back(std::move(made));
+        keep(std::move(made));
     }
     void end() noexcept { ended_ = true; }
 
@@ -178,6 +181,7 @@ class faulty_pipe {
 
   private:
     static constexpr std::size_t capacity = 64 * 1024;
+    static constexpr milliseconds moment{5}; // in which a reader has had what came before
     static constexpr std::uint64_t never = UINT64_MAX;
     struct mark {
         std::uint64_t at;
@@ -188,6 +192,13 @@ class faulty_pipe {
         clock::time_point due;
         std::string data;
     };
+    void keep(chunk made) {
+        if (made.data.empty())
+            return;
+        held_ += made.data.size();
+        chunks_.push_back(std::move(made));
+    }
+
     milliseconds delay_{0};
     std::uint64_t cut_at_ = never;
     std::uint64_t stall_at_ = never;

@@ -239,8 +239,8 @@ class transport {
                     QVMREMOTE_BAD_OPTION,
                     "option 'fault': '" + item +
                         "' is not of the form [in:|out:]KIND:N; KIND is "
-                        "delay (N milliseconds, an hour at most), cut, corrupt, duplicate or stall "
-                        "(N a byte's number or '?')");
+                        "delay (N milliseconds, an hour at most), cut, corrupt, duplicate, stall "
+                        "or split (N a byte's number or '?')");
             out.push_back(*parsed);
         }
         return out;

@@ -2,7 +2,10 @@
 // The client as a library: one stream, its session keys made anew for each command, commands one
 // after the other, and `bash -c true` between them for comparison.
 //
-//   embedded SOCKET KEY-FILE COUNT      JSON on stdout: {"ours":{…},"bash":{…}}
+//   embedded SOCKET KEY-FILE COUNT           JSON on stdout: {"ours":{…},"bash":{…}}
+//   embedded SOCKET KEY-FILE COUNT in-steps  no bash; for each line on stdin so many, and then a
+//   line
+//                                            with the number that failed
 
 #include "timing.hpp"
 
@@ -18,9 +21,33 @@
 using namespace bench;
 using namespace qvmremote;
 
+namespace {
+
+bool run_true(host::client &dom0) {
+    host::command what;
+    what.body = "true";
+    return dom0.collect(std::move(what)).result.exit_code() == 0;
+}
+
+int run_in_steps(host::client &dom0, int count) {
+    for (int c; (c = std::getchar()) != EOF;) {
+        if (c != '\n')
+            continue;
+        int failed = 0;
+        for (int i = 0; i < count; ++i)
+            failed += !run_true(dom0);
+        std::printf("%d\n", failed);
+        std::fflush(stdout);
+    }
+    return 0;
+}
+
+} // namespace
+
 int main(int argc, char **argv) {
-    if (argc != 4)
-        die("usage: embedded SOCKET KEY-FILE COUNT");
+    const bool in_steps = argc == 5 && std::strcmp(argv[4], "in-steps") == 0;
+    if (argc != 4 && !in_steps)
+        die("usage: embedded SOCKET KEY-FILE COUNT [in-steps]");
     ::signal(SIGPIPE, SIG_IGN);
     auto text = host::read_text(argv[2], 256);
     if (!text)
@@ -36,17 +63,16 @@ int main(int argc, char **argv) {
         die("cannot connect");
     host::unique_fd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3));
     host::client dom0(host::stream{std::move(fd), std::move(copy), "dom0"}, std::move(*key));
+    if (in_steps)
+        return run_in_steps(dom0, std::atoi(argv[3]));
 
     stage bash{{}, {"bash", "-c", "true"}};
     std::vector<double> ours, theirs;
     int failed = 0;
     for (int i = -20, count = std::atoi(argv[3]); i < count; ++i) {
-        host::command what;
-        what.body = "true";
         double begin = now_us();
-        const host::collected done = dom0.collect(std::move(what));
+        failed += !run_true(dom0);
         const double took = now_us() - begin;
-        failed += done.result.exit_code() != 0;
         long peak = 0;
         begin = now_us();
         failed += !finish(start(bash, -1, -1), peak);

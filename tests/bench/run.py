@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Speed and size against their bars (SPEC §5): a Markdown table, JSON, and exit code 1 for a miss.
+"""Speed and size against their bars (SPEC §5): a Markdown table, JSON, charts in BUILD/bench, and exit
+code 1 for a miss.
 
     run.py BUILD-DIRECTORY [--quick] [--json FILE] [--only WORD]
 
@@ -24,6 +25,7 @@ from rows import BUILD, ROUNDS, SCRATCH, SHORT, args, program, row, rows, table
 import load
 import parts
 from admission import bench_admission
+from charts import bench_charts
 from houses import Installed, clear
 from qrexec import bench_qrexec
 from ssh import Ssh
@@ -32,7 +34,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PARTS = {"protocol": parts.bench_protocol, "start": parts.bench_start,
          "embedded": parts.bench_embedded, "many": parts.bench_many, "bulk": parts.bench_bulk,
          "idle": load.bench_idle, "flood": load.bench_flood, "neighbour": load.bench_neighbour,
-         "history": parts.bench_history, "old": parts.bench_protocol1, "mock": parts.bench_mock,
+         "history": parts.bench_history, "charts": bench_charts, "old": parts.bench_protocol1, "mock": parts.bench_mock,
          "admission": lambda _: bench_admission(program("admission"), SCRATCH, 100 if args.quick else 500,
                                                 row),
          "qrexec": lambda _: bench_qrexec(BUILD, SCRATCH, ROUNDS)}

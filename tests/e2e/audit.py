@@ -13,15 +13,9 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 
-
-def number(name, otherwise):
-    found = [w for w in sys.argv if w.startswith(name + "=")]
-    sys.argv = [w for w in sys.argv if w not in found]
-    return int(found[-1].partition("=")[2]) if found else otherwise
-
+from words import number
 
 ROUNDS, SECONDS = number("ROUNDS", 50), number("SECONDS", 50)
 

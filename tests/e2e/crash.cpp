@@ -4,7 +4,7 @@
 // that is not whole.
 //
 // Where a kill fell is read from what it left behind, not from where it was aimed; the test fails
-// unless each part of the way had its share. Usage: crash [ROUNDS]
+// unless each part of the way had its share. Usage: crash [ROUNDS] [seconds=N]
 
 #include "kills.hpp"
 
@@ -18,7 +18,7 @@ enum class victim { client, daemon, command };
 
 class suite {
 public:
-    explicit suite(int rounds) : rounds_(rounds), dom0_(scratch_ / "root", "work") {
+    explicit suite(effort asked) : asked_(asked), dom0_(scratch_ / "root", "work") {
         dom0_.register_key("work", key_digits('a'));
         std::filesystem::create_directories(scratch_ / "home/.qvm-remote");
         write_file(scratch_ / "home/.qvm-remote/auth.key", key_digits('a') + "\n");
@@ -26,7 +26,7 @@ public:
     }
 
     void run() {
-        for (int i = 0; i < rounds_; ++i)
+        for (int i = 0; asked_.goes_on(i); ++i)
             round(i);
         std::printf("%d results were whole, %d were reported as not; %d IDs sent again, none ran\n",
                     whole_, broken_, replayed_);
@@ -149,7 +149,7 @@ private:
         ++replayed_;
     }
 
-    int rounds_;
+    effort asked_;
     scratch scratch_;
     daemon_under_test dom0_;
     std::mt19937 random_{20260218};
@@ -161,6 +161,6 @@ private:
 
 int main(int argc, char **argv) {
     ::signal(SIGPIPE, SIG_IGN);
-    suite(argc > 1 ? std::atoi(argv[1]) : 200).run();
+    suite(effort(argc, argv, 200)).run();
     return 0;
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <chrono>
+#include <climits>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -54,9 +55,37 @@ inline void require(bool ok, const std::string &what) {
         die(what);
 }
 
+/// How much is asked for on the command line, `[ROUNDS] [seconds=N]`: what is reached first ends it.
+class effort {
+public:
+    /// `rounds` are those without a word.
+    effort(int argc, char **argv, int rounds) : rounds_(rounds) {
+        for (int i = 1; i < argc; ++i) {
+            const std::string word = argv[i];
+            if (word.starts_with("seconds=")) {
+                seconds_ = std::stoi(word.substr(8));
+                rounds_ = i == 1 ? INT_MAX : rounds_;
+            } else {
+                rounds_ = std::stoi(word);
+            }
+        }
+    }
+    [[nodiscard]] int rounds() const { return rounds_; }
+    [[nodiscard]] bool is_timed() const { return seconds_ > 0; }
+    /// Whether a round is left within a share of the rounds and of the time.
+    [[nodiscard]] bool goes_on(int done, double share = 1) const {
+        return done < share * rounds_ &&
+               (!is_timed() || std::chrono::steady_clock::now() - begin_ <
+                                   std::chrono::duration<double>(share * seconds_));
+    }
+
+  private:
+    int rounds_, seconds_ = 0;
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
 /// Waits for something to become true; false only after the hang guard.
-template <class Condition>
-[[nodiscard]] bool eventually(Condition condition) {
+template <class Condition> [[nodiscard]] bool eventually(Condition condition) {
     for (int waited = 0; waited < hang_guard_ms; waited += 2) {
         if (condition())
             return true;
@@ -65,7 +94,8 @@ template <class Condition>
     return false;
 }
 
-/// All of a file, or nothing. Some tests read several hundred of them a second, so without a stream.
+/// All of a file, or nothing. Some tests read several hundred of them a second, so without a
+/// stream.
 inline std::string read_file(const std::string &path) {
     std::string out;
     const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A hostile agent between a client and the shipped daemon: it sees every byte of the qube's side,
-// changes, repeats, delays and invents frames, and has no key. What would run creates a file, and what
-// would be delivered lands in one, so an execution cannot go unnoticed. After each row an honest
-// request still succeeds.
+// A hostile agent between a client and the shipped daemon: it sees every byte of either side,
+// changes, repeats, delays and invents frames, and has no key. What would run creates a file, and
+// what would be delivered lands in one, so an execution cannot go unnoticed; a result that it
+// touched is none. And a hostile client, which has a key: it floods, lies, stalls, and takes what
+// it was given no credit for. After each row an honest request still succeeds.
 //
-// Usage: hostile [TRIES]. Each row prints its count; any execution or delivered byte fails the test.
+// Usage: hostile [TRIES] [seconds=N]. Each row prints its count; any execution or delivered byte
+// fails the test. With a time the rows are gone through again, with other bits, until it is over.
 
 #include "harness.hpp"
 
@@ -18,10 +20,12 @@ using namespace e2e;
 namespace {
 
 int tries = 10'000;
+int few = 250; // where each try is a command that runs
+unsigned seed = 20260218;
 
 // A qube's end that stays a client in all but what the test does to its bytes.
 class attacker {
-public:
+  public:
     attacker(const daemon_under_test &d, const std::string &qube) : fd_(d.connect(qube)) {}
 
     client_stream machine;
@@ -47,24 +51,25 @@ public:
 
     /// Changes what dom0 sends before the machine reads it.
     std::function<void(std::span<std::uint8_t>)> on_input;
+    /// Gives the machine what it wants instead of a frame.
+    std::function<std::vector<bytes>(bytes)> on_frame;
 
     /// The next event; nothing at the end of the stream.
     std::optional<client_event> next() {
         for (;;) {
             auto event = machine.next();
-            if (!event)
+            if (!event) {
+                open_ = false;
                 return std::nullopt;
+            }
             if (*event)
                 return std::move(**event);
             pollfd wait{fd_.get(), POLLIN, 0};
             require(::poll(&wait, 1, hang_guard_ms) == 1, "the daemon does not answer");
-            const auto room = machine.prepare();
-            const ssize_t n = ::read(fd_.get(), room.data(), room.size());
-            if (n <= 0)
+            if (on_frame ? !read_frames() : !read_bytes()) {
+                open_ = false;
                 return std::nullopt;
-            if (on_input)
-                on_input(room.first(static_cast<std::size_t>(n)));
-            machine.commit(static_cast<std::size_t>(n));
+            }
         }
     }
     /// The next event of a kind that is none of `skipped`.
@@ -81,22 +86,94 @@ public:
         machine.open();
         flush();
         auto event = answer();
-        require(event && event->what == client_event::kind::challenged, "no challenge came");
+        require(event.has_value(), "no challenge came: the stream ended");
+        require(event->what == client_event::kind::challenged,
+                "no challenge came, but " + std::to_string(static_cast<int>(event->what)) + ": " +
+                    std::string(message(event->reason)));
         return event->session;
     }
 
     [[nodiscard]] bool is_open() const { return open_; }
     [[nodiscard]] int fd() const { return fd_.get(); }
 
-private:
+  private:
+    bool read_bytes() {
+        const auto room = machine.prepare();
+        const ssize_t n = ::read(fd_.get(), room.data(), room.size());
+        if (n <= 0)
+            return false;
+        if (on_input)
+            on_input(room.first(static_cast<std::size_t>(n)));
+        machine.commit(static_cast<std::size_t>(n));
+        return true;
+    }
+    bool read_frames() {
+        std::array<std::uint8_t, 4096> buffer;
+        const ssize_t n = ::read(fd_.get(), buffer.data(), buffer.size());
+        if (n <= 0)
+            return false;
+        held_.insert(held_.end(), buffer.begin(), buffer.begin() + n);
+        while (held_.size() >= frame_header::size) {
+            const std::size_t size = frame_header::size + load_u32(held_.data());
+            if (held_.size() < size)
+                break;
+            const auto end = held_.begin() + static_cast<long>(size);
+            for (const bytes &frame : on_frame(bytes(held_.begin(), end)))
+                require(machine.push(frame) == frame.size(), "more than a frame's room");
+            held_.erase(held_.begin(), end);
+        }
+        return true;
+    }
+
     unique_fd fd_;
     bool open_ = true;
+    bytes held_;
 };
 
+// Frames of a session as one can make them who has its key, in any order and with any payload.
+class forger {
+  public:
+    forger(const bytes &request, std::uint32_t session)
+        : session_(session), keys_(keys_of(request)) {}
+    bytes frame(frame_type type, bytes_view payload) {
+        bytes out(frame_header::size + payload.size() + tag_size);
+        std::copy(payload.begin(), payload.end(), out.begin() + frame_header::size);
+        keys_.to_dom0.seal(out.data(), session_, type, payload.size());
+        return out;
+    }
+    bytes frame(frame_type type, std::size_t zeros) { return frame(type, bytes(zeros)); }
+    bytes number(frame_type type, std::uint32_t value) {
+        bytes payload(4);
+        store_u32(payload.data(), value);
+        return frame(type, payload);
+    }
+
+  private:
+    static session_keys keys_of(const bytes &request) {
+        digest256 token;
+        std::copy_n(request.begin() + frame_header::size, token.size(), token.begin());
+        return request_signer(key_of('a')).keys(token);
+    }
+
+    std::uint32_t session_;
+    session_keys keys_;
+};
+
+bytes plain_frame(std::uint32_t session, frame_type type, bytes_view payload) {
+    bytes frame(frame_header::size + payload.size());
+    frame_header{static_cast<std::uint32_t>(payload.size()), session, type}.encode(frame.data());
+    std::copy(payload.begin(), payload.end(), frame.begin() + frame_header::size);
+    return frame;
+}
+frame_type type_of(const bytes &frame) { return static_cast<frame_type>(frame[8]); }
+bytes &operator+=(bytes &to, const bytes &more) {
+    to.insert(to.end(), more.begin(), more.end());
+    return to;
+}
+
 class suite {
-public:
-    suite()
-        : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
+  public:
+    suite() : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
         std::filesystem::create_directories(marks_);
         dom0_.register_key("work", key_digits('a'));
         dom0_.register_key("dev", key_digits('b'));
@@ -105,7 +182,7 @@ public:
 
     void run();
 
-private:
+  private:
     // What must not run says so by a file with a name of its own.
     std::string mark_command() { return "touch " + marks_ + "/" + std::to_string(++mark_); }
     std::size_t marks() const {
@@ -137,7 +214,7 @@ private:
     // Each try on the stream at hand, and a new one when the daemon has had enough of it.
     void row(const char *name, const std::string &qube,
              const std::function<void(attacker &, std::mt19937 &)> &attempt, int count = tries) {
-        std::mt19937 random(20260218);
+        std::mt19937 random(seed);
         std::optional<attacker> a;
         const auto begin = std::chrono::steady_clock::now();
         for (int i = 0; i < count; ++i) {
@@ -153,8 +230,9 @@ private:
     void finish_row(const char *name, int count, std::chrono::steady_clock::time_point begin) {
         good_request(name);
         require(marks() == 0, std::string(name) + ": " + std::to_string(marks()) + " executions");
-        std::printf("%-52s %6d tries, 0 executions, %.1f s\n", name, count,
-                    std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+        std::printf(
+            "%-52s %6d tries, 0 executions, %.1f s\n", name, count,
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
         std::fflush(stdout);
     }
     void good_request(const std::string &after) {
@@ -181,6 +259,10 @@ private:
                      const std::function<bytes(attacker &, std::uint32_t, std::mt19937 &)> &attack);
     void late_challenges();
     void replayed_ids();
+    void touched_results();
+    void lying_client();
+    void flooding_client();
+    void stalling_client();
 
     scratch scratch_;
     daemon_under_test dom0_;
@@ -199,8 +281,8 @@ void suite::changed_header(const char *name, std::size_t at, std::size_t width, 
     });
 }
 
-// An accepted session that writes its stdin to a file; `attack` gives the bytes to send. The session
-// must end, and nothing of what was sent may arrive.
+// An accepted session that writes its stdin to a file; `attack` gives the bytes to send. The
+// session must end, and nothing of what was sent may arrive.
 void suite::session_row(
     const char *name, const std::string &command,
     const std::function<bytes(attacker &, std::uint32_t, std::mt19937 &)> &attack) {
@@ -242,8 +324,8 @@ void suite::late_challenges() {
             "the clock stands still");
     for (std::size_t s = 0; s < streams.size(); ++s)
         for (const std::uint32_t session : sessions[s]) {
-            streams[s]->send(signed_request(*streams[s], session, request(mark_command()),
-                                            s % 2 ? 'a' : 'b'));
+            streams[s]->send(
+                signed_request(*streams[s], session, request(mark_command()), s % 2 ? 'a' : 'b'));
             expect_refusal(*streams[s]);
         }
     streams.clear();
@@ -288,6 +370,301 @@ void suite::replayed_ids() {
     finish_row("a used ID, before and after 100 restarts", count, begin);
 }
 
+// A command that runs to its end, and an agent that touches what comes of it: no END is believed.
+void suite::touched_results() {
+    const auto result_row = [&](const char *name, const std::string &command,
+                                const std::function<std::vector<bytes>(bytes)> &touch) {
+        row(
+            name, "work",
+            [&](attacker &a, std::mt19937 &) {
+                const std::uint32_t session = a.open_session();
+                a.on_frame = touch;
+                a.send(signed_request(a, session, request(command)));
+                for (;;) {
+                    const auto event = a.next();
+                    require(event.has_value(), std::string(name) + ": the stream ended");
+                    require(event->what != client_event::kind::ended,
+                            std::string(name) + ": a result was believed");
+                    if (event->what == client_event::kind::closed)
+                        break;
+                }
+                a.on_frame = nullptr;
+                a.flush();
+            },
+            few);
+    };
+    std::mt19937 random(seed);
+    const std::string talks = "echo out; echo err >&2; exit 3";
+    result_row("I10: an END forged", "exec sleep 1000", [&](bytes frame) {
+        bytes forged(1 + 4 + 8 + 8 + tag_size);
+        forged[0] = static_cast<std::uint8_t>(end_cause::exited);
+        for (std::size_t i = forged.size() - tag_size; i < forged.size(); ++i)
+            forged[i] = static_cast<std::uint8_t>(random());
+        std::vector<bytes> out{frame};
+        if (type_of(frame) == frame_type::accepted)
+            out.push_back(plain_frame(load_u32(frame.data() + 4), frame_type::end, forged));
+        return out;
+    });
+    result_row("I10: an END changed", talks, [&](bytes frame) {
+        if (type_of(frame) == frame_type::end)
+            frame[frame_header::size + random() % (frame.size() - frame_header::size)] ^=
+                static_cast<std::uint8_t>(1u << random() % 8);
+        return std::vector<bytes>{frame};
+    });
+    bytes kept;
+    result_row("I10: the END of another session", talks, [&](bytes frame) {
+        if (type_of(frame) == frame_type::end) {
+            const bytes own = frame;
+            if (!kept.empty())
+                frame = kept;
+            else // there is no other yet
+                frame.back() ^= 1;
+            store_u32(frame.data() + 4, load_u32(own.data() + 4));
+            kept = own;
+        }
+        return std::vector<bytes>{frame};
+    });
+    result_row("I10: output left out", talks, [](bytes frame) {
+        return type_of(frame) == frame_type::stdout_data ? std::vector<bytes>{}
+                                                         : std::vector<bytes>{frame};
+    });
+    result_row("I10: a frame of output twice", talks, [](bytes frame) {
+        const bool twice = type_of(frame) == frame_type::stdout_data;
+        return twice ? std::vector<bytes>{frame, frame} : std::vector<bytes>{frame};
+    });
+    bytes held_back;
+    result_row("I10: output in another order", talks, [&](bytes frame) {
+        if (type_of(frame) == frame_type::stdout_data) {
+            held_back = frame;
+            return std::vector<bytes>{};
+        }
+        return held_back.empty() ? std::vector<bytes>{frame}
+                                 : std::vector<bytes>{frame, std::exchange(held_back, {})};
+    });
+}
+
+// Authentic frames that say what they must not: the session ends, and its command with it.
+void suite::lying_client() {
+    const auto lie = [&](const char *name, bool has_stdin,
+                         const std::function<bytes(forger &, std::mt19937 &)> &make) {
+        row(
+            name, "work",
+            [&](attacker &a, std::mt19937 &random) {
+                const std::uint32_t session = a.open_session();
+                envelope e = request("exec sleep 1000");
+                e.features = 0;
+                e.stdin_live = has_stdin;
+                const bytes asked = signed_request(a, session, std::move(e));
+                forger key(asked, session);
+                a.send(asked);
+                const auto accepted = a.answer();
+                require(accepted && accepted->what == client_event::kind::accepted, "not accepted");
+                a.send(make(key, random));
+                const auto event = a.next();
+                require(event && event->what == client_event::kind::closed &&
+                            event->session == session,
+                        std::string(name) + ": it was taken");
+            },
+            few);
+    };
+    lie("more STDIN than there is credit for", true, [](forger &key, std::mt19937 &) {
+        bytes all;
+        for (std::size_t sent = 0; sent <= limits::window; sent += max_tagged_payload)
+            all += key.frame(frame_type::stdin_data, max_tagged_payload);
+        return all;
+    });
+    lie("CREDIT beyond the window", false, [](forger &key, std::mt19937 &random) {
+        return key.number(frame_type::credit, static_cast<std::uint32_t>(random()) | 1);
+    });
+    lie("CREDIT for nothing", false,
+        [](forger &key, std::mt19937 &) { return key.number(frame_type::credit, 0); });
+    lie("STDIN where there is none", false,
+        [](forger &key, std::mt19937 &) { return key.frame(frame_type::stdin_data, 1); });
+    lie("STDIN behind its end", true, [](forger &key, std::mt19937 &) {
+        bytes all = key.frame(frame_type::stdin_eof, 0);
+        return all += key.frame(frame_type::stdin_data, 1);
+    });
+    lie("empty STDIN", true,
+        [](forger &key, std::mt19937 &) { return key.frame(frame_type::stdin_data, 0); });
+    lie("a SIGNAL that does not cross", false, [](forger &key, std::mt19937 &random) {
+        static constexpr std::uint8_t numbers[] = {0, 9, 11, 19, 64, 65, 255};
+        return key.frame(frame_type::signal, {{numbers[random() % std::size(numbers)]}});
+    });
+    lie("a BODY that nobody asked for", false, [](forger &key, std::mt19937 &random) {
+        return key.frame(frame_type::body, 1 + random() % 999);
+    });
+    lie("RESIZE of another length", false, [](forger &key, std::mt19937 &random) {
+        return key.frame(frame_type::resize, std::array<std::size_t, 3>{0, 3, 5}[random() % 3]);
+    });
+
+    row(
+        "a BODY longer than was said", "work",
+        [&](attacker &a, std::mt19937 &random) {
+            const std::uint32_t session = a.open_session();
+            envelope e = request(mark_command() + "\n" + std::string(limits::inline_body, '#'));
+            const std::size_t length = e.body.size();
+            const bytes asked = signed_request(a, session, std::move(e));
+            forger key(asked, session);
+            a.send(asked);
+            a.send(key.frame(frame_type::body, length + 1 + random() % 999));
+            expect_refusal(a);
+        },
+        few);
+    row("a number that no session has had", "work", [&](attacker &a, std::mt19937 &random) {
+        const std::uint32_t session = a.open_session();
+        bytes frame = signed_request(a, session, request(mark_command()));
+        store_u32(frame.data() + 4,
+                  random() % 2 ? 0 : session + 1 + static_cast<std::uint32_t>(random() % 1000));
+        a.send(frame);
+        expect_refusal(a);
+    });
+    row("what only dom0 may say", "work", [&](attacker &a, std::mt19937 &random) {
+        const std::uint32_t session = a.open_session();
+        std::vector<frame_type> theirs;
+        for (const frame_rule &rule : frame_rules)
+            if (rule.from == sender::dom0)
+                theirs.push_back(rule.type);
+        a.send(plain_frame(session, theirs[random() % theirs.size()], bytes(random() % 64)));
+        expect_refusal(a);
+    });
+    row("a frame that is too long", "work", [&](attacker &a, std::mt19937 &random) {
+        bytes frame = plain_frame(a.open_session(), frame_type::request, bytes(64));
+        store_u32(frame.data(), 0x80000000u | static_cast<std::uint32_t>(random()));
+        a.send(frame);
+        expect_refusal(a);
+    });
+    std::string once = scratch_ / "ran";
+    int count = 0;
+    row(
+        "I2: a session's number used again behind its END", "work",
+        [&](attacker &a, std::mt19937 &) {
+            const std::uint32_t session = a.open_session();
+            const bytes asked = signed_request(a, session, request("echo ran >> " + once));
+            a.send(asked);
+            for (auto event = a.next(); !event || event->what != client_event::kind::ended;
+                 event = a.next())
+                require(event.has_value(), "the first request fails");
+            ++count;
+            a.send(asked);
+            // The machine knows the session no more; what says so is that the next one is served.
+            a.machine.close(a.open_session());
+            a.flush();
+        },
+        few);
+    require(read_file(once).size() == static_cast<std::size_t>(count) * 4, "a request ran again");
+}
+
+// The most that the daemon has had in memory.
+long peak_kib(const daemon_under_test &d) {
+    const std::string status = read_file("/proc/" + std::to_string(d.pid()) + "/status");
+    const std::size_t at = status.find("VmHWM:");
+    require(at != status.npos, "the daemon is gone");
+    return std::stol(status.substr(at + 6));
+}
+
+// As much as it takes before anybody listens to it no longer. The daemon holds little of it.
+void suite::flooding_client() {
+    const long before = peak_kib(dom0_);
+    row(
+        "OPENs without end", "work",
+        [&](attacker &, std::mt19937 &) {
+            attacker a(dom0_, "work");
+            constexpr int asked = 100;
+            for (int i = 0; i < asked; ++i)
+                a.machine.open();
+            a.flush();
+            int given = 0;
+            for (int i = 0; i < asked; ++i) {
+                const auto event = a.answer();
+                require(event.has_value(), "the stream ended");
+                given += event->what == client_event::kind::challenged;
+            }
+            require(given == static_cast<int>(limits::open_challenges), "challenges without end");
+        },
+        few);
+    const auto endless = [&](const char *name, const std::function<bytes(std::uint32_t)> &piece) {
+        row(
+            name, "work",
+            [&](attacker &, std::mt19937 &) {
+                attacker a(dom0_, "work");
+                const bytes again = piece(a.open_session());
+                // Until the daemon has not read for a while: it may have more to say than we take.
+                for (std::size_t sent = 0; a.is_open() && sent < 8 * 1024 * 1024;
+                     sent += again.size()) {
+                    pollfd room{a.fd(), POLLOUT, 0};
+                    if (::poll(&room, 1, 100) != 1)
+                        break;
+                    a.send(again);
+                }
+            },
+            few / 10);
+    };
+    const auto many = [](const bytes &frame) {
+        bytes all;
+        while (all.size() < 1024)
+            all += frame;
+        return all;
+    };
+    endless("PINGs whose answers nobody reads",
+            [&](std::uint32_t) { return many(plain_frame(0, frame_type::ping, bytes(8))); });
+    endless("requests of a session that is over", [&](std::uint32_t session) {
+        bytes all = plain_frame(session, frame_type::close, bytes(2));
+        return all += many(plain_frame(session, frame_type::request, bytes(64)));
+    });
+    endless("frames of a session that is over", [&](std::uint32_t session) {
+        bytes all = plain_frame(session, frame_type::close, bytes(2));
+        return all += many(plain_frame(session, frame_type::stdin_data, bytes(64)));
+    });
+#ifndef __SANITIZE_ADDRESS__ // which keeps what was freed
+    const long grown = peak_kib(dom0_) - before;
+    require(grown < 8 * 1024, "floods make the daemon grow by " + std::to_string(grown) + " KiB");
+    std::printf("%-52s %6ld KiB\n", "the daemon's growth by floods", grown);
+#else
+    (void)before;
+#endif
+}
+
+// It begins, and never goes on. As many streams at once as a qube may have wait for it.
+void suite::stalling_client() {
+    std::vector<std::unique_ptr<attacker>> waiting;
+    const auto hold = [&](std::unique_ptr<attacker> a) {
+        waiting.push_back(std::move(a));
+        if (waiting.size() > 60)
+            waiting.erase(waiting.begin(), waiting.begin() + 30);
+    };
+    row(
+        "a request that stops half-way", "work",
+        [&](attacker &, std::mt19937 &random) {
+            auto a = std::make_unique<attacker>(dom0_, "work");
+            bytes frame = signed_request(*a, a->open_session(), request(mark_command()));
+            frame.resize(random() % frame.size());
+            a->send(frame);
+            hold(std::move(a));
+        },
+        few);
+    waiting.clear();
+    // These have slots: of their own qube's, and no other's.
+    for (std::size_t i = 0; i < limits::running_per_qube; ++i) {
+        auto a = std::make_unique<attacker>(dom0_, "dev");
+        a->send(signed_request(
+            *a, a->open_session(),
+            request(mark_command() + "\n" + std::string(limits::inline_body, '#')), 'b'));
+        hold(std::move(a));
+    }
+    row(
+        "beside bodies that never come", "work",
+        [&](attacker &, std::mt19937 &) { good_request("stalls"); }, few);
+    waiting.clear();
+    host::client dev = honest(dom0_, "dev", 'b');
+    require(dev.collect({.kind = request_kind::shell,
+                         .body = "exit 4",
+                         .arguments = {},
+                         .environment = {},
+                         .id = {}})
+                    .result.exit_code() == 4,
+            "a qube's slots are not given back");
+}
+
 void suite::run() {
     good_request("the start");
     std::string big(limits::inline_body + 1000, '#');
@@ -314,7 +691,8 @@ void suite::run() {
     });
     row("I1: a body swapped inside its header", "work", [&](attacker &a, std::mt19937 &) {
         const std::string payload = mark_command();
-        bytes frame = signed_request(a, a.open_session(), request(std::string(payload.size(), '#')));
+        bytes frame =
+            signed_request(a, a.open_session(), request(std::string(payload.size(), '#')));
         std::copy(payload.begin(), payload.end(), frame.end() - static_cast<long>(payload.size()));
         a.send(frame);
         expect_refusal(a);
@@ -334,7 +712,8 @@ void suite::run() {
     }
     changed_header("I1: a time-out changed", timeout_at, 4, request(mark_command()));
     changed_header("I1: the stdin flag changed", flags_at, 1, request(mark_command()));
-    changed_header("I1: a feature stripped from the request", features_at, 4, request(mark_command()));
+    changed_header("I1: a feature stripped from the request", features_at, 4,
+                   request(mark_command()));
     changed_header("I1: a token changed", token_at, token_size, request(mark_command()));
 
     row("I1: a feature stripped from HELLO", "work", [&](attacker &, std::mt19937 &) {
@@ -413,12 +792,6 @@ void suite::run() {
     late_challenges();
 
     const std::string sink = "exec cat >> " + (scratch_ / "delivered");
-    const auto plain_frame = [](std::uint32_t session, frame_type type, bytes_view payload) {
-        bytes frame(frame_header::size + payload.size());
-        frame_header{static_cast<std::uint32_t>(payload.size()), session, type}.encode(frame.data());
-        std::copy(payload.begin(), payload.end(), frame.begin() + frame_header::size);
-        return frame;
-    };
     session_row("I1: a STDIN frame injected", sink,
                 [&](attacker &, std::uint32_t session, std::mt19937 &random) {
                     bytes payload(16 + 1 + random() % 64);
@@ -439,8 +812,9 @@ void suite::run() {
                     second.insert(second.end(), first.begin(), first.end());
                     return second;
                 });
-    session_row("I1: a SIGNAL frame injected", "trap 'echo caught >> " + (scratch_ / "delivered") +
-                                                   "' USR1; while :; do sleep 0.01; done",
+    session_row("I1: a SIGNAL frame injected",
+                "trap 'echo caught >> " + (scratch_ / "delivered") +
+                    "' USR1; while :; do sleep 0.01; done",
                 [&](attacker &, std::uint32_t session, std::mt19937 &random) {
                     bytes payload(17);
                     for (auto &b : payload)
@@ -459,16 +833,24 @@ void suite::run() {
                     swapped.insert(swapped.end(), before.begin(), before.end());
                     return swapped;
                 });
+    touched_results();
+    lying_client();
+    flooding_client();
+    stalling_client();
     replayed_ids();
 }
 
 } // namespace
 
 int main(int argc, char **argv) {
-    if (argc > 1)
-        tries = std::atoi(argv[1]);
+    const effort asked(argc, argv, tries);
+    tries = asked.is_timed() ? std::min(asked.rounds(), 500) : asked.rounds();
+    few = asked.is_timed() ? tries / 5 : std::max(tries / 40, 20);
     ::signal(SIGPIPE, SIG_IGN);
-    suite().run();
+    do {
+        suite().run();
+        ++seed;
+    } while (asked.is_timed() && asked.goes_on(0));
     std::printf("all rows hold\n");
     return 0;
 }

@@ -11,7 +11,7 @@ import os
 import re
 import time
 
-from fixture import DAEMON, case, check, equal, eventually, main
+from fixture import case, check, daemon_processes, equal, eventually, main
 from house import House
 
 QUBES = 64
@@ -30,20 +30,6 @@ def quiet_house(f, qubes=QUBES):
     house.wait_for_agent(*names)
     equal(house.run(names[0], "echo on").stdout, b"on\n")
     return house, trace
-
-
-def daemon_processes(f):
-    """Of ours, the helpers included."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as f_:
-                words = f_.read().split(b"\0")
-        except OSError:
-            continue
-        if words[0] == DAEMON.encode() and f.root.encode() in words:
-            found.append(int(name))
-    return found
 
 
 def watch(f, trace, seconds):

@@ -5,7 +5,7 @@
 // result alone, a result that is there stays, and any other is reported as unknown with its ID.
 //
 // A kill is counted where what lay there right behind it says that it fell, not where it was aimed;
-// the next is aimed at the part that has had the fewest. Usage: kills [ROUNDS]
+// the next is aimed at the part that has had the fewest. Usage: kills [ROUNDS] [seconds=N]
 
 #include "kills.hpp"
 
@@ -89,8 +89,8 @@ struct begun {
 
 class suite {
 public:
-    explicit suite(int rounds)
-        : rounds_(rounds), dom0_(scratch_ / "root", ""), machine_(scratch_ / "m") {
+    explicit suite(effort asked)
+        : asked_(asked), dom0_(scratch_ / "root", ""), machine_(scratch_ / "m") {
         std::filesystem::create_directories(machine_ + "/qubes");
         for (const std::string &qube : {agent_, shell_}) {
             dom0_.register_key(qube, key_digits('a'));
@@ -128,7 +128,7 @@ public:
                                                                    .id = {}})
                                 .result.exit_code() == 0,
                         "a first command");
-            for (int i = 0; i < rounds_ / 2; ++i)
+            while (asked_.goes_on(count_, by_qvm_run ? 1 : 0.5))
                 round();
             if (!by_qvm_run)
                 end_daemon();
@@ -395,7 +395,8 @@ private:
     }
 
     const std::string agent_ = "work", shell_ = "old";
-    int rounds_, count_ = 0;
+    effort asked_;
+    int count_ = 0;
     scratch scratch_;
     daemon_under_test dom0_;
     std::string machine_;
@@ -411,6 +412,6 @@ private:
 
 int main(int argc, char **argv) {
     ::signal(SIGPIPE, SIG_IGN);
-    suite(argc > 1 ? std::atoi(argv[1]) : 500).run();
+    suite(effort(argc, argv, 500)).run();
     return 0;
 }

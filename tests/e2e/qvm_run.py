@@ -4,9 +4,11 @@
 several qubes. What it has in common with the others is in common.py. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
 """
 
+import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -158,6 +160,21 @@ def one_bad_qube_harms_no_other(f):
         equal(house.run("work", "echo fine").stdout, b"fine\n")
     equal(house.run("slow", "echo slow").stdout, b"slow\n")
     check(f.daemon.poll() is None, "the daemon died")
+
+
+@case
+def a_client_that_breaks_off_takes_no_answer_with_it(f):
+    house = House(f, "work").wait_for_agent("work")
+    opening = b"\0qvm-remote 2\r\n\xff" + struct.pack(">IIB3x", 0, 0, 2)
+    for broken in (b"\xff" * 12, struct.pack(">IIB3x", 0, 5, 2)):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(house.agent_socket("work"))
+            s.sendall(opening + broken)
+            s.settimeout(HANG)
+            with contextlib.suppress(ConnectionResetError):
+                while s.recv(4096):
+                    pass
+        equal(house.run("work", "echo on").stdout, b"on\n")
 
 
 @case

@@ -304,6 +304,7 @@ TEST_CASE("faults strike at their byte and nowhere else") {
         {"in:duplicate:5000", "=", twice},
         {"duplicate:5000,in:duplicate:5000", twice, twice},
         {"duplicate:10000", "=", "="}, // beyond the end
+        {"split:5000,in:split:0", "=", "="},
         {"cut:10001", "=", "="},
     };
     for (const row &r : rows) {

@@ -443,19 +443,24 @@ class loop {
         }
         // HELLO has come from dom0 or nothing has been asked of it yet.
         const bytes_view hello = router_.hello();
-        const auto passes = router_.accept(number, data, now_ms_);
+        auto passes = router_.accept(number, data, now_ms_);
+        const bool none = passes && *passes == 0;
+        while (passes && *passes > 0) {
+            write_dom0(data.first(*passes));
+            data = data.subspan(*passes);
+            passes = router_.accept(number, data, now_ms_);
+        }
         if (!passes)
             return drop(number);
         if (!hello.empty() && !c.greeted) {
             c.greeted = true;
             c.out.put(hello);
         }
-        write_dom0(data.first(*passes));
-        c.held.assign(as_text(data.subspan(*passes)));
+        c.held.assign(as_text(data));
         if (router_.held())
             pause(number, c);
         // An OPEN is answered in a moment: HELLO goes with that.
-        if (*passes == 0 && c.out.size() > 0)
+        if (none && c.out.size() > 0)
             write_client(number, c);
     }
 

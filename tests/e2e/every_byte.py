@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A small session, and at every byte of it, either way, a fault of the transport: the stream is cut
+there, stalls, has a bit flipped or a byte twice. Whatever it is, no result is said to be another than it
+was, nothing runs twice, and a failure has its exit code and its words. That the stream is split there
+changes nothing, and shows beside each fault that the next request is served.
+Usage: every_byte.py BUILD-DIRECTORY [EVERY=N] [SECONDS=N] [CASE...]
+Of the bytes every Nth; and again with other bits while SECONDS last.
+"""
+
+import collections
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from words import number
+
+EVERY, SECONDS = number("EVERY", 1), number("SECONDS", 0)
+
+from fixture import HANG, case, check, equal, main  # noqa: E402
+
+OUT, ERR, CODE = b"<input>\n", b"words\n", 7
+# A fault that leaves both ends waiting is ended by the user: the client alone takes half a minute. A
+# build that runs a sample of them is slow.
+PATIENCE = 1 if EVERY == 1 else 5
+AT_ONCE = 24
+HARMFUL = ("cut", "corrupt", "duplicate", "stall")
+
+
+class Sessions:
+    """One daemon, and clients whose streams have faults."""
+
+    def __init__(self, f):
+        self.f = f
+        self.ran = os.path.join(f.path, "ran")
+        self.turn = 0
+
+    def run(self, fault, patience=HANG):
+        """What is said of it, and where it ran: exit code, both outputs, its mark."""
+        self.turn += 1
+        mark = f"{self.turn}-{fault.replace(':', '-')}"
+        command = f"echo $QVM_REMOTE_ID {mark} >>{self.ran}; read x; echo \"<$x>\"; echo words >&2; exit {CODE}"
+        p = self.f.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         env=dict(QVM_REMOTE_MOCK_FAULT=fault, QVM_REMOTE_MOCK_SEED=str(self.turn)))
+        try:
+            out, err = p.communicate(b"input\n", timeout=patience)
+        except subprocess.TimeoutExpired:
+            # One to forward, and one to leave; the first may be enough.
+            p.send_signal(signal.SIGINT)
+            try:
+                out, err = p.communicate(timeout=0.3)
+            except subprocess.TimeoutExpired:
+                p.send_signal(signal.SIGINT)
+                out, err = p.communicate(timeout=HANG)
+            # The latter where it had not got as far as to look for signals.
+            check(p.returncode in (CODE, 130, -signal.SIGINT), f"{fault}: {p.returncode} for a signal")
+        return p.returncode, out, err, mark
+
+    def length(self, way):
+        """How many bytes go that way: beyond them a cut harms nothing."""
+        low, high = 0, 4096
+        while low < high:
+            middle = (low + high) // 2
+            if self.run(f"{way}:cut:{middle}")[0] == CODE:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def ids(self):
+        """The IDs that ran, by mark."""
+        found = collections.defaultdict(list)
+        with open(self.ran) as lines:
+            for line in lines:
+                command, mark = line.split()
+                found[mark].append(command)
+        return found
+
+
+def judge(fault, result, ran):
+    code, out, err, mark = result
+    check(len(ran[mark]) <= 1, f"{fault}: one command, {len(ran[mark])} executions")
+    if code == CODE or fault.split(":")[1] == "split":
+        equal((fault, code, out, err), (fault, CODE, OUT, ERR))
+        return "whole"
+    if code == -signal.SIGINT:
+        return "given up"
+    check(code in (126, 130, 255), f"{fault}: exit code {code}: {err}")
+    check(OUT.startswith(out), f"{fault}: {out}, which the command did not write")
+    said = re.sub(rb"^words\n", b"", err)
+    check(said.startswith(b"qvm-remote: "), f"{fault}: exit code {code}, and no word of ours: {err}")
+    if ran[mark] and code != 130:
+        check(code == 255 and b"may have run" in err and ran[mark][0].encode() in err,
+              f"{fault}: it ran, and {code} is said: {err}")
+    return {126: "refused", 130: "given up", 255: "lost"}[code]
+
+
+@case
+def whatever_happens_at_a_byte_is_no_false_result(f):
+    f.start()
+    sessions = Sessions(f)
+    begin = time.monotonic()
+    lengths = {way: sessions.length(way) for way in ("in", "out")}
+    ends, faults = collections.Counter(), 0
+    while not faults or time.monotonic() - begin < SECONDS:
+        places = [f"{way}:{kind}:{at}" for kind in HARMFUL for way, length in lengths.items()
+                  for at in range(sessions.turn % EVERY, length + 4, EVERY)]
+        random.Random(sessions.turn).shuffle(places)
+
+        def both(fault):
+            harmless = re.sub(":[a-z]+:", ":split:", fault)
+            return ((fault, sessions.run(fault, PATIENCE)), (harmless, sessions.run(harmless)))
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            pairs = list(pool.map(both, places))
+        ran = sessions.ids()
+        for pair in pairs:
+            for fault, result in pair:
+                ends[fault.split(":")[1] + " " + judge(fault, result, ran)] += 1
+        faults += len(places)
+    everything = [r["id"] for r in f.audit() if r["kind"] == "START"]
+    equal(len(everything), len(set(everything)))
+    print(f"    {faults} faults at {sum(lengths.values())} bytes: "
+          + ", ".join(f"{n} {what}" for what, n in sorted(ends.items())), flush=True)
+
+
+@case
+def a_stream_that_stalls_is_given_up_by_itself(f):
+    """Each place a client of its own, all at once: half a minute is what each takes."""
+    f.start()
+    sessions = Sessions(f)
+    places = [f"{way}:stall:{at}" for way in ("in", "out") for at in range(1, 240, 40)]
+    with ThreadPoolExecutor(len(places)) as pool:
+        for fault, result in zip(places, pool.map(sessions.run, places)):
+            check(judge(fault, result, sessions.ids()) in ("lost", "refused"), fault)
+
+
+main()
