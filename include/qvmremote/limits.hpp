@@ -60,7 +60,7 @@ inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in t
 
 // Times.
 inline constexpr std::uint32_t default_timeout_s = 300;
-inline constexpr std::uint64_t beginning_ms = 20; ///< of a command, while it counts as new
+inline constexpr std::uint64_t beginning_ms = 100; ///< of a command, while it counts as new
 inline constexpr std::uint64_t challenge_ms = 30'000;
 inline constexpr std::uint64_t preamble_ms = 30'000;
 inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< of ttl= and timeout=
