@@ -229,4 +229,4 @@ def main():
     finally:
         shutil.rmtree(base, ignore_errors=True)
     print(f"{ran} cases, {failed} failed")
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if failed or not ran else 0)

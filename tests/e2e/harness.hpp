@@ -79,13 +79,14 @@ public:
                                    std::chrono::duration<double>(share * seconds_));
     }
 
-  private:
+private:
     int rounds_, seconds_ = 0;
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
 /// Waits for something to become true; false only after the hang guard.
-template <class Condition> [[nodiscard]] bool eventually(Condition condition) {
+template <class Condition>
+[[nodiscard]] bool eventually(Condition condition) {
     for (int waited = 0; waited < hang_guard_ms; waited += 2) {
         if (condition())
             return true;
@@ -94,8 +95,7 @@ template <class Condition> [[nodiscard]] bool eventually(Condition condition) {
     return false;
 }
 
-/// All of a file, or nothing. Some tests read several hundred of them a second, so without a
-/// stream.
+/// All of a file, or nothing. Some tests read several hundred of them a second, so without a stream.
 inline std::string read_file(const std::string &path) {
     std::string out;
     const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));

@@ -15,7 +15,11 @@
 
 #include <qvmremote/session.hpp>
 
+#include "../support/ends.hpp"
+
 using namespace e2e;
+using qvmremote::test::plain_frame;
+using qvmremote::test::sealed_frame;
 
 namespace {
 
@@ -25,7 +29,7 @@ unsigned seed = 20260218;
 
 // A qube's end that stays a client in all but what the test does to its bytes.
 class attacker {
-  public:
+public:
     attacker(const daemon_under_test &d, const std::string &qube) : fd_(d.connect(qube)) {}
 
     client_stream machine;
@@ -96,7 +100,7 @@ class attacker {
     [[nodiscard]] bool is_open() const { return open_; }
     [[nodiscard]] int fd() const { return fd_.get(); }
 
-  private:
+private:
     bool read_bytes() {
         const auto room = machine.prepare();
         const ssize_t n = ::read(fd_.get(), room.data(), room.size());
@@ -132,14 +136,11 @@ class attacker {
 
 // Frames of a session as one can make them who has its key, in any order and with any payload.
 class forger {
-  public:
+public:
     forger(const bytes &request, std::uint32_t session)
         : session_(session), keys_(keys_of(request)) {}
     bytes frame(frame_type type, bytes_view payload) {
-        bytes out(frame_header::size + payload.size() + tag_size);
-        std::copy(payload.begin(), payload.end(), out.begin() + frame_header::size);
-        keys_.to_dom0.seal(out.data(), session_, type, payload.size());
-        return out;
+        return sealed_frame(keys_.to_dom0, type, session_, payload);
     }
     bytes frame(frame_type type, std::size_t zeros) { return frame(type, bytes(zeros)); }
     bytes number(frame_type type, std::uint32_t value) {
@@ -148,7 +149,7 @@ class forger {
         return frame(type, payload);
     }
 
-  private:
+private:
     static session_keys keys_of(const bytes &request) {
         digest256 token;
         std::copy_n(request.begin() + frame_header::size, token.size(), token.begin());
@@ -159,12 +160,6 @@ class forger {
     session_keys keys_;
 };
 
-bytes plain_frame(std::uint32_t session, frame_type type, bytes_view payload) {
-    bytes frame(frame_header::size + payload.size());
-    frame_header{static_cast<std::uint32_t>(payload.size()), session, type}.encode(frame.data());
-    std::copy(payload.begin(), payload.end(), frame.begin() + frame_header::size);
-    return frame;
-}
 frame_type type_of(const bytes &frame) { return static_cast<frame_type>(frame[8]); }
 bytes &operator+=(bytes &to, const bytes &more) {
     to.insert(to.end(), more.begin(), more.end());
@@ -172,7 +167,7 @@ bytes &operator+=(bytes &to, const bytes &more) {
 }
 
 class suite {
-  public:
+public:
     suite() : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
         std::filesystem::create_directories(marks_);
         dom0_.register_key("work", key_digits('a'));
@@ -182,7 +177,7 @@ class suite {
 
     void run();
 
-  private:
+private:
     // What must not run says so by a file with a name of its own.
     std::string mark_command() { return "touch " + marks_ + "/" + std::to_string(++mark_); }
     std::size_t marks() const {
@@ -402,7 +397,7 @@ void suite::touched_results() {
             forged[i] = static_cast<std::uint8_t>(random());
         std::vector<bytes> out{frame};
         if (type_of(frame) == frame_type::accepted)
-            out.push_back(plain_frame(load_u32(frame.data() + 4), frame_type::end, forged));
+            out.push_back(plain_frame(frame_type::end, load_u32(frame.data() + 4), forged));
         return out;
     });
     result_row("I10: an END changed", talks, [&](bytes frame) {
@@ -524,11 +519,11 @@ void suite::lying_client() {
         for (const frame_rule &rule : frame_rules)
             if (rule.from == sender::dom0)
                 theirs.push_back(rule.type);
-        a.send(plain_frame(session, theirs[random() % theirs.size()], bytes(random() % 64)));
+        a.send(plain_frame(theirs[random() % theirs.size()], session, bytes(random() % 64)));
         expect_refusal(a);
     });
     row("a frame that is too long", "work", [&](attacker &a, std::mt19937 &random) {
-        bytes frame = plain_frame(a.open_session(), frame_type::request, bytes(64));
+        bytes frame = plain_frame(frame_type::request, a.open_session(), bytes(64));
         store_u32(frame.data(), 0x80000000u | static_cast<std::uint32_t>(random()));
         a.send(frame);
         expect_refusal(a);
@@ -606,14 +601,14 @@ void suite::flooding_client() {
         return all;
     };
     endless("PINGs whose answers nobody reads",
-            [&](std::uint32_t) { return many(plain_frame(0, frame_type::ping, bytes(8))); });
+            [&](std::uint32_t) { return many(plain_frame(frame_type::ping, 0, bytes(8))); });
     endless("requests of a session that is over", [&](std::uint32_t session) {
-        bytes all = plain_frame(session, frame_type::close, bytes(2));
-        return all += many(plain_frame(session, frame_type::request, bytes(64)));
+        bytes all = plain_frame(frame_type::close, session, bytes(2));
+        return all += many(plain_frame(frame_type::request, session, bytes(64)));
     });
     endless("frames of a session that is over", [&](std::uint32_t session) {
-        bytes all = plain_frame(session, frame_type::close, bytes(2));
-        return all += many(plain_frame(session, frame_type::stdin_data, bytes(64)));
+        bytes all = plain_frame(frame_type::close, session, bytes(2));
+        return all += many(plain_frame(frame_type::stdin_data, session, bytes(64)));
     });
 #ifndef __SANITIZE_ADDRESS__ // which keeps what was freed
     const long grown = peak_kib(dom0_) - before;
@@ -797,7 +792,7 @@ void suite::run() {
                     bytes payload(16 + 1 + random() % 64);
                     for (auto &b : payload)
                         b = static_cast<std::uint8_t>(random());
-                    return plain_frame(session, frame_type::stdin_data, payload);
+                    return plain_frame(frame_type::stdin_data, session, payload);
                 });
     session_row("I1: STDIN frames in another order", sink,
                 [&](attacker &a, std::uint32_t session, std::mt19937 &) {
@@ -820,7 +815,7 @@ void suite::run() {
                     for (auto &b : payload)
                         b = static_cast<std::uint8_t>(random());
                     payload[0] = 10;
-                    return plain_frame(session, frame_type::signal, payload);
+                    return plain_frame(frame_type::signal, session, payload);
                 });
     session_row("I1: a SIGNAL frame ahead of its turn", sink,
                 [&](attacker &a, std::uint32_t session, std::mt19937 &) {

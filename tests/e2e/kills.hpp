@@ -29,7 +29,7 @@ public:
     [[nodiscard]] part rarest() const {
         return static_cast<part>(std::min_element(fell_.begin(), fell_.end()) - fell_.begin());
     }
-    /// Fails when one had less than a tenth of fifty or more.
+    /// Fails when one had less than a tenth.
     void print() const {
         int all = 0;
         for (const int n : fell_)
@@ -37,7 +37,7 @@ public:
         bool spread = true;
         for (std::size_t p = 0; p < fell_.size(); ++p) {
             std::printf("%-16s %4d of %d kills\n", part_names[p], fell_[p], all);
-            spread = spread && (all < 50 || fell_[p] * 10 >= all);
+            spread = spread && fell_[p] * 10 >= all;
         }
         require(spread, "a part of the way had less than a tenth of the kills");
     }

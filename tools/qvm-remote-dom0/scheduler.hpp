@@ -77,13 +77,10 @@ public:
                 ++q.running;
                 ++running_;
                 q.begun_ms.push_back(now_ms);
-                if (next.start()) {
+                if (next.start())
                     q.rate.take();
-                    continue;
-                }
-                q.begun_ms.pop_back();
-                --q.running;
-                --running_;
+                else
+                    release(name);
             }
         }
         return again;
