@@ -201,6 +201,7 @@ def a_silent_pipe_is_closed_and_what_ran_on_it_ends(f):
     c = house.popen("work", f"export MARK={mark}; echo up; sleep 1000", stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE)
     equal(c.stdout.readline(), b"up\n")
+    eventually(lambda: survivors("MARK=" + mark), "a program with the mark")
     relay, agent = house.machine.running("work")[0]
     os.kill(agent, signal.SIGSTOP)
     eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
