@@ -344,6 +344,11 @@ def an_unread_output_holds_no_slot(f):
     f.start()
     stalled = [f.popen("-t", "1", "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                        stderr=subprocess.DEVNULL) for _ in range(8)]
+    eventually(lambda: sum(e["kind"] == "START" for e in f.audit()) == 8, "eight start")
+    eventually(lambda: b": running=0 waiting=0\n" in f.dom0("status").stdout, "no slot is held")
+    check(all(p.poll() is None for p in stalled), "they wait to be read")
+    # Each may be a call of its own, of which a user has as many.
+    stalled[0].kill()
     equal(f.run("echo next").stdout, b"next\n")
     for p in stalled:
         p.kill()

@@ -50,7 +50,7 @@ private:
         const std::string command = "echo $$ > " + pid_file + "; " +
                                     payload(mark, place, static_cast<int>(1 + random_() % 9));
 
-        const off_t audit_before = size_of(dom0_.audit());
+        const off_t audit_before = behind_last_line(dom0_.audit());
         const unique_fd out(::open((place + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
         const unique_fd err(::open((place + "/err").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
         const pid_t client = spawn(

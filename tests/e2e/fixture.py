@@ -129,7 +129,8 @@ class Fixture:
         # Records that nothing waits for are written a moment later.
         time.sleep(0.05)
         with open(os.path.join(self.root, "var/log/qvm-remote/audit.jsonl")) as f:
-            return [json.loads(line) for line in f]
+            # One that is being written may show by pieces.
+            return [json.loads(line) for line in f if line.endswith("\n")]
 
     def log(self):
         with open(os.path.join(self.root, "var/log/qubes/qvm-remote.log")) as f:

@@ -218,7 +218,7 @@ private:
         const pid_t call = processes.first, in_qube = processes.second;
         require(call != 0, "there is no call");
 
-        const off_t audit_before = size_of(dom0_.audit());
+        const off_t audit_before = behind_last_line(dom0_.audit());
         const command_id id = host::client::make_id();
         const std::string result = queue(qube, "results/" + id.text());
         pid_t client = 0;

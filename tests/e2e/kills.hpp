@@ -75,6 +75,20 @@ void spin_until(Condition condition, const std::string &what) {
         require(host::boottime_ms() - begin < hang_guard_ms, "never happened: " + what);
 }
 
+/// Where the next audit line will begin. A line that is being written shows by pieces: the kernel
+/// extends a file page by page.
+inline off_t behind_last_line(const std::string &path) {
+    off_t end = 0;
+    spin_until(
+        [&] {
+            const std::string text = read_file(path);
+            end = static_cast<off_t>(text.size());
+            return text.empty() || text.back() == '\n';
+        },
+        "a whole audit line");
+    return end;
+}
+
 struct records {
     std::optional<std::string> id;
     std::uint64_t start = 0;
@@ -90,8 +104,10 @@ inline records read_records(const std::string &path, off_t from) {
     rest << in.rdbuf();
     const std::string text = rest.str();
     for (std::size_t at = 0, end; (end = text.find('\n', at)) != text.npos; at = end + 1) {
-        const auto entry = parse_audit(std::string_view(text).substr(at, end - at));
-        require(entry.has_value(), "an audit line does not parse");
+        const auto line = std::string_view(text).substr(at, end - at);
+        const auto entry = parse_audit(line);
+        require(entry.has_value(), "an audit line does not parse, at " + std::to_string(at) + " behind " +
+                                       std::to_string(from) + ": " + std::string(line));
         if (entry->kind == "START") {
             out.id = entry->id();
             out.start = entry->serial;
