@@ -3,9 +3,8 @@
 // after the other, and `bash -c true` between them for comparison.
 //
 //   embedded SOCKET KEY-FILE COUNT           JSON on stdout: {"ours":{…},"bash":{…}}
-//   embedded SOCKET KEY-FILE COUNT in-steps  no bash; for each line on stdin so many, and then a
-//   line
-//                                            with the number that failed
+//   embedded SOCKET KEY-FILE COUNT in-steps  no bash at all: `true` itself; for each line on stdin so
+//                                            many, and then a line with the number that failed
 
 #include "timing.hpp"
 
@@ -23,9 +22,7 @@ using namespace qvmremote;
 
 namespace {
 
-bool run_true(host::client &dom0) {
-    host::command what;
-    what.body = "true";
+bool run(host::client &dom0, host::command what) {
     return dom0.collect(std::move(what)).result.exit_code() == 0;
 }
 
@@ -35,7 +32,11 @@ int run_in_steps(host::client &dom0, int count) {
             continue;
         int failed = 0;
         for (int i = 0; i < count; ++i)
-            failed += !run_true(dom0);
+            failed += !run(dom0, {.kind = request_kind::exec,
+                                  .body = {},
+                                  .arguments = {"true"},
+                                  .environment = {},
+                                  .id = {}});
         std::printf("%d\n", failed);
         std::fflush(stdout);
     }
@@ -71,7 +72,7 @@ int main(int argc, char **argv) {
     int failed = 0;
     for (int i = -20, count = std::atoi(argv[3]); i < count; ++i) {
         double begin = now_us();
-        failed += !run_true(dom0);
+        failed += !run(dom0, {.body = "true", .arguments = {}, .environment = {}, .id = {}});
         const double took = now_us() - begin;
         long peak = 0;
         begin = now_us();
