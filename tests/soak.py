@@ -112,12 +112,14 @@ def run(name, words, counts):
         process = subprocess.Popen(words, env=environment(), stdin=subprocess.DEVNULL, stdout=out,
                                    stderr=subprocess.STDOUT)
         running.append(process)
-        code = process.wait()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
         running.remove(process)
     took = time.monotonic() - begin
     with open(log, errors="replace") as out:
         said = out.read()
-    length = f"{took / 60:.0f} min" if took >= 600 else f"{took:.0f} s"
+    # What else the machine did shows by the difference.
+    length = f"{took:.0f} s, of them {used.ru_utime + used.ru_stime:.0f} on a processor"
     found = "nothing" if code == 0 else f"**exit code {code}**: {os.path.relpath(log, os.path.dirname(HERE))}"
     print(f"| {DATE} | {COMMIT} | {name} | {length} | {counts(said)} | {found} |", flush=True)
     if code != 0:
