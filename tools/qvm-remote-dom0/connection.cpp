@@ -514,7 +514,21 @@ void connection::count_failure(std::uint64_t now_ms) {
     ++failures_;
 }
 
+void connection::drop_late_bodies(std::uint64_t now_ms) {
+    std::vector<std::uint32_t> late;
+    for (const auto &[number, s] : sessions_)
+        if (s.turn && !s.admitting && s.turn->is_overdue(now_ms))
+            late.push_back(number);
+    for (const std::uint32_t number : late)
+        give_up(number, late_body());
+    if (!late.empty())
+        flush();
+    if (queue_)
+        queue_->drop_late_bodies(now_ms);
+}
+
 void connection::keep_alive(std::uint64_t now_ms, bool all) {
+    drop_late_bodies(now_ms);
     if (pinged_ms_ != 0) {
         if (now_ms >= pinged_ms_ + patience_ms) {
             parts_.log.write(log_category::error,

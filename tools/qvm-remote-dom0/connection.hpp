@@ -102,6 +102,7 @@ private:
     void ask_operator(std::uint32_t number);
     void on_word(std::uint32_t number, tl::expected<approval, errc> word);
     void give_up(std::uint32_t number, const refusal &why);
+    void drop_late_bodies(std::uint64_t now_ms);
     void wait_for_preamble();
 
     service &parts_;

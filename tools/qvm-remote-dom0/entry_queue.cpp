@@ -355,6 +355,16 @@ void entry_queue::recheck_keys() {
     }
 }
 
+void entry_queue::drop_late_bodies(std::uint64_t now_ms) {
+    std::vector<std::string> ids;
+    for (const auto &[id, e] : entries_)
+        if (e.turn && !e.admitting && e.turn->is_overdue(now_ms))
+            ids.push_back(id);
+    for (const std::string &id : ids)
+        if (const auto at = entries_.find(id); at != entries_.end())
+            give_up(at, late_body());
+}
+
 void entry_queue::refuse_waiting(errc why) {
     std::vector<std::string> ids;
     for (auto &[id, e] : entries_)

@@ -41,6 +41,7 @@ public:
     void close();
     /// As connection's.
     void recheck_keys();
+    void drop_late_bodies(std::uint64_t now_ms);
     void refuse_waiting(errc why);
     /// The stream drained.
     void more_output();

@@ -17,6 +17,8 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include <qvmremote/host/clock.hpp>
+
 #include "account.hpp"
 #include "admission.hpp"
 #include "approvals.hpp"
@@ -70,11 +72,16 @@ struct service : std::enable_shared_from_this<service> {
     std::function<void()> keep_alive_changed;
 };
 
+/// From the slot on: what runs has a time-out, and what only says that it will must not go without.
+inline constexpr std::uint64_t body_patience_ms = 60'000;
+/// What is said of one that did not come. It is looked for with the keep-alives.
+inline refusal late_body() { return {errc::incomplete, "its body did not come within a minute"}; }
+
 /// One of the scheduler's slots, for as long as something may run in it.
 class slot {
 public:
     slot(service &parts, std::string qube)
-        : parts_(parts.weak_from_this()), qube_(std::move(qube)) {}
+        : parts_(parts.weak_from_this()), qube_(std::move(qube)), since_ms_(host::boottime_ms()) {}
     slot(slot &&) noexcept = default;
     slot &operator=(slot &&) = delete;
     ~slot() {
@@ -85,9 +92,15 @@ public:
         boost::asio::post(parts->loop, parts->reschedule);
     }
 
+    /// Whether who has it has had all the time that there is for a body to come.
+    [[nodiscard]] bool is_overdue(std::uint64_t now_ms) const noexcept {
+        return now_ms >= since_ms_ + body_patience_ms;
+    }
+
 private:
     std::weak_ptr<service> parts_;
     std::string qube_;
+    std::uint64_t since_ms_;
 };
 
 /// A question that an operator was asked, for as long as somebody wants to know.
