@@ -90,7 +90,7 @@ check-threads: deps ## the daemon's threads under TSan: unit tests, and the comm
 
 coverage: deps ## lines of the protocol's headers that unit tests and the fuzz corpus reach: at least 95 of 100
 	.ci/configure $(BUILD)-coverage g++ --buildtype=debug -Db_coverage=true
-	$(MESON) test -C $(BUILD)-coverage --print-errorlogs --suite unit --suite fuzz
+	$(MESON) test -C $(BUILD)-coverage --print-errorlogs --timeout-multiplier 4 --suite unit --suite fuzz
 	tests/coverage.py $(BUILD)-coverage 95
 
 check-tree:
