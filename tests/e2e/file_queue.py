@@ -41,9 +41,12 @@ class Carrier:
         self.say(f"body {name} {len(body)}", raw=body)
 
     def hear(self):
-        """The next line's words; output is collected on the way."""
+        """The next line's words; output is collected on the way, and signs of life are given."""
         while True:
             words = self.file.readline().decode().split()
+            if words and words[0] == "ping":
+                self.say(f"pong {words[1]}")
+                continue
             if not words or words[0] not in ("out", "err"):
                 return words
             piece = self.file.read(int(words[2]))
