@@ -19,7 +19,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from fixture import CLIENT, HANG, KEY, Fixture, case, check, equal, eventually, main, survivors
+from fixture import (CLIENT, HANG, KEY, Fixture, case, check, daemon_processes, equal, eventually, main,
+                     survivors)
 from house import HOUSES
 from policies import rules
 
@@ -30,6 +31,14 @@ del sys.argv[at : at + 2]
 
 def house_of(f, *qubes, **more):
     return HOUSES[f.transport](f, *qubes, events=False, **more).wait_for_agent(*qubes)
+
+
+def processor_seconds(f):
+    ticks = 0
+    for pid in daemon_processes(f):
+        with open(f"/proc/{pid}/stat") as of:
+            ticks += sum(map(int, of.read().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # --- one qube -----------------------------------------------------------------------------------
@@ -347,6 +356,9 @@ def an_unread_output_holds_no_slot(f):
     eventually(lambda: sum(e["kind"] == "START" for e in f.audit()) == 8, "eight start")
     eventually(lambda: b": running=0 waiting=0\n" in f.dom0("status").stdout, "no slot is held")
     check(all(p.poll() is None for p in stalled), "they wait to be read")
+    used = processor_seconds(f)
+    time.sleep(1)
+    check(processor_seconds(f) - used < 0.2, "the daemon waits for them without a pause")
     # Each may be a call of its own, of which a user has as many.
     stalled[0].kill()
     equal(f.run("echo next").stdout, b"next\n")

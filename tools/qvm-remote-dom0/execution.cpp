@@ -242,7 +242,9 @@ void execution::on_child() {
         if (finished_)
             return;
     }
-    watch_child();
+    // Behind the last word the socket is at its end for good: waiting for it would not wait.
+    if (!tree_empty_)
+        watch_child();
 }
 
 void execution::on_exit(const child_event &what) {
