@@ -214,6 +214,18 @@ def a_stream_that_breaks_ends_what_runs_and_the_rest_is_unknown(f):
 
 
 @case
+def an_entry_that_is_fetched_and_never_comes_loses_its_slot(f):
+    """After the minute that a body of protocol 2 has, too."""
+    f.start()
+    c = Carrier(f)
+    name = new_id()
+    c.entry(name, b"true")
+    equal(c.hear(), ["fetch", name])
+    code, _, said = c.result(name)
+    check(code == 126 and b"its body did not come" in said, (code, said))
+
+
+@case
 def eight_run_and_the_rest_waits_its_turn(f):
     f.start()
     c = Carrier(f)

@@ -183,11 +183,10 @@ bytes &operator+=(bytes &to, const bytes &more) {
 
 class suite {
 public:
-    suite() : dom0_(scratch_ / "root", "work dev old stranger"), marks_(scratch_ / "marks") {
+    suite() : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
         std::filesystem::create_directories(marks_);
         dom0_.register_key("work", key_digits('a'));
         dom0_.register_key("dev", key_digits('b'));
-        dom0_.register_key("old", key_digits('d'));
         dom0_.start();
     }
 
@@ -275,7 +274,6 @@ private:
     void flooding_client();
     void stalling_client();
     std::future<errc> withheld_body();
-    std::future<std::string> withheld_entry();
 
     scratch scratch_;
     daemon_under_test dom0_;
@@ -695,44 +693,9 @@ std::future<errc> suite::withheld_body() {
     });
 }
 
-// The same from a carrier of protocol 1: what it is told in the end.
-std::future<std::string> suite::withheld_entry() {
-    auto fd = std::make_shared<unique_fd>(dom0_.connect("old"));
-    const command_id id = host::client::make_id();
-    std::string words(queue_preamble.begin(), queue_preamble.end());
-    words += "entry " + id.text() + " " + token_v1(key_of('d'), id) + " 4\n";
-    require(::write(fd->get(), words.data(), words.size()) == static_cast<ssize_t>(words.size()),
-            "cannot announce an entry");
-    return std::async(std::launch::async, [fd, id] {
-        bool fetched = false;
-        std::string line;
-        for (char c; ::read(fd->get(), &c, 1) == 1;) {
-            if (c != '\n') {
-                line += c;
-                continue;
-            }
-            fetched = fetched || line == "fetch " + id.text();
-            if (line.starts_with("ping ")) {
-                const std::string pong = "pong" + line.substr(4) + "\n";
-                require(::write(fd->get(), pong.data(), pong.size()) > 0, "cannot answer");
-            }
-            if (line.starts_with("result "))
-                return fetched ? line.substr(0, line.find(' ', 8 + id.text().size())) : "not asked for";
-            if (line.starts_with("err ")) { // the words of the refusal, of no interest here
-                std::string skipped(std::stoul(line.substr(line.rfind(' '))), ' ');
-                for (char &each : skipped)
-                    require(::read(fd->get(), &each, 1) == 1, "the stream ended");
-            }
-            line.clear();
-        }
-        return std::string("the stream ended");
-    });
-}
-
 void suite::run() {
     good_request("the start");
     std::future<errc> withheld = withheld_body(); // that takes a minute
-    std::future<std::string> entry = withheld_entry();
     std::string big(limits::inline_body + 1000, '#');
 
     row("I1: a body swapped behind its header", "work", [&](attacker &a, std::mt19937 &) {
@@ -898,10 +861,6 @@ void suite::run() {
     require(withheld.wait_for(std::chrono::minutes(3)) == std::future_status::ready &&
                 withheld.get() == errc::incomplete,
             "a body that never comes keeps its slot");
-    require(entry.wait_for(std::chrono::minutes(3)) == std::future_status::ready,
-            "an entry that never comes keeps its slot");
-    const std::string said = entry.get();
-    require(said.starts_with("result ") && said.ends_with(" 126"), "of an entry that never comes: " + said);
     replayed_ids();
 }
 
