@@ -48,16 +48,17 @@ bool send_all(int fd, std::string_view text) {
 
 struct direction {
     int from, to;
+    std::uint64_t most = UINT64_MAX; // bytes, then it has ended
     std::string pending{};
-    bool ended = false;
+    bool ended = most == 0;
     bool broken = false;
-    std::uint64_t passed = 0;
 
     void read() {
         char room[chunk];
-        const ssize_t n = ::read(from, room, sizeof room);
+        const ssize_t n = ::read(from, room, std::min<std::uint64_t>(sizeof room, most));
         if (n > 0) {
-            passed += static_cast<std::uint64_t>(n);
+            most -= static_cast<std::uint64_t>(n);
+            ended = most == 0;
             if (!broken)
                 pending.assign(room, static_cast<std::size_t>(n));
             write();
@@ -78,12 +79,13 @@ struct direction {
     }
 };
 
-// Until the service has closed its output, or `cut` bytes of it have passed.
+// Until the service has closed its output, or the first `cut` bytes of it have passed.
 void relay(int service_in, int service_out, long cut) {
     const int flags[2] = {::fcntl(0, F_GETFL), ::fcntl(1, F_GETFL)};
     for (const int fd : {0, 1, service_in, service_out})
         standin::detail::set_nonblocking(fd);
-    direction up{0, service_in}, down{service_out, 1};
+    direction up{0, service_in};
+    direction down{service_out, 1, cut < 0 ? UINT64_MAX : static_cast<std::uint64_t>(cut)};
     bool is_shut = false;
     while (!down.ended || !down.pending.empty()) {
         pollfd fds[4] = {{up.ended || !up.pending.empty() ? -1 : up.from, POLLIN, 0},
@@ -104,8 +106,6 @@ void relay(int service_in, int service_out, long cut) {
             down.read();
         if (fds[3].fd >= 0 && fds[3].revents)
             down.write();
-        if (cut >= 0 && down.passed >= static_cast<std::uint64_t>(cut))
-            break;
     }
     ::fcntl(0, F_SETFL, flags[0]);
     ::fcntl(1, F_SETFL, flags[1]);
