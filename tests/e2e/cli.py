@@ -222,6 +222,23 @@ def terminate_drains(f):
 
 
 @case
+def a_client_that_does_not_read_keeps_no_daemon_from_ending(f):
+    f.start()
+    clients = [f.popen(*words, "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+               for words in (["-t", "1"], [])]
+    eventually(lambda: sum(e["kind"] == "START" for e in f.audit()) == 2, "two start")
+    eventually(lambda: b": running=1 waiting=0\n" in f.dom0("status").stdout, "one has ended, and waits to be read")
+    f.daemon.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    equal(f.daemon.poll(), None)
+    equal(f.stop(), 0)
+    equal([(e["exit"], e["reason"]) for e in f.audit() if e["kind"] == "END"], [(126, "draining")] * 2)
+    for p in clients:
+        p.communicate(timeout=HANG)
+        check(p.returncode in (126, 255), p.returncode)
+
+
+@case
 def one_daemon_at_a_time(f):
     f.start()
     got = f.dom0("--transport", "mock", "--plugin-dir", PLUGINS,

@@ -562,11 +562,13 @@ void connection::recheck_keys() {
         if (!parts_.admission.still_stands(from_.name, s.asked.key_mark))
             numbers.push_back(number);
     for (const std::uint32_t number : numbers) {
-        session &s = sessions_.at(number);
-        if (s.running)
-            s.running->cancel(errc::key_revoked);
-        else if (s.admitting)
-            s.doomed = errc::key_revoked;
+        const auto at = sessions_.find(number);
+        if (at == sessions_.end())
+            break; // the stream broke over the last answer
+        if (const auto running = at->second.running)
+            running->cancel(errc::key_revoked);
+        else if (at->second.admitting)
+            at->second.doomed = errc::key_revoked;
         else
             give_up(number, {errc::key_revoked, {}});
     }

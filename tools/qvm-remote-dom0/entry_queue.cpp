@@ -346,8 +346,8 @@ void entry_queue::recheck_keys() {
         const auto at = entries_.find(id);
         if (at == entries_.end())
             continue; // the stream broke over the last answer
-        if (at->second.running)
-            at->second.running->cancel(errc::key_revoked);
+        if (const auto running = at->second.running)
+            running->cancel(errc::key_revoked);
         else if (at->second.admitting)
             at->second.doomed = errc::key_revoked;
         else

@@ -303,11 +303,7 @@ void execution::drain_tick() {
         until = std::min(until, exited_ms_ + drain_ms);
     }
     if (now >= until) {
-        for (output &o : outputs_) {
-            boost::system::error_code ignored;
-            o.pipe.close(ignored);
-            o.open = false;
-        }
+        close_outputs();
         settle();
         return;
     }
@@ -373,21 +369,26 @@ void execution::on_too_much_output() {
                    .value = static_cast<std::uint32_t>(errc::denied),
                    .text = "it wrote more than the " + std::to_string(bounds_.output_bytes) +
                            " bytes that dom0 allows"};
-    for (output &o : outputs_) {
-        boost::system::error_code ignored;
-        o.pipe.close(ignored);
-        o.open = false;
-    }
+    close_outputs();
     if (exited_)
         settle();
     else
         terminate_because(end_->cause, end_->value, {});
 }
 
-void execution::on_output_end(output &from) {
+void execution::output::close() {
     boost::system::error_code ignored;
-    from.pipe.close(ignored);
-    from.open = false;
+    pipe.close(ignored);
+    open = false;
+}
+
+void execution::close_outputs() {
+    for (output &o : outputs_)
+        o.close();
+}
+
+void execution::on_output_end(output &from) {
+    from.close();
     if (exited_) {
         settle();
         return;
@@ -520,11 +521,7 @@ void execution::abandon() {
         return;
     port_.reset();
     drop_stdin();
-    for (output &o : outputs_) {
-        boost::system::error_code ignored;
-        o.pipe.close(ignored);
-        o.open = false;
-    }
+    close_outputs();
     if (!exited_) {
         terminate_because(end_cause::cancelled, static_cast<std::uint32_t>(errc::session_over), {});
         return;
@@ -538,8 +535,11 @@ void execution::cancel(errc why) {
     end_ = run_end{.cause = end_cause::cancelled,
                    .value = static_cast<std::uint32_t>(why),
                    .text = std::string(message(why))};
+    // A client that does not read may never do so.
+    close_outputs();
     terminating_ = true;
     child_->kill();
+    settle();
 }
 
 void execution::finish() {
@@ -552,11 +552,7 @@ void execution::finish() {
     drain_timer_.cancel();
     eof_timer_.cancel();
     drop_stdin();
-    for (output &o : outputs_) {
-        boost::system::error_code ignored;
-        o.pipe.close(ignored);
-        o.open = false;
-    }
+    close_outputs();
     if (control_.is_open())
         (void)control_.release(); // child_ closes it
     child_.reset();

@@ -40,12 +40,13 @@ public:
 
     /// The session is over on the qube's side: nobody listens any more.
     void abandon();
-    /// dom0 ends the command; the client is told why.
+    /// dom0 ends the command at once; the client is told why, and what it has not read it does not get.
     void cancel(errc why);
 
 private:
     struct output {
         output(boost::asio::io_context &loop, bool out) : pipe(loop), is_stdout(out) {}
+        void close();
 
         boost::asio::posix::stream_descriptor pipe;
         bool is_stdout;
@@ -62,6 +63,7 @@ private:
     void on_child();
     void watch_output(output &from);
     void read_output(output &from);
+    void close_outputs();
     void on_output_end(output &from);
     void tell_early_eof();
     void write_stdin();
