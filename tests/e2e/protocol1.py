@@ -288,7 +288,12 @@ def an_agent_that_appears_gets_the_command(f):
     c = house.popen("work", "echo via agent", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     pending = os.path.join(house.machine.home("work"), ".qvm-remote", "queue", "pending")
     eventually(lambda: len(os.listdir(pending)) == 3, "an entry")
+    # Slow to see it, as on a busy machine.
+    c.send_signal(signal.SIGSTOP)
     house.start()
+    eventually(lambda: house.has_agent("work"), "an agent")
+    time.sleep(0.1)
+    c.send_signal(signal.SIGCONT)
     equal((c.stdout.read(), c.wait(HANG)), (b"via agent\n", 0))
     equal(os.listdir(pending), [])
 

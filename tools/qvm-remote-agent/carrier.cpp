@@ -22,6 +22,8 @@ using host::unique_fd;
 // A command without a token for so long is announced without one.
 constexpr std::uint64_t token_patience_ms = 5'000;
 constexpr std::uint64_t later_ms = 1'000;
+// For a client of ours that left an entry since there was no agent: it sees one, and takes it back.
+constexpr std::uint64_t take_back_ms = 500;
 } // namespace
 
 host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_ms) {
@@ -53,6 +55,9 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
         else
             out.machine_.stale(*id);
     }
+    for (const std::string &name : names_in(out.files_.pending.get()))
+        if (command_id::parse(name))
+            out.entries_[name].not_before_ms = now_ms + take_back_ms;
     out.scan(now_ms);
     return out;
 }

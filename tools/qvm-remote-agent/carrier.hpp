@@ -49,7 +49,7 @@ class carrier {
         };
         stage at = stage::seen;
         std::uint64_t seen_ms = 0;
-        std::uint64_t not_before_ms = 0; // dom0 said later
+        std::uint64_t not_before_ms = 0; // dom0 said later, or it was there before us
         bool written = false;            // output, or the attempt at it
         bool failed = false;
     };
