@@ -20,8 +20,7 @@ import stat
 import subprocess
 import time
 
-from fixture import (CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main,
-                     survivors)
+from fixture import (CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main)
 
 
 # --- nothing set up -----------------------------------------------------------------------------
@@ -155,20 +154,6 @@ def authorize_keys_revoke(f):
     got = f.dom0("revoke", "work")
     check(got.returncode == 1 and b"no key" in got.stderr, got)
     equal([k["qube"] for k in json.loads(f.dom0("keys", "--json").stdout)], ["dev"])
-
-
-@case
-def revoke_ends_live_sessions(f):
-    f.start()
-    mark = "revoke-mark"
-    p = f.popen(f"export MARK={mark}; echo up; sleep 1000", stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    equal(p.stdout.readline(), b"up\n")
-    equal(f.dom0("revoke", "work").returncode, 0)
-    err = p.communicate(timeout=HANG)[1]
-    equal(p.returncode, 126)
-    check(b"revoked" in err, err)
-    eventually(lambda: not survivors(mark), "the command ends")
 
 
 @case

@@ -349,6 +349,20 @@ def signals_buy_no_time(f):
 
 
 @case
+def revoke_ends_live_sessions(f):
+    f.start()
+    mark = "revoke-mark"
+    p = f.popen(f"export MARK={mark}; echo up; sleep 1000", stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    equal(f.dom0("revoke", "work").returncode, 0)
+    err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 126)
+    check(b"revoked" in err, err)
+    eventually(lambda: not survivors(mark), "the command ends")
+
+
+@case
 def an_unread_output_holds_no_slot(f):
     f.start()
     stalled = [f.popen("-t", "1", "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

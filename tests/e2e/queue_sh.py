@@ -189,6 +189,20 @@ def an_entry_that_goes_away_ends_its_command(f):
 
 
 @case
+def a_revoked_qube_is_told_so(f):
+    house, qubes = house_of(f)
+    for q in qubes:
+        name = q.leave(b"echo up; sleep 1000\n")
+        eventually(lambda: b"running: 1\n" in f.dom0("status").stdout, "it runs")
+        relay = house.machine.running(q.name)[0][0]
+        equal(f.dom0("revoke", q.name).returncode, 0)
+        code, out, err, _ = q.result(name)
+        equal((code, out), (b"126", b"up\n"))
+        check(b"revoked" in err, err)
+        eventually(lambda: not os.path.exists(f"/proc/{relay}"), "the end of the call")
+
+
+@case
 def what_a_dead_dom0_leaves_is_reported(f):
     house, qubes = house_of(f)
     names = []

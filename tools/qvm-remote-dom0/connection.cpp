@@ -552,8 +552,7 @@ void connection::keep_alive(std::uint64_t now_ms, bool all) {
 std::uint64_t connection::keep_alive_due() const {
     if (pinged_ms_ != 0)
         return pinged_ms_ + patience_ms;
-    const bool busy = !sessions_.empty() || (queue_ && queue_->size() > 0);
-    return busy ? heard_ms_ + busy_interval_ms : UINT64_MAX;
+    return is_busy() ? heard_ms_ + busy_interval_ms : UINT64_MAX;
 }
 
 void connection::recheck_keys() {

@@ -55,6 +55,8 @@ public:
         return closed_ && was_asked_;
     }
     [[nodiscard]] bool is_closed() const noexcept { return closed_; }
+    /// Something runs or waits here.
+    [[nodiscard]] bool is_busy() const { return !sessions_.empty() || (queue_ && queue_->size() > 0); }
 
     /// A token did not verify. A stream with very many of them is read slowly: each costs us more
     /// than it costs its sender.

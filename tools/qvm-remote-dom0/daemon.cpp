@@ -252,7 +252,8 @@ private:
     }
 
     // The qubes that may come in: they have a key and, if there is a list, are on it. Each transport
-    // is told of those that it is configured for.
+    // is told of those that it is configured for. One whose key has gone stays until what ran by it
+    // has its last word, since a transport ends the stream of a qube that is not named any more.
     host::outcome<void> tell_peers() {
         auto qubes = keys_.list();
         if (!qubes)
@@ -264,6 +265,12 @@ private:
                                                    qube) != settings_.qubes->end()) &&
                     settings_.transports.serves(way->transport.name(), qube.text()))
                     way->peers.push_back(qube.text());
+            for (const auto &c : parts_->connections)
+                if (c->is_busy() && c->from().transport == way->transport.name() &&
+                    std::find(qubes->begin(), qubes->end(), c->from().name) == qubes->end()) {
+                    way->peers.push_back(c->from().name.text());
+                    some_leave_ = true;
+                }
             if (auto told = way->transport.set_peers(way->peers); !told)
                 return told;
         }
@@ -382,6 +389,9 @@ private:
     }
 
     void something_ended() {
+        if (std::exchange(some_leave_, false))
+            if (auto told = tell_peers(); !told)
+                log_->write(log_category::error, for_log(told.error().what));
         const bool idle = is_idle();
         if (parts_->draining && idle)
             loop_.stop();
@@ -439,12 +449,9 @@ private:
             report_settings();
             tags_->forget(tag_origin::of(settings_, options_.where));
         }
-        if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
+        const auto loaded = admission_->reload(settings_.qubes, protocols());
+        if (!loaded)
             problem = loaded.error().what;
-        else if (auto told = tell_peers(); !told)
-            problem = told.error().what;
-        if (problem.empty())
-            problem = admission_->trouble();
         // Whatever else went wrong, a key that is gone ends its sessions.
         const auto all = parts_->connections;
         for (const auto &c : all)
@@ -452,6 +459,11 @@ private:
                 c->recheck_keys();
             else
                 c->close();
+        if (loaded)
+            if (auto told = tell_peers(); !told)
+                problem = told.error().what;
+        if (problem.empty())
+            problem = admission_->trouble();
         arm_expiry();
         questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,
@@ -830,6 +842,7 @@ private:
     boost::asio::posix::stream_descriptor expiry_timer_;
     bool rescheduling_ = false;
     bool served_ = false;
+    bool some_leave_ = false; // qubes whose key has gone, and which transports are not told of yet
     int exit_code_ = 0;
 };
 
