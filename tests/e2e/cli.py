@@ -14,7 +14,6 @@ import os
 import pty
 import re
 import select
-import signal
 import sqlite3
 import stat
 import subprocess
@@ -183,44 +182,6 @@ def revoke_while_start_is_written(f):
     check(p.returncode == 126 and b"revoked" in err, (p.returncode, err))
     check(not os.path.exists(ran), "it ran after the revocation")
     equal([r["cause"] for r in f.audit() if r["kind"] == "END"][-1], "not-run")
-
-
-@case
-def reload_keeps_sessions(f):
-    f.start()
-    p = f.popen("echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    equal(p.stdout.readline(), b"up\n")
-    f.daemon.send_signal(signal.SIGHUP)
-    eventually(lambda: "read again" in f.log(), "reload")
-    equal(p.communicate(b"still here\n", timeout=HANG)[0], b"still here\n")
-    equal(p.returncode, 0)
-
-
-@case
-def terminate_drains(f):
-    f.start()
-    p = f.popen("echo up; sleep 1; echo end", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    equal(p.stdout.readline(), b"up\n")
-    equal(f.stop(), 0)
-    equal(p.communicate(timeout=HANG)[0], b"end\n")
-    equal(p.returncode, 0)
-
-
-@case
-def a_client_that_does_not_read_keeps_no_daemon_from_ending(f):
-    f.start()
-    clients = [f.popen(*words, "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-               for words in (["-t", "1"], [])]
-    eventually(lambda: sum(e["kind"] == "START" for e in f.audit()) == 2, "two start")
-    eventually(lambda: b": running=1 waiting=0\n" in f.dom0("status").stdout, "one has ended, and waits to be read")
-    f.daemon.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    equal(f.daemon.poll(), None)
-    equal(f.stop(), 0)
-    equal([(e["exit"], e["reason"]) for e in f.audit() if e["kind"] == "END"], [(126, "draining")] * 2)
-    for p in clients:
-        p.communicate(timeout=HANG)
-        check(p.returncode in (126, 255), p.returncode)
 
 
 @case

@@ -363,6 +363,44 @@ def revoke_ends_live_sessions(f):
 
 
 @case
+def reload_keeps_sessions(f):
+    f.start()
+    p = f.popen("echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    f.daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: "read again" in f.log(), "reload")
+    equal(p.communicate(b"still here\n", timeout=HANG)[0], b"still here\n")
+    equal(p.returncode, 0)
+
+
+@case
+def terminate_drains(f):
+    f.start()
+    p = f.popen("echo up; sleep 1; echo end", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    equal(f.stop(), 0)
+    equal(p.communicate(timeout=HANG)[0], b"end\n")
+    equal(p.returncode, 0)
+
+
+@case
+def a_client_that_does_not_read_keeps_no_daemon_from_ending(f):
+    f.start()
+    clients = [f.popen(*words, "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+               for words in (["-t", "1"], [])]
+    eventually(lambda: sum(e["kind"] == "START" for e in f.audit()) == 2, "two start")
+    eventually(lambda: b": running=1 waiting=0\n" in f.dom0("status").stdout, "one has ended, and waits to be read")
+    f.daemon.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    equal(f.daemon.poll(), None)
+    equal(f.stop(), 0)
+    equal([(e["exit"], e["reason"]) for e in f.audit() if e["kind"] == "END"], [(126, "draining")] * 2)
+    for p in clients:
+        p.communicate(timeout=HANG)
+        check(p.returncode in (126, 255), p.returncode)
+
+
+@case
 def an_unread_output_holds_no_slot(f):
     f.start()
     stalled = [f.popen("-t", "1", "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
