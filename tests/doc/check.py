@@ -190,7 +190,11 @@ def check_mentions(path):
     for paragraph in re.findall(r"^Tests: (.*?)\n\n", text, re.M | re.S):
         for token in re.findall(r"`([a-z]\w*)`", paragraph):
             if token not in cases and not re.search(rf"\b{token}\b", sources):
-                problem(path, f"names the test {token}, which is not in tests/e2e/cli.py")
+                problem(path, f"names the test {token}, which is nowhere")
+        for names, file in re.findall(r"((?:`\w+`(?:,\s+|\s+and\s+)?)+)\s+in\s+`(tests/[\w./-]+)`", paragraph):
+            for name in re.findall(r"`(\w+)`", names):
+                if not re.search(rf"\b{name}\b", read(file)):
+                    problem(path, f"names the test {name}, which is not in {file}")
 
 
 # --- examples -----------------------------------------------------------------------------------
