@@ -363,6 +363,18 @@ def revoke_ends_live_sessions(f):
 
 
 @case
+def a_qube_that_is_served_no_more_has_its_last_word(f):
+    f.start()
+    p = f.popen("echo up; sleep 1000", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    equal(p.stdout.readline(), b"up\n")
+    with open(os.open(os.path.join(f.root, "etc/qubes/remote.conf"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as conf:
+        conf.write("QVM_REMOTE_VMS=dev\n")
+    f.daemon.send_signal(signal.SIGHUP)
+    err = p.communicate(timeout=HANG)[1]
+    check(p.returncode == 126 and b"denied" in err, (p.returncode, err))
+
+
+@case
 def reload_keeps_sessions(f):
     f.start()
     p = f.popen("echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -413,11 +413,15 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
     records_.note(std::move(entry));
 }
 
-bool admission::still_stands(const qube_name &qube, const digest256 &key_mark) const {
+std::optional<errc> admission::why_over(const qube_name &qube, const digest256 &key_mark) const {
     const auto good = keys_.usable(qube, host::local_time::now().seconds);
-    return good && std::any_of(good->begin(), good->end(), [&](const secret &key) {
-               return sha256(key.text()) == key_mark;
-           });
+    if (!good || std::none_of(good->begin(), good->end(), [&](const secret &key) {
+            return sha256(key.text()) == key_mark;
+        }))
+        return errc::key_revoked;
+    if (!served_.contains(qube.text()))
+        return errc::denied;
+    return std::nullopt;
 }
 
 } // namespace qvmremote::dom0

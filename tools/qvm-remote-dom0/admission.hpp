@@ -151,8 +151,8 @@ public:
     /// its key was revoked, all was stopped.
     void not_run(const admitted &what, errc why);
 
-    /// Whether the key with this mark is still good.
-    [[nodiscard]] bool still_stands(const qube_name &qube, const digest256 &key_mark) const;
+    /// Why what runs for that qube, by the key with this mark, is to end; none while it may go on.
+    [[nodiscard]] std::optional<errc> why_over(const qube_name &qube, const digest256 &key_mark) const;
 
 private:
     [[nodiscard]] std::optional<refusal> shut(const qube_name &qube) const;

@@ -556,20 +556,20 @@ std::uint64_t connection::keep_alive_due() const {
 }
 
 void connection::recheck_keys() {
-    std::vector<std::uint32_t> numbers;
+    std::map<std::uint32_t, errc> over;
     for (const auto &[number, s] : sessions_)
-        if (!parts_.admission.still_stands(from_.name, s.asked.key_mark))
-            numbers.push_back(number);
-    for (const std::uint32_t number : numbers) {
+        if (const auto why = parts_.admission.why_over(from_.name, s.asked.key_mark))
+            over.emplace(number, *why);
+    for (const auto &[number, why] : over) {
         const auto at = sessions_.find(number);
         if (at == sessions_.end())
             break; // the stream broke over the last answer
         if (const auto running = at->second.running)
-            running->cancel(errc::key_revoked);
+            running->cancel(why);
         else if (at->second.admitting)
-            at->second.doomed = errc::key_revoked;
+            at->second.doomed = why;
         else
-            give_up(number, {errc::key_revoked, {}});
+            give_up(number, {why, {}});
     }
     if (queue_)
         queue_->recheck_keys();

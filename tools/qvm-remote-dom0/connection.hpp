@@ -62,7 +62,7 @@ public:
     /// than it costs its sender.
     void count_failure(std::uint64_t now_ms);
 
-    /// Ends sessions whose key was revoked or changed since it verified them.
+    /// Ends sessions whose key was revoked or changed since it verified them, or whose qube is served no more.
     void recheck_keys();
     /// Refuses what waits: the daemon is about to end.
     void refuse_waiting(errc why);

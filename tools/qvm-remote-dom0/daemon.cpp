@@ -252,8 +252,8 @@ private:
     }
 
     // The qubes that may come in: they have a key and, if there is a list, are on it. Each transport
-    // is told of those that it is configured for. One whose key has gone stays until what ran by it
-    // has its last word, since a transport ends the stream of a qube that is not named any more.
+    // is told of those that it is configured for. Another one stays until what ran for it has had its
+    // last word, since a transport ends the stream of a qube that is not named any more.
     host::outcome<void> tell_peers() {
         auto qubes = keys_.list();
         if (!qubes)
@@ -267,7 +267,8 @@ private:
                     way->peers.push_back(qube.text());
             for (const auto &c : parts_->connections)
                 if (c->is_busy() && c->from().transport == way->transport.name() &&
-                    std::find(qubes->begin(), qubes->end(), c->from().name) == qubes->end()) {
+                    std::find(way->peers.begin(), way->peers.end(), c->from().name.text()) ==
+                        way->peers.end()) {
                     way->peers.push_back(c->from().name.text());
                     some_leave_ = true;
                 }
@@ -452,7 +453,7 @@ private:
         const auto loaded = admission_->reload(settings_.qubes, protocols());
         if (!loaded)
             problem = loaded.error().what;
-        // Whatever else went wrong, a key that is gone ends its sessions.
+        // Whatever else went wrong, a key that is gone ends its sessions, and so does a list without the qube.
         const auto all = parts_->connections;
         for (const auto &c : all)
             if (settings_.transports.serves(c->from().transport, c->from().name.text()))
@@ -842,7 +843,7 @@ private:
     boost::asio::posix::stream_descriptor expiry_timer_;
     bool rescheduling_ = false;
     bool served_ = false;
-    bool some_leave_ = false; // qubes whose key has gone, and which transports are not told of yet
+    bool some_leave_ = false; // qubes are named to a transport for their last words alone
     int exit_code_ = 0;
 };
 

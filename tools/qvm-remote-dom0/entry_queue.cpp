@@ -338,20 +338,20 @@ void entry_queue::give_up(std::map<std::string, entry>::iterator at, const refus
 }
 
 void entry_queue::recheck_keys() {
-    std::vector<std::string> ids;
+    std::map<std::string, errc> over;
     for (const auto &[id, e] : entries_)
-        if (!parts_.admission.still_stands(owner_.from().name, e.asked.key_mark))
-            ids.push_back(id);
-    for (const std::string &id : ids) {
+        if (const auto why = parts_.admission.why_over(owner_.from().name, e.asked.key_mark))
+            over.emplace(id, *why);
+    for (const auto &[id, why] : over) {
         const auto at = entries_.find(id);
         if (at == entries_.end())
             continue; // the stream broke over the last answer
         if (const auto running = at->second.running)
-            running->cancel(errc::key_revoked);
+            running->cancel(why);
         else if (at->second.admitting)
-            at->second.doomed = errc::key_revoked;
+            at->second.doomed = why;
         else
-            give_up(at, {errc::key_revoked, {}});
+            give_up(at, {why, {}});
     }
 }
 
