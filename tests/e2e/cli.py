@@ -19,7 +19,7 @@ import stat
 import subprocess
 import time
 
-from fixture import (CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main)
+from fixture import CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main
 
 
 # --- nothing set up -----------------------------------------------------------------------------

@@ -16,7 +16,6 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-
 std::string subject(const peer &from, std::string_view id) {
     return "vm=" + from.name.text() + " id=" + std::string(id);
 }

@@ -16,7 +16,6 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
-
 namespace qvmremote::dom0 {
 
 namespace {
