@@ -58,7 +58,7 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
     for (const std::string &name : names_in(out.files_.pending.get()))
         if (command_id::parse(name))
             out.entries_[name].not_before_ms = now_ms + take_back_ms;
-    out.scan(now_ms);
+    out.say_idle();
     return out;
 }
 
