@@ -54,6 +54,7 @@ inline constexpr std::size_t policy_rules = 20'000;
 inline constexpr std::size_t policy_problems = 100; ///< the rest of them is not listed
 
 inline constexpr std::size_t auth_fail_lines_per_second = 10;
+inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< the log for people; one before it is kept
 inline constexpr std::size_t refused_lines_per_second = 10; ///< in the audit log, per qube
 inline constexpr std::size_t refused_lines_burst = 100;
 inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in the system journal

@@ -14,6 +14,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -445,6 +446,34 @@ def nothing_runs_that_cannot_be_recorded(f):
     got = f.run(f"touch {made}")  # and it recovers by itself
     equal(got.returncode, 0)
     check(os.path.exists(made), "not run after recovery")
+
+
+@case
+def the_log_for_people_is_bounded(f):
+    f.start()
+    equal(f.run("true").returncode, 0)
+    f.stop()
+    log = f.root + "/var/log/qubes/qvm-remote.log"
+    with open(log, "r+b") as full:
+        full.truncate(32 * 1024 * 1024 - 10)
+        full.seek(0, os.SEEK_END)
+        full.write(b"\nthe last\n")
+    f.start()
+    equal(f.run("echo after").returncode, 0)
+    check(os.path.getsize(log + ".1") >= 32 * 1024 * 1024 and os.path.getsize(log) < 10_000, "it is not begun anew")
+    equal(stat.S_IMODE(os.stat(log).st_mode), 0o600)
+    shown = f.dom0("log", "100").stdout.splitlines()
+    check(b"the last" in shown and shown[-1].find(b" DONE ") > 0, shown)
+    equal(f.dom0("log", "1").stdout.splitlines(), shown[-1:])
+    # Who rotates it otherwise reloads the daemon.
+    os.rename(log, log + ".old")
+    f.daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: os.path.exists(log) and "read again" in f.log(), "reload")
+    # What cannot be opened is said where it was written before, and nothing stops.
+    os.unlink(log)
+    os.mkfifo(log)
+    f.daemon.send_signal(signal.SIGHUP)
+    equal(f.run("echo alive").stdout, b"alive\n")
 
 
 @case

@@ -86,7 +86,8 @@ class Dom0:
     def __init__(self, where):
         self.where = where
         self.data = {"/etc/qubes/remote.d/work.key": KEY, "/etc/qubes/remote.conf": "QVM_REMOTE_VMS=work\n",
-                     "/etc/qubes/policy.d/30-user.policy": "# somebody's\n", "/var/log/qubes/qvm-remote.log": "[...] INFO\n"}
+                     "/etc/qubes/policy.d/30-user.policy": "# somebody's\n",
+                     "/var/log/qubes/qvm-remote.log": "[...] INFO\n", "/var/log/qubes/qvm-remote.log.1": "[...] INFO\n"}
         for path, text in self.data.items():
             where.write(path, text, 0o600)
         os.chmod(where.file("/etc/qubes/remote.d"), 0o700)

@@ -519,10 +519,14 @@ int log(const invocation &in) {
                              "' is no number of lines: use 1 or more");
         lines = *n;
     }
-    auto text = host::read_tail(in.where.log(), std::size_t{lines} * 1024 + 4096);
-    if (!text)
-        return fail_with(text.error());
-    for (const std::string_view line : tail_lines(*text, lines))
+    // The daemon may have begun another just now, or be about to.
+    const std::size_t most = std::size_t{lines} * 1024 + 4096;
+    const auto before = host::read_tail(in.where.log() + ".1", most);
+    const auto now = host::read_tail(in.where.log(), most);
+    if (!now && !(before && now.error().error_number == ENOENT))
+        return fail_with(now.error());
+    const std::string text = before.value_or("") + now.value_or("");
+    for (const std::string_view line : tail_lines(text, lines))
         std::printf("%s\n", for_terminal(line).c_str());
     return 0;
 }

@@ -463,6 +463,8 @@ private:
         if (loaded)
             if (auto told = tell_peers(); !told)
                 problem = told.error().what;
+        if (auto opened = log_->reopen(); !opened)
+            problem = opened.error().what;
         if (problem.empty())
             problem = admission_->trouble();
         arm_expiry();

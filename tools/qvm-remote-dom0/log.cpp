@@ -2,27 +2,45 @@
 #include "log.hpp"
 
 #include <cerrno>
+#include <cstdio>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
-#include <qvmremote/host/files.hpp>
+#include <qvmremote/limits.hpp>
 
 namespace qvmremote::dom0 {
 
 host::outcome<event_log> event_log::open(const std::string &path, bool echo) {
+    event_log out(path, echo);
+    if (auto opened = out.reopen(); !opened)
+        return tl::unexpected(std::move(opened.error()));
+    return out;
+}
+
+host::outcome<void> event_log::reopen() {
     host::unique_fd fd(
-        ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd)
-        return host::failed("cannot open the log " + path, errno);
-    return event_log(std::move(fd), echo);
+        ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+    struct stat st = {};
+    if (!fd || ::fstat(fd.get(), &st) != 0)
+        return host::failed("cannot open the log " + path_, errno);
+    fd_ = std::move(fd);
+    size_ = static_cast<std::uint64_t>(st.st_size);
+    return {};
 }
 
 void event_log::put(std::string_view text) {
     if (text.empty())
         return;
-    [[maybe_unused]] const ssize_t n = ::write(fd_.get(), text.data(), text.size());
+    if (size_ >= limits::event_log_file) {
+        // Where one of the two fails, all goes on in the open file, and the next line tries again.
+        [[maybe_unused]] const int renamed = std::rename(path_.c_str(), (path_ + ".1").c_str());
+        [[maybe_unused]] const auto opened = reopen();
+    }
+    if (const ssize_t n = ::write(fd_.get(), text.data(), text.size()); n > 0)
+        size_ += static_cast<std::uint64_t>(n);
     if (echo_) {
         [[maybe_unused]] const ssize_t m = ::write(STDERR_FILENO, text.data(), text.size());
     }

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -15,9 +16,16 @@ namespace qvmremote::dom0 {
 
 /// Appends lines; with `echo`, to stderr as well. A line that cannot be written is lost: what must
 /// not be lost is in the audit log.
+///
+/// At limits::event_log_file the file becomes PATH.1, in the place of an earlier one, and another is
+/// begun: what qubes do must not fill dom0's disk, whether dom0 rotates its logs or not.
 class event_log {
 public:
     [[nodiscard]] static host::outcome<event_log> open(const std::string &path, bool echo);
+
+    /// The file that now has the name, for who rotates logs otherwise. Fails as open does, and then
+    /// writes on where it wrote.
+    [[nodiscard]] host::outcome<void> reopen();
 
     /// `text` holds no raw bytes of a qube: they have passed for_log or preview.
     void write(log_category category, std::string_view text);
@@ -27,10 +35,12 @@ public:
     [[nodiscard]] lines begin();
 
 private:
-    event_log(host::unique_fd fd, bool echo) : fd_(std::move(fd)), echo_(echo) {}
+    event_log(std::string path, bool echo) : path_(std::move(path)), echo_(echo) {}
     void put(std::string_view text);
 
+    std::string path_;
     host::unique_fd fd_;
+    std::uint64_t size_ = 0;
     bool echo_;
 };
 
