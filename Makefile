@@ -17,7 +17,7 @@ WERROR = $(if $(filter true,$(CI)),true,false)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak check check-installers check-clang check-sanitize check-ndebug check-tree \
-	format-report check-package check-rpm check-salt check-threads check-trixie check-valgrind coverage deps deps-check build \
+	format check-package check-rpm check-salt check-threads check-trixie check-valgrind coverage deps deps-check build \
 	install-vm install-dom0 uninstall-vm \
 	uninstall-dom0 dist deb arch rpm container-rpm clean
 
@@ -93,18 +93,17 @@ coverage: deps ## lines of the protocol's headers that unit tests and the fuzz c
 	$(MESON) test -C $(BUILD)-coverage --print-errorlogs --timeout-multiplier 4 --suite unit --suite fuzz
 	tests/coverage.py $(BUILD)-coverage 95
 
-check-tree:
+check-tree: deps-check
 	tests/check-tree.py
+	git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 --dry-run --Werror
 	shellcheck --severity=warning packaging/install/*.sh tests/package/standin/standin
 
 check-package: build deb arch ## build the packages, install them into clean systems and run them there (root)
 	@.ci/deps $(PACKAGE_CHECK_PACKAGES)
 	$(MESON) test -C $(BUILD) --print-errorlogs --suite package 'package sources' 'Debian packages' 'first command'
 
-format-report: deps-check ## count the lines that clang-format would lay out otherwise (tables are left as they are)
-	@git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 --dry-run 2>&1 | \
-		sed -n 's/^\([^:]*\):.*warning: code should be clang-formatted.*/\1/p' | sort | uniq -c | \
-		sed 's/$$/: lines that clang-format would move/'
+format: deps-check ## lay the sources out as check-tree wants them
+	git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs clang-format-14 -i
 
 deps: ## install the packages that are missing (Debian)
 	@.ci/deps $(PACKAGES)

@@ -51,7 +51,8 @@ struct old_option {
             now += std::string(" ") + o.words[1];
             out.insert(out.begin() + 2, const_cast<char *>(o.words[1]));
         }
-        std::fprintf(stderr, "%s: %s is written `%s %s` now\n", program, o.name, program, now.c_str());
+        std::fprintf(stderr, "%s: %s is written `%s %s` now\n", program, o.name, program,
+                     now.c_str());
         break;
     }
     out.push_back(nullptr);

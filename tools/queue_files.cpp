@@ -18,7 +18,7 @@ constexpr time_t sweep_age_s = 3600;
 void sweep_one(int directory) {
     const time_t oldest = ::time(nullptr) - sweep_age_s;
     for (const std::string &name : names_in(directory))
-        if (struct stat st {}; is_regular(directory, name, st) && st.st_mtime < oldest)
+        if (struct stat st{}; is_regular(directory, name, st) && st.st_mtime < oldest)
             ::unlinkat(directory, name.c_str(), 0);
 }
 

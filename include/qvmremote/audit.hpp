@@ -210,13 +210,15 @@ struct audit_head {
 [[nodiscard]] inline std::optional<audit_head> parse_audit_head(std::string_view untrusted_line);
 
 /// What can be wrong with a log: member, text for people.
-#define QVMREMOTE_AUDIT_FAULTS(X)                                                                  \
-    X(malformed, "is no line that dom0 wrote")                                                     \
-    X(misplaced, "does not have the next serial: lines before it were removed, added or moved")   \
-    X(unlinked, "does not follow from the line before it: one of the two was edited")             \
-    X(rewritten, "is not the line whose head was noted: it, or lines before it, were rewritten")  \
+// clang-format off
+#define QVMREMOTE_AUDIT_FAULTS(X)                                                                   \
+    X(malformed, "is no line that dom0 wrote")                                                      \
+    X(misplaced, "does not have the next serial: lines before it were removed, added or moved")     \
+    X(unlinked, "does not follow from the line before it: one of the two was edited")               \
+    X(rewritten, "is not the line whose head was noted: it, or lines before it, were rewritten")    \
     X(cut, "is the last line, and the head of a later one was noted: lines were cut off behind it") \
     X(beheaded, "is the first line, and earlier ones were kept: they were removed since")
+// clang-format on
 
 enum class audit_fault : std::uint8_t {
 #define QVMREMOTE_X(member, text) member,
@@ -250,7 +252,7 @@ class audit_verifier {
 
     [[nodiscard]] std::uint64_t first() const noexcept { return first_; } ///< 0: no line yet
     [[nodiscard]] std::uint64_t last() const noexcept { return last_; }
-    [[nodiscard]] std::string_view hash() const noexcept { return hash_; } ///< of the last line
+    [[nodiscard]] std::string_view hash() const noexcept { return hash_; }    ///< of the last line
     [[nodiscard]] std::size_t compared() const noexcept { return compared_; } ///< heads that agreed
     /// The last serial of which a head was noted; 0 without one.
     [[nodiscard]] std::uint64_t noted() const noexcept {
@@ -306,7 +308,8 @@ class audit_writer {
         out_.push_back('"');
     }
 
-    template <class T> void number(std::string_view key, const std::optional<T> &value) {
+    template <class T>
+    void number(std::string_view key, const std::optional<T> &value) {
         if (!value)
             return;
         constexpr auto most = std::numeric_limits<std::int64_t>::max();

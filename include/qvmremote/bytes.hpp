@@ -56,7 +56,8 @@ class byte_reader {
     }
 
     /// Copies exactly N bytes.
-    template <std::size_t N> [[nodiscard]] result<std::array<std::uint8_t, N>> array() {
+    template <std::size_t N>
+    [[nodiscard]] result<std::array<std::uint8_t, N>> array() {
         auto view = take(N);
         if (!view)
             return tl::unexpected(view.error());
@@ -66,7 +67,8 @@ class byte_reader {
     }
 
   private:
-    template <class T> [[nodiscard]] result<T> number() {
+    template <class T>
+    [[nodiscard]] result<T> number() {
         auto view = take(sizeof(T));
         if (!view)
             return tl::unexpected(view.error());
@@ -94,7 +96,8 @@ class byte_writer {
     void put(std::string_view v) { put(as_bytes(v)); }
 
   private:
-    template <class T> void number(T v) {
+    template <class T>
+    void number(T v) {
         for (std::size_t i = sizeof(T); i-- > 0;)
             out_.push_back(static_cast<std::uint8_t>(v >> (8 * i)));
     }

@@ -65,8 +65,8 @@ struct envelope {
     bool dry_run = false;    ///< decide, record, and run nothing
     std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
     std::uint32_t features = 0;
-    std::uint16_t columns = 0, rows = 0; ///< of the terminal, with tty
-    std::optional<command_id> id;        ///< always present in what decode returns
+    std::uint16_t columns = 0, rows = 0;       ///< of the terminal, with tty
+    std::optional<command_id> id;              ///< always present in what decode returns
     std::uint32_t protocol = protocol_version; ///< 1: an entry of the queue. Not sent
     std::vector<std::pair<std::string, std::string>> environment;
     std::vector<std::string> arguments;
@@ -274,7 +274,8 @@ struct envelope {
             return static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r';
         });
         if (at != untrusted_text.end())
-            return fail(errc::binary_content, static_cast<std::size_t>(at - untrusted_text.begin()));
+            return fail(errc::binary_content,
+                        static_cast<std::size_t>(at - untrusted_text.begin()));
         return std::monostate{};
     }
 

@@ -14,44 +14,46 @@ namespace qvmremote {
 
 /// The reasons. Name, value, text for people. A value is frozen once released: it stands in the
 /// audit log and in REFUSED frames (doc/PROTOCOL.md, "Reasons"). A removed row stays as a comment.
-#define QVMREMOTE_ERRORS(X)                                                                        \
-    X(incomplete, 1, "the input ends too early")                                                   \
-    X(command_too_large, 2, "command exceeds the size limit of 1 MiB")                             \
-    X(command_empty, 3, "command is empty")                                                        \
-    X(bad_token, 4, "token does not verify")                                                       \
-    X(bad_command_id, 5, "command ID is not of the form [A-Za-z0-9._-]{1,128}")                    \
+// clang-format off
+#define QVMREMOTE_ERRORS(X)                                                                         \
+    X(incomplete, 1, "the input ends too early")                                                    \
+    X(command_too_large, 2, "command exceeds the size limit of 1 MiB")                              \
+    X(command_empty, 3, "command is empty")                                                         \
+    X(bad_token, 4, "token does not verify")                                                        \
+    X(bad_command_id, 5, "command ID is not of the form [A-Za-z0-9._-]{1,128}")                     \
     X(bad_qube_name, 6, "not a qube name: a letter, then letters, digits, '_' and '-', 31 at most") \
-    X(bad_key, 7, "key is not 64 hexadecimal digits")                                              \
-    X(no_key, 8, "no key is registered for this qube")                                             \
-    X(bad_frame, 9, "frame header is malformed")                                                   \
-    X(frame_too_large, 10, "frame exceeds the size limit")                                         \
-    X(unknown_frame, 11, "frame type is unknown or not allowed here")                              \
-    X(bad_tag, 12, "frame does not authenticate")                                                  \
-    X(bad_envelope, 13, "request header is malformed")                                             \
-    X(bad_digest, 14, "body does not match its digest")                                            \
-    X(bad_version, 15, "protocol version is not supported")                                        \
-    X(bad_preamble, 16, "the other end did not announce itself as qvm-remote")                     \
-    X(challenge_stale, 17, "challenge is used or too old")                                         \
-    X(id_used, 18, "this command ID has been used before")                                         \
-    X(id_outdated, 19, "the time in the command ID is more than 26 hours from dom0's")             \
-    X(credit_exceeded, 20, "more data was sent than the window allows")                            \
-    X(busy, 21, "dom0 is busy: too many commands are waiting")                                     \
-    X(draining, 22, "the daemon in dom0 is shutting down")                                         \
-    X(denied, 23, "denied by policy")                                                              \
-    X(approval_denied, 24, "the operator in dom0 said no")                                         \
-    X(approval_timeout, 25, "nobody in dom0 approved in time")                                     \
-    X(binary_content, 26, "command holds control characters")                                      \
-    X(bad_config, 27, "configuration line is not KEY=VALUE")                                       \
-    X(bad_value, 28, "value is not allowed here")                                                  \
-    X(not_recorded, 29, "dom0 could not record the request durably, so it does not run")           \
-    X(unsupported, 30, "not supported by this version")                                            \
-    X(session_over, 31, "the session has ended")                                                   \
-    X(bad_json, 32, "record is not well-formed")                                                   \
-    X(chain_broken, 33, "record does not follow from the one before it")                           \
-    X(key_revoked, 34, "the key was revoked")                                                      \
-    X(protocol_retired, 35, "this key has moved to protocol 2: protocol 1 is refused")             \
-    X(outcome_unknown, 36, "dom0 has no record of how this command ended") \
+    X(bad_key, 7, "key is not 64 hexadecimal digits")                                               \
+    X(no_key, 8, "no key is registered for this qube")                                              \
+    X(bad_frame, 9, "frame header is malformed")                                                    \
+    X(frame_too_large, 10, "frame exceeds the size limit")                                          \
+    X(unknown_frame, 11, "frame type is unknown or not allowed here")                               \
+    X(bad_tag, 12, "frame does not authenticate")                                                   \
+    X(bad_envelope, 13, "request header is malformed")                                              \
+    X(bad_digest, 14, "body does not match its digest")                                             \
+    X(bad_version, 15, "protocol version is not supported")                                         \
+    X(bad_preamble, 16, "the other end did not announce itself as qvm-remote")                      \
+    X(challenge_stale, 17, "challenge is used or too old")                                          \
+    X(id_used, 18, "this command ID has been used before")                                          \
+    X(id_outdated, 19, "the time in the command ID is more than 26 hours from dom0's")              \
+    X(credit_exceeded, 20, "more data was sent than the window allows")                             \
+    X(busy, 21, "dom0 is busy: too many commands are waiting")                                      \
+    X(draining, 22, "the daemon in dom0 is shutting down")                                          \
+    X(denied, 23, "denied by policy")                                                               \
+    X(approval_denied, 24, "the operator in dom0 said no")                                          \
+    X(approval_timeout, 25, "nobody in dom0 approved in time")                                      \
+    X(binary_content, 26, "command holds control characters")                                       \
+    X(bad_config, 27, "configuration line is not KEY=VALUE")                                        \
+    X(bad_value, 28, "value is not allowed here")                                                   \
+    X(not_recorded, 29, "dom0 could not record the request durably, so it does not run")            \
+    X(unsupported, 30, "not supported by this version")                                             \
+    X(session_over, 31, "the session has ended")                                                    \
+    X(bad_json, 32, "record is not well-formed")                                                    \
+    X(chain_broken, 33, "record does not follow from the one before it")                            \
+    X(key_revoked, 34, "the key was revoked")                                                       \
+    X(protocol_retired, 35, "this key has moved to protocol 2: protocol 1 is refused")              \
+    X(outcome_unknown, 36, "dom0 has no record of how this command ended")                          \
     X(panicked, 37, "an operator in dom0 has stopped everything (panic)")
+// clang-format on
 
 /// One reason; the value is what crosses the wire and stands in records.
 enum class errc : std::uint16_t {

@@ -144,7 +144,7 @@ enum class log_category : std::uint8_t {
 
 /// What dom0's log shows of a command's output, kept while the bytes pass by, however many they are.
 class output_lines {
-public:
+  public:
     /// The next piece of the output.
     void feed(std::string_view untrusted_output);
 
@@ -153,7 +153,7 @@ public:
     /// lines - 2, and the last. 160 bytes of each line, as in preview. No output, no lines.
     [[nodiscard]] std::vector<std::string> show(std::string_view prefix) const;
 
-private:
+  private:
     void extend(std::string_view untrusted_piece) {
         untrusted_current_.append(untrusted_piece.substr(
             0, output_preview - std::min(output_preview, untrusted_current_.size())));
@@ -211,7 +211,8 @@ class line_cursor {
     }
 
     // A number with its unit behind it.
-    template <class T> [[nodiscard]] bool number(T &out, std::string_view unit = {}) noexcept {
+    template <class T>
+    [[nodiscard]] bool number(T &out, std::string_view unit = {}) noexcept {
         const std::string_view word = until_blank();
         if (!word.ends_with(unit))
             return false;
@@ -240,7 +241,8 @@ class line_cursor {
 };
 
 // The pieces one behind the other, with one allocation.
-template <class... Piece> [[nodiscard]] std::string join(const Piece &...pieces) {
+template <class... Piece>
+[[nodiscard]] std::string join(const Piece &...pieces) {
     std::string out;
     out.reserve((std::string_view(pieces).size() + ...));
     (out.append(std::string_view(pieces)), ...);
@@ -399,7 +401,8 @@ inline std::string log_line(std::string_view timestamp, log_category category,
 inline void output_lines::feed(std::string_view untrusted_output) {
     while (!untrusted_output.empty()) {
         // Beyond the third line only the number counts, and the last one.
-        const std::size_t end = ended_ < 3 ? untrusted_output.find('\n') : untrusted_output.rfind('\n');
+        const std::size_t end =
+            ended_ < 3 ? untrusted_output.find('\n') : untrusted_output.rfind('\n');
         if (end == untrusted_output.npos) {
             extend(untrusted_output);
             open_ = true;
@@ -410,9 +413,10 @@ inline void output_lines::feed(std::string_view untrusted_output) {
         if (before != whole.npos)
             untrusted_current_.clear();
         extend(whole.substr(before == whole.npos ? 0 : before + 1));
-        ended_ += 1 + (ended_ < 3 ? 0
-                                  : static_cast<std::uint64_t>(
-                                        std::count(whole.begin(), whole.end(), '\n')));
+        ended_ +=
+            1 + (ended_ < 3
+                     ? 0
+                     : static_cast<std::uint64_t>(std::count(whole.begin(), whole.end(), '\n')));
         if (untrusted_first_.size() < 3)
             untrusted_first_.push_back(untrusted_current_);
         untrusted_last_ = std::exchange(untrusted_current_, {});

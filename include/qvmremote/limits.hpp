@@ -14,32 +14,33 @@ inline constexpr std::size_t command = 1024 * 1024;      ///< a command text or 
 inline constexpr std::size_t request_header = 16 * 1024; ///< signed header of a request
 inline constexpr std::size_t frame = 64 * 1024;          ///< payload of a frame, its tag included
 inline constexpr std::size_t command_id = 128;
-inline constexpr std::size_t qube_name = 31;             ///< what Qubes allows for a local qube
-inline constexpr std::size_t preamble_skip = 64 * 1024;  ///< what a login profile may print first
-inline constexpr std::size_t window = 256 * 1024;        ///< unacknowledged data, per direction
-inline constexpr std::size_t inline_body = 12 * 1024;    ///< a body this small travels in the header
-inline constexpr std::size_t reason_text = 512;          ///< words in a REFUSED or PENDING frame
+inline constexpr std::size_t qube_name = 31;            ///< what Qubes allows for a local qube
+inline constexpr std::size_t preamble_skip = 64 * 1024; ///< what a login profile may print first
+inline constexpr std::size_t window = 256 * 1024;       ///< unacknowledged data, per direction
+inline constexpr std::size_t inline_body = 12 * 1024;   ///< a body this small travels in the header
+inline constexpr std::size_t reason_text = 512;         ///< words in a REFUSED or PENDING frame
 inline constexpr std::size_t recorded_output = 10 * 1024 * 1024; ///< per stream, in history
-inline constexpr std::size_t queue_line = 512;           ///< of the queue's messages, newline included
-inline constexpr std::size_t queue_piece = 16 * 1024;    ///< payload of a QUEUE frame
-inline constexpr std::size_t queue_output = 64 * 1024;   ///< one piece of output in the queue
-inline constexpr std::size_t queue_text = 4 * 1024;      ///< .meta, and a line for audit.log
+inline constexpr std::size_t queue_line = 512;        ///< of the queue's messages, newline included
+inline constexpr std::size_t queue_piece = 16 * 1024; ///< payload of a QUEUE frame
+inline constexpr std::size_t queue_output = 64 * 1024; ///< one piece of output in the queue
+inline constexpr std::size_t queue_text = 4 * 1024;    ///< .meta, and a line for audit.log
 inline constexpr std::size_t config_file = 64 * 1024;
 inline constexpr std::size_t policy_file = 1024 * 1024;
 inline constexpr std::size_t policy_line = 8 * 1024;
 inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an operator approves
 inline constexpr std::size_t qube_tag = 255;
 inline constexpr std::size_t audit_line = 32 * 1024;
-inline constexpr std::size_t audit_argument = 8 * 1024;  ///< argv as recorded, before escaping
-inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024;   ///< then a new one is begun
-inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024; ///< files together, but for the last days' (id_remembered_s)
+inline constexpr std::size_t audit_argument = 8 * 1024;       ///< argv as recorded, before escaping
+inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024; ///< then a new one is begun
+/// Files together, but for the last days' (id_remembered_s).
+inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024;
 inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one qube, a day
 inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024;
 
 // Counts.
-inline constexpr std::size_t arguments = 1024; ///< words of an argv
-inline constexpr std::size_t environment = 64; ///< variables a request may carry
+inline constexpr std::size_t arguments = 1024;     ///< words of an argv
+inline constexpr std::size_t environment = 64;     ///< variables a request may carry
 inline constexpr std::size_t open_challenges = 64; ///< per stream
 inline constexpr std::size_t running_per_qube = 8;
 inline constexpr std::size_t running = 64;
@@ -47,15 +48,15 @@ inline constexpr std::size_t waiting_per_qube = 256;
 inline constexpr std::size_t starts_per_second = 500; ///< sustained, per qube
 inline constexpr std::size_t starts_burst = 2000;
 inline constexpr std::size_t streams_per_qube = 128;
-inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`, in bytes: Linux takes less than 128 KiB
+inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`; Linux takes < 128 KiB
 
 inline constexpr std::size_t policy_files = 256;
 inline constexpr std::size_t policy_rules = 20'000;
 inline constexpr std::size_t policy_problems = 100; ///< the rest of them is not listed
 
 inline constexpr std::size_t auth_fail_lines_per_second = 10;
-inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< the log for people; one before it is kept
-inline constexpr std::size_t refused_lines_per_second = 10; ///< in the audit log, per qube
+inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< and one before it is kept
+inline constexpr std::size_t refused_lines_per_second = 10;       ///< in the audit log, per qube
 inline constexpr std::size_t refused_lines_burst = 100;
 inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in the system journal
 

@@ -68,7 +68,8 @@ class queue_end {
         return out;
     }
 
-    template <class... Word> void put_line(std::string_view verb, const Word &...more) {
+    template <class... Word>
+    void put_line(std::string_view verb, const Word &...more) {
         std::string line(verb);
         ((line += ' ', line += more), ...);
         line += '\n';
@@ -87,7 +88,8 @@ class queue_end {
             left_.remove_prefix(end + (more_ ? 1 : 0));
             return word;
         }
-        template <class T> [[nodiscard]] std::optional<T> number() noexcept {
+        template <class T>
+        [[nodiscard]] std::optional<T> number() noexcept {
             return detail::parse_decimal<T>(next());
         }
         [[nodiscard]] bool at_end() const noexcept { return left_.empty() && !more_; }
@@ -161,8 +163,8 @@ class queue_server : public queue_end {
     }
     void commit_output(const command_id &id, bool is_stdout, std::size_t n) {
         // The line's length depends on n, so the piece moves up to it: once, and at most that far.
-        const std::string line = std::string(is_stdout ? "out " : "err ") + id.text() + ' ' +
-                                 std::to_string(n) + '\n';
+        const std::string line =
+            std::string(is_stdout ? "out " : "err ") + id.text() + ' ' + std::to_string(n) + '\n';
         const auto room = output().prepare(line_room + n);
         std::copy(line.begin(), line.end(), room.begin());
         std::copy_n(room.begin() + line_room, n,
@@ -340,8 +342,8 @@ class queue_client : public queue_end {
                 const auto code = w.number<std::int32_t>();
                 const auto meta = w.number<std::size_t>();
                 const auto audit = w.number<std::size_t>();
-                if (!code || *code < -64 || *code > 255 || !meta || !audit || *meta > limits::queue_text ||
-                    *audit > limits::queue_text)
+                if (!code || *code < -64 || *code > 255 || !meta || !audit ||
+                    *meta > limits::queue_text || *audit > limits::queue_text)
                     return fail(errc::bad_frame);
                 order_.exit_code = *code;
                 meta_size_ = *meta;

@@ -44,7 +44,9 @@ class agent_router {
     [[nodiscard]] out_buffer &to_dom0() noexcept { return to_dom0_; }
 
     /// The HELLO frame as dom0 sent it, which every client gets first; empty before it has come.
-    [[nodiscard]] bytes_view hello() const noexcept { return hello_complete_ ? hello_ : bytes_view(); }
+    [[nodiscard]] bytes_view hello() const noexcept {
+        return hello_complete_ ? hello_ : bytes_view();
+    }
 
     // From dom0.
 
@@ -268,8 +270,7 @@ class agent_router {
         if (rule.from == sender::dom0 || header.type == frame_type::queue)
             return fail(errc::unknown_frame);
         // dom0 takes large frames once it has vouched for somebody; so do we.
-        if (header.length > largest_request &&
-            (!verified_ || header.type == frame_type::request))
+        if (header.length > largest_request && (!verified_ || header.type == frame_type::request))
             return fail(errc::frame_too_large);
         if (header.type == frame_type::open) {
             if (number != 0 || header.length != 0)
@@ -306,8 +307,7 @@ class agent_router {
     // Challenges that dom0 still holds open for us, or is about to.
     [[nodiscard]] std::size_t open_sessions(std::uint64_t now_ms) const {
         const auto waiting = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto &s) {
-            return !s.second.requested &&
-                   now_ms <= s.second.challenged_ms + limits::challenge_ms;
+            return !s.second.requested && now_ms <= s.second.challenged_ms + limits::challenge_ms;
         });
         return openers_.size() + static_cast<std::size_t>(waiting);
     }

@@ -19,7 +19,8 @@
 namespace qvmremote {
 
 /// N secret bytes. Move-only; the source of a move and a destroyed object hold zeros.
-template <std::size_t N> class secret_bytes {
+template <std::size_t N>
+class secret_bytes {
   public:
     secret_bytes() noexcept = default;
     /// Takes the value over: what it came in is wiped, a temporary of a MAC's result above all.

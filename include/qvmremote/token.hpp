@@ -27,7 +27,8 @@ namespace qvmremote {
 
 /// Proof that a T was authenticated: only request_verifier makes one, and what starts processes
 /// takes nothing else.
-template <class T> class verified {
+template <class T>
+class verified {
   public:
     [[nodiscard]] const T &operator*() const noexcept { return value_; }
     [[nodiscard]] const T *operator->() const noexcept { return &value_; }
@@ -149,7 +150,8 @@ class request_signer {
 
   private:
     // The labels count with their final NUL, so that none is the beginning of another.
-    template <std::size_t N> [[nodiscard]] static bytes_view label(const char (&text)[N]) noexcept {
+    template <std::size_t N>
+    [[nodiscard]] static bytes_view label(const char (&text)[N]) noexcept {
         return as_bytes({text, N});
     }
     [[nodiscard]] static secret_bytes<32> root(const secret &key) {

@@ -40,9 +40,9 @@
 namespace mock {
 namespace {
 
-using qvmremote::host::trusted;
 using plugins::guarded;
 using plugins::problem;
+using qvmremote::host::trusted;
 
 [[noreturn]] void fail(int32_t status, std::string text) { throw problem{status, std::move(text)}; }
 
@@ -235,12 +235,11 @@ class transport {
         for (const std::string &item : split(value, ',')) {
             const auto parsed = parse_fault(item);
             if (!parsed)
-                fail(
-                    QVMREMOTE_BAD_OPTION,
-                    "option 'fault': '" + item +
-                        "' is not of the form [in:|out:]KIND:N; KIND is "
-                        "delay (N milliseconds, an hour at most), cut, corrupt, duplicate, stall "
-                        "or split (N a byte's number or '?')");
+                fail(QVMREMOTE_BAD_OPTION,
+                     "option 'fault': '" + item +
+                         "' is not of the form [in:|out:]KIND:N; KIND is "
+                         "delay (N milliseconds, an hour at most), cut, corrupt, duplicate, stall "
+                         "or split (N a byte's number or '?')");
             out.push_back(*parsed);
         }
         return out;

@@ -39,9 +39,10 @@ uid_t user_of_qrexec(const std::string &configured) {
     if (name.empty()) {
         const group *const all = ::getgrnam(qubes_group);
         if (all == nullptr || all->gr_mem[0] == nullptr)
-            throw problem{QVMREMOTE_BAD_OPTION,
-                          "nobody is in the group qubes, so qrexec runs services as nobody; is this "
-                          "dom0? Option 'user' names another"};
+            throw problem{
+                QVMREMOTE_BAD_OPTION,
+                "nobody is in the group qubes, so qrexec runs services as nobody; is this "
+                "dom0? Option 'user' names another"};
         name = all->gr_mem[0];
     }
     const passwd *const who = ::getpwnam(name.c_str());
@@ -177,8 +178,7 @@ std::optional<taken_stream> server::accept() {
 
 void server::take_new() {
     while (half_way_.size() < most_half_way) {
-        unique_fd made(
-            ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        unique_fd made(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
         if (!made) {
             if (errno == EINTR || errno == ECONNABORTED)
                 continue;
@@ -212,10 +212,9 @@ server::progress server::read(connection &from) const {
         if (n <= 0)
             return progress::bad;
         const void *const nul = std::memchr(room.data(), '\0', static_cast<std::size_t>(n));
-        const std::size_t text = nul == nullptr
-                                     ? static_cast<std::size_t>(n)
-                                     : static_cast<std::size_t>(static_cast<const char *>(nul) -
-                                                                room.data());
+        const std::size_t text =
+            nul == nullptr ? static_cast<std::size_t>(n)
+                           : static_cast<std::size_t>(static_cast<const char *>(nul) - room.data());
         n = ::recv(from.socket.get(), room.data(), text + (nul != nullptr), 0);
         if (n != static_cast<ssize_t>(text + (nul != nullptr)))
             return progress::bad;

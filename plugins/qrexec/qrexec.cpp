@@ -87,9 +87,8 @@ void qrexec_close(void *self) {
 }
 
 int32_t qrexec_connect(void *self, qvmremote_stream *out, char *error, uint32_t error_size) {
-    return guarded(error, error_size, [&] {
-        return qrexec_qube_connect(qube_of(self), out, error, error_size);
-    });
+    return guarded(error, error_size,
+                   [&] { return qrexec_qube_connect(qube_of(self), out, error, error_size); });
 }
 
 int32_t qrexec_listen(void *self, int32_t *event_fd, char *error, uint32_t error_size) {

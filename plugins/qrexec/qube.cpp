@@ -78,13 +78,11 @@ problem meaning_of(const call_settings &how, const child_end &end, const std::st
                                        how.target + words +
                                        "; see /etc/qubes/policy.d in dom0, and its log"};
     case 127:
-        return {QVMREMOTE_UNREACHABLE, "there is no service " + what + " in " + how.target +
-                                           words +
+        return {QVMREMOTE_UNREACHABLE, "there is no service " + what + " in " + how.target + words +
                                            "; is qvm-remote-dom0 running there, with the "
                                            "transport qrexec?"};
     default:
-        return {QVMREMOTE_FAILED,
-                how.client + " ended with " + std::to_string(end.number) + words};
+        return {QVMREMOTE_FAILED, how.client + " ended with " + std::to_string(end.number) + words};
     }
 }
 

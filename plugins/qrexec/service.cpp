@@ -61,7 +61,8 @@ void copy(int from, int to) {
 
 int main() {
     const std::string type = variable("QREXEC_REQUESTED_TARGET_TYPE");
-    std::string text = variable("QREXEC_SERVICE_FULL_NAME") + " " + variable("QREXEC_REMOTE_DOMAIN");
+    std::string text =
+        variable("QREXEC_SERVICE_FULL_NAME") + " " + variable("QREXEC_REMOTE_DOMAIN");
     if (!type.empty())
         text += " " + type + " " +
                 variable(type == "keyword" ? "QREXEC_REQUESTED_TARGET_KEYWORD"

@@ -27,7 +27,7 @@ namespace {
 
 // The daemon's loop, as far as admission needs one.
 class loop {
-public:
+  public:
     void post(std::function<void()> work) {
         const std::lock_guard lock(mutex_);
         posted_.push_back(std::move(work));
@@ -44,13 +44,14 @@ public:
             work();
     }
 
-private:
+  private:
     std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<std::function<void()>> posted_;
 };
 
-template <class T> T must(host::outcome<T> got) {
+template <class T>
+T must(host::outcome<T> got) {
     if (!got)
         die(got.error().what);
     return std::move(*got);
@@ -96,8 +97,7 @@ int main(int argc, char **argv) {
         if (n >= 0)
             disk.push_back(now_us() - begin);
 
-        const command_id id =
-            command_id::parse(today + "-1-" + std::to_string(n + 10)).value();
+        const command_id id = command_id::parse(today + "-1-" + std::to_string(n + 10)).value();
         const std::string token = token_v1(key, id);
         begin = now_us();
         auto asked = gate.check_entry(from, id, token, 4, static_cast<std::uint64_t>(n + 11));
@@ -120,7 +120,8 @@ int main(int argc, char **argv) {
         if (n >= 0)
             ours.push_back(now_us() - begin);
     }
-    std::printf("{\"disk\":%s},\"check\":%s},\"admission\":%s}}\n", summary(std::move(disk)).c_str(),
-                summary(std::move(check)).c_str(), summary(std::move(ours)).c_str());
+    std::printf("{\"disk\":%s},\"check\":%s},\"admission\":%s}}\n",
+                summary(std::move(disk)).c_str(), summary(std::move(check)).c_str(),
+                summary(std::move(ours)).c_str());
     return 0;
 }

@@ -74,8 +74,8 @@ int main(int argc, char **argv) {
                 put(++number, frame_type::request, std::string(160, 'x'));
             } else {
                 char line[160];
-                const int n = std::snprintf(line, sizeof line, "entry 20260102-030405-7-%08x %064x 9\n",
-                                            ++entry, 0);
+                const int n = std::snprintf(line, sizeof line,
+                                            "entry 20260102-030405-7-%08x %064x 9\n", ++entry, 0);
                 put(0, frame_type::queue, {line, static_cast<std::size_t>(n)});
             }
         }

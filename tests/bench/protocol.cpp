@@ -68,14 +68,16 @@ policy rules_of(unsigned count) {
         text += n % 2 == 0 ? "qube-" + std::to_string(n) + " level:manage allow\n"
                            : "work exec:qvm-start {qube:dev-" + std::to_string(n) + "-*} allow\n";
     text += "work level:monitor allow\n";
-    return policy::parse({{"50.policy", text}}, level_rules::parse(monitor_rules, manage_rules).value())
+    return policy::parse({{"50.policy", text}},
+                         level_rules::parse(monitor_rules, manage_rules).value())
         .value();
 }
 
 bool first = true;
 
 // Calls `work` for a while; it handles `bytes` each time.
-template <class Work> void row(const char *name, double seconds, std::size_t bytes, Work work) {
+template <class Work>
+void row(const char *name, double seconds, std::size_t bytes, Work work) {
     for (int i = 0; i < 10; ++i)
         work();
     double best = 0;
@@ -150,14 +152,12 @@ int main(int argc, char **argv) {
     });
     const policy rules = rules_of(1000);
     const peer who{qube_name::parse("work").value(), "mock", {}, std::nullopt};
-    row("decide, 1000 rules", seconds, what.body.size(), [&] {
-        check(decide(who, what, rules, grants{}, 0).allowed(), "decide");
-    });
+    row("decide, 1000 rules", seconds, what.body.size(),
+        [&] { check(decide(who, what, rules, grants{}, 0).allowed(), "decide"); });
     envelope near = what;
     near.set_body("qvm-start dev-x");
-    row("decide, 1000 rules, denied", seconds, near.body.size(), [&] {
-        check(!decide(who, near, rules, grants{}, 0).allowed(), "decide");
-    });
+    row("decide, 1000 rules, denied", seconds, near.body.size(),
+        [&] { check(!decide(who, near, rules, grants{}, 0).allowed(), "decide"); });
     frames("seal and open, 64 B, HMAC", seconds, 64, false);
     frames("seal and open, 64 KiB, HMAC", seconds, max_tagged_payload, false);
     frames("seal and open, 64 KiB, GMAC", seconds, max_tagged_payload, true);

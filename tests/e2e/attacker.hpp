@@ -15,7 +15,7 @@ namespace e2e {
 
 // A qube's end that stays a client in all but what the test does to its bytes.
 class attacker {
-public:
+  public:
     attacker(const daemon_under_test &d, const std::string &qube) : fd_(d.connect(qube)) {}
 
     client_stream machine;
@@ -100,7 +100,7 @@ public:
     [[nodiscard]] bool is_open() const { return open_; }
     [[nodiscard]] int fd() const { return fd_.get(); }
 
-private:
+  private:
     bool read_bytes() {
         const auto room = machine.prepare();
         const ssize_t n = ::read(fd_.get(), room.data(), room.size());
@@ -136,7 +136,7 @@ private:
 
 // Frames of a session as one can make them who has its key, in any order and with any payload.
 class forger {
-public:
+  public:
     forger(const bytes &request, std::uint32_t session)
         : session_(session), keys_(keys_of(request)) {}
     bytes frame(frame_type type, bytes_view payload) {
@@ -149,7 +149,7 @@ public:
         return frame(type, payload);
     }
 
-private:
+  private:
     static session_keys keys_of(const bytes &request) {
         digest256 token;
         std::copy_n(request.begin() + frame_header::size, token.size(), token.begin());

@@ -17,7 +17,7 @@ namespace {
 enum class victim { client, daemon, command };
 
 class suite {
-public:
+  public:
     explicit suite(effort asked) : asked_(asked), dom0_(scratch_ / "root", "work") {
         dom0_.register_key("work", key_digits('a'));
         std::filesystem::create_directories(scratch_ / "home/.qvm-remote");
@@ -33,7 +33,7 @@ public:
         fell_.print();
     }
 
-private:
+  private:
     void round(int i) {
         const part aim = static_cast<part>(i % 5);
         const int turn = i / 5;
@@ -43,7 +43,8 @@ private:
         if (aim == part::exec_to_end)
             whom = turn % 8 == 0 ? victim::client : victim::daemon;
 
-        const std::string mark = "crash-" + std::to_string(::getpid()) + "-" + std::to_string(i) + "-";
+        const std::string mark =
+            "crash-" + std::to_string(::getpid()) + "-" + std::to_string(i) + "-";
         const std::string place = scratch_ / ("round-" + std::to_string(i));
         std::filesystem::create_directories(place);
         const std::string ran = place + "/ran", done = place + "/done", pid_file = place + "/pid";
@@ -53,11 +54,11 @@ private:
         const off_t audit_before = behind_last_line(dom0_.audit());
         const unique_fd out(::open((place + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
         const unique_fd err(::open((place + "/err").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-        const pid_t client = spawn(
-            {from_environment("QVMREMOTE_CLIENT"), "-n", "--transport", "mock", "--plugin-dir",
-             from_environment("QVMREMOTE_PLUGINS"), command},
-            {"HOME=" + (scratch_ / "home"), "QVM_REMOTE_MOCK_SOCKET=" + dom0_.socket("work")},
-            out.get(), err.get());
+        const pid_t client =
+            spawn({from_environment("QVMREMOTE_CLIENT"), "-n", "--transport", "mock",
+                   "--plugin-dir", from_environment("QVMREMOTE_PLUGINS"), command},
+                  {"HOME=" + (scratch_ / "home"), "QVM_REMOTE_MOCK_SOCKET=" + dom0_.socket("work")},
+                  out.get(), err.get());
 
         switch (aim) {
         case part::before_start:

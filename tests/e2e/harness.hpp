@@ -57,7 +57,7 @@ inline void require(bool ok, const std::string &what) {
 
 /// How much is asked for on the command line, `[ROUNDS] [seconds=N]`: what is reached first ends it.
 class effort {
-public:
+  public:
     /// `rounds` are those without a word.
     effort(int argc, char **argv, int rounds) : rounds_(rounds) {
         for (int i = 1; i < argc; ++i) {
@@ -79,7 +79,7 @@ public:
                                    std::chrono::duration<double>(share * seconds_));
     }
 
-private:
+  private:
     int rounds_, seconds_ = 0;
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
@@ -117,7 +117,7 @@ inline void write_file(const std::string &path, std::string_view text, mode_t mo
 
 /// A directory that goes away with the test.
 class scratch {
-public:
+  public:
     scratch() {
         char name[] = "/tmp/qvm-remote-e2e-XXXXXX";
         require(::mkdtemp(name) != nullptr, "mkdtemp");
@@ -130,9 +130,11 @@ public:
     scratch(const scratch &) = delete;
     scratch &operator=(const scratch &) = delete;
     [[nodiscard]] const std::string &path() const { return path_; }
-    [[nodiscard]] std::string operator/(const std::string &name) const { return path_ + "/" + name; }
+    [[nodiscard]] std::string operator/(const std::string &name) const {
+        return path_ + "/" + name;
+    }
 
-private:
+  private:
     std::string path_;
 };
 
@@ -188,8 +190,9 @@ inline unique_fd connect_to(const std::string &path) {
 
 /// The daemon on the mock transport, with any number of qubes, or on another one.
 class daemon_under_test {
-public:
-    daemon_under_test(const std::string &root, std::string peers, std::vector<std::string> options = {})
+  public:
+    daemon_under_test(const std::string &root, std::string peers,
+                      std::vector<std::string> options = {})
         : root_(root), peers_(std::move(peers)), options_(std::move(options)) {
         std::filesystem::create_directories(root_);
         std::filesystem::permissions(root_, std::filesystem::perms::owner_all);
@@ -226,8 +229,13 @@ public:
         std::strncpy(address.sun_path, notify.c_str(), sizeof address.sun_path - 1);
         require(::bind(ready.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) == 0,
                 "bind " + notify);
-        std::vector<std::string> words = {from_environment("QVMREMOTE_DAEMON"), "--root", root_,
-                                          "--transport", transport_, "--plugin-dir", plugins_};
+        std::vector<std::string> words = {from_environment("QVMREMOTE_DAEMON"),
+                                          "--root",
+                                          root_,
+                                          "--transport",
+                                          transport_,
+                                          "--plugin-dir",
+                                          plugins_};
         words.insert(words.end(), options_.begin(), options_.end());
         std::vector<std::string> environment = {"NOTIFY_SOCKET=" + notify,
                                                 "QVM_REMOTE_MOCK_DIR=" + root_,
@@ -259,13 +267,17 @@ public:
     }
     [[nodiscard]] pid_t pid() const { return pid_; }
     [[nodiscard]] const std::string &root() const { return root_; }
-    [[nodiscard]] std::string socket(const std::string &qube) const { return root_ + "/" + qube + ".sock"; }
+    [[nodiscard]] std::string socket(const std::string &qube) const {
+        return root_ + "/" + qube + ".sock";
+    }
     [[nodiscard]] std::string audit() const { return root_ + "/var/log/qvm-remote/audit.jsonl"; }
     [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
 
-    [[nodiscard]] unique_fd connect(const std::string &qube) const { return connect_to(socket(qube)); }
+    [[nodiscard]] unique_fd connect(const std::string &qube) const {
+        return connect_to(socket(qube));
+    }
 
-private:
+  private:
     std::string root_, peers_;
     std::vector<std::string> options_;
     std::string transport_ = "mock";

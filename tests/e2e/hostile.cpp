@@ -23,7 +23,7 @@ int few = 250; // where each try is a command that runs
 unsigned seed = 20260218;
 
 class suite {
-public:
+  public:
     suite() : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
         std::filesystem::create_directories(marks_);
         dom0_.register_key("work", key_digits('a'));
@@ -33,7 +33,7 @@ public:
 
     void run();
 
-private:
+  private:
     // What must not run says so by a file with a name of its own.
     std::string mark_command() { return "touch " + marks_ + "/" + std::to_string(++mark_); }
     std::size_t marks() const {
@@ -520,7 +520,8 @@ void suite::stalling_client() {
 // One that has a slot and gives every sign of life, but not the body: why it loses the slot.
 std::future<errc> suite::withheld_body() {
     auto a = std::make_shared<attacker>(dom0_, "dev");
-    a->send(signed_request(*a, a->open_session(), request(std::string(limits::inline_body + 1, '#')), 'b'));
+    a->send(signed_request(*a, a->open_session(),
+                           request(std::string(limits::inline_body + 1, '#')), 'b'));
     a->await_call_for_body();
     a->take_output();
     a->answers = true;

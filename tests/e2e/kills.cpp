@@ -24,13 +24,14 @@ namespace {
 /// As much of qubesd as tells the daemon who runs (QUBES.md §8), and that a qube has started: which
 /// ends the transport's pause behind a call that broke.
 class qubesd {
-public:
+  public:
     qubesd(const std::string &path, std::string listing) : listing_(std::move(listing)) {
         listener_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
         std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-        require(::bind(listener_.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) == 0 &&
+        require(::bind(listener_.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) ==
+                        0 &&
                     ::listen(listener_.get(), 16) == 0,
                 "qubesd's socket");
         std::thread([this] { serve(); }).detach();
@@ -40,7 +41,7 @@ public:
         send(std::string("1\0", 2) + qube + std::string("\0domain-start\0\0", 15));
     }
 
-private:
+  private:
     void serve() {
         for (;;) {
             unique_fd peer(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -54,7 +55,8 @@ private:
                 send(std::string("1\0\0connection-established\0\0", 27));
             } else {
                 const std::string answer = std::string("0\0", 2) + listing_;
-                [[maybe_unused]] const ssize_t n = ::write(peer.get(), answer.data(), answer.size());
+                [[maybe_unused]] const ssize_t n =
+                    ::write(peer.get(), answer.data(), answer.size());
             }
         }
     }
@@ -72,7 +74,8 @@ private:
 bool is_alive(pid_t pid) {
     const std::string stat = read_file("/proc/" + std::to_string(pid) + "/stat");
     const std::size_t name = stat.rfind(") ");
-    return name != stat.npos && std::string_view("ZX").find(stat[name + 2]) == std::string_view::npos;
+    return name != stat.npos &&
+           std::string_view("ZX").find(stat[name + 2]) == std::string_view::npos;
 }
 
 enum class victim { client, in_qube, call, daemon };
@@ -88,7 +91,7 @@ struct begun {
 };
 
 class suite {
-public:
+  public:
     explicit suite(effort asked)
         : asked_(asked), dom0_(scratch_ / "root", ""), machine_(scratch_ / "m") {
         std::filesystem::create_directories(machine_ + "/qubes");
@@ -102,10 +105,11 @@ public:
             write_file(home(qube) + "/.qvm-remote/auth.key", key_digits('a') + "\n");
             write_file(machine_ + "/qubes/" + qube + "/state", "Running\n");
         }
-        const std::string build = std::filesystem::path(from_environment("QVMREMOTE_CLIENT")).parent_path();
+        const std::string build =
+            std::filesystem::path(from_environment("QVMREMOTE_CLIENT")).parent_path();
         write_file(machine_ + "/qubes/" + agent_ + "/path", build + "\n");
-        qubesd_.emplace(machine_ + "/qubesd.sock", agent_ + " class=AppVM state=Running\n" + shell_ +
-                                                       " class=AppVM state=Running\n");
+        qubesd_.emplace(machine_ + "/qubesd.sock", agent_ + " class=AppVM state=Running\n" +
+                                                       shell_ + " class=AppVM state=Running\n");
     }
 
     void run() {
@@ -115,17 +119,19 @@ public:
             dom0_.use("qvm-run", from_environment("QVMREMOTE_QVM_RUN_PLUGINS"),
                       {"QVMREMOTE_STANDIN=" + machine_, "QVM_REMOTE_PROTOCOL=both",
                        "QVM_REMOTE_QVM_RUN_QVM_RUN=" + at + "/qvm-run",
-                       "QVM_REMOTE_QVM_RUN_QREXEC_CLIENT=" + (by_qvm_run ? "none" : at + "/qrexec-client"),
+                       "QVM_REMOTE_QVM_RUN_QREXEC_CLIENT=" +
+                           (by_qvm_run ? "none" : at + "/qrexec-client"),
                        "QVM_REMOTE_QVM_RUN_QVM_CHECK=" + at + "/qvm-check",
                        "QVM_REMOTE_QVM_RUN_QUBESD=" + machine_ + "/qubesd.sock"});
             dom0_.start();
             wait_for_calls();
             if (!by_qvm_run) // a first answer, behind which the client knows no other protocol
-                require(honest(connect_to(socket()), 'a').collect({.kind = request_kind::shell,
-                                                                   .body = "true",
-                                                                   .arguments = {},
-                                                                   .environment = {},
-                                                                   .id = {}})
+                require(honest(connect_to(socket()), 'a')
+                                .collect({.kind = request_kind::shell,
+                                          .body = "true",
+                                          .arguments = {},
+                                          .environment = {},
+                                          .id = {}})
                                 .result.exit_code() == 0,
                         "a first command");
             while (asked_.goes_on(count_, by_qvm_run ? 1 : 0.5))
@@ -135,16 +141,18 @@ public:
         }
         send_again();
         dom0_.stop();
-        require(eventually([&] { return processes_with(machine_).empty(); }), "processes are left over");
+        require(eventually([&] { return processes_with(machine_).empty(); }),
+                "processes are left over");
         require(read_file(machine_ + "/violations").empty(), "a call that is not allowed");
-        std::printf("%d results were whole, %d were reported as not; %zu IDs sent again, none ran\n",
-                    whole_, broken_, started_.size());
+        std::printf(
+            "%d results were whole, %d were reported as not; %zu IDs sent again, none ran\n",
+            whole_, broken_, started_.size());
         for (const auto &[whom, n] : killed_)
             std::printf("%-26s %4d kills\n", victim_names[static_cast<std::size_t>(whom)], n);
         fell_.print();
     }
 
-private:
+  private:
     [[nodiscard]] std::string home(const std::string &qube) const {
         return machine_ + "/qubes/" + qube + "/home";
     }
@@ -206,11 +214,13 @@ private:
         const way by = turn < 12 ? way::stream : turn < 19 ? way::entry : way::shell;
         const std::string qube = by == way::shell ? shell_ : agent_;
         // An entry's client is the test.
-        const auto whom = static_cast<victim>(by == way::stream ? random_() % 4 : 1 + random_() % 3);
+        const auto whom =
+            static_cast<victim>(by == way::stream ? random_() % 4 : 1 + random_() % 3);
         const part aim = fell_.rarest();
         ++killed_[whom];
 
-        const std::string mark = "kills-" + std::to_string(::getpid()) + "-" + std::to_string(i) + "-";
+        const std::string mark =
+            "kills-" + std::to_string(::getpid()) + "-" + std::to_string(i) + "-";
         const std::string place = scratch_ / ("round-" + std::to_string(i));
         std::filesystem::create_directories(place);
         const std::string command = payload(mark, place, static_cast<int>(1 + random_() % 3));
@@ -223,8 +233,10 @@ private:
         const std::string result = queue(qube, "results/" + id.text());
         pid_t client = 0;
         if (by == way::stream) {
-            const unique_fd out(::open((place + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-            const unique_fd err(::open((place + "/err").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+            const unique_fd out(
+                ::open((place + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+            const unique_fd err(
+                ::open((place + "/err").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
             client = spawn({from_environment("QVMREMOTE_CLIENT"), "-n", command},
                            {"HOME=" + home(agent_)}, out.get(), err.get());
         } else {
@@ -290,7 +302,8 @@ private:
                                      victim_names[static_cast<std::size_t>(whom)] + "): ";
         if (by != way::stream)
             require(eventually([&] {
-                        return exists(result + ".exit") && !exists(queue(qube, "running/" + id.text()));
+                        return exists(result + ".exit") &&
+                               !exists(queue(qube, "running/" + id.text()));
                     }),
                     in_round + "an entry is lost");
         require(eventually([&] { return survivors(mark).empty(); }), in_round + "leaves processes");
@@ -325,8 +338,8 @@ private:
         return where_of(read_records(dom0_.audit(), audit_before), place);
     }
 
-    void judge_client(const std::string &in_round, victim whom, int status, const std::string &place,
-                      const records &r) {
+    void judge_client(const std::string &in_round, victim whom, int status,
+                      const std::string &place, const records &r) {
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
             require(r.id && exists(place + "/done") && read_file(place + "/out") == whole_output(),
                     in_round + "0 for a result that is not whole (I10)");
@@ -343,8 +356,8 @@ private:
                 in_round + "the outcome is not said to be unknown, with the ID: " + err);
     }
 
-    void judge_entry(const std::string &in_round, const std::string &result, const std::string &place,
-                     const std::string &acknowledged) {
+    void judge_entry(const std::string &in_round, const std::string &result,
+                     const std::string &place, const std::string &acknowledged) {
         const std::string code = read_file(result + ".exit");
         require(acknowledged.empty() || acknowledged == code,
                 in_round + "a result that was there became another: " + acknowledged + ", " + code);

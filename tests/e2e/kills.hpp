@@ -18,12 +18,12 @@
 namespace e2e {
 
 enum class part : std::size_t { before_start, start_to_exec, running, exec_to_end, after };
-inline constexpr std::array<const char *, 5> part_names = {"before START", "START to exec", "running",
-                                                           "exec to END", "after END"};
+inline constexpr std::array<const char *, 5> part_names = {"before START", "START to exec",
+                                                           "running", "exec to END", "after END"};
 
 /// How many kills fell where.
 class tally {
-public:
+  public:
     void count(part where) { ++fell_[static_cast<std::size_t>(where)]; }
     /// The part that has had the fewest.
     [[nodiscard]] part rarest() const {
@@ -42,7 +42,7 @@ public:
         require(spread, "a part of the way had less than a tenth of the kills");
     }
 
-private:
+  private:
     std::array<int, 5> fell_{};
 };
 
@@ -59,7 +59,9 @@ inline std::string whole_output() {
     return out + "last\n";
 }
 /// Processes of that payload.
-inline std::vector<pid_t> survivors(const std::string &mark) { return processes_with("MARK=" + mark); }
+inline std::vector<pid_t> survivors(const std::string &mark) {
+    return processes_with("MARK=" + mark);
+}
 
 inline off_t size_of(const std::string &path) {
     struct stat st {};
@@ -106,8 +108,9 @@ inline records read_records(const std::string &path, off_t from) {
     for (std::size_t at = 0, end; (end = text.find('\n', at)) != text.npos; at = end + 1) {
         const auto line = std::string_view(text).substr(at, end - at);
         const auto entry = parse_audit(line);
-        require(entry.has_value(), "an audit line does not parse, at " + std::to_string(at) + " behind " +
-                                       std::to_string(from) + ": " + std::string(line));
+        require(entry.has_value(), "an audit line does not parse, at " + std::to_string(at) +
+                                       " behind " + std::to_string(from) + ": " +
+                                       std::string(line));
         if (entry->kind == "START") {
             out.id = entry->id();
             out.start = entry->serial;

@@ -21,7 +21,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     require(got->argument.size() <= qrexec::longest_argument);
     for (const std::string &part : {got->source, got->argument})
         require(std::all_of(part.begin(), part.end(), [](char c) {
-            return qvmremote::is_alnum(c) || std::string_view("_.+-").find(c) != std::string_view::npos;
+            return qvmremote::is_alnum(c) ||
+                   std::string_view("_.+-").find(c) != std::string_view::npos;
         }));
     require(qvmremote::is_alpha(got->source[0]));
     // The qube chose the argument and the target. Its name stands between them, once.

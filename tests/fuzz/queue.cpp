@@ -22,8 +22,8 @@ std::string shown(const queue_event &e) {
     std::string out = std::to_string(static_cast<int>(e.what)) + " ";
     if (e.id)
         out += e.id->text();
-    return out + " " + e.untrusted_token + " " + std::to_string(e.length) + " " +
-           e.untrusted_body + " " + std::to_string(e.number) + "\n";
+    return out + " " + e.untrusted_token + " " + std::to_string(e.length) + " " + e.untrusted_body +
+           " " + std::to_string(e.number) + "\n";
 }
 std::string shown(const queue_order &o) {
     // Output is what comes in pieces as they are fed.
@@ -36,7 +36,8 @@ std::string shown(const queue_order &o) {
            std::to_string(o.number) + "\n";
 }
 
-template <class End> outcome read_in_pieces(End end, bytes_view data, std::size_t piece) {
+template <class End>
+outcome read_in_pieces(End end, bytes_view data, std::size_t piece) {
     outcome out;
     while (!data.empty()) {
         const std::size_t n = std::min(piece, data.size());
@@ -63,7 +64,8 @@ queue_server asking() {
     return out;
 }
 
-template <class Make> void same_however_cut(Make make, bytes_view input) {
+template <class Make>
+void same_however_cut(Make make, bytes_view input) {
     const outcome whole = read_in_pieces(make(), input, input.size());
     for (const std::size_t piece : {1u, 2u, 13u, 511u}) {
         const outcome pieces = read_in_pieces(make(), input, piece);

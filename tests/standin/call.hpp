@@ -107,8 +107,8 @@ namespace detail {
 struct lane {
     int from, to;
     std::string pending;
-    bool ended = false;       // nothing more comes in
-    bool broken = false;      // nobody takes it: thrown away
+    bool ended = false;  // nothing more comes in
+    bool broken = false; // nobody takes it: thrown away
     std::uint64_t passed = 0;
     long stop_after = -1; // bytes, then it stalls
 };
@@ -216,11 +216,13 @@ inline int call(const std::string &qube, const service &what) {
             const bool stalled =
                 l.stop_after >= 0 && l.passed >= static_cast<std::uint64_t>(l.stop_after);
             const std::size_t at = static_cast<std::size_t>(2 * i);
-            fds[at] = {l.ended || stalled || l.pending.size() > room.size() ? -1 : l.from, POLLIN, 0};
+            fds[at] = {l.ended || stalled || l.pending.size() > room.size() ? -1 : l.from, POLLIN,
+                       0};
             fds[at + 1] = {l.pending.empty() || l.broken ? -1 : l.to, POLLOUT, 0};
         }
         fds[6] = {watch, POLLIN, 0};
-        if (lanes[1].ended && lanes[2].ended && lanes[1].pending.empty() && lanes[2].pending.empty())
+        if (lanes[1].ended && lanes[2].ended && lanes[1].pending.empty() &&
+            lanes[2].pending.empty())
             break;
         if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR)
             break;

@@ -30,14 +30,16 @@ inline std::vector<secret> one_key(std::string_view text = key_text) {
 }
 
 /// An event whose data is copied, so that it can be looked at later.
-template <class Event> struct kept : Event {
+template <class Event>
+struct kept : Event {
     std::string bytes;
     explicit kept(const Event &event) : Event(event), bytes(as_text(event.data)) {
         this->data = {};
     }
 };
 
-template <class Stream> bytes take_output(Stream &stream) {
+template <class Stream>
+bytes take_output(Stream &stream) {
     const bytes_view pending = stream.output().pending();
     bytes out(pending.begin(), pending.end());
     stream.output().consume(out.size());

@@ -467,7 +467,8 @@ TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is fo
     }
 }
 
-TEST_CASE("audit heads: a line as it is written is read, behind whatever the journal puts before it") {
+TEST_CASE(
+    "audit heads: a line as it is written is read, behind whatever the journal puts before it") {
     const std::string hash(64, 'a');
     CHECK(format_audit_head(42, hash) == "audit head 42 " + hash);
     for (const std::string before : {"", "Feb 18 10:15:00 dom0 qvm-remote-audit[7]: "}) {

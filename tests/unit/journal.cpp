@@ -73,7 +73,7 @@ digest256 mark(std::uint8_t n) {
 
 // A dom0 below a scratch directory, and the daemon's loop, which is this thread.
 class dom0_files {
-public:
+  public:
     dom0_files() : where_(paths::below(root_.path()).value()) {}
 
     [[nodiscard]] const paths &where() const { return where_; }
@@ -94,7 +94,8 @@ public:
     journal *operator->() { return journal_.get(); }
 
     // Runs what is posted until a condition holds.
-    template <class Condition> void run_until(Condition condition) {
+    template <class Condition>
+    void run_until(Condition condition) {
         const auto end = std::chrono::steady_clock::now() + hang_guard;
         while (!condition()) {
             std::function<void()> work;
@@ -186,7 +187,7 @@ public:
             std::filesystem::remove(where_.index() + suffix);
     }
 
-private:
+  private:
     scratch root_;
     paths where_;
     std::mutex mutex_;
@@ -197,7 +198,7 @@ private:
 
 // The system journal's socket.
 class listener {
-public:
+  public:
     explicit listener(const std::string &path) {
         std::filesystem::create_directories(std::filesystem::path(path).parent_path());
         fd_.reset(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -220,7 +221,7 @@ public:
         return out;
     }
 
-private:
+  private:
     host::unique_fd fd_;
 };
 
@@ -266,7 +267,8 @@ TEST_CASE("an ID is used once, whatever is restarted or lost") {
     }
 }
 
-TEST_CASE("a START without an END has an unknown outcome after a crash, and that is known for good") {
+TEST_CASE(
+    "a START without an END has an unknown outcome after a crash, and that is known for good") {
     dom0_files d;
     d.open();
     const auto first = d.start("work", timed(1)), second = d.start("work", timed(2));
@@ -340,7 +342,8 @@ TEST_CASE("head_schedule: 100 lines, or ten minutes after the first that no head
     CHECK(s.due_ms() == 1'500'000);
 }
 
-TEST_CASE("a large file is set aside and the chain goes on, through a crash between the steps as well") {
+TEST_CASE(
+    "a large file is set aside and the chain goes on, through a crash between the steps as well") {
     dom0_files d;
     d.limits.file_bytes = 4096;
     d.open();
@@ -601,7 +604,9 @@ TEST_CASE("append: an act of the administrator, when no daemon holds the log") {
     CHECK(refused.error().error_number == EWOULDBLOCK);
     d->note(e);
     d.close();
-    CHECK(d.count("\"kind\":\"ADMIN\",\"peer\":\"work\",\"user\":\"root\",\"reason\":\"authorize") == 2);
+    CHECK(
+        d.count("\"kind\":\"ADMIN\",\"peer\":\"work\",\"user\":\"root\",\"reason\":\"authorize") ==
+        2);
     const auto heads = socket.take();
     CHECK(heads.size() == 2);
     CHECK(d.verifies(heads));

@@ -67,7 +67,8 @@ TEST_CASE("after a rotation both keys are good for a day, then the new one alone
     CHECK(digits(ring.usable(work, 6000)) == "d");
 }
 
-TEST_CASE("I7: what beside a key cannot be read or trusted makes it good for less, never for more") {
+TEST_CASE(
+    "I7: what beside a key cannot be read or trusted makes it good for less, never for more") {
     const scratch dir;
     const keyring ring(dir / "keys");
     REQUIRE(ring.store(work, key_of('a'), 1000));

@@ -303,8 +303,14 @@ TEST_CASE("what a stream was asked for with is of the strict form, or there is n
         bool good;
     };
     const row rows[] = {
-        {"", true},         {"monitor", true},  {"+a.B_9-", true}, {std::string(63, 'a'), true},
-        {std::string(64, 'a'), false}, {"a b", false}, {"a/b", false}, {"\n", false},
+        {"", true},
+        {"monitor", true},
+        {"+a.B_9-", true},
+        {std::string(63, 'a'), true},
+        {std::string(64, 'a'), false},
+        {"a b", false},
+        {"a/b", false},
+        {"\n", false},
     };
     for (const row &r : rows) {
         CAPTURE(r.argument);
@@ -338,7 +344,9 @@ TEST_CASE("why a stream ended without a byte is the transport's to say") {
         REQUIRE(silent);
         CHECK_FALSE(silent->explain());
     }
-    ops.explain = [](void *, char *error, uint32_t error_size) { return answer(error, error_size); };
+    ops.explain = [](void *, char *error, uint32_t error_size) {
+        return answer(error, error_size);
+    };
     auto made = transport::from_table(&ops, role::qube, {});
     REQUIRE(made);
     CHECK_FALSE(made->explain());

@@ -18,7 +18,9 @@ const level_rules &levels() {
     return out;
 }
 
-policy parsed(std::string text) { return policy::parse({{"50.policy", std::move(text)}}, levels()).value(); }
+policy parsed(std::string text) {
+    return policy::parse({{"50.policy", std::move(text)}}, levels()).value();
+}
 
 peer from(const char *qube, std::optional<std::vector<std::string>> tags = std::nullopt,
           std::string argument = {}) {
@@ -97,7 +99,9 @@ TEST_CASE("nothing is allowed by default") {
     CHECK_FALSE(verdict{}.allowed());
     CHECK(name(verdict{}.what) == "deny");
     CHECK_FALSE(level_rules{}.allow(access_level::manage, std::vector<std::string>{"qvm-ls"}));
-    CHECK_FALSE(ask(policy::parse({{"a", "work level:monitor allow\n"}}, {}).value(), shell("qvm-ls")).allowed());
+    CHECK_FALSE(
+        ask(policy::parse({{"a", "work level:monitor allow\n"}}, {}).value(), shell("qvm-ls"))
+            .allowed());
 }
 
 TEST_CASE("who a rule is about") {
@@ -114,11 +118,12 @@ TEST_CASE("who a rule is about") {
         {"has the tag", "@tag:t level:full allow", "dev", "t", action::allow},
         {"has another", "@tag:t level:full allow", "dev", "tt", action::deny},
         {"tags unknown", "@tag:t level:full allow", "dev", nullptr, action::deny},
-        {"the first that could match by tag denies", "@tag:t level:full ask\ndev level:full allow", "dev",
-         nullptr, action::deny},
-        {"one whose request does not fit could not", "@tag:t exec:ls deny\ndev level:full allow", "dev",
-         nullptr, action::allow},
-        {"one before it decides", "dev level:full allow\n@tag:t * deny", "dev", nullptr, action::allow},
+        {"the first that could match by tag denies", "@tag:t level:full ask\ndev level:full allow",
+         "dev", nullptr, action::deny},
+        {"one whose request does not fit could not", "@tag:t exec:ls deny\ndev level:full allow",
+         "dev", nullptr, action::allow},
+        {"one before it decides", "dev level:full allow\n@tag:t * deny", "dev", nullptr,
+         action::allow},
     };
     for (const row &r : rows) {
         INFO(std::string(r.name));
@@ -130,10 +135,11 @@ TEST_CASE("who a rule is about") {
 }
 
 TEST_CASE("order is by file, then line, and the verdict says which") {
-    const auto rules = policy::parse({{"70-b.policy", "work level:full allow\n"},
-                                      {"30-a.policy", "# a\nwork exec:ls deny # no\nwork exec:id ask ttl=10m\n"}},
-                                     levels())
-                           .value();
+    const auto rules =
+        policy::parse({{"70-b.policy", "work level:full allow\n"},
+                       {"30-a.policy", "# a\nwork exec:ls deny # no\nwork exec:id ask ttl=10m\n"}},
+                      levels())
+            .value();
     CHECK(ask(rules, exec({"ls"})).rule == "30-a.policy:2 work exec:ls deny");
     CHECK(ask(rules, exec({"id"})).rule == "30-a.policy:3 work exec:id ask ttl=600");
     CHECK(ask(rules, exec({"id"})).what == action::ask);
@@ -201,6 +207,7 @@ TEST_CASE("command lines that are an argv, and those that need a shell") {
         const char *text;
         std::size_t words; // 0: a shell's
     };
+    // clang-format off
     static constexpr row rows[] = {
         {"qvm-ls", 1}, {" a\tb \n", 2}, {"echo a=b /c", 3}, {"true", 1}, {"a %+:,./=-@", 2},
         {"", 0}, {" ", 0}, {"\n", 0}, {"a\n\n", 0}, {"a\nb", 0}, {"a\r", 0}, {"a;b", 0}, {"a&", 0},
@@ -211,6 +218,7 @@ TEST_CASE("command lines that are an argv, and those that need a shell") {
         {"source a", 0}, {"command a", 0}, {"type a", 0}, {"kill 1", 2}, {"a \x01", 0},
         {"a \xc2\xa0" "b", 0}, {"a \xe2\x80\x8b", 0}, {"a\vb", 0}, {"a\fb", 0}, {"coproc a", 0},
     };
+    // clang-format on
     for (const row &r : rows) {
         INFO(std::string(r.text));
         const auto words = simple_command(r.text);
@@ -336,10 +344,12 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
         CHECK(ask(rules, with, from("work"), given, 0, "yes\n").allowed());
     }
     SUBCASE("none for what interprets others") {
+        // clang-format off
         for (const auto &argv : std::vector<std::vector<std::string>>{
                  {"bash", "x"}, {"sh"}, {"python3"}, {"python3.11"}, {"perl"}, {"awk"}, {"env"}, {"xargs"},
                  {"find", "/", "-exec", "id"}, {"find", "/", "-okdir"}, {"sudo"}, {"ssh"},
                  {"systemd-run"}, {"qvm-run"}, {"/usr/bin/env"}, {"busybox"}, {"git"}}) {
+            // clang-format on
             INFO(argv[0]);
             CHECK(interprets(argv));
             const verdict v = ask(rules, exec(argv));
@@ -505,15 +515,19 @@ TEST_CASE("mistakes in a policy, each with its place") {
 
 TEST_CASE("a rule prints as it parses") {
     for (const char *text :
-         {"work level:monitor allow", "work level:full allow timeout=60 user=bot stdin=live tty=yes env=A env=B",
-          "@tag:agent exec:qvm-ls ** allow timeout=60", "@anyvm * deny", "work * ask ttl=600 stdin=collected",
-          "work exec:x allow ask deny=1 * {qube:a-*} ** allow memory=512M pids=64 cpu=150% output=10K"}) {
+         {"work level:monitor allow",
+          "work level:full allow timeout=60 user=bot stdin=live tty=yes env=A env=B",
+          "@tag:agent exec:qvm-ls ** allow timeout=60", "@anyvm * deny",
+          "work * ask ttl=600 stdin=collected",
+          "work exec:x allow ask deny=1 * {qube:a-*} ** allow memory=512M pids=64 cpu=150% "
+          "output=10K"}) {
         INFO(std::string(text));
         const policy rules = parsed(text);
         REQUIRE(rules.rules().size() == 1);
         CHECK(rules.rules()[0].text() == text);
     }
-    CHECK(parsed("work level:read-only ask ttl=10m").rules()[0].text() == "work level:monitor ask ttl=600");
+    CHECK(parsed("work level:read-only ask ttl=10m").rules()[0].text() ==
+          "work level:monitor ask ttl=600");
     // Text in UTF-8 may stand in comments.
     CHECK(parsed("# \xc3\xb6\nwork\t* \tdeny # \xc3\xb6 * allow\n").rules().size() == 1);
 }
@@ -549,9 +563,12 @@ TEST_CASE("entries whose text is not here yet") {
     CHECK_FALSE(could_allow(from("work"), policy{}).allowed());
     CHECK(could_allow(from("work"), parsed("work level:monitor allow")).what != action::deny);
     CHECK(could_allow(from("work"), parsed("work exec:x deny\nwork * ask")).what != action::deny);
-    CHECK(could_allow(from("work"), parsed("work * deny\nwork level:full allow")).what == action::deny);
-    CHECK(could_allow(from("work"), parsed("@tag:a * deny\nwork level:full allow")).what != action::deny);
-    CHECK(could_allow(from("work", {}, "no"), parsed("work level:full allow")).what == action::deny);
+    CHECK(could_allow(from("work"), parsed("work * deny\nwork level:full allow")).what ==
+          action::deny);
+    CHECK(could_allow(from("work"), parsed("@tag:a * deny\nwork level:full allow")).what !=
+          action::deny);
+    CHECK(could_allow(from("work", {}, "no"), parsed("work level:full allow")).what ==
+          action::deny);
 }
 
 TEST_CASE("what the levels hold") {
@@ -562,33 +579,72 @@ TEST_CASE("what the levels hold") {
     static constexpr auto monitor = access_level::monitor, manage = access_level::manage,
                           neither = access_level::full;
     static constexpr row rows[] = {
-        {"qvm-ls", monitor}, {"qvm-ls --raw-data --fields NAME,STATE", monitor},
-        {"qvm-check --running work", monitor}, {"qvm-prefs work", monitor},
-        {"qvm-prefs work memory", monitor}, {"qvm-prefs -g work memory", monitor},
-        {"qvm-prefs work memory 4096", manage}, {"qvm-prefs -s work memory 4096", manage},
-        {"qvm-prefs -D work memory", manage}, {"qvm-prefs work netvm none", neither},
-        {"qvm-prefs work kernelopts x", neither}, {"qvm-prefs work --unset netvm", neither},
-        {"qubes-prefs", monitor}, {"qubes-prefs updatevm", monitor}, {"qubes-prefs updatevm x", neither},
-        {"qvm-features work", monitor}, {"qvm-features work gui", monitor},
-        {"qvm-features work gui 1", neither}, {"qvm-features --unset work gui", neither},
-        {"qvm-tags work", monitor}, {"qvm-tags work list", monitor}, {"qvm-tags work add x", neither},
-        {"qvm-service work", monitor}, {"qvm-service work cups", monitor},
-        {"qvm-service work cups on", neither}, {"qvm-service --enable work cups", neither},
-        {"qvm-firewall work", monitor}, {"qvm-firewall work list", monitor},
-        {"qvm-firewall work add accept", neither}, {"qvm-firewall --reload work", neither},
-        {"qvm-device pci list", monitor}, {"qvm-device pci attach work dom0:00_1f", neither},
-        {"qvm-block", monitor}, {"qvm-start work", manage},
-        {"qvm-start --cdrom=dom0:/x work", neither}, {"qvm-start dom0", neither},
-        {"qvm-start --all", neither}, {"qvm-shutdown --wait work", manage}, {"qvm-kill work", manage},
-        {"qvm-pause work", manage}, {"qvm-unpause work", manage}, {"qvm-run work id", neither},
-        {"qvm-remove work", neither}, {"qvm-clone work a", neither}, {"xl list", monitor},
-        {"xl dmesg", monitor}, {"xl dmesg -c", neither}, {"xl console work", neither},
-        {"journalctl -u sshd -n 20", monitor}, {"journalctl --vacuum-size=1", neither},
-        {"journalctl -D /x", neither}, {"systemctl status qubesd", monitor},
-        {"systemctl restart qubesd", neither}, {"systemctl edit qubesd", neither}, {"date", monitor},
-        {"date +%s", monitor}, {"date 01010101", neither}, {"hostname", monitor}, {"hostname x", neither},
-        {"cat /proc/meminfo", monitor}, {"cat /etc/shadow", neither}, {"cat /proc/../etc/shadow", neither},
-        {"uptime", monitor}, {"free -s 1", neither}, {"bash", neither}, {"true", monitor},
+        {"qvm-ls", monitor},
+        {"qvm-ls --raw-data --fields NAME,STATE", monitor},
+        {"qvm-check --running work", monitor},
+        {"qvm-prefs work", monitor},
+        {"qvm-prefs work memory", monitor},
+        {"qvm-prefs -g work memory", monitor},
+        {"qvm-prefs work memory 4096", manage},
+        {"qvm-prefs -s work memory 4096", manage},
+        {"qvm-prefs -D work memory", manage},
+        {"qvm-prefs work netvm none", neither},
+        {"qvm-prefs work kernelopts x", neither},
+        {"qvm-prefs work --unset netvm", neither},
+        {"qubes-prefs", monitor},
+        {"qubes-prefs updatevm", monitor},
+        {"qubes-prefs updatevm x", neither},
+        {"qvm-features work", monitor},
+        {"qvm-features work gui", monitor},
+        {"qvm-features work gui 1", neither},
+        {"qvm-features --unset work gui", neither},
+        {"qvm-tags work", monitor},
+        {"qvm-tags work list", monitor},
+        {"qvm-tags work add x", neither},
+        {"qvm-service work", monitor},
+        {"qvm-service work cups", monitor},
+        {"qvm-service work cups on", neither},
+        {"qvm-service --enable work cups", neither},
+        {"qvm-firewall work", monitor},
+        {"qvm-firewall work list", monitor},
+        {"qvm-firewall work add accept", neither},
+        {"qvm-firewall --reload work", neither},
+        {"qvm-device pci list", monitor},
+        {"qvm-device pci attach work dom0:00_1f", neither},
+        {"qvm-block", monitor},
+        {"qvm-start work", manage},
+        {"qvm-start --cdrom=dom0:/x work", neither},
+        {"qvm-start dom0", neither},
+        {"qvm-start --all", neither},
+        {"qvm-shutdown --wait work", manage},
+        {"qvm-kill work", manage},
+        {"qvm-pause work", manage},
+        {"qvm-unpause work", manage},
+        {"qvm-run work id", neither},
+        {"qvm-remove work", neither},
+        {"qvm-clone work a", neither},
+        {"xl list", monitor},
+        {"xl dmesg", monitor},
+        {"xl dmesg -c", neither},
+        {"xl console work", neither},
+        {"journalctl -u sshd -n 20", monitor},
+        {"journalctl --vacuum-size=1", neither},
+        {"journalctl -D /x", neither},
+        {"systemctl status qubesd", monitor},
+        {"systemctl restart qubesd", neither},
+        {"systemctl edit qubesd", neither},
+        {"date", monitor},
+        {"date +%s", monitor},
+        {"date 01010101", neither},
+        {"hostname", monitor},
+        {"hostname x", neither},
+        {"cat /proc/meminfo", monitor},
+        {"cat /etc/shadow", neither},
+        {"cat /proc/../etc/shadow", neither},
+        {"uptime", monitor},
+        {"free -s 1", neither},
+        {"bash", neither},
+        {"true", monitor},
     };
     const policy rules[] = {parsed("work level:monitor allow"), parsed("work level:manage allow")};
     for (const row &r : rows) {
@@ -608,7 +664,8 @@ TEST_CASE("ways around a rule: none is allowed") {
         parsed("work exec:qvm-start {qube:dev-*} allow\nwork exec:qvm-ls --raw-list allow\n"
                "work exec:qvm-prefs {qube:*} * allow\nwork exec:cat /proc/uptime allow\n"
                "work exec:journalctl -u * allow\nwork exec:echo * allow\n"
-               "work script:sha256:" + to_hex(sha256(as_bytes("uptime -p"))) + " allow\n"),
+               "work script:sha256:" +
+               to_hex(sha256(as_bytes("uptime -p"))) + " allow\n"),
     };
     std::size_t count = 0, line_number = 0;
     for (std::string_view rest = text; !rest.empty();) {

@@ -135,11 +135,13 @@ TEST_CASE("a descriptor is qrexec's, to our service, or it is none") {
         {"as a qube has it", "qvmremote.Exec+ work", "work", ""},
         {"without a plus", "qvmremote.Exec work name dom0", "work", ""},
         {"with an argument", "qvmremote.Exec+monitor work name dom0", "work", "monitor"},
-        {"every character", "qvmremote.Exec+a.Z_9-+b Work-1_a.b name dom0", "Work-1_a.b", "a.Z_9-+b"},
+        {"every character", "qvmremote.Exec+a.Z_9-+b Work-1_a.b name dom0", "Work-1_a.b",
+         "a.Z_9-+b"},
         {"longest argument", "qvmremote.Exec+" + std::string(63, 'a') + " w name dom0", "w",
          std::string(63, 'a')},
         {"longest source", "qvmremote.Exec+ " + std::string(63, 'w') + " name dom0", nullptr, ""},
-        {"argument too long", "qvmremote.Exec+" + std::string(64, 'a') + " w name dom0", nullptr, ""},
+        {"argument too long", "qvmremote.Exec+" + std::string(64, 'a') + " w name dom0", nullptr,
+         ""},
         {"source too long", "qvmremote.Exec+ " + std::string(64, 'w') + " name dom0", nullptr, ""},
         {"target of a kind", "qvmremote.Exec+ w keyword @dispvm:@tag:x", "w", ""},
         {"target too long", "qvmremote.Exec+ w name " + std::string(128, 'd'), nullptr, ""},
@@ -236,8 +238,8 @@ TEST_CASE("what is no call of qrexec is closed, told once a minute, and harms no
         {"whole without NUL", "qvmremote.Exec+ work name dom0", true},
         {"another service", "qubes.VMShell+ work name dom0\0"s, false},
         {"too long", "qvmremote.Exec+ work name " + std::string(4000, 'd'), false},
-        {"as long as a qube can make it", "qvmremote.Exec+" + std::string(3900, 'a') +
-             " work name dom0\0"s, false},
+        {"as long as a qube can make it",
+         "qvmremote.Exec+" + std::string(3900, 'a') + " work name dom0\0"s, false},
         {"a stream of protocol 2", "QVM-REMOTE/2 agent\n", true},
     };
     listening l;
@@ -433,8 +435,9 @@ TEST_CASE("why a call ended before dom0 said a word") {
         const char *says;
     };
     static constexpr row rows[] = {
-        {"echo Request refused >&2; exit 126", EACCES, "refuses the call to qvmremote.Exec in dom0 "
-                                                       "(Request refused)"},
+        {"echo Request refused >&2; exit 126", EACCES,
+         "refuses the call to qvmremote.Exec in dom0 "
+         "(Request refused)"},
         {"exit 126", EACCES, "/etc/qubes/policy.d"},
         {"exit 127", ECONNREFUSED, "there is no service qvmremote.Exec in dom0"},
         {"printf 'cannot connect\\033[2J\\n' >&2; exit 125", EIO,

@@ -15,7 +15,8 @@ namespace {
 const test::vector_file one("protocol1.txt");
 const test::vector_file two("protocol2.txt");
 
-template <std::size_t N> std::array<std::uint8_t, N> array_of(const bytes &from) {
+template <std::size_t N>
+std::array<std::uint8_t, N> array_of(const bytes &from) {
     REQUIRE(from.size() == N);
     std::array<std::uint8_t, N> out;
     std::copy(from.begin(), from.end(), out.begin());

@@ -60,16 +60,23 @@ class nonblocking {
 
 struct client {
     unique_fd socket;
-    std::string held;     // read, and not a whole frame yet
+    std::string held; // read, and not a whole frame yet
     out_buffer out;
     bool preamble_seen = false;
     bool greeted = false; // HELLO is in `out`, or on its way
     bool wants_write = false;
-    bool paused = false;  // not read for now
+    bool paused = false; // not read for now
 };
 
 // Clients are known to epoll by their number; what else is watched has one of these.
-enum : std::uint64_t { of_dom0_in = 1ull << 32, of_dom0_out, of_listener, of_files, of_timer, of_signals };
+enum : std::uint64_t {
+    of_dom0_in = 1ull << 32,
+    of_dom0_out,
+    of_listener,
+    of_files,
+    of_timer,
+    of_signals
+};
 
 class loop {
   public:
@@ -149,7 +156,8 @@ class loop {
         unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
         ::unlink(temporary.c_str());
         struct stat st {};
-        if (!made || ::bind(made.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) != 0 ||
+        if (!made ||
+            ::bind(made.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) != 0 ||
             ::listen(made.get(), SOMAXCONN) != 0 || ::lstat(temporary.c_str(), &st) != 0 ||
             ::rename(temporary.c_str(), socket_path().c_str()) != 0)
             return host::failed("cannot listen at " + socket_path(), errno);
@@ -350,7 +358,8 @@ class loop {
         c.paused = paused;
         c.wants_write = wants_write;
         change(c.socket.get(), number,
-               (paused ? 0u : std::uint32_t{EPOLLIN}) | (wants_write ? std::uint32_t{EPOLLOUT} : 0u));
+               (paused ? 0u : std::uint32_t{EPOLLIN}) |
+                   (wants_write ? std::uint32_t{EPOLLOUT} : 0u));
     }
 
     void drop(std::uint32_t number) {
@@ -370,7 +379,8 @@ class loop {
                 full_ = true;
                 return change(listener_.get(), of_listener, 0);
             }
-            unique_fd made(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+            unique_fd made(
+                ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
             if (!made)
                 return;
             ucred who{};
@@ -432,7 +442,8 @@ class loop {
         }
         if (!c.preamble_seen) {
             const std::size_t n = std::min(data.size(), preamble.size());
-            if (!std::equal(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(n), preamble.begin()))
+            if (!std::equal(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(n),
+                            preamble.begin()))
                 return drop(number);
             if (n < preamble.size()) {
                 c.held.assign(as_text(data));

@@ -68,8 +68,8 @@ void carrier::publish_results() const {
         if (!name.starts_with('.') || !name.ends_with(".exit"))
             continue;
         const auto id = command_id::parse(std::string_view(name).substr(1, name.size() - 6));
-        if (struct stat st {}; id && is_regular(files_.results.get(), name, st) &&
-                               !is_regular(files_.running.get(), id->text(), st))
+        if (struct stat st{}; id && is_regular(files_.results.get(), name, st) &&
+                              !is_regular(files_.running.get(), id->text(), st))
             static_cast<void>(publish(files_.results.get(), name.substr(1)));
     }
 }
@@ -165,8 +165,8 @@ std::uint64_t carrier::due_ms() const {
     std::uint64_t due = UINT64_MAX;
     for (const auto &[id, e] : entries_)
         if (e.at == entry::stage::seen)
-            due = std::min(due, e.not_before_ms != 0 ? e.not_before_ms
-                                                     : e.seen_ms + token_patience_ms);
+            due = std::min(due,
+                           e.not_before_ms != 0 ? e.not_before_ms : e.seen_ms + token_patience_ms);
     return due;
 }
 

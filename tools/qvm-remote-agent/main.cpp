@@ -107,8 +107,8 @@ int keep_call(const std::string &base) {
         if (!stream) {
             why = stream.error();
         } else {
-            const auto served = agent::serve(base, stream->in.get(), stream->out.get(),
-                                             agent::carrying::sessions);
+            const auto served =
+                agent::serve(base, stream->in.get(), stream->out.get(), agent::carrying::sessions);
             if (!served)
                 return fail_with(served.error().what);
             if (*served == agent::ending::signal)
@@ -151,11 +151,12 @@ int main(int argc, char **argv) {
     if (first < 0 || first < argc)
         return fail_with("it takes no arguments; see qvm-remote-agent --help");
     if (help) {
-        std::printf("Usage: qvm-remote-agent [OPTIONS]\n\n"
-                    "Carries the commands of this user's qvm-remote to dom0 and their results back.\n"
-                    "dom0 starts it, with its stream to dom0 as standard input and output; with --keep\n"
-                    "it makes the call itself.\n\n"
-                    "Options:\n");
+        std::printf(
+            "Usage: qvm-remote-agent [OPTIONS]\n\n"
+            "Carries the commands of this user's qvm-remote to dom0 and their results back.\n"
+            "dom0 starts it, with its stream to dom0 as standard input and output; with --keep\n"
+            "it makes the call itself.\n\n"
+            "Options:\n");
         cli::print_options(stdout, options);
         return 0;
     }
@@ -186,7 +187,8 @@ int main(int argc, char **argv) {
         return fail_with(lock.error().what);
     if (keep)
         return keep_call(base);
-    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO, agent::carrying::all); !served)
+    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO, agent::carrying::all);
+        !served)
         return fail_with(served.error().what);
     return 0;
 }

@@ -48,7 +48,8 @@ std::uint64_t visit_entry(int day, const std::string &name, bool remove) {
     const unique_fd entry = open_below(day, name);
     std::uint64_t bytes = 0;
     DIR *const open =
-        entry ? ::fdopendir(::openat(entry.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) : nullptr;
+        entry ? ::fdopendir(::openat(entry.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC))
+              : nullptr;
     if (!open)
         return 0;
     while (const dirent *file = ::readdir(open)) {

@@ -67,14 +67,10 @@ account own_account() {
 
 std::vector<std::string> environment_for(const account &of, const std::string &language,
                                          const std::string &peer, const std::string &id) {
-    return {"HOME=" + of.home,
-            "USER=" + of.name,
-            "LOGNAME=" + of.name,
-            "SHELL=" + of.shell,
-            "LANG=" + language,
-            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
-            "QVM_REMOTE_PEER=" + peer,
-            "QVM_REMOTE_ID=" + id};
+    return {"HOME=" + of.home,         "USER=" + of.name,
+            "LOGNAME=" + of.name,      "SHELL=" + of.shell,
+            "LANG=" + language,        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+            "QVM_REMOTE_PEER=" + peer, "QVM_REMOTE_ID=" + id};
 }
 
 } // namespace qvmremote::dom0

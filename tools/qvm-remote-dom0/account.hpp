@@ -26,7 +26,9 @@ struct account {
 [[nodiscard]] account own_account();
 
 /// What every command finds in its environment, "NAME=value", in this order.
-[[nodiscard]] std::vector<std::string> environment_for(const account &of, const std::string &language,
-                                                       const std::string &peer, const std::string &id);
+[[nodiscard]] std::vector<std::string> environment_for(const account &of,
+                                                       const std::string &language,
+                                                       const std::string &peer,
+                                                       const std::string &id);
 
 } // namespace qvmremote::dom0

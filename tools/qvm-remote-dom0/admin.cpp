@@ -57,8 +57,7 @@ host::outcome<qube_name> named_qube(std::string_view typed) {
 
 void tell_daemon(const paths &where) {
     if (auto answer = ask_daemon(where, "reload"); answer && *answer != "ok\n")
-        std::fprintf(stderr, "qvm-remote-dom0: the daemon says: %s",
-                     for_terminal(*answer).c_str());
+        std::fprintf(stderr, "qvm-remote-dom0: the daemon says: %s", for_terminal(*answer).c_str());
 }
 
 namespace {
@@ -124,7 +123,8 @@ int systemctl(const invocation &in, const char *verb) {
     if (!said)
         return fail_with(said.error());
     if (said->exit_code != 0)
-        return fail_with("systemctl " + std::string(verb) + " failed; is the package with "
+        return fail_with("systemctl " + std::string(verb) +
+                         " failed; is the package with "
                          "qvm-remote-dom0.service installed?");
     return 0;
 }
@@ -160,8 +160,7 @@ host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool w
     else if (after.empty())
         add(nobody);
     struct stat st {};
-    const mode_t mode =
-        ::stat(where.config().c_str(), &st) == 0 ? st.st_mode & 0777 : mode_t{0644};
+    const mode_t mode = ::stat(where.config().c_str(), &st) == 0 ? st.st_mode & 0777 : mode_t{0644};
     return host::write_atomically(where.config(), with_value(*text, "QVM_REMOTE_VMS", after), mode,
                                   host::durability::synced);
 }
@@ -200,15 +199,14 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     // Options may stand behind the qube's name, as people type them.
     for (std::size_t at = 1; at < words.size();) {
         words[at - 1] = words[0];
-        const int next =
-            cli::parse(table, static_cast<int>(words.size() - at + 1), words.data() + at - 1,
-                       [&](int key, const char *value) {
-                           if (key == 'f')
-                               fetch = true;
-                           else
-                               (key == 'l' ? level_text : until_text) = value;
-                           return true;
-                       });
+        const int next = cli::parse(table, static_cast<int>(words.size() - at + 1),
+                                    words.data() + at - 1, [&](int key, const char *value) {
+                                        if (key == 'f')
+                                            fetch = true;
+                                        else
+                                            (key == 'l' ? level_text : until_text) = value;
+                                        return true;
+                                    });
         if (next < 0)
             return 1;
         at += static_cast<std::size_t>(next) - 1;
@@ -234,16 +232,16 @@ int let_in(const invocation &in, const char *verb, bool listed) {
                              "' is no time to come: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM");
     }
     if (in.where.is_real()) {
-        const auto checked =
-            run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
+        const auto checked = run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
         if (checked && checked->exit_code != 0)
             return fail_with("there is no qube '" + qube->text() + "'; see qvm-ls");
     }
 
     host::outcome<secret> key = host::failed("");
     if (plain.size() == 2) {
-        std::fprintf(stderr, "qvm-remote-dom0: warning: a key on the command line can be read in the "
-                             "list of processes; give it on standard input instead\n");
+        std::fprintf(stderr,
+                     "qvm-remote-dom0: warning: a key on the command line can be read in the "
+                     "list of processes; give it on standard input instead\n");
         key = parse_key(plain[1]);
         OPENSSL_cleanse(plain[1], std::strlen(plain[1]));
     } else if (fetch) {
@@ -254,8 +252,8 @@ int let_in(const invocation &in, const char *verb, bool listed) {
                          qube->text().c_str());
         std::string text(256, '\0');
         std::size_t n = 0;
-        for (ssize_t got; n < text.size() && (got = ::read(STDIN_FILENO, text.data() + n,
-                                                           text.size() - n)) > 0;) {
+        for (ssize_t got; n < text.size() &&
+                          (got = ::read(STDIN_FILENO, text.data() + n, text.size() - n)) > 0;) {
             n += static_cast<std::size_t>(got);
             if (text.find('\n') < n)
                 break;
@@ -297,9 +295,10 @@ int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
     auto removed = keyring(in.where.keys()).remove(qube);
     const auto forgotten = policy_files(in.where.policy()).remove_level(qube);
     tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
-    if (removed) // a key that is gone is better than a record of it
+    if (removed)           // a key that is gone is better than a record of it
         if (auto recorded = record_admin(in.where, verb, qube.text(), {}); !recorded)
-            return fail_with("the key is removed, and that is not recorded: " + recorded.error().what);
+            return fail_with("the key is removed, and that is not recorded: " +
+                             recorded.error().what);
     if (!removed)
         return fail_with(removed.error().error_number == ENOENT
                              ? "'" + qube.text() + "' has no key here; see qvm-remote-dom0 keys"
@@ -352,10 +351,11 @@ int in_queue_of(const qube_name &qube, const char *text) {
 
 // The qube makes the key and keeps it aside; it counts here before the qube uses it, so that no
 // command falls between two keys.
-constexpr const char *make_key =
-    "umask 077; cd ~/.qvm-remote && od -An -v -N32 -tx1 /dev/urandom | tr -d ' \\n' >.auth.key.new && "
-    "[ $(wc -c <.auth.key.new) -eq 64 ] && cat .auth.key.new";
-constexpr const char *use_key = "cd ~/.qvm-remote && sync .auth.key.new && mv -f .auth.key.new auth.key";
+constexpr const char *make_key = "umask 077; cd ~/.qvm-remote && od -An -v -N32 -tx1 /dev/urandom "
+                                 "| tr -d ' \\n' >.auth.key.new && "
+                                 "[ $(wc -c <.auth.key.new) -eq 64 ] && cat .auth.key.new";
+constexpr const char *use_key =
+    "cd ~/.qvm-remote && sync .auth.key.new && mv -f .auth.key.new auth.key";
 
 int rotate_key(const invocation &in) {
     if (in.arguments.size() != 1)
@@ -372,12 +372,14 @@ int rotate_key(const invocation &in) {
     if (!said)
         return fail_with(said.error());
     if (said->exit_code != 0)
-        return fail_with("cannot make a key in " + qube->text() + ": is it running, with a home that "
+        return fail_with("cannot make a key in " + qube->text() +
+                         ": is it running, with a home that "
                          "can be written?");
     const auto key = parse_key(std::move(said->untrusted_output));
     if (!key)
         return fail_with(key.error());
-    if (const auto recorded = record_admin(in.where, "rotate", qube->text(), "key=" + key->fingerprint());
+    if (const auto recorded =
+            record_admin(in.where, "rotate", qube->text(), "key=" + key->fingerprint());
         !recorded)
         return fail_with("nothing was changed: " + recorded.error().what);
     if (const auto done = ring.rotate(*qube, *key, host::local_time::now().seconds); !done)
@@ -411,15 +413,16 @@ int disconnect(const invocation &in) {
     int code = shut_out(in, *qube, "disconnect");
     if (auto done = set_listed(in.where, *qube, false); !done)
         code = fail_with(done.error());
-    const auto running = run_helper({"qvm-check", "--quiet", "--running", qube->text()}, 4096,
-                                    call_limit);
+    const auto running =
+        run_helper({"qvm-check", "--quiet", "--running", qube->text()}, 4096, call_limit);
     if (running && running->exit_code == 0)
         code = std::max(code, in_queue_of(*qube, empty_queue));
     return code;
 }
 
 int queue(const invocation &in) {
-    const std::string_view verb = in.arguments.empty() ? std::string_view("status") : in.arguments[0];
+    const std::string_view verb =
+        in.arguments.empty() ? std::string_view("status") : in.arguments[0];
     const char *const text = verb == "status"    ? count_queue
                              : verb == "clean"   ? empty_queue
                              : verb == "recover" ? recover_queue
@@ -429,8 +432,9 @@ int queue(const invocation &in) {
         return fail_with("usage: qvm-remote-dom0 queue [status | clean | recover | debug] [VM]");
     if (text == recover_queue)
         if (const auto answer = ask_daemon(in.where, "status"); answer)
-            return fail_with("the daemon is running: it reports what a dead one left in running/ as "
-                             "soon as it is connected to the qube, and what is there now may run");
+            return fail_with(
+                "the daemon is running: it reports what a dead one left in running/ as "
+                "soon as it is connected to the qube, and what is there now may run");
     if (in.arguments.size() == 2) {
         auto qube = named_qube(in.arguments[1]);
         return qube ? in_queue_of(*qube, text) : fail_with(qube.error());
@@ -440,8 +444,8 @@ int queue(const invocation &in) {
         return fail_with(qubes.error());
     int code = 0;
     for (const qube_name &qube : *qubes) {
-        const auto running = run_helper({"qvm-check", "--quiet", "--running", qube.text()}, 4096,
-                                        call_limit);
+        const auto running =
+            run_helper({"qvm-check", "--quiet", "--running", qube.text()}, 4096, call_limit);
         if (!running)
             code = fail_with(running.error());
         else if (running->exit_code != 0)
@@ -534,10 +538,11 @@ int log(const invocation &in) {
 int enable(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with("usage: qvm-remote-dom0 enable");
-    std::fprintf(stderr,
-                 "This starts qvm-remote-dom0 now and at every boot. Each qube that has a key here can\n"
-                 "then run in dom0 what policy allows it. One with level full runs anything, as root: such\n"
-                 "a qube IS dom0, and so is whoever gets into it.\n");
+    std::fprintf(
+        stderr,
+        "This starts qvm-remote-dom0 now and at every boot. Each qube that has a key here can\n"
+        "then run in dom0 what policy allows it. One with level full runs anything, as root: such\n"
+        "a qube IS dom0, and so is whoever gets into it.\n");
     if (!confirmed("Type yes to go on: ", "yes"))
         return fail_with("not confirmed; nothing was changed");
     return systemctl(in, "enable");

@@ -79,8 +79,9 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
                    "the policy is broken, nothing new is let in: " + for_log(policy_trouble_));
     for (const std::string &qube : without_rules_)
         log_.write(log_category::error,
-                   "vm=" + qube + " has a key and no policy, so nothing it asks for runs: "
-                                  "qvm-remote-dom0 migrate, once, or authorize --level");
+                   "vm=" + qube +
+                       " has a key and no policy, so nothing it asks for runs: "
+                       "qvm-remote-dom0 migrate, once, or authorize --level");
     keep_keys(*qubes);
     key_owner_.clear();
     return {};
@@ -160,8 +161,9 @@ std::optional<refusal> admission::take_id(const peer &from, const command_id &id
             return refusal{errc::id_outdated, {}};
     }
     if (!records_.has_room(from.name))
-        return refusal{errc::busy, "this qube has used up what a day allows it of dom0's audit log; "
-                                   "some of it comes back every minute"};
+        return refusal{errc::busy,
+                       "this qube has used up what a day allows it of dom0's audit log; "
+                       "some of it comes back every minute"};
     if (!records_.reserve(from.name, id, key_mark))
         return refusal{errc::id_used, records_.is_outcome_unknown(from.name, id)
                                           ? "dom0 ended while it ran: outcome unknown"
@@ -192,7 +194,8 @@ bool admission::accepts(const peer &from, std::uint32_t protocol, const digest25
 result<candidate> admission::check(server_stream &stream, const server_event &event,
                                    const peer &from, std::uint64_t now_ms) {
     const auto &found = keys_of(from.name, now_ms);
-    const std::span<const secret> keys = found ? std::span<const secret>(*found) : std::span<const secret>();
+    const std::span<const secret> keys =
+        found ? std::span<const secret>(*found) : std::span<const secret>();
     auto checked = stream.verify(event, keys, now_ms);
     if (!checked) {
         log_failure(from, "?", checked.error().code, found, now_ms);
@@ -217,7 +220,8 @@ tl::expected<candidate, std::optional<refusal>>
 admission::check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
                        std::uint64_t length, std::uint64_t now_ms) {
     const auto &found = keys_of(from.name, now_ms);
-    const std::span<const secret> keys = found ? std::span<const secret>(*found) : std::span<const secret>();
+    const std::span<const secret> keys =
+        found ? std::span<const secret>(*found) : std::span<const secret>();
     auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
     if (!checked) {
         log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, found, now_ms);
@@ -231,7 +235,8 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
     if (!accepts(from, 1, mark))
         return refuse({errc::protocol_retired, {}});
     if (length > limits::command)
-        return refuse({errc::command_too_large, "oversized (" + std::to_string(length) + " bytes)"});
+        return refuse(
+            {errc::command_too_large, "oversized (" + std::to_string(length) + " bytes)"});
     if (auto why = take_id(from, id, mark))
         return refuse(std::move(*why));
     return candidate{std::move(checked->header), mark};
@@ -241,11 +246,14 @@ std::optional<refusal> admission::shut(const qube_name &qube) const {
     if (is_panic(where_))
         return refusal{errc::panicked, {}};
     if (!policy_trouble_.empty())
-        return refusal{errc::denied, "dom0's policy is broken; qvm-remote-dom0 status there says where"};
+        return refusal{errc::denied,
+                       "dom0's policy is broken; qvm-remote-dom0 status there says where"};
     if (!served_.contains(qube.text()))
         return refusal{errc::denied, "dom0 does not serve this qube"};
-    if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) != without_rules_.end())
-        return refusal{errc::denied, "dom0 has no policy for this qube; in dom0: qvm-remote-dom0 migrate"};
+    if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) !=
+        without_rules_.end())
+        return refusal{errc::denied,
+                       "dom0 has no policy for this qube; in dom0: qvm-remote-dom0 migrate"};
     return std::nullopt;
 }
 
@@ -265,13 +273,16 @@ std::optional<refusal> admission::hopeless(const peer &from, const envelope &wha
 void admission::admit(const peer &from, verified<request> what, consent given, answer tell) {
     peer known = from;
     if (!rules_.uses_tags())
-        return decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
+        return decide_and_start(std::move(known), std::move(what), std::move(given),
+                                std::move(tell));
     if (const known_tags *tags = tags_.fresh(from.name, host::boottime_ms())) {
         known.tags = *tags;
-        return decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
+        return decide_and_start(std::move(known), std::move(what), std::move(given),
+                                std::move(tell));
     }
     tags_.ask(from.name, [this, known = std::move(known), what = std::move(what),
-                          given = std::move(given), tell = std::move(tell)](known_tags tags) mutable {
+                          given = std::move(given),
+                          tell = std::move(tell)](known_tags tags) mutable {
         known.tags = std::move(tags);
         decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
     });
@@ -282,7 +293,8 @@ namespace {
 host::outcome<account> account_for(const run_terms &how) {
     auto found = find_account(how.user);
     if (found && !how.full && found->may_administer)
-        return host::failed("user '" + found->name + "' of the rule may administer dom0, so it bounds no command");
+        return host::failed("user '" + found->name +
+                            "' of the rule may administer dom0, so it bounds no command");
     return found;
 }
 } // namespace
@@ -341,23 +353,22 @@ void admission::start(peer from, verified<request> what, verdict said, std::opti
     entry.user = said.how.user;
     entry.timeout_s = said.how.timeout_s;
     ++starting_;
-    records_.start(std::move(entry), [this, from, what = std::move(what), how = std::move(said.how),
-                                      as = std::move(as),
-                                      collected = std::move(given.collected).value_or(""),
-                                      tell = std::move(tell)](
-                                         std::optional<std::uint64_t> serial) mutable {
-        if (serial) {
-            tell(admitted(std::move(what), from, std::move(how), std::move(as), std::move(collected),
-                          *serial));
-        } else {
-            records_.release(from.name, *what->header.id);
-            log_.write(log_category::error,
-                       subject(from, what->header) + " " + for_log(records_.trouble()));
-            tell(refusal{errc::not_recorded, for_log(records_.trouble())});
-        }
-        if (--starting_ == 0 && none_starts_)
-            none_starts_();
-    });
+    records_.start(std::move(entry),
+                   [this, from, what = std::move(what), how = std::move(said.how),
+                    as = std::move(as), collected = std::move(given.collected).value_or(""),
+                    tell = std::move(tell)](std::optional<std::uint64_t> serial) mutable {
+                       if (serial) {
+                           tell(admitted(std::move(what), from, std::move(how), std::move(as),
+                                         std::move(collected), *serial));
+                       } else {
+                           records_.release(from.name, *what->header.id);
+                           log_.write(log_category::error, subject(from, what->header) + " " +
+                                                               for_log(records_.trouble()));
+                           tell(refusal{errc::not_recorded, for_log(records_.trouble())});
+                       }
+                       if (--starting_ == 0 && none_starts_)
+                           none_starts_();
+                   });
 }
 
 question question_of(const held &what, const std::optional<std::string> &collected) {
@@ -405,9 +416,10 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
         describe(*what, entry);
         entry.verdict = name(why.said);
         entry.rule = why.rule;
-        log_.write(log_category::reject, subject(from, *what) + " " + std::string(name(why.reason)) +
-                                             (why.text.empty() ? "" : " " + for_log(why.text)) +
-                                             (why.rule.empty() ? "" : " (" + for_log(why.rule) + ")"));
+        log_.write(log_category::reject,
+                   subject(from, *what) + " " + std::string(name(why.reason)) +
+                       (why.text.empty() ? "" : " " + for_log(why.text)) +
+                       (why.rule.empty() ? "" : " (" + for_log(why.rule) + ")"));
     }
     entry.reason = name(why.reason);
     records_.note(std::move(entry));
@@ -415,9 +427,8 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
 
 std::optional<errc> admission::why_over(const qube_name &qube, const digest256 &key_mark) const {
     const auto good = keys_.usable(qube, host::local_time::now().seconds);
-    if (!good || std::none_of(good->begin(), good->end(), [&](const secret &key) {
-            return sha256(key.text()) == key_mark;
-        }))
+    if (!good || std::none_of(good->begin(), good->end(),
+                              [&](const secret &key) { return sha256(key.text()) == key_mark; }))
         return errc::key_revoked;
     if (!served_.contains(qube.text()))
         return errc::denied;

@@ -19,9 +19,9 @@
 #include <qvmremote/token.hpp>
 
 #include "account.hpp"
+#include "approvals.hpp"
 #include "containment.hpp"
 #include "journal.hpp"
-#include "approvals.hpp"
 #include "keyring.hpp"
 #include "log.hpp"
 #include "policy_files.hpp"
@@ -32,7 +32,7 @@ namespace qvmremote::dom0 {
 /// A request that may run, because its START is durable. Only admission makes one, and the executor
 /// takes nothing else.
 class admitted {
-public:
+  public:
     [[nodiscard]] const envelope &request() const noexcept { return request_->header; }
     [[nodiscard]] const peer &from() const noexcept { return from_; }
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
@@ -43,14 +43,15 @@ public:
     /// Within which it runs, by policy: the same in the executor's words. A dedicated account is a
     /// bound only where sudo and its like give it nothing; under full access none is meant to be.
     [[nodiscard]] containment bounds() const {
-        return {.most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
-                .output_bytes = terms_.output.value_or(0),
-                .no_new_privs = !terms_.full && as_.has_value()};
+        return {
+            .most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
+            .output_bytes = terms_.output.value_or(0),
+            .no_new_privs = !terms_.full && as_.has_value()};
     }
     /// The account that it runs as; absent: the daemon's own.
     [[nodiscard]] const std::optional<account> &as() const noexcept { return as_; }
 
-private:
+  private:
     friend class admission;
     admitted(verified<qvmremote::request> request, peer from, run_terms terms,
              std::optional<account> as, std::string collected, std::uint64_t serial)
@@ -84,8 +85,8 @@ struct consent {
 /// Why a request does not run.
 struct refusal {
     errc reason;
-    std::string text; ///< words of dom0's for the client; may be empty
-    std::string rule = {};                            ///< of policy, for the records alone
+    std::string text;      ///< words of dom0's for the client; may be empty
+    std::string rule = {}; ///< of policy, for the records alone
     policy_action said = policy_action::deny;
 };
 
@@ -96,9 +97,9 @@ struct candidate {
 };
 
 class admission {
-public:
-    admission(const paths &where, const keyring &keys, const policy_files &policies, tag_source &tags,
-              approvals &words, journal &records, event_log &log)
+  public:
+    admission(const paths &where, const keyring &keys, const policy_files &policies,
+              tag_source &tags, approvals &words, journal &records, event_log &log)
         : where_(where), keys_(keys), policies_(policies), tags_(tags), approvals_(words),
           records_(records), log_(log) {}
 
@@ -152,9 +153,10 @@ public:
     void not_run(const admitted &what, errc why);
 
     /// Why what runs for that qube, by the key with this mark, is to end; none while it may go on.
-    [[nodiscard]] std::optional<errc> why_over(const qube_name &qube, const digest256 &key_mark) const;
+    [[nodiscard]] std::optional<errc> why_over(const qube_name &qube,
+                                               const digest256 &key_mark) const;
 
-private:
+  private:
     [[nodiscard]] std::optional<refusal> shut(const qube_name &qube) const;
     void decide_and_start(peer from, verified<request> what, consent given, answer tell);
     void start(peer from, verified<request> what, verdict said, std::optional<account> as,

@@ -14,8 +14,7 @@ std::optional<std::uint64_t> approvals::ask(question what, std::uint64_t now_ms,
     const auto of_this_qube = std::count_if(waiting_.begin(), waiting_.end(), [&](const auto &w) {
         return w.second.what.from.name == what.from.name;
     });
-    if (waiting_.size() >= most_in_all ||
-        static_cast<std::size_t>(of_this_qube) >= most_of_a_qube)
+    if (waiting_.size() >= most_in_all || static_cast<std::size_t>(of_this_qube) >= most_of_a_qube)
         return std::nullopt;
     open_question shown{std::move(what), ++last_serial_, now_ms + patience_ms};
     waiting_.emplace(last_serial_, waiting{std::move(shown), std::move(tell)});
@@ -109,7 +108,9 @@ void approvals::settle(table::iterator at, tl::expected<approval, errc> with) {
 std::string to_json(const open_question &what, std::uint64_t now_ms) {
     constexpr std::size_t most_text = 16 * 1024;
     const auto name_of = [](stdin_mode mode) {
-        return mode == stdin_mode::live ? "live" : mode == stdin_mode::collected ? "collected" : "closed";
+        return mode == stdin_mode::live        ? "live"
+               : mode == stdin_mode::collected ? "collected"
+                                               : "closed";
     };
     nlohmann::ordered_json out = {
         {"serial", what.serial},

@@ -22,7 +22,7 @@ namespace qvmremote::dom0 {
 struct question {
     peer from;
     std::string id;
-    std::string kind; ///< "shell", "exec" or "script"
+    std::string kind;           ///< "shell", "exec" or "script"
     std::string untrusted_text; ///< the command line, the script, or the argv's words one a line
     run_terms how;
     std::optional<std::size_t> input_size; ///< of the stdin that was collected
@@ -59,7 +59,8 @@ class approvals {
     using answer = std::function<void(tl::expected<approval, errc>)>;
 
     /// Puts a question; nothing when there are too many already.
-    [[nodiscard]] std::optional<std::uint64_t> ask(question what, std::uint64_t now_ms, answer tell);
+    [[nodiscard]] std::optional<std::uint64_t> ask(question what, std::uint64_t now_ms,
+                                                   answer tell);
 
     /// The session is gone: nobody asks any more.
     void withdraw(std::uint64_t serial);

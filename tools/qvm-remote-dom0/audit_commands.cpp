@@ -165,8 +165,9 @@ int verify(const invocation &in, const std::string &heads_file) {
         if (lines.torn() && n + 1 < files->size())
             return bad(place, verifier.last() + 1, "ends within a line: its end was cut off");
         if (lines.torn() && !is_written(in.where))
-            std::fprintf(stderr, "qvm-remote-dom0: %s ends within a line, as a crash leaves it; the "
-                                 "daemon takes that out when it starts\n",
+            std::fprintf(stderr,
+                         "qvm-remote-dom0: %s ends within a line, as a crash leaves it; the "
+                         "daemon takes that out when it starts\n",
                          f.path.c_str());
     }
     if (const auto fault = verifier.finish(); fault == audit_fault::cut)
@@ -197,9 +198,9 @@ std::string shown(const audit_entry &entry, std::string_view key, std::string_vi
     if (const auto words = entry.list(key)) {
         std::string out;
         for (const std::string &word : *words)
-            out += (out.empty() ? "" : " ") +
-                   (word.empty() || word.find(' ') != word.npos ? "'" + for_terminal(word) + "'"
-                                                                : for_terminal(word));
+            out += (out.empty() ? "" : " ") + (word.empty() || word.find(' ') != word.npos
+                                                   ? "'" + for_terminal(word) + "'"
+                                                   : for_terminal(word));
         return out;
     }
     const auto text = entry.text(key);
@@ -223,7 +224,8 @@ void print_line(const audit_entry &entry) {
 }
 
 // Calls `see(entry, line)` for each line from a serial on, until it returns false.
-template <class See> host::outcome<void> each_from(const paths &where, std::uint64_t from, See see) {
+template <class See>
+host::outcome<void> each_from(const paths &where, std::uint64_t from, See see) {
     auto files = open_log(where);
     if (!files)
         return tl::unexpected(files.error());
@@ -240,8 +242,9 @@ template <class See> host::outcome<void> each_from(const paths &where, std::uint
                 break;
             const auto entry = parse_audit(**line);
             if (!entry)
-                return host::failed(f.path + ":" + std::to_string(number) +
-                                    " is no line that dom0 wrote; see qvm-remote-dom0 audit verify");
+                return host::failed(
+                    f.path + ":" + std::to_string(number) +
+                    " is no line that dom0 wrote; see qvm-remote-dom0 audit verify");
             if (entry->serial >= from && !see(*entry, **line))
                 return {};
         }
@@ -346,12 +349,12 @@ int audit(const invocation &in) {
     std::string heads, since = "1", format = "json";
     std::vector<char *> words(in.arguments.begin(), in.arguments.end());
     words[0] = const_cast<char *>("qvm-remote-dom0");
-    const int next = cli::parse(table, static_cast<int>(words.size()), words.data(),
-                                [&](int key, const char *value) {
-                                    const std::string_view wanted = key == 'H' ? "verify" : "export";
-                                    (key == 'H' ? heads : key == 's' ? since : format) = value;
-                                    return verb == wanted;
-                                });
+    const int next = cli::parse(
+        table, static_cast<int>(words.size()), words.data(), [&](int key, const char *value) {
+            const std::string_view wanted = key == 'H' ? "verify" : "export";
+            (key == 'H' ? heads : key == 's' ? since : format) = value;
+            return verb == wanted;
+        });
     if (next < 0)
         return fail_with(usage);
     const auto left = std::span(words).subspan(static_cast<std::size_t>(next));
@@ -378,9 +381,9 @@ host::outcome<void> record_admin(const paths &where, std::string_view act, std::
     const std::string who = who_asks();
     constexpr int tries = 250;
     for (int i = 0; i < tries; ++i) {
-        const auto answer = ask_daemon(where, "admin\t" + std::string(act) + "\t" +
-                                                  std::string(peer) + "\t" + who + "\t" +
-                                                  std::string(words));
+        const auto answer =
+            ask_daemon(where, "admin\t" + std::string(act) + "\t" + std::string(peer) + "\t" + who +
+                                  "\t" + std::string(words));
         if (answer && *answer == "ok\n")
             return {};
         if (answer)

@@ -44,9 +44,8 @@ host::outcome<std::vector<kept_audit_file>> kept_audit_files(const paths &where)
         out.push_back({kept_audit_path(where, *last), *last, st.st_ino,
                        static_cast<std::uint64_t>(st.st_size), st.st_mtime});
     }
-    std::sort(out.begin(), out.end(), [](const kept_audit_file &a, const kept_audit_file &b) {
-        return a.last < b.last;
-    });
+    std::sort(out.begin(), out.end(),
+              [](const kept_audit_file &a, const kept_audit_file &b) { return a.last < b.last; });
     return out;
 }
 
@@ -66,8 +65,7 @@ host::outcome<std::optional<std::string_view>> line_reader::next() {
             return host::failed("a line is too long to be one of ours", EFBIG);
         constexpr std::size_t piece = 1 << 16;
         held_.resize(searched + piece);
-        const ssize_t n =
-            ::pread(fd_, held_.data() + searched, piece, static_cast<off_t>(read_));
+        const ssize_t n = ::pread(fd_, held_.data() + searched, piece, static_cast<off_t>(read_));
         held_.resize(searched + (n > 0 ? static_cast<std::size_t>(n) : 0));
         if (n < 0 && errno == EINTR)
             continue;

@@ -34,16 +34,16 @@ struct kept_audit_file {
 
 /// Lines of a file, in a memory that does not grow with it.
 class line_reader {
-public:
+  public:
     explicit line_reader(int fd, std::uint64_t from = 0) : fd_(fd), offset_(from), read_(from) {}
 
     /// The next whole line, without its newline, good until the next call; nothing at the end. EFBIG
     /// for a line that is too long to be one of ours.
     [[nodiscard]] host::outcome<std::optional<std::string_view>> next();
 
-    [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; } ///< behind that line
+    [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; }    ///< behind that line
     [[nodiscard]] bool torn() const noexcept { return held_.size() > taken_; } ///< at the end
-private:
+  private:
     int fd_;
     std::uint64_t offset_, read_;
     std::string held_;

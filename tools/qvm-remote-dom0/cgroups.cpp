@@ -56,7 +56,8 @@ constexpr int cpu_period_us = 100'000;
     return n == static_cast<ssize_t>(word.size());
 }
 
-template <class Take> void for_each_line(std::string_view text, Take take) {
+template <class Take>
+void for_each_line(std::string_view text, Take take) {
     while (!text.empty()) {
         const std::size_t end = std::min(text.find('\n'), text.size());
         take(text.substr(0, end));
@@ -110,7 +111,8 @@ template <class Take> void for_each_line(std::string_view text, Take take) {
     return ::geteuid() != 0 && ::stat(directory.c_str(), &at) == 0 && at.st_uid == ::geteuid();
 }
 
-template <class Take> void for_each_group_below(const std::string &directory, Take take) {
+template <class Take>
+void for_each_group_below(const std::string &directory, Take take) {
     const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory.c_str()), ::closedir);
     while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
         if (entry->d_type == DT_DIR && entry->d_name[0] != '.')

@@ -26,9 +26,9 @@ namespace qvmremote::dom0 {
 
 /// The group that is ours to divide, or none.
 struct cgroup_home {
-    std::string directory; ///< empty: there is none
-    std::string name;      ///< as in /proc/PID/cgroup
-    std::string why_none;  ///< for `status`
+    std::string directory;                          ///< empty: there is none
+    std::string name;                               ///< as in /proc/PID/cgroup
+    std::string why_none;                           ///< for `status`
     bool memory = false, pids = false, cpu = false; ///< what can be bounded there
 
     [[nodiscard]] explicit operator bool() const noexcept { return !directory.empty(); }
@@ -44,14 +44,13 @@ struct cgroup_home {
 
 /// The group of one command.
 class command_cgroup {
-public:
+  public:
     command_cgroup() = default; ///< none: all below does nothing and succeeds
     command_cgroup(const cgroup_home &home, std::uint64_t number);
 
     [[nodiscard]] host::outcome<void> make() const;
     /// Sets what there are controllers for; swap goes with memory.
-    [[nodiscard]] host::outcome<void> limit(const resources &most,
-                                            const cgroup_home &home) const;
+    [[nodiscard]] host::outcome<void> limit(const resources &most, const cgroup_home &home) const;
     /// For clone3, open; an invalid one where there is no group.
     [[nodiscard]] host::outcome<host::unique_fd> open() const;
     /// Whether the kernel killed it, since it needed more memory than it may have.
@@ -64,7 +63,7 @@ public:
 
     [[nodiscard]] explicit operator bool() const noexcept { return !path_.empty(); }
 
-private:
+  private:
     std::string path_;
 };
 

@@ -34,7 +34,7 @@ void set_nonblocking(int fd) {
 
 // A session of protocol 2, as an execution sees it.
 class live_session final : public session_port {
-public:
+  public:
     live_session(std::shared_ptr<connection> stream, std::uint32_t number)
         : stream_(std::move(stream)), number_(number) {}
 
@@ -48,12 +48,11 @@ public:
         return machine().prepare_output(number_, most);
     }
     void commit_output(bool is_stdout, std::size_t n) override {
-        machine().commit_output(
-            number_, is_stdout ? frame_type::stdout_data : frame_type::stderr_data, n);
+        machine().commit_output(number_,
+                                is_stdout ? frame_type::stdout_data : frame_type::stderr_data, n);
     }
     void output_eof(bool is_stdout) override {
-        machine().output_eof(number_,
-                             is_stdout ? frame_type::stdout_eof : frame_type::stderr_eof);
+        machine().output_eof(number_, is_stdout ? frame_type::stdout_eof : frame_type::stderr_eof);
     }
     void grant_stdin(std::size_t n) override { machine().grant_stdin(number_, n); }
     run_end end(run_end how, const run_record &) override {
@@ -63,7 +62,7 @@ public:
     }
     void flush() override { stream_->flush(); }
 
-private:
+  private:
     [[nodiscard]] server_stream &machine() { return stream_->stream(); }
 
     std::shared_ptr<connection> stream_;
@@ -73,8 +72,8 @@ private:
 } // namespace
 
 connection::connection(service &parts, host::stream from, qube_name qube, std::string transport)
-    : parts_(parts),
-      from_{std::move(qube), std::move(transport), std::move(from.argument), std::nullopt},
+    : parts_(parts), from_{std::move(qube), std::move(transport), std::move(from.argument),
+                           std::nullopt},
       in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop), pause_timer_(parts.loop),
       stream_(from_.name.text(), parts.features, host::boottime_ms()),
       heard_ms_(host::boottime_ms()) {
@@ -140,8 +139,8 @@ void connection::on_readable() {
             auto event = stream_.next(now);
             if (!event) {
                 parts_.log.write(log_category::reject,
-                                 "vm=" + from_.name.text() + " stream closed: " +
-                                     std::string(message(event.error().code)));
+                                 "vm=" + from_.name.text() +
+                                     " stream closed: " + std::string(message(event.error().code)));
                 close();
                 return;
             }
@@ -314,8 +313,8 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
 }
 
 void connection::submit(std::uint32_t number, std::size_t held_bytes) {
-    const bool queued = parts_.scheduler.submit(
-        from_.name.text(), held_bytes, [self = weak_from_this(), number] {
+    const bool queued =
+        parts_.scheduler.submit(from_.name.text(), held_bytes, [self = weak_from_this(), number] {
             const auto alive = self.lock();
             return alive && alive->on_slot(number);
         });
@@ -427,25 +426,27 @@ void connection::on_held(std::uint32_t number, held what) {
 void connection::collect(std::uint32_t number, bytes_view data) {
     std::string &collected = *sessions_.at(number).given.collected;
     if (data.size() > limits::collected_stdin - collected.size())
-        return give_up(number, {errc::denied, "an operator is asked about 1 MiB of standard input at "
-                                              "most; stdin=live in the rule passes it on unseen"});
+        return give_up(number,
+                       {errc::denied, "an operator is asked about 1 MiB of standard input at "
+                                      "most; stdin=live in the rule passes it on unseen"});
     collected.append(as_text(data));
     stream_.collect_stdin(number, data.size());
 }
 
 void connection::ask_operator(std::uint32_t number) {
     session &s = sessions_.at(number);
-    const auto serial = parts_.ask_operator(
-        question_of(*s.waits, s.given.collected),
-        [self = weak_from_this(), number](tl::expected<approval, errc> word) {
-            if (const auto alive = self.lock())
-                alive->on_word(number, std::move(word));
-        });
+    const auto serial =
+        parts_.ask_operator(question_of(*s.waits, s.given.collected),
+                            [self = weak_from_this(), number](tl::expected<approval, errc> word) {
+                                if (const auto alive = self.lock())
+                                    alive->on_word(number, std::move(word));
+                            });
     if (!serial) {
         give_up(number, {errc::busy, "too much waits for an operator already"});
     } else {
         s.asked_as.emplace(parts_, *serial);
-        stream_.pend(number, *serial, "qvm-remote-dom0 approvals, serial " + std::to_string(*serial));
+        stream_.pend(number, *serial,
+                     "qvm-remote-dom0 approvals, serial " + std::to_string(*serial));
     }
     flush();
 }
@@ -469,8 +470,8 @@ void connection::answer_directly(std::uint32_t number, const envelope &what) {
     if (what.kind == request_kind::status) {
         const std::string text =
             "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
-            "\nlevel: " + parts_.admission.level(from_.name) + "\nrunning: " +
-            std::to_string(parts_.scheduler.running(from_.name.text())) +
+            "\nlevel: " + parts_.admission.level(from_.name) +
+            "\nrunning: " + std::to_string(parts_.scheduler.running(from_.name.text())) +
             "\nwaiting: " + std::to_string(parts_.scheduler.waiting(from_.name.text())) + "\n";
         const auto room = stream_.prepare_output(number, text.size());
         std::copy_n(text.begin(), room.size(), room.begin());

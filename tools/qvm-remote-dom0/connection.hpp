@@ -26,7 +26,7 @@ class execution;
 
 /// Moves bytes between the transport's descriptors and a server_stream, and answers its events.
 class connection : public std::enable_shared_from_this<connection> {
-public:
+  public:
     connection(service &parts, host::stream from, qube_name qube, std::string transport);
 
     void start();
@@ -56,7 +56,9 @@ public:
     }
     [[nodiscard]] bool is_closed() const noexcept { return closed_; }
     /// Something runs or waits here.
-    [[nodiscard]] bool is_busy() const { return !sessions_.empty() || (queue_ && queue_->size() > 0); }
+    [[nodiscard]] bool is_busy() const {
+        return !sessions_.empty() || (queue_ && queue_->size() > 0);
+    }
 
     /// A token did not verify. A stream with very many of them is read slowly: each costs us more
     /// than it costs its sender.
@@ -70,7 +72,7 @@ public:
     /// An execution has sent its END or was given up.
     void forget(std::uint32_t number) { sessions_.erase(number); }
 
-private:
+  private:
     // A session from its verified header on.
     struct session {
         explicit session(candidate verified) : asked(std::move(verified)) {}
@@ -113,9 +115,9 @@ private:
     boost::asio::steady_timer preamble_timer_, pause_timer_;
     server_stream stream_;
     std::map<std::uint32_t, session> sessions_;
-    std::unique_ptr<entry_queue> queue_; // once the other end has spoken of it
+    std::unique_ptr<entry_queue> queue_;     // once the other end has spoken of it
     std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
-    std::size_t failures_ = 0; // in the present window
+    std::size_t failures_ = 0;               // in the present window
     std::uint64_t failures_since_ms_ = 0;
     bool reading_ = false;
     bool writing_ = false;

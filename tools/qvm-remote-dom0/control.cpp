@@ -75,7 +75,7 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
                 if (ec)
                     return;
                 self->handle(std::string_view(self->untrusted_request).substr(0, n - 1), self->who,
-                                     [self](std::string text) { self->send(std::move(text)); });
+                             [self](std::string text) { self->send(std::move(text)); });
             });
     }
 
@@ -91,9 +91,11 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
     void send(std::string words) {
         answer = std::move(words);
         limit();
-        boost::asio::async_write(socket, boost::asio::buffer(answer),
-                                 [self = shared_from_this()](boost::system::error_code,
-                                                             std::size_t) { self->timer.cancel(); });
+        boost::asio::async_write(
+            socket, boost::asio::buffer(answer),
+            [self = shared_from_this()](boost::system::error_code, std::size_t) {
+                self->timer.cancel();
+            });
     }
 
     const handler &handle; // the server's, which lives as long as the loop runs
@@ -176,8 +178,9 @@ host::outcome<std::string> ask_daemon(const paths &where, std::string_view reque
     };
     if (::send(fd->get(), line.data(), line.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(line.size()))
-        return errno == EPIPE || errno == ECONNRESET ? shut()
-                                                     : host::failed("the daemon does not listen", errno);
+        return errno == EPIPE || errno == ECONNRESET
+                   ? shut()
+                   : host::failed("the daemon does not listen", errno);
     auto answer = host::read_all(fd->get(), longest_answer);
     if (!answer && answer.error().error_number == ECONNRESET)
         return shut();

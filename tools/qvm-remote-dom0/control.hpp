@@ -33,7 +33,7 @@ struct requester {
 /// Answers root, the daemon's own user and operators: dom0's desktop users, the members of group
 /// qubes. Who may ask what is the handler's business.
 class control_server {
-public:
+  public:
     /// Called once, at once or later.
     using reply = std::function<void(std::string)>;
     using handler = std::function<void(std::string_view request, const requester &, reply)>;
@@ -42,7 +42,7 @@ public:
     open(boost::asio::io_context &loop, const paths &where, handler answer);
     ~control_server();
 
-private:
+  private:
     struct exchange;
 
     control_server(boost::asio::io_context &loop, std::string path, handler answer);

@@ -52,7 +52,7 @@ using std::chrono::seconds;
 
 constexpr seconds drain_limit{60};
 constexpr seconds check_limit{15};
-constexpr std::uint64_t round_ms = 60'000;         // between two keep-alives of idle streams
+constexpr std::uint64_t round_ms = 60'000; // between two keep-alives of idle streams
 constexpr seconds watch_limit{50};
 constexpr milliseconds accept_pause{1000}; // after a failure of the transport
 
@@ -68,19 +68,20 @@ struct way_in {
 };
 
 class daemon {
-public:
+  public:
     daemon(const daemon_options &options, const cgroup_home &home, warden children)
         : options_(options), home_(home), children_(std::move(children)), loop_(1),
-          keys_(options.where.keys()), policies_(options.where.policy()), signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_),
-          keep_alive_timer_(loop_), rate_timer_(loop_), drain_timer_(loop_),
-          watchdog_timer_(loop_), once_timer_(loop_),
+          keys_(options.where.keys()), policies_(options.where.policy()),
+          signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_), keep_alive_timer_(loop_),
+          rate_timer_(loop_), drain_timer_(loop_), watchdog_timer_(loop_), once_timer_(loop_),
           silence_timer_(loop_), watch_timer_(loop_), expiry_timer_(loop_) {}
 
     host::outcome<int> run() {
         auto opened = open();
         if (!opened)
             return tl::unexpected(opened.error());
-        log_->write(log_category::info, "qvm-remote-dom0 " QVMREMOTE_VERSION " started, transport " +
+        log_->write(log_category::info, "qvm-remote-dom0 " QVMREMOTE_VERSION
+                                        " started, transport " +
                                             settings_.transports.text());
         log_->write(log_category::info, options_.once ? "single run" : "listening");
         notify_supervisor("READY=1");
@@ -94,14 +95,15 @@ public:
         return exit_code_;
     }
 
-private:
+  private:
     host::outcome<void> open() {
         auto read = load_settings(options_.where, options_.vm, options_.transport);
         if (!read)
             return tl::unexpected(read.error());
         settings_ = std::move(*read);
         const std::vector<std::string> &names = settings_.transports.all();
-        if (std::find(names.begin(), names.end(), "mock") != names.end() && options_.where.is_real())
+        if (std::find(names.begin(), names.end(), "mock") != names.end() &&
+            options_.where.is_real())
             return host::failed("the mock transport runs commands for whoever connects: it is for "
                                 "tests, with --root DIR, and never beside /etc/qubes");
         if (options_.where.is_real() && ::geteuid() != 0)
@@ -110,7 +112,8 @@ private:
              {options_.where.run_directory(), options_.where.root() + "/var/log/qubes"})
             if (auto made = host::make_directories(directory, 0755); !made)
                 return made;
-        if (auto safe = host::open_trusted(options_.where.run_directory(), host::trusted::directory);
+        if (auto safe =
+                host::open_trusted(options_.where.run_directory(), host::trusted::directory);
             !safe)
             return tl::unexpected(safe.error());
         if (auto locked = take_lock(); !locked)
@@ -119,9 +122,10 @@ private:
         if (!log)
             return tl::unexpected(log.error());
         log_.emplace(std::move(*log));
-        auto records = journal::open(options_.where, settings_.audit, [this](std::function<void()> work) {
-            boost::asio::post(loop_, std::move(work));
-        });
+        auto records =
+            journal::open(options_.where, settings_.audit, [this](std::function<void()> work) {
+                boost::asio::post(loop_, std::move(work));
+            });
         if (!records)
             return tl::unexpected(records.error());
         records_ = std::move(*records);
@@ -133,8 +137,8 @@ private:
             return loaded;
         if (const std::string trouble = policy_trouble(); !trouble.empty())
             std::fputs(trouble.c_str(), stderr);
-        parts_ = std::make_shared<service>(loop_, *log_, *records_, *admission_, approvals_,
-                                           children_);
+        parts_ =
+            std::make_shared<service>(loop_, *log_, *records_, *admission_, approvals_, children_);
         parts_->dry_run = options_.dry_run;
         parts_->reschedule = [this] { reschedule(); };
         parts_->something_ended = [this] { something_ended(); };
@@ -214,7 +218,8 @@ private:
         if (!lock_)
             return host::failed("cannot open " + path, errno);
         if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0)
-            return host::failed("another qvm-remote-dom0 serves already; see qvm-remote-dom0 status");
+            return host::failed(
+                "another qvm-remote-dom0 serves already; see qvm-remote-dom0 status");
         return {};
     }
 
@@ -244,8 +249,8 @@ private:
     // Its options, with what --root changes.
     host::transport_options transport_options(const std::string &name) const {
         host::transport_options out = host::options_of(settings_.values, name);
-        const bool has_socket = std::any_of(out.begin(), out.end(),
-                                            [](const auto &o) { return o.first == "socket"; });
+        const bool has_socket =
+            std::any_of(out.begin(), out.end(), [](const auto &o) { return o.first == "socket"; });
         if (name == "qrexec" && !options_.where.is_real() && !has_socket)
             out.emplace_back("socket", options_.where.qrexec_socket());
         return out;
@@ -363,8 +368,8 @@ private:
         if (have >= limits::streams_per_qube || parts_->draining)
             return; // closing it says so
         served_ = true;
-        const auto made = std::make_shared<connection>(*parts_, std::move(from), std::move(*qube),
-                                                       transport);
+        const auto made =
+            std::make_shared<connection>(*parts_, std::move(from), std::move(*qube), transport);
         parts_->connections.insert(made);
         made->start();
         arm_keep_alive();
@@ -440,9 +445,8 @@ private:
         } else {
             // Which of those that are there serves whom can change now.
             for (const std::string &name : read->transports.all())
-                if (std::none_of(ways_.begin(), ways_.end(), [&](const auto &way) {
-                        return way->transport.name() == name;
-                    }))
+                if (std::none_of(ways_.begin(), ways_.end(),
+                                 [&](const auto &way) { return way->transport.name() == name; }))
                     problem = "another transport is configured: restart the daemon for it";
             settings_ = std::move(*read);
             parts_->ceiling = settings_.ceiling;
@@ -470,7 +474,8 @@ private:
         arm_expiry();
         questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,
-                    problem.empty() ? "configuration, keys and policy read again" : for_log(problem));
+                    problem.empty() ? "configuration, keys and policy read again"
+                                    : for_log(problem));
         return problem;
     }
 
@@ -577,16 +582,16 @@ private:
         return {};
     }
     void await_expiry() {
-        expiry_timer_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
-                                 [this](boost::system::error_code ec) {
-                                     if (ec)
-                                         return;
-                                     std::uint64_t times = 0;
-                                     [[maybe_unused]] const ssize_t n = ::read(
-                                         expiry_timer_.native_handle(), &times, sizeof times);
-                                     reload();
-                                     await_expiry();
-                                 });
+        expiry_timer_.async_wait(
+            boost::asio::posix::stream_descriptor::wait_read, [this](boost::system::error_code ec) {
+                if (ec)
+                    return;
+                std::uint64_t times = 0;
+                [[maybe_unused]] const ssize_t n =
+                    ::read(expiry_timer_.native_handle(), &times, sizeof times);
+                reload();
+                await_expiry();
+            });
     }
     void arm_expiry() {
         const std::int64_t now = host::local_time::now().seconds;
@@ -653,14 +658,10 @@ private:
             void (daemon::*run)(std::string_view request, const requester &, control_server::reply);
         };
         static constexpr verb verbs[] = {
-            {"status", true, &daemon::on_status},
-            {"reload", false, &daemon::on_reload},
-            {"panic", true, &daemon::on_panic},
-            {"audit", false, &daemon::on_audit},
-            {"admin", false, &daemon::on_audit},
-            {"approvals", true, &daemon::on_approvals},
-            {"wait", true, &daemon::on_wait},
-            {"allow", true, &daemon::on_allow},
+            {"status", true, &daemon::on_status}, {"reload", false, &daemon::on_reload},
+            {"panic", true, &daemon::on_panic},   {"audit", false, &daemon::on_audit},
+            {"admin", false, &daemon::on_audit},  {"approvals", true, &daemon::on_approvals},
+            {"wait", true, &daemon::on_wait},     {"allow", true, &daemon::on_allow},
             {"deny", true, &daemon::on_deny},
         };
         const std::string_view name = request.substr(0, request.find_first_of(" \t"));
@@ -718,8 +719,8 @@ private:
         if (const char *const why = why_no_operator(who))
             return tell(std::string(why) + "\n");
         const passwd *const account = ::getpwuid(who.uid);
-        const std::string name = (account ? std::string(account->pw_name) + " " : "") + "uid " +
-                                 std::to_string(who.uid);
+        const std::string name =
+            (account ? std::string(account->pw_name) + " " : "") + "uid " + std::to_string(who.uid);
         const auto done = approvals_.allow(*serial, lasts_s, name, host::boottime_ms());
         log_->write(log_category::info, "serial " + std::to_string(*serial) +
                                             (done ? " allowed by " : " not allowed to ") + name);
@@ -771,8 +772,9 @@ private:
         if (const std::string broken = admission_->trouble(); !broken.empty())
             out += "policy: broken, nothing new is let in: " + for_terminal(broken) + "\n";
         for (const std::string &qube : admission_->without_rules())
-            out += "policy: " + qube +
-                   " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
+            out +=
+                "policy: " + qube +
+                " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
         return out;
     }
 
@@ -795,8 +797,7 @@ private:
         for (const auto &c : parts_->connections)
             qubes.insert(c->from().name.text());
         for (const std::string &qube : qubes)
-            out += "qube " + qube +
-                   ": running=" + std::to_string(parts_->scheduler.running(qube)) +
+            out += "qube " + qube + ": running=" + std::to_string(parts_->scheduler.running(qube)) +
                    " waiting=" + std::to_string(parts_->scheduler.waiting(qube)) + "\n";
         std::set<std::string> missing;
         for (const auto &way : ways_)

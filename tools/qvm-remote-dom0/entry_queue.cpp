@@ -45,7 +45,7 @@ std::string words_of(const run_end &how) {
 
 /// Output goes to the carrier as it comes, the rest at the end. Files are cut at 10 MiB.
 class entry_port final : public session_port {
-public:
+  public:
     entry_port(std::shared_ptr<connection> stream, entry_queue &queue, command_id id,
                std::string shown)
         : stream_(std::move(stream)), queue_(queue), id_(std::move(id)), shown_(std::move(shown)) {}
@@ -57,8 +57,8 @@ public:
     }
     void commit_output(bool is_stdout, std::size_t n) override {
         std::uint64_t &count = is_stdout ? out_ : err_;
-        const std::uint64_t room = limits::recorded_output - std::min<std::uint64_t>(
-                                                                 count, limits::recorded_output);
+        const std::uint64_t room =
+            limits::recorded_output - std::min<std::uint64_t>(count, limits::recorded_output);
         count += n;
         if (room > 0)
             queue_.machine_.commit_output(
@@ -91,7 +91,7 @@ public:
     }
     void flush() override { stream_->flush(); }
 
-private:
+  private:
     void say(bool is_stdout, std::string_view text) {
         const auto room = queue_.machine_.prepare_output(text.size());
         std::copy(text.begin(), text.end(), room.begin());
@@ -110,9 +110,9 @@ bool entry_queue::take(bytes_view untrusted, std::uint64_t now_ms) {
     for (;;) {
         auto event = machine_.next();
         if (!event) {
-            parts_.log.write(log_category::reject, "vm=" + owner_.from().name.text() +
-                                                       " queue broken: " +
-                                                       std::string(message(event.error().code)));
+            parts_.log.write(log_category::reject,
+                             "vm=" + owner_.from().name.text() +
+                                 " queue broken: " + std::string(message(event.error().code)));
             return false;
         }
         if (!*event)
@@ -154,8 +154,8 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
     const command_id &id = *event.id;
     if (entries_.contains(id.text()))
         return; // said twice
-    auto asked = parts_.admission.check_entry(owner_.from(), id, event.untrusted_token, event.length,
-                                              now_ms);
+    auto asked = parts_.admission.check_entry(owner_.from(), id, event.untrusted_token,
+                                              event.length, now_ms);
     if (!asked) {
         if (asked.error())
             return finish_refused(id, *asked.error());
@@ -173,12 +173,12 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
 }
 
 void entry_queue::submit(std::map<std::string, entry>::iterator at) {
-    const bool queued = parts_.scheduler.submit(
-        owner_.from().name.text(), sizeof(entry),
-        [self = owner_.weak_from_this(), this, key = at->first] {
-            const auto alive = self.lock();
-            return alive && on_slot(key);
-        });
+    const bool queued =
+        parts_.scheduler.submit(owner_.from().name.text(), sizeof(entry),
+                                [self = owner_.weak_from_this(), this, key = at->first] {
+                                    const auto alive = self.lock();
+                                    return alive && on_slot(key);
+                                });
     if (!queued && at->second.waits)
         return give_up(at, {errc::busy, {}});
     if (!queued)
@@ -205,7 +205,8 @@ void entry_queue::on_body(queue_event event) {
     const auto at = entries_.find(event.id->text());
     if (at == entries_.end())
         return; // refused in between; its result is on its way
-    auto whole = request_verifier::complete(at->second.asked.header, std::move(event.untrusted_body));
+    auto whole =
+        request_verifier::complete(at->second.asked.header, std::move(event.untrusted_body));
     if (!whole) {
         const errc why = whole.error().code;
         return give_up(at, {why, why == errc::command_empty    ? "empty-command"
@@ -307,15 +308,17 @@ void entry_queue::on_stale(const command_id &id) {
         return;
     parts_.log.write(log_category::error,
                      subject(owner_.from(), id.text()) + " was left in running: outcome unknown");
-    send_failure(id, 130, "the connection to dom0 ended while this command ran: its outcome is unknown");
+    send_failure(id, 130,
+                 "the connection to dom0 ended while this command ran: its outcome is unknown");
 }
 
 void entry_queue::finish_refused(const command_id &id, const refusal &why) {
     // A result of the first one must not be overwritten by the refusal of the second.
     if (why.reason == errc::id_used && entries_.contains(id.text()))
         return machine_.drop(id);
-    send_failure(id, 126, std::string(message(why.reason)) +
-                              (why.text.empty() ? "" : " (" + why.text + ")"));
+    send_failure(id, 126,
+                 std::string(message(why.reason)) +
+                     (why.text.empty() ? "" : " (" + why.text + ")"));
 }
 
 void entry_queue::send_failure(const command_id &id, int exit_code, std::string_view text) {

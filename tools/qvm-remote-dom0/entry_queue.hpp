@@ -22,7 +22,7 @@ class execution;
 
 /// Answers what the carrier says, on the stream of a connection that owns this.
 class entry_queue {
-public:
+  public:
     entry_queue(service &parts, connection &owner) : parts_(parts), owner_(owner) {}
 
     /// A piece of the queue's bytes. False when they are no good: the stream is to be closed.
@@ -46,7 +46,7 @@ public:
     /// The stream drained.
     void more_output();
 
-private:
+  private:
     friend class entry_port;
 
     // An entry from its verified token on.

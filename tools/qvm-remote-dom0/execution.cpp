@@ -54,8 +54,8 @@ host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
             return host::failed("cannot fill a memory file", errno);
         bytes.remove_prefix(static_cast<std::size_t>(n));
     }
-    if (::fcntl(fd.get(), F_ADD_SEALS,
-                F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) !=
+        0)
         return host::failed("cannot seal a memory file", errno);
     return fd;
 }
@@ -64,8 +64,10 @@ host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
 
 execution::execution(service &parts, std::unique_ptr<session_port> port, admitted what, slot turn)
     : parts_(parts), port_(std::move(port)), what_(std::move(what)), turn_(std::move(turn)),
-      control_(parts.loop), stdin_(parts.loop),
-      outputs_{output(parts.loop, true), output(parts.loop, false)}, limit_timer_(parts.loop), patience_timer_(parts.loop), drain_timer_(parts.loop), eof_timer_(parts.loop) {}
+      control_(parts.loop),
+      stdin_(parts.loop), outputs_{output(parts.loop, true), output(parts.loop, false)},
+      limit_timer_(parts.loop), patience_timer_(parts.loop), drain_timer_(parts.loop),
+      eof_timer_(parts.loop) {}
 
 void execution::start() {
     const envelope &what = what_.request();
@@ -80,7 +82,8 @@ void execution::start() {
         lines.add(log_category::exec, subject);
         lines.add(log_category::cmd, subject + " cmd=" + shown);
         if (what.protocol == 1)
-            lines.add(log_category::info, subject + " protocol 1: nobody signed the command's text");
+            lines.add(log_category::info,
+                      subject + " protocol 1: nobody signed the command's text");
         if (dry)
             lines.add(log_category::dry, subject + " skipped");
     }
@@ -143,10 +146,11 @@ host::outcome<void> execution::launch_command() {
             return tl::unexpected(file.error());
         script = std::move(*file);
         const bool runs_itself = what.kind == request_kind::script &&
-                                 (what.body.starts_with("#!") || what.body.starts_with("\x7f" "ELF"));
+                                 (what.body.starts_with("#!") || what.body.starts_with("\x7f"
+                                                                                       "ELF"));
         command.program = runs_itself ? path : "bash";
-        command.argv = runs_itself ? std::vector<std::string>{path}
-                                   : std::vector<std::string>{"bash", path};
+        command.argv =
+            runs_itself ? std::vector<std::string>{path} : std::vector<std::string>{"bash", path};
         command.argv.insert(command.argv.end(), what.arguments.begin(), what.arguments.end());
         command.extra.emplace_back(script.get(), script_fd);
     }
@@ -154,8 +158,9 @@ host::outcome<void> execution::launch_command() {
         environment_for(as, parts_.language, what_.from().name.text(), what.id->text());
     // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
     for (const auto &[key, value] : terms.environment)
-        if (std::none_of(command.environment.begin(), command.environment.end(),
-                         [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
+        if (std::none_of(
+                command.environment.begin(), command.environment.end(),
+                [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
             command.environment.push_back(key + "=" + value);
     command.directory = as.home;
 
@@ -268,9 +273,7 @@ void execution::on_exit(const child_event &what) {
     settle();
 }
 
-bool execution::stalled() const {
-    return port_ && port_->stalled();
-}
+bool execution::stalled() const { return port_ && port_->stalled(); }
 
 // Decides, after the command has ended, whether there is still something to wait for.
 void execution::settle() {
@@ -440,31 +443,31 @@ void execution::write_stdin() {
     if (stdin_waiting_ || !stdin_.is_open())
         return;
     stdin_waiting_ = true;
-    stdin_.async_wait(
-        boost::asio::posix::stream_descriptor::wait_write,
-        [self = shared_from_this()](boost::system::error_code ec) {
-            self->stdin_waiting_ = false;
-            if (ec || !self->stdin_.is_open())
-                return;
-            std::string &left = self->stdin_backlog_;
-            const ssize_t n = ::write(self->stdin_.native_handle(), left.data(), left.size());
-            std::size_t done = 0;
-            if (n > 0) {
-                done = static_cast<std::size_t>(n);
-                left.erase(0, done);
-            } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-                done = left.size();
-                self->drop_stdin();
-            }
-            if (self->port_ && done > 0) {
-                self->port_->grant_stdin(done);
-                self->port_->flush();
-            }
-            if (!left.empty())
-                self->write_stdin();
-            else if (self->stdin_ended_)
-                self->drop_stdin();
-        });
+    stdin_.async_wait(boost::asio::posix::stream_descriptor::wait_write,
+                      [self = shared_from_this()](boost::system::error_code ec) {
+                          self->stdin_waiting_ = false;
+                          if (ec || !self->stdin_.is_open())
+                              return;
+                          std::string &left = self->stdin_backlog_;
+                          const ssize_t n =
+                              ::write(self->stdin_.native_handle(), left.data(), left.size());
+                          std::size_t done = 0;
+                          if (n > 0) {
+                              done = static_cast<std::size_t>(n);
+                              left.erase(0, done);
+                          } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+                              done = left.size();
+                              self->drop_stdin();
+                          }
+                          if (self->port_ && done > 0) {
+                              self->port_->grant_stdin(done);
+                              self->port_->flush();
+                          }
+                          if (!left.empty())
+                              self->write_stdin();
+                          else if (self->stdin_ended_)
+                              self->drop_stdin();
+                      });
 }
 
 void execution::stdin_eof() {
@@ -591,8 +594,7 @@ void execution::finish() {
         for (const std::string &text : outputs_[1].shown.show("  stderr: "))
             lines.add(log_category::err, text);
         if (how.cause == end_cause::timed_out)
-            lines.add(log_category::timeout,
-                      subject + " after=" + std::to_string(how.value) + "s");
+            lines.add(log_category::timeout, subject + " after=" + std::to_string(how.value) + "s");
         lines.add(how.exit_code() == 0 ? log_category::done : log_category::done_fail,
                   subject + " exit=" + std::to_string(how.exit_code()) +
                       " duration=" + std::to_string(duration_ms) + "ms");

@@ -26,7 +26,7 @@ namespace qvmremote::dom0 {
 /// Runs what was admitted, and speaks for it on a session. The whole process tree ends with it (I9):
 /// when the command has ended, when its time is up, when the session is gone.
 class execution : public std::enable_shared_from_this<execution> {
-public:
+  public:
     execution(service &parts, std::unique_ptr<session_port> port, admitted what, slot turn);
 
     /// Starts the command and sends ACCEPTED; whatever goes wrong from here on ends in an END.
@@ -43,7 +43,7 @@ public:
     /// dom0 ends the command at once; the client is told why, and what it has not read it does not get.
     void cancel(errc why);
 
-private:
+  private:
     struct output {
         output(boost::asio::io_context &loop, bool out) : pipe(loop), is_stdout(out) {}
         void close();
@@ -98,8 +98,8 @@ private:
     std::uint64_t output_left_ = UINT64_MAX;
 
     boost::asio::steady_timer limit_timer_, patience_timer_, drain_timer_, eof_timer_;
-    std::optional<run_end> end_;   // how it ended, once that is known
-    bool exited_ = false;          // the first process
+    std::optional<run_end> end_; // how it ended, once that is known
+    bool exited_ = false;        // the first process
     bool tree_empty_ = false;
     bool terminating_ = false;
     bool finished_ = false;

@@ -50,7 +50,7 @@ inline constexpr std::string_view head_identifier = "qvm-remote-audit";
 /// When a head is sent: every 100 lines, and 10 minutes after a line that no head covers. Without
 /// such a line there is no date, and nobody wakes up for it.
 class head_schedule {
-public:
+  public:
     void lines_written(std::size_t count, std::uint64_t now_ms) {
         if (count == 0)
             return;
@@ -76,7 +76,7 @@ public:
         missed_ = true;
     }
 
-private:
+  private:
     std::size_t lines_ = 0; // since the last head
     std::uint64_t due_ms_ = 0;
     bool missed_ = false;

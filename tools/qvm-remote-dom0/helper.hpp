@@ -21,8 +21,7 @@ struct helper_result {
 /// Runs a program found in PATH, with /dev/null as its stdin and our stderr, and takes what it
 /// prints. The failure is that it cannot be run, printed more than `limit` bytes (EFBIG) or did not
 /// end in time (ETIMEDOUT); then it has been killed.
-[[nodiscard]] host::outcome<helper_result> run_helper(std::vector<std::string> argv,
-                                                      std::size_t limit,
-                                                      std::chrono::milliseconds time);
+[[nodiscard]] host::outcome<helper_result>
+run_helper(std::vector<std::string> argv, std::size_t limit, std::chrono::milliseconds time);
 
 } // namespace qvmremote::dom0

@@ -170,18 +170,19 @@ bool id_index::forget_expired(std::int64_t now, std::int64_t most) {
 std::vector<digest256> id_index::marks() {
     std::vector<digest256> out;
     // A step from one to the next, however many IDs each has.
-    const bool read = rows(
-        "WITH RECURSIVE m(mark) AS (SELECT min(mark) FROM timeless UNION ALL"
-        " SELECT (SELECT min(t.mark) FROM timeless t WHERE t.mark > m.mark) FROM m"
-        " WHERE m.mark IS NOT NULL) SELECT mark FROM m WHERE mark IS NOT NULL",
-        {}, 0, [&](sqlite3_stmt *s) {
-            digest256 mark;
-            if (sqlite3_column_bytes(s, 0) != static_cast<int>(mark.size()))
-                return;
-            const auto *const bytes = static_cast<const std::uint8_t *>(sqlite3_column_blob(s, 0));
-            std::copy_n(bytes, mark.size(), mark.begin());
-            out.push_back(mark);
-        });
+    const bool read =
+        rows("WITH RECURSIVE m(mark) AS (SELECT min(mark) FROM timeless UNION ALL"
+             " SELECT (SELECT min(t.mark) FROM timeless t WHERE t.mark > m.mark) FROM m"
+             " WHERE m.mark IS NOT NULL) SELECT mark FROM m WHERE mark IS NOT NULL",
+             {}, 0, [&](sqlite3_stmt *s) {
+                 digest256 mark;
+                 if (sqlite3_column_bytes(s, 0) != static_cast<int>(mark.size()))
+                     return;
+                 const auto *const bytes =
+                     static_cast<const std::uint8_t *>(sqlite3_column_blob(s, 0));
+                 std::copy_n(bytes, mark.size(), mark.begin());
+                 out.push_back(mark);
+             });
     return read ? out : std::vector<digest256>();
 }
 

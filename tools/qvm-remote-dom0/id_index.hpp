@@ -28,7 +28,7 @@ using id_hash = std::array<std::uint8_t, 16>;
 /// One connection to the index, for one thread. SQLite's words go into the failure; a statement is
 /// made once.
 class id_index {
-public:
+  public:
     id_index() = default;
     id_index(const id_index &) = delete;
     id_index &operator=(const id_index &) = delete;
@@ -71,9 +71,22 @@ public:
     [[nodiscard]] bool set_upto(std::uint64_t inode, std::uint64_t offset);
     [[nodiscard]] std::optional<std::pair<std::uint64_t, std::uint64_t>> upto();
 
-private:
-    enum statement { find, insert_id, insert_timeless, expired, lapse_ids, lapse_marks, open_add,
-                     open_remove, unknown_add, unknown_find, peer, place, statements };
+  private:
+    enum statement {
+        find,
+        insert_id,
+        insert_timeless,
+        expired,
+        lapse_ids,
+        lapse_marks,
+        open_add,
+        open_remove,
+        unknown_add,
+        unknown_find,
+        peer,
+        place,
+        statements
+    };
 
     [[nodiscard]] tl::unexpected<host::failure> failure(const std::string &what) const;
     [[nodiscard]] sqlite3_stmt *prepared(statement which);

@@ -29,11 +29,11 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr std::uint64_t retry_ms = 60'000;    // while nothing can be written
-constexpr std::size_t held_notes = 4096;      // ENDs that wait for that
+constexpr std::uint64_t retry_ms = 60'000; // while nothing can be written
+constexpr std::size_t held_notes = 4096;   // ENDs that wait for that
 constexpr std::size_t unindexed_starts = 4096;
-constexpr std::int64_t lapse_step = 1000;     // IDs; what the next START may have to wait for
-constexpr int lock_tries = 500;               // of 20 ms: who else appends is done in one
+constexpr std::int64_t lapse_step = 1000; // IDs; what the next START may have to wait for
+constexpr int lock_tries = 500;           // of 20 ms: who else appends is done in one
 
 // An ID with a time is refused when that time is a day off, so it need not be remembered for ever.
 std::optional<std::int64_t> expiry_of(std::string_view id, std::int64_t now) {
@@ -102,7 +102,7 @@ audit_record record_of(const journal_entry &e, std::string_view time) {
 } // namespace
 
 class journal::state {
-public:
+  public:
     state(const paths &where, const audit_limits &limits, poster post)
         : where_(where), limits_(limits), post_(std::move(post)),
           quota_(limits.qube_bytes_per_day) {}
@@ -196,7 +196,7 @@ public:
         return trouble_;
     }
 
-private:
+  private:
     struct item {
         journal_entry entry;
         started tell;
@@ -219,7 +219,8 @@ private:
             return host::failed("cannot open " + path, errno);
         while (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
             if (errno != EWOULDBLOCK || --tries <= 0)
-                return host::failed("another process writes the audit log " + where_.audit(), errno);
+                return host::failed("another process writes the audit log " + where_.audit(),
+                                    errno);
             ::usleep(20'000);
         }
         return {};
@@ -262,16 +263,17 @@ private:
         }
         // Where the chain goes on: the last whole line.
         std::string last;
-        if (auto read = size_ > 0 ? edge_of(fd_.get(), size_, true)
-                                  : edge_of_kept(kept->back(), true);
+        if (auto read =
+                size_ > 0 ? edge_of(fd_.get(), size_, true) : edge_of_kept(kept->back(), true);
             !read)
             return tl::unexpected(read.error());
         else
             last = std::move(*read);
         const auto entry = parse_audit(last);
         if (!entry)
-            return host::failed(path + ": the last line is not one of ours; move the files away and "
-                                       "keep them");
+            return host::failed(path +
+                                ": the last line is not one of ours; move the files away and "
+                                "keep them");
         chain_ = audit_chain(entry->serial + 1, entry->hash);
         return size_ > 0 ? host::outcome<void>() : begin_with_head(*kept);
     }
@@ -305,7 +307,8 @@ private:
         head.oldest = chain_.next_serial();
         if (first != kept.end()) {
             const auto line = edge_of_kept(*first, false);
-            const auto entry = line ? parse_audit(*line) : result<audit_entry>(fail(errc::bad_json));
+            const auto entry =
+                line ? parse_audit(*line) : result<audit_entry>(fail(errc::bad_json));
             if (!entry)
                 return host::failed(first->path + ": the first line is not one of ours; move the "
                                                   "files away and keep them");
@@ -316,8 +319,7 @@ private:
         if (first == kept.begin())
             return {};
         // No crash may take the index back to a file that is gone.
-        if (!writer_.set_upto(inode_, size_) ||
-            !writer_.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+        if (!writer_.set_upto(inode_, size_) || !writer_.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
             return {};
         for (auto f = kept.begin(); f != first; ++f)
             ::unlink(f->path.c_str());
@@ -354,11 +356,11 @@ private:
             if (upto->first == inode_ && upto->second <= size) {
                 from = upto->second;
                 first = kept.end();
-            } else if (const auto at = std::find_if(
-                           kept.begin(), kept.end(),
-                           [&](const auto &f) {
-                               return f.inode == upto->first && upto->second <= f.bytes;
-                           });
+            } else if (const auto at = std::find_if(kept.begin(), kept.end(),
+                                                    [&](const auto &f) {
+                                                        return f.inode == upto->first &&
+                                                               upto->second <= f.bytes;
+                                                    });
                        at != kept.end()) {
                 from = upto->second;
                 first = at;
@@ -499,8 +501,9 @@ private:
         const std::uint64_t now = host::boottime_ms();
         std::vector<item> batch = std::exchange(held_, {});
         for (item &i : fresh) {
-            const bool counted = i.entry.kind == audit_kind::refused && !i.entry.peer.empty() &&
-                                 !gate_.take(i.entry.peer, i.entry.reason, has_room(i.entry.peer), now);
+            const bool counted =
+                i.entry.kind == audit_kind::refused && !i.entry.peer.empty() &&
+                !gate_.take(i.entry.peer, i.entry.reason, has_room(i.entry.peer), now);
             if (!counted)
                 batch.push_back(std::move(i));
         }
@@ -655,7 +658,8 @@ private:
         std::vector<std::pair<started, std::optional<std::uint64_t>>> calls;
         for (item &i : batch)
             if (i.tell)
-                calls.emplace_back(std::move(i.tell), good ? std::optional(i.serial) : std::nullopt);
+                calls.emplace_back(std::move(i.tell),
+                                   good ? std::optional(i.serial) : std::nullopt);
         if (!calls.empty())
             post_([calls = std::move(calls)] {
                 for (const auto &[call, serial] : calls)
@@ -799,8 +803,8 @@ private:
 journal::journal(std::unique_ptr<state> s) : state_(std::move(s)) {}
 journal::~journal() = default;
 
-host::outcome<std::unique_ptr<journal>>
-journal::open(const paths &where, const audit_limits &limits, poster post) {
+host::outcome<std::unique_ptr<journal>> journal::open(const paths &where,
+                                                      const audit_limits &limits, poster post) {
     auto s = std::make_unique<state>(where, limits, std::move(post));
     if (auto opened = s->open(true); !opened)
         return tl::unexpected(opened.error());
@@ -827,9 +831,7 @@ void journal::release(const qube_name &peer, const command_id &id) {
 bool journal::is_outcome_unknown(const qube_name &peer, const command_id &id) {
     return state_->is_unknown(hash_of(peer.text(), id.text()));
 }
-void journal::keep_keys(std::vector<digest256> standing) {
-    state_->keep_keys(std::move(standing));
-}
+void journal::keep_keys(std::vector<digest256> standing) { state_->keep_keys(std::move(standing)); }
 void journal::start(journal_entry entry, started tell) {
     state_->push(std::move(entry), std::move(tell));
 }

@@ -52,7 +52,7 @@ struct journal_entry {
 /// The thread also begins a new file when one is large, sends heads to the system journal, and sums
 /// the refusals of a qube that has too many. With nothing to do it sleeps without a date.
 class journal {
-public:
+  public:
     /// Called on the loop: the serial of the durable START, or nothing when it could not be written
     /// and the request must not run.
     using started = std::function<void(std::optional<std::uint64_t> serial)>;
@@ -103,7 +103,7 @@ public:
     /// request, and once a minute.
     [[nodiscard]] std::string trouble() const;
 
-private:
+  private:
     class state;
     explicit journal(std::unique_ptr<state> s);
 

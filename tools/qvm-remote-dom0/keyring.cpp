@@ -35,9 +35,10 @@ std::optional<std::int64_t> parse_seconds(std::string_view text) {
 
 // What lies in the directory for one qube. The directory is walked to once for all of it.
 class qube_files {
-public:
+  public:
     qube_files(const std::string &directory, const qube_name &qube)
-        : directory_(host::trusted_directory::open(directory)), path_(directory + "/"), qube_(qube) {}
+        : directory_(host::trusted_directory::open(directory)), path_(directory + "/"),
+          qube_(qube) {}
 
     [[nodiscard]] host::outcome<std::string> read(const char *suffix, host::trusted kind) const {
         if (!directory_)
@@ -61,7 +62,8 @@ public:
     [[nodiscard]] std::optional<std::int64_t> until() const {
         const auto text = read(until_file, host::trusted::file);
         if (!text)
-            return text.error().error_number == ENOENT ? std::nullopt : std::optional<std::int64_t>(0);
+            return text.error().error_number == ENOENT ? std::nullopt
+                                                       : std::optional<std::int64_t>(0);
         return parse_seconds(*text).value_or(0);
     }
 
@@ -80,7 +82,7 @@ public:
         return out;
     }
 
-private:
+  private:
     host::outcome<host::trusted_directory> directory_;
     std::string path_;
     const qube_name &qube_;

@@ -18,7 +18,7 @@ namespace qvmremote::dom0 {
 /// Reads keys from disk each time they are needed: a key that was removed, or whose file somebody
 /// loosened, is not used for one request more, and none lies in memory between requests.
 class keyring {
-public:
+  public:
     explicit keyring(std::string directory) : directory_(std::move(directory)) {}
 
     /// How long the key before the present one is good after a rotation.
@@ -59,7 +59,7 @@ public:
     /// The qubes that have a key file, by name. Files with other names are passed over.
     [[nodiscard]] host::outcome<std::vector<qube_name>> list() const;
 
-private:
+  private:
     [[nodiscard]] std::string path(const qube_name &qube, const char *suffix) const {
         return directory_ + "/" + qube.text() + suffix;
     }

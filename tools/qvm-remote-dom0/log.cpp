@@ -21,8 +21,8 @@ host::outcome<event_log> event_log::open(const std::string &path, bool echo) {
 }
 
 host::outcome<void> event_log::reopen() {
-    host::unique_fd fd(
-        ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+    host::unique_fd fd(::open(
+        path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
     struct stat st = {};
     if (!fd || ::fstat(fd.get(), &st) != 0)
         return host::failed("cannot open the log " + path_, errno);

@@ -20,7 +20,7 @@ namespace qvmremote::dom0 {
 /// At limits::event_log_file the file becomes PATH.1, in the place of an earlier one, and another is
 /// begun: what qubes do must not fill dom0's disk, whether dom0 rotates its logs or not.
 class event_log {
-public:
+  public:
     [[nodiscard]] static host::outcome<event_log> open(const std::string &path, bool echo);
 
     /// The file that now has the name, for who rotates logs otherwise. Fails as open does, and then
@@ -34,7 +34,7 @@ public:
     class lines;
     [[nodiscard]] lines begin();
 
-private:
+  private:
     event_log(std::string path, bool echo) : path_(std::move(path)), echo_(echo) {}
     void put(std::string_view text);
 
@@ -45,13 +45,13 @@ private:
 };
 
 class event_log::lines {
-public:
+  public:
     lines &add(log_category category, std::string_view text);
     ~lines() { log_.put(text_); }
     lines(const lines &) = delete;
     lines &operator=(const lines &) = delete;
 
-private:
+  private:
     friend class event_log;
     explicit lines(event_log &log);
 

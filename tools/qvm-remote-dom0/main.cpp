@@ -24,12 +24,21 @@ using namespace qvmremote::dom0;
 
 namespace {
 
-enum : int { opt_root = 256, opt_vm, opt_once, opt_wait, opt_dry_run, opt_transport, opt_plugins,
-             opt_version };
+enum : int {
+    opt_root = 256,
+    opt_vm,
+    opt_once,
+    opt_wait,
+    opt_dry_run,
+    opt_transport,
+    opt_plugins,
+    opt_version
+};
 
 constexpr cli::option options[] = {
     {opt_vm, "vm", "VM", "serve this qube alone, whatever remote.conf lists"},
-    {opt_once, "once", nullptr, "serve each qube that runs, then end; exit 1 if one was not reached"},
+    {opt_once, "once", nullptr,
+     "serve each qube that runs, then end; exit 1 if one was not reached"},
     {opt_wait, "wait", "SECONDS", "with --once: how long to wait for them (60)"},
     {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
     {'v', "verbose", nullptr, "show the log on standard error too"},
@@ -45,21 +54,25 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"authorize", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]",
      "let a qube in; the key comes on standard input", authorize},
     {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
-    {"rotate", "VM", "give a running qube a new key; the one before is good for 24 hours more", rotate_key},
-    {"connect", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]", "authorize, list it in remote.conf, reload the daemon", connect},
-    {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon", disconnect},
+    {"rotate", "VM", "give a running qube a new key; the one before is good for 24 hours more",
+     rotate_key},
+    {"connect", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]",
+     "authorize, list it in remote.conf, reload the daemon", connect},
+    {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon",
+     disconnect},
     {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
     {"approvals", "list [--json] | watch | allow SERIAL [--for MIN] | deny SERIAL",
      "requests that wait for your word", approvals_command},
     {"panic", "", "end everything now, and let nothing run", panic},
     {"resume", "", "let things run again after panic", resume},
-    {"policy", "check VM -- COMMAND... | lint", "what policy says of a command, and whether it is in order",
-     policy_command},
+    {"policy", "check VM -- COMMAND... | lint",
+     "what policy says of a command, and whether it is in order", policy_command},
     {"migrate", "", "once: level full for the qubes that have keys and no policy", migrate},
     {"queue", "[status|clean|recover|debug] [VM]", "the file queues in the running qubes", queue},
     {"log", "[N]", "the last N lines of the log (20)", log},
-    {"audit", "verify [--heads FILE] | show SERIAL | export [--since SERIAL] [--format text] | rotate",
+    {"audit",
+     "verify [--heads FILE] | show SERIAL | export [--since SERIAL] [--format text] | rotate",
      "check the audit log, read it, or begin a new file of it", audit},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
     {"disable", "", "stop it, now and for the boots to come", disable},
@@ -87,10 +100,11 @@ std::string out_of_place(std::string_view verb) {
 }
 
 void print_help() {
-    std::printf("Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
-                "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
-                "Runs commands in dom0 for the qubes that have a key here, as far as policy allows. A\n"
-                "qube with full access IS dom0.\n\nOptions:\n");
+    std::printf(
+        "Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
+        "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
+        "Runs commands in dom0 for the qubes that have a key here, as far as policy allows. A\n"
+        "qube with full access IS dom0.\n\nOptions:\n");
     cli::print_options(stdout, options);
     std::printf("\nSubcommands:\n");
     cli::print_subcommands<handler>(stdout, subcommands);

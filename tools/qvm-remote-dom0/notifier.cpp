@@ -34,7 +34,8 @@ std::optional<session> desktop_session(const paths &where) {
         who = ::getpwnam(*members->gr_mem);
     if (!who)
         return std::nullopt;
-    session out{who->pw_name, who->pw_dir,
+    session out{who->pw_name,
+                who->pw_dir,
                 where.root() + "/run/user/" + std::to_string(who->pw_uid) + "/bus",
                 {who->pw_uid, who->pw_gid, {}}};
     struct stat st {};
@@ -67,9 +68,9 @@ void notifier::show(const open_question &what) {
                     what.from.name.text() + " asks dom0 to run a command",
                     for_markup(std::string_view(what.untrusted_text).substr(0, most_text)) +
                         "\nqvm-remote-dom0 approvals allow " + std::to_string(what.serial)};
-    command.environment = {"HOME=" + at->home, "USER=" + at->user, "LOGNAME=" + at->user,
-                           "PATH=/usr/bin:/bin", "LANG=C.UTF-8",
-                           "DBUS_SESSION_BUS_ADDRESS=unix:path=" + at->bus};
+    command.environment = {"HOME=" + at->home,    "USER=" + at->user,
+                           "LOGNAME=" + at->user, "PATH=/usr/bin:/bin",
+                           "LANG=C.UTF-8",        "DBUS_SESSION_BUS_ADDRESS=unix:path=" + at->bus};
     command.directory = "/";
     if (at->as.uid != ::geteuid())
         command.user = at->as;

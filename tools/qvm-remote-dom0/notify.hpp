@@ -24,8 +24,7 @@ namespace qvmremote::dom0 {
 inline void notify_supervisor(std::string_view state) noexcept {
     const char *const path = ::secure_getenv("NOTIFY_SOCKET");
     sockaddr_un address{};
-    if (!path || (path[0] != '/' && path[0] != '@') ||
-        std::strlen(path) >= sizeof address.sun_path)
+    if (!path || (path[0] != '/' && path[0] != '@') || std::strlen(path) >= sizeof address.sun_path)
         return;
     const std::size_t length = std::strlen(path);
     address.sun_family = AF_UNIX;

@@ -39,10 +39,10 @@ void print(const char *key, std::string_view value) {
 void print_terms(const run_terms &how, const envelope &what) {
     print("runs", how.argv.empty() ? "in bash" : "without a shell");
     print("timeout", how.timeout_s == 0 ? "none" : std::to_string(how.timeout_s) + " s");
-    print("stdin", !what.stdin_live                      ? "closed"
-                   : how.input == stdin_mode::live       ? "live"
-                   : how.input == stdin_mode::collected  ? "collected first"
-                                                         : "closed");
+    print("stdin", !what.stdin_live                     ? "closed"
+                   : how.input == stdin_mode::live      ? "live"
+                   : how.input == stdin_mode::collected ? "collected first"
+                                                        : "closed");
     if (!how.user.empty())
         print("user", how.user);
     if (how.memory)
@@ -194,8 +194,8 @@ int migrate(const invocation &in) {
     }
     if (auto made = host::make_directories(in.where.state_directory(), 0700); !made)
         return fail_with(made.error());
-    if (auto marked = host::write_atomically(in.where.migrated(), "1\n", 0600,
-                                             host::durability::synced);
+    if (auto marked =
+            host::write_atomically(in.where.migrated(), "1\n", 0600, host::durability::synced);
         !marked)
         return fail_with(marked.error());
     tell_daemon(in.where);

@@ -60,8 +60,8 @@ host::outcome<std::vector<policy_file>> policy_files::read() const {
     std::sort(names.begin(), names.end());
     std::vector<policy_file> out;
     for (std::string &name : names) {
-        auto text = host::read_trusted(directory_ + "/" + name, host::trusted::file,
-                                       limits::policy_file);
+        auto text =
+            host::read_trusted(directory_ + "/" + name, host::trusted::file, limits::policy_file);
         if (!text)
             return tl::unexpected(text.error());
         out.push_back({std::move(name), std::move(*text)});
@@ -77,10 +77,9 @@ host::outcome<policy> policy_files::load() const {
     if (rules)
         return std::move(*rules);
     const auto &problems = rules.error();
-    return host::failed(directory_ + "/" + for_terminal(problems.front().text(), 512) +
-                        (problems.size() > 1
-                             ? " (and more: qvm-remote-dom0 policy lint lists them)"
-                             : ""));
+    return host::failed(
+        directory_ + "/" + for_terminal(problems.front().text(), 512) +
+        (problems.size() > 1 ? " (and more: qvm-remote-dom0 policy lint lists them)" : ""));
 }
 
 host::outcome<void> policy_files::write_level(const qube_name &qube, access_level level) const {
@@ -91,9 +90,12 @@ host::outcome<void> policy_files::write_level(const qube_name &qube, access_leve
     const std::string what =
         level == access_level::deny ? "* deny" : "level:" + std::string(name(level)) + " allow";
     const std::string text =
-        "# Written by qvm-remote-dom0 authorize; the next authorize and revoke of this qube replace\n"
-        "# it. Files count in the order of their names and the first rule that matches decides: write\n"
-        "# what is to come before this into a file like 30-local.policy, what is to come behind it\n"
+        "# Written by qvm-remote-dom0 authorize; the next authorize and revoke of this qube "
+        "replace\n"
+        "# it. Files count in the order of their names and the first rule that matches decides: "
+        "write\n"
+        "# what is to come before this into a file like 30-local.policy, what is to come behind "
+        "it\n"
         "# into one like 70-local.policy. Then: qvm-remote-dom0 policy lint\n" +
         qube.text() + " " + what + "\n";
     return host::write_atomically(directory_ + "/" + level_file(qube), text, 0644,
@@ -137,7 +139,8 @@ std::string level_word(const policy &rules, const qube_name &qube) {
         if (rule.action == policy_action::deny && takes_all &&
             rule.who.what != qube_selector::kind::tag)
             return only ? std::string(name(only->request.level)) : "deny";
-        const bool is_level = rule.action == policy_action::allow && rule.request.what == kind::level &&
+        const bool is_level = rule.action == policy_action::allow &&
+                              rule.request.what == kind::level &&
                               rule.who.what != qube_selector::kind::tag;
         if (only || !is_level)
             return "rules";

@@ -20,7 +20,7 @@ namespace qvmremote::dom0 {
 /// (I7). Files whose names begin with a dot or do not end in `.policy` do not count. The daemon
 /// reads here and never writes (I7).
 class policy_files {
-public:
+  public:
     explicit policy_files(std::string directory) : directory_(std::move(directory)) {}
 
     [[nodiscard]] const std::string &directory() const noexcept { return directory_; }
@@ -37,7 +37,7 @@ public:
     [[nodiscard]] host::outcome<void> remove_level(const qube_name &qube) const;
     [[nodiscard]] bool has_level(const qube_name &qube) const;
 
-private:
+  private:
     [[nodiscard]] std::string level_file(const qube_name &qube) const {
         return "50-" + qube.text() + ".policy";
     }

@@ -18,7 +18,7 @@ namespace qvmremote::dom0 {
 /// Bytes per day and qube, flowing back evenly: no midnight at which all is allowed again. Who has
 /// room may begin; what began is written in any case and may overdraw by its own few lines.
 class daily_quota {
-public:
+  public:
     explicit daily_quota(std::uint64_t bytes_per_day) : most_(bytes_per_day) {}
 
     [[nodiscard]] bool has_room(const std::string &qube, std::uint64_t now_ms) const {
@@ -31,7 +31,7 @@ public:
     }
     [[nodiscard]] std::uint64_t bytes_per_day() const noexcept { return most_; }
 
-private:
+  private:
     struct account {
         std::uint64_t bytes = 0, at_ms = 0;
 
@@ -50,7 +50,7 @@ private:
 
 /// Which refusals stand in the log one by one. The others are counted, and summed in one line.
 class refusal_gate {
-public:
+  public:
     struct sum {
         std::uint64_t count = 0;
         std::string reason; ///< the last one's
@@ -82,7 +82,8 @@ public:
     }
 
     /// Takes a sum that is due, or any with `all`.
-    [[nodiscard]] std::optional<std::pair<std::string, sum>> next_sum(std::uint64_t now_ms, bool all) {
+    [[nodiscard]] std::optional<std::pair<std::string, sum>> next_sum(std::uint64_t now_ms,
+                                                                      bool all) {
         for (auto &[qube, a] : of_)
             if (a.counted.count > 0 && (all || now_ms >= a.summed_ms + sum_interval_ms)) {
                 a.summed_ms = now_ms;
@@ -91,7 +92,7 @@ public:
         return std::nullopt;
     }
 
-private:
+  private:
     static constexpr std::uint64_t sum_interval_ms = 60'000;
 
     struct account {

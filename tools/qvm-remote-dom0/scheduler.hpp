@@ -19,7 +19,7 @@ namespace qvmremote::dom0 {
 /// Hands out slots. A waiting request is a function that is called when it may go on; it returns
 /// false when nobody wants the slot any more (its client has gone).
 class scheduler {
-public:
+  public:
     using go = std::function<bool()>;
 
     /// `beginning` is how many commands of a qube may be in their first limits::beginning_ms. Most end
@@ -64,7 +64,8 @@ public:
                 auto &[name, q] = *at++;
                 if (q.waiting.empty() || q.running >= limits::running_per_qube)
                     continue;
-                if (const auto wait = std::max(q.rate.wait_ms(now_ms), wait_ms(q, now_ms)); wait > 0) {
+                if (const auto wait = std::max(q.rate.wait_ms(now_ms), wait_ms(q, now_ms));
+                    wait > 0) {
                     again = std::min(again.value_or(wait), wait);
                     continue;
                 }
@@ -96,19 +97,20 @@ public:
         return at == queues_.end() ? 0 : at->second.waiting.size();
     }
 
-private:
+  private:
     // A token bucket, in thousandths of a start so that milliseconds count whole.
     class bucket {
-    public:
+      public:
         std::uint64_t wait_ms(std::uint64_t now_ms) {
-            level_ = std::min<std::uint64_t>(limits::starts_burst * 1000,
-                                             level_ + (now_ms - last_ms_) * limits::starts_per_second);
+            level_ =
+                std::min<std::uint64_t>(limits::starts_burst * 1000,
+                                        level_ + (now_ms - last_ms_) * limits::starts_per_second);
             last_ms_ = now_ms;
             return level_ >= 1000 ? 0 : (1000 - level_) / limits::starts_per_second + 1;
         }
         void take() { level_ -= 1000; }
 
-    private:
+      private:
         std::uint64_t level_ = limits::starts_burst * 1000;
         std::uint64_t last_ms_ = 0;
     };
@@ -127,7 +129,8 @@ private:
     [[nodiscard]] std::uint64_t wait_ms(queue &q, std::uint64_t now_ms) const {
         while (!q.begun_ms.empty() && now_ms - q.begun_ms.front() >= limits::beginning_ms)
             q.begun_ms.pop_front();
-        return q.begun_ms.size() < beginning_ ? 0 : q.begun_ms.front() + limits::beginning_ms - now_ms;
+        return q.begun_ms.size() < beginning_ ? 0
+                                              : q.begun_ms.front() + limits::beginning_ms - now_ms;
     }
 
     std::size_t beginning_;

@@ -46,7 +46,9 @@ struct service : std::enable_shared_from_this<service> {
     class admission &admission;
     class approvals &approvals;
     warden &children;
-    class scheduler scheduler{std::max(2u, std::thread::hardware_concurrency())};
+    class scheduler scheduler {
+        std::max(2u, std::thread::hardware_concurrency())
+    };
     std::uint32_t features = feature::gmac;
     bool dry_run = false;
     bool draining = false;
@@ -79,7 +81,7 @@ inline refusal late_body() { return {errc::incomplete, "its body did not come wi
 
 /// One of the scheduler's slots, for as long as something may run in it.
 class slot {
-public:
+  public:
     slot(service &parts, std::string qube)
         : parts_(parts.weak_from_this()), qube_(std::move(qube)), since_ms_(host::boottime_ms()) {}
     slot(slot &&) noexcept = default;
@@ -97,7 +99,7 @@ public:
         return now_ms >= since_ms_ + body_patience_ms;
     }
 
-private:
+  private:
     std::weak_ptr<service> parts_;
     std::string qube_;
     std::uint64_t since_ms_;
@@ -105,7 +107,7 @@ private:
 
 /// A question that an operator was asked, for as long as somebody wants to know.
 class standing_question {
-public:
+  public:
     standing_question(service &parts, std::uint64_t serial)
         : parts_(parts.weak_from_this()), serial_(serial) {}
     standing_question(standing_question &&) noexcept = default;
@@ -120,7 +122,7 @@ public:
 
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
 
-private:
+  private:
     std::weak_ptr<service> parts_;
     std::uint64_t serial_;
 };

@@ -20,7 +20,7 @@ struct run_record {
 };
 
 class session_port {
-public:
+  public:
     virtual ~session_port() = default;
 
     virtual void accept(std::uint32_t timeout_s, bool stdin_live) = 0;

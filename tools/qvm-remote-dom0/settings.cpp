@@ -160,14 +160,17 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     } else if (text.error().error_number != ENOENT) {
         return tl::unexpected(text.error());
     }
+    // clang-format off
     static constexpr std::string_view known[] = {
-        "QVM_REMOTE_VMS",      "QVM_REMOTE_VM_USER",  "QVM_REMOTE_VM",       "QUBES_REMOTE_VMS",
-        "QUBES_REMOTE_VM",     "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT",
-        "QVM_REMOTE_QVM_TAGS", "QVM_REMOTE_NOTIFY",
-        "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB", "QVM_REMOTE_AUDIT_KEEP_DAYS",
-        "QVM_REMOTE_AUDIT_QUBE_MIB",
+        "QVM_REMOTE_VMS", "QVM_REMOTE_VM_USER", "QVM_REMOTE_VM",
+        "QUBES_REMOTE_VMS", "QUBES_REMOTE_VM",
+        "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT", "QVM_REMOTE_QVM_TAGS", "QVM_REMOTE_NOTIFY",
+        "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB",
+        "QVM_REMOTE_AUDIT_KEEP_DAYS", "QVM_REMOTE_AUDIT_QUBE_MIB",
         "QVM_REMOTE_MAX_MEMORY", "QVM_REMOTE_MAX_PROCESSES", "QVM_REMOTE_MAX_CPU",
-        "QVM_REMOTE_MAX_OUTPUT"};
+        "QVM_REMOTE_MAX_OUTPUT",
+    };
+    // clang-format on
     for (const std::string_view key : out.values.unknown_keys(known))
         if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
             !key.starts_with("QVM_REMOTE_QREXEC_"))

@@ -23,7 +23,7 @@ namespace qvmremote::dom0 {
 
 /// The paths of dom0 (COMPAT-V1.md, DESIGN.md), below a root that is empty in real life.
 class paths {
-public:
+  public:
     paths() = default;
 
     /// For tests and the demo: DIR must be absolute, a real directory, the caller's own, and closed
@@ -47,18 +47,22 @@ public:
     [[nodiscard]] std::string migrated() const { return state_directory() + "/policy-migrated"; }
     [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
     /// Where qrexec looks for the service of its transport.
-    [[nodiscard]] std::string qrexec_socket() const { return root_ + "/run/qubes-rpc/qvmremote.Exec"; }
-    [[nodiscard]] std::string system_journal() const { return root_ + "/run/systemd/journal/socket"; }
+    [[nodiscard]] std::string qrexec_socket() const {
+        return root_ + "/run/qubes-rpc/qvmremote.Exec";
+    }
+    [[nodiscard]] std::string system_journal() const {
+        return root_ + "/run/systemd/journal/socket";
+    }
     [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
 
-private:
+  private:
     std::string root_;
 };
 
 /// Which transports serve which qube, as QVM_REMOTE_TRANSPORT says it: a default, then qubes by name,
 /// each with one name, several with '+' between them, or `both`, which is qvm-run+qrexec.
 class transport_choice {
-public:
+  public:
     /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default together;
     /// of two words for one qube the later counts. Without a default it is qvm-run.
     [[nodiscard]] static transport_choice parse(std::string_view spec);
@@ -69,7 +73,7 @@ public:
     /// For people: the names with blanks and commas between them.
     [[nodiscard]] std::string text() const;
 
-private:
+  private:
     std::vector<std::string> common_, all_;
     std::map<std::string, std::vector<std::string>, std::less<>> own_;
 };
@@ -90,7 +94,7 @@ struct settings {
     /// the same as a list in which no name is good.
     std::optional<std::vector<qube_name>> qubes;
     audit_limits audit;
-    containment ceiling;             ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
+    containment ceiling;              ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
     std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
     std::vector<std::string> warnings;
 };

@@ -45,11 +45,12 @@ struct tag_origin {
 /// Asks on a thread of its own, so that the loop never waits, and keeps an answer for a moment:
 /// long enough for a burst of requests, and short enough that a tag taken away is soon gone.
 class tag_source {
-public:
+  public:
     using poster = std::function<void(std::function<void()>)>;
     static constexpr std::uint64_t fresh_ms = 5000;
 
-    tag_source(tag_origin origin, poster post) : origin_(std::move(origin)), post_(std::move(post)) {}
+    tag_source(tag_origin origin, poster post)
+        : origin_(std::move(origin)), post_(std::move(post)) {}
     ~tag_source();
     tag_source(const tag_source &) = delete;
     tag_source &operator=(const tag_source &) = delete;
@@ -61,7 +62,7 @@ public:
     /// On a reload: what is known may have changed, and who is asked.
     void forget(tag_origin origin);
 
-private:
+  private:
     struct entry {
         known_tags tags;
         std::uint64_t read_ms = 0;

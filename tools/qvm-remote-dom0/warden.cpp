@@ -16,6 +16,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -24,7 +25,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <linux/sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -79,7 +79,8 @@ constexpr order order_terminate = 0;
     }
 }
 
-template <class T> bool send_one(int fd, const T &what) noexcept {
+template <class T>
+bool send_one(int fd, const T &what) noexcept {
     ssize_t n;
     do
         n = ::send(fd, &what, sizeof what, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -378,7 +379,8 @@ class process_table {
     }
 
   private:
-    template <class Take> static void for_each_number(const char *directory, Take take) {
+    template <class Take>
+    static void for_each_number(const char *directory, Take take) {
         const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory), ::closedir);
         while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
             if (is_digit(entry->d_name[0]))
@@ -425,7 +427,8 @@ class process_table {
 // same process, a chain that forks and ends) is there in the next pass. Whoever restarts what dies
 // is dead before it learns of it.
 // Returns whether there was anybody; `spare` are children of ours to leave alone, with all below.
-template <class Spare = std::map<pid_t, bool>> bool kill_all_below_us(const Spare &spare = {}) {
+template <class Spare = std::map<pid_t, bool>>
+bool kill_all_below_us(const Spare &spare = {}) {
     const process_table table(best_listing());
     std::vector<pid_t> found;
     table.append_children(::getpid(), found);
@@ -477,7 +480,8 @@ void wait_for(std::span<pollfd> watched, std::uint64_t until_ms) noexcept {
         left.tv_sec = static_cast<time_t>(ms / 1000);
         left.tv_nsec = static_cast<long>(ms % 1000 * 1'000'000);
     }
-    if (::ppoll(watched.data(), watched.size(), until_ms == never ? nullptr : &left, &all_but_child) < 0)
+    if (::ppoll(watched.data(), watched.size(), until_ms == never ? nullptr : &left,
+                &all_but_child) < 0)
         for (pollfd &one : watched)
             one.revents = 0;
 }

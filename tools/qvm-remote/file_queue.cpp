@@ -46,7 +46,8 @@ class entry {
         entry out(std::move(*opened), what.id.text());
         out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
         const auto watch = [&](const unique_fd &directory, std::uint32_t events) {
-            return !out.inotify_ ? -1 : watch_directory(out.inotify_.get(), directory.get(), events);
+            return !out.inotify_ ? -1
+                                 : watch_directory(out.inotify_.get(), directory.get(), events);
         };
         out.pending_watch_ = watch(out.files_.pending, IN_MOVED_FROM | IN_DELETE);
         if (out.pending_watch_ < 0 || watch(out.files_.running, IN_MOVED_TO | IN_DELETE) < 0 ||
@@ -82,7 +83,8 @@ class entry {
         alignas(inotify_event) std::array<char, 16 * 1024> buffer;
         for (ssize_t n; (n = ::read(inotify_.get(), buffer.data(), buffer.size())) > 0;)
             for (std::size_t at = 0; at < static_cast<std::size_t>(n);) {
-                const auto *const event = reinterpret_cast<const inotify_event *>(buffer.data() + at);
+                const auto *const event =
+                    reinterpret_cast<const inotify_event *>(buffer.data() + at);
                 at += sizeof *event + event->len;
                 // Too short to be seen in running/, perhaps.
                 if (event->wd == pending_watch_ && (event->mask & IN_MOVED_FROM) != 0 &&
@@ -107,7 +109,8 @@ class entry {
     // What .exit says, once that is a number.
     [[nodiscard]] std::optional<int> read_exit_code() const {
         const std::string text = read_result(".exit", 16);
-        const std::string_view digits = std::string_view(text).substr(text.starts_with('-') ? 1 : 0);
+        const std::string_view digits =
+            std::string_view(text).substr(text.starts_with('-') ? 1 : 0);
         const auto number = qvmremote::detail::parse_decimal<std::uint32_t>(digits);
         if (!number || *number > 255)
             return std::nullopt;
@@ -124,7 +127,8 @@ class entry {
     // True when dom0 has not taken it and now cannot.
     [[nodiscard]] bool withdraw() {
         const std::string hidden = "." + id_;
-        if (::renameat(files_.pending.get(), id_.c_str(), files_.pending.get(), hidden.c_str()) != 0)
+        if (::renameat(files_.pending.get(), id_.c_str(), files_.pending.get(), hidden.c_str()) !=
+            0)
             return false;
         ::unlinkat(files_.pending.get(), hidden.c_str(), 0);
         remove_token_and_copy();
@@ -183,7 +187,8 @@ int wait_for(pollfd what, int signal_fd, int most_ms) {
 }
 
 // One file of the result to its sink. False when `r` says why that is not all of it.
-bool pour(const entry &from, const char *suffix, host::output_sink &to, int signal_fd, run_result &r) {
+bool pour(const entry &from, const char *suffix, host::output_sink &to, int signal_fd,
+          run_result &r) {
     struct stat st {};
     const unique_fd fd = from.open_output(suffix, st);
     const auto lose = [&](const char *why) {
@@ -232,9 +237,10 @@ bool pour(const entry &from, const char *suffix, host::output_sink &to, int sign
 
 } // namespace
 
-host::outcome<std::optional<run_result>>
-run_queued(const home &where, const secret &key, const queued_command &what,
-           const host::run_streams &io, const std::function<bool()> &agent_is_there) {
+host::outcome<std::optional<run_result>> run_queued(const home &where, const secret &key,
+                                                    const queued_command &what,
+                                                    const host::run_streams &io,
+                                                    const std::function<bool()> &agent_is_there) {
     auto left = entry::leave(where, key, what);
     if (!left)
         return tl::unexpected(left.error());
@@ -270,7 +276,8 @@ run_queued(const home &where, const secret &key, const queued_command &what,
             next_ms = std::min(next_ms, gone_ms + gone_patience_ms);
         } else {
             gone_ms = 0;
-            if (now_at == entry::place::running && !std::exchange(said_running, true) && io.changed) {
+            if (now_at == entry::place::running && !std::exchange(said_running, true) &&
+                io.changed) {
                 io.changed(host::run_state::sent, {});
                 io.changed(host::run_state::running, {});
             }

@@ -21,9 +21,9 @@ namespace qvmremote::qube {
 
 struct queued_command {
     command_id id;
-    std::string text;             ///< one that envelope::check_entry accepts
-    std::uint32_t timeout_s = 0;  ///< 0: none. It is ours: dom0 does not hear of it
-    bool keep_copy = true;        ///< leave ID.cmd too, as the Python client does
+    std::string text;            ///< one that envelope::check_entry accepts
+    std::uint32_t timeout_s = 0; ///< 0: none. It is ours: dom0 does not hear of it
+    bool keep_copy = true;       ///< leave ID.cmd too, as the Python client does
 };
 
 /// Leaves the entry, waits for its result, hands that to `io` and removes it. Nothing is forwarded:

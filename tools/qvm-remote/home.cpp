@@ -44,8 +44,7 @@ host::outcome<home> home::find() {
     out.directory_ = base + "/.qvm-remote";
     if (::access(out.directory_.c_str(), F_OK) != 0 && errno == ENOENT) {
         const std::string old = base + "/.qubes-remote";
-        if (::access(old.c_str(), F_OK) == 0 &&
-            ::rename(old.c_str(), out.directory_.c_str()) != 0)
+        if (::access(old.c_str(), F_OK) == 0 && ::rename(old.c_str(), out.directory_.c_str()) != 0)
             return host::failed("cannot rename " + old + " to " + out.directory_, errno);
     }
     return out;
@@ -56,15 +55,17 @@ host::outcome<secret> home::load_key() const {
     const host::unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (!fd && errno == ENOENT) {
         if (::access("/etc/qubes-release", F_OK) == 0)
-            return host::failed("this is dom0, where a command needs no qvm-remote: it is for qubes");
-        return tl::unexpected(host::failure{
-            "there is no key for " + user_name() + " at " + path +
-                "; make one with `qvm-remote key gen` and register it in dom0 with "
-                "`qvm-remote-dom0 authorize`",
-            ENOENT});
+            return host::failed(
+                "this is dom0, where a command needs no qvm-remote: it is for qubes");
+        return tl::unexpected(
+            host::failure{"there is no key for " + user_name() + " at " + path +
+                              "; make one with `qvm-remote key gen` and register it in dom0 with "
+                              "`qvm-remote-dom0 authorize`",
+                          ENOENT});
     }
     if (!fd && errno == ELOOP)
-        return host::failed("the key file " + path + " is a symbolic link; put the key itself there");
+        return host::failed("the key file " + path +
+                            " is a symbolic link; put the key itself there");
     if (!fd)
         return host::failed("cannot read the key of " + user_name() + " at " + path, errno);
     struct stat st {};
@@ -82,8 +83,7 @@ host::outcome<secret> home::load_key() const {
     auto key = secret::parse({text.data(), static_cast<std::size_t>(n)});
     OPENSSL_cleanse(text.data(), text.size());
     if (!key)
-        return host::failed(path + " holds no key: byte " +
-                            std::to_string(key.error().offset + 1) +
+        return host::failed(path + " holds no key: byte " + std::to_string(key.error().offset + 1) +
                             " does not fit; a key is 64 digits of 0-9 and a-f, without 0x, sign or "
                             "separators: `qvm-remote key import` or `qvm-remote key gen`");
     return std::move(*key);
@@ -121,9 +121,8 @@ void recorder::fail(const std::string &what) {
 }
 
 void recorder::append_audit(std::string_view line) {
-    const host::unique_fd fd(
-        ::open(where_.audit_log().c_str(),
-               O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const host::unique_fd fd(::open(where_.audit_log().c_str(),
+                                    O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!fd || ::write(fd.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
         fail("cannot write " + where_.audit_log());
 }
@@ -177,8 +176,8 @@ void recorder::output(bool is_stdout, bytes_view data) {
 void recorder::write_file(const char *name, std::string_view text) {
     if (!entry_)
         return;
-    const host::unique_fd fd(::openat(
-        entry_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const host::unique_fd fd(
+        ::openat(entry_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
         fail("cannot write the history entry in " + where_.history());
 }
@@ -197,8 +196,7 @@ void recorder::finish(const host::run_result &result, std::uint32_t timeout_s) {
         if (!l->file)
             write_file(l->name, {});
     write_file("command", command_);
-    write_file("meta",
-               format_meta(id_, started_, host::boottime_ms() - started_ms_, exit));
+    write_file("meta", format_meta(id_, started_, host::boottime_ms() - started_ms_, exit));
     write_file("exit", std::to_string(exit));
     if (entry_ && ::renameat(day_.get(), ("." + id_).c_str(), day_.get(), id_.c_str()) != 0)
         fail("cannot finish the history entry in " + where_.history());

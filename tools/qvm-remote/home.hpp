@@ -18,7 +18,7 @@ namespace qvmremote::qube {
 
 /// The directory and what lies in it.
 class home {
-public:
+  public:
     /// Finds it: $HOME, or what the password database says. Renames an old ~/.qubes-remote when the
     /// new one does not exist.
     [[nodiscard]] static host::outcome<home> find();
@@ -40,7 +40,7 @@ public:
     /// Writes a key, 0600 from its first byte, which no answer has been had for yet.
     [[nodiscard]] host::outcome<void> store_key(const secret &key) const;
 
-private:
+  private:
     [[nodiscard]] std::string pin_file() const { return directory_ + "/protocol2"; }
 
     std::string directory_;
@@ -50,7 +50,7 @@ private:
 /// is written beside the run and never holds it up or fails it; what could not be written is said
 /// at the end. Nothing is synced: it would cost a millisecond a command.
 class recorder {
-public:
+  public:
     recorder(const home &where, const command_id &id, std::string command);
     ~recorder();
 
@@ -64,7 +64,7 @@ public:
     /// Why the record is not complete; empty when it is.
     [[nodiscard]] const std::string &problem() const noexcept { return problem_; }
 
-private:
+  private:
     struct lane {
         const char *name;
         std::string text; // small outputs are written once, at the end
@@ -89,7 +89,7 @@ private:
 
 /// A sink that records what it passes on.
 class recorded_sink final : public host::output_sink {
-public:
+  public:
     recorded_sink(int fd, recorder *to) : inner_(fd), to_(to), is_stdout_(fd == 1), fd_(fd) {}
 
     [[nodiscard]] std::size_t take(bytes_view data) override {
@@ -105,7 +105,7 @@ public:
     [[nodiscard]] bool any() const noexcept { return any_; }
     void end() override;
 
-private:
+  private:
     host::descriptor_sink inner_;
     recorder *to_;
     bool is_stdout_;

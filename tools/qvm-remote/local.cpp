@@ -207,7 +207,8 @@ void print_recorded(const std::string &path) {
 int history_show(const home &where, const char *word) {
     const auto id = command_id::parse(word);
     if (!id)
-        return fail_with("'" + for_terminal(word, 64) + "' is no ID of a command; see "
+        return fail_with("'" + for_terminal(word, 64) +
+                         "' is no ID of a command; see "
                          "qvm-remote history");
     auto days = names_in(where.history());
     std::reverse(days.begin(), days.end());
@@ -251,11 +252,10 @@ int history_command(const settings &, const home &where, std::span<char *> words
             commands[std::string(entry->id)] = for_terminal(entry->untrusted_command, 100);
         } else if (entry->kind == history_kind::done || entry->kind == history_kind::timeout) {
             const auto at = commands.find(entry->id);
-            lines.push_back(std::string(entry->timestamp) + "  " + std::string(entry->id) +
-                            "  exit=" +
-                            std::to_string(entry->kind == history_kind::done ? entry->exit_code
-                                                                             : 124) +
-                            "  " + (at == commands.end() ? "" : at->second));
+            lines.push_back(
+                std::string(entry->timestamp) + "  " + std::string(entry->id) + "  exit=" +
+                std::to_string(entry->kind == history_kind::done ? entry->exit_code : 124) + "  " +
+                (at == commands.end() ? "" : at->second));
         }
     }
     const std::size_t skip = lines.size() > n ? lines.size() - n : 0;

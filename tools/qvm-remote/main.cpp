@@ -111,8 +111,9 @@ void fill_standard_descriptors() {
 host::outcome<std::string> read_script(int fd) {
     auto text = host::read_all(fd, limits::command);
     if (!text && text.error().error_number == EFBIG)
-        return host::failed("the script exceeds the size limit of 1 MiB; copy it to dom0 by standard "
-                            "input and run it there");
+        return host::failed(
+            "the script exceeds the size limit of 1 MiB; copy it to dom0 by standard "
+            "input and run it there");
     return text;
 }
 

@@ -3,10 +3,10 @@
 
 #include <cerrno>
 #include <csignal>
-#include <ctime>
-#include <cstring>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <ctime>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -50,7 +50,7 @@ bool catch_signals() {
 
 // Elapsed time for a person who waits, on a line that goes away again.
 class waiting_line {
-public:
+  public:
     explicit waiting_line(bool wanted) : wanted_(wanted), begin_ms_(host::boottime_ms()) {}
     ~waiting_line() { clear(); }
 
@@ -76,7 +76,7 @@ public:
         wanted_ = false;
     }
 
-private:
+  private:
     bool wanted_;
     bool shown_ = false;
     std::uint64_t begin_ms_;
@@ -175,7 +175,8 @@ void complain(const std::string &what) { std::fprintf(stderr, "qvm-remote: %s\n"
 namespace {
 
 constexpr std::uint64_t agent_patience_ms = 30'000;
-constexpr std::uint64_t agent_start_ms = 3'000; // from `authorize`, or the qube's start, to its socket
+constexpr std::uint64_t agent_start_ms =
+    3'000; // from `authorize`, or the qube's start, to its socket
 constexpr int agent_look_ms = 100;
 
 // Why a command cannot travel by protocol 1; empty when it can.
@@ -186,7 +187,8 @@ std::string needs_agent(const run_request &request) {
         return std::string("--dry-run needs protocol 2") + without;
     if (request.what.kind != request_kind::shell)
         return std::string(request.what.kind == request_kind::exec ? "--exec" : "--script") +
-               " needs protocol 2" + without + ": give a command line or a script on standard input";
+               " needs protocol 2" + without +
+               ": give a command line or a script on standard input";
     if (request.stdin_live)
         return std::string("standard input needs protocol 2") + without +
                ": add -n if the command does not read it";
@@ -236,15 +238,17 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         pollfd signal{signal_pipe[0], POLLIN, 0};
         std::uint8_t number = 0;
         // A transport that waits itself is asked again at once.
-        if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 && ::read(signal_pipe[0], &number, 1) == 1)
+        if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 &&
+            ::read(signal_pipe[0], &number, 1) == 1)
             return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
     }
 }
 
 // One command as the user sees it and as the records have it.
 class shown_run {
-public:
-    shown_run(const settings &how, const home &where, const command_id &id, const std::string &command)
+  public:
+    shown_run(const settings &how, const home &where, const command_id &id,
+              const std::string &command)
         : quiet_(how.quiet), terminal_(::isatty(STDERR_FILENO) && !how.quiet),
           record_(where, id, command), line_(terminal_) {
         io_.out = &out_;
@@ -280,7 +284,7 @@ public:
         return result.exit_code();
     }
 
-private:
+  private:
     void changed(host::run_state state, std::string_view untrusted_text) {
         switch (state) {
         case host::run_state::sent:
@@ -319,8 +323,8 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     if (const auto fits = envelope::check_entry(what.text); !fits)
         return refuse(std::string(message(fits.error().code)) + ", which protocol 1 cannot carry");
     if (how.verbose)
-        std::fprintf(stderr, "qvm-remote: command %s by protocol 1, in %s\n", what.id.text().c_str(),
-                     where.queue().c_str());
+        std::fprintf(stderr, "qvm-remote: command %s by protocol 1, in %s\n",
+                     what.id.text().c_str(), where.queue().c_str());
     shown_run shown(how, where, what.id, request.shown);
     std::function<bool()> look_for_agent;
     if (how.version == protocol::any)
@@ -339,10 +343,11 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     const int code = shown.finish(**result, what.timeout_s);
     using kind = host::run_result::kind;
     if ((*result)->how == kind::ended && (*result)->end.cause == end_cause::timed_out)
-        complain((*result)->may_have_run
-                     ? "protocol 1 cannot end what runs in a dom0 of the Python program: it may go on"
-                     : "dom0 never took the command: is qvm-remote-dom0 running there, and this qube "
-                       "authorized?");
+        complain(
+            (*result)->may_have_run
+                ? "protocol 1 cannot end what runs in a dom0 of the Python program: it may go on"
+                : "dom0 never took the command: is qvm-remote-dom0 running there, and this qube "
+                  "authorized?");
     return code;
 }
 
@@ -424,9 +429,9 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
         // As the Python client names one, which archives none of them.
         timespec now{};
         ::clock_gettime(CLOCK_REALTIME, &now);
-        const auto id = command_id::parse(
-            "ping-" + std::to_string(now.tv_sec * 1'000'000'000 + now.tv_nsec) + "-" +
-            std::to_string(::getpid()));
+        const auto id =
+            command_id::parse("ping-" + std::to_string(now.tv_sec * 1'000'000'000 + now.tv_nsec) +
+                              "-" + std::to_string(::getpid()));
         host::string_sink out, err;
         host::run_streams io;
         io.out = &out;

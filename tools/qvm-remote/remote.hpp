@@ -22,8 +22,8 @@ enum class protocol : std::uint8_t { any, one, two };
 
 /// What the command line and the configuration say.
 struct settings {
-    config values;               ///< files, then environment
-    std::string transport;       ///< name
+    config values;         ///< files, then environment
+    std::string transport; ///< name
     protocol version = protocol::any;
     std::string plugin_directory;
     bool verbose = false;

@@ -47,7 +47,7 @@ std::string plugin_directory(const settings &how) {
 
 // qvm-remote-dom0 below a directory of its own, serving one qube called "mock" over a socket there.
 class private_daemon {
-public:
+  public:
     private_daemon() = default;
     private_daemon(const private_daemon &) = delete;
     private_daemon &operator=(const private_daemon &) = delete;
@@ -63,7 +63,8 @@ public:
 
     static host::outcome<std::string> program() {
         for (const std::string &directory : {own_directory(), std::string(QVMREMOTE_LIBEXEC_DIR)})
-            if (std::string path = directory + "/qvm-remote-dom0"; ::access(path.c_str(), X_OK) == 0)
+            if (std::string path = directory + "/qvm-remote-dom0";
+                ::access(path.c_str(), X_OK) == 0)
                 return path;
         return host::failed("the mock transport needs qvm-remote-dom0, which is not installed "
                             "here: install qvm-remote-devel (Debian: qvm-remote-dev)");
@@ -104,9 +105,8 @@ public:
         if (::bind(ready.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
             return host::failed("cannot listen at " + notify, errno);
 
-        std::vector<std::string> words = {program,      "--root",       root_,   "--transport",
-                                          "mock",       "--plugin-dir", plugins, "--once",
-                                          "--wait",     "60"};
+        std::vector<std::string> words = {program,        "--root", root_,    "--transport", "mock",
+                                          "--plugin-dir", plugins,  "--once", "--wait",      "60"};
         std::vector<std::string> variables = {"NOTIFY_SOCKET=" + notify,
                                               "QVM_REMOTE_MOCK_DIR=" + root_,
                                               "QVM_REMOTE_MOCK_PEERS=mock"};
@@ -132,8 +132,9 @@ public:
 
     [[nodiscard]] std::string socket() const { return root_ + "/mock.sock"; }
 
-private:
-    host::outcome<void> spawn(std::vector<std::string> &words, std::vector<std::string> &variables) {
+  private:
+    host::outcome<void> spawn(std::vector<std::string> &words,
+                              std::vector<std::string> &variables) {
         const auto pointers = [](std::vector<std::string> &texts) {
             std::vector<char *> out;
             for (std::string &text : texts)
@@ -196,10 +197,11 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
     }
     // The default one is compiled in: it is a socket and no more, and loading it would cost more
     // than using it.
-    auto opened = how.transport == "qvm-run" && how.plugin_directory.empty()
-                      ? host::transport::from_table(&qvmremote_transport_qvm_run, host::role::qube, options)
-                      : host::transport::load(plugin_directory(how), how.transport,
-                                              host::role::qube, options);
+    auto opened =
+        how.transport == "qvm-run" && how.plugin_directory.empty()
+            ? host::transport::from_table(&qvmremote_transport_qvm_run, host::role::qube, options)
+            : host::transport::load(plugin_directory(how), how.transport, host::role::qube,
+                                    options);
     if (!opened)
         return refuse(opened.error(), 1);
     out.transport.emplace(std::move(*opened));

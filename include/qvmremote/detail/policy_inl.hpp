@@ -258,7 +258,8 @@ class policy_reader {
         : file_(std::move(file)), problems_(problems) {}
 
     // Calls `take` with the words of each line that has any.
-    template <class Take> void lines(std::string_view text, Take &&take) {
+    template <class Take>
+    void lines(std::string_view text, Take &&take) {
         if (text.size() > limits::policy_file)
             return wrong(1, "the file is larger than " + std::to_string(limits::policy_file) +
                                 " bytes");
@@ -1107,8 +1108,7 @@ inline verdict could_allow(const peer &who, const policy &rules) {
             out.rule = rule.reference();
             return out;
         }
-        if (rule.request.what == request_pattern::kind::any &&
-            concerned == detail::concerns::yes)
+        if (rule.request.what == request_pattern::kind::any && concerned == detail::concerns::yes)
             return detail::denied(rule.reference(), "denied by dom0's policy");
     }
     return detail::denied("no rule matches", "no rule of dom0's policy allows this");

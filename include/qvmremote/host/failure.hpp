@@ -19,7 +19,8 @@ struct failure {
 };
 
 /// A value, or the failure. Functions that return it are marked [[nodiscard]] one by one.
-template <class T> using outcome = tl::expected<T, failure>;
+template <class T>
+using outcome = tl::expected<T, failure>;
 
 /// The failing branch. With `error_number`, ": " and the system's words for it are appended.
 [[nodiscard]] inline tl::unexpected<failure> failed(std::string what, int error_number = 0) {

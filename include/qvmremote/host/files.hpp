@@ -59,7 +59,8 @@ class trusted_directory {
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
   private:
-    trusted_directory(unique_fd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+    trusted_directory(unique_fd fd, std::string path)
+        : fd_(std::move(fd)), path_(std::move(path)) {}
 
     unique_fd fd_;
     std::string path_;

@@ -37,7 +37,7 @@ using transport_options = std::vector<std::pair<std::string, std::string>>;
 struct stream {
     unique_fd in;
     unique_fd out;
-    std::string peer; ///< the qube in dom0, "dom0" in a qube
+    std::string peer;       ///< the qube in dom0, "dom0" in a qube
     std::string argument{}; ///< in dom0 what the platform's call was made with; empty elsewhere
 };
 

@@ -39,7 +39,8 @@ namespace detail {
     return out += '\'';
 }
 
-template <class Call> [[nodiscard]] auto retry_on_eintr(Call call) {
+template <class Call>
+[[nodiscard]] auto retry_on_eintr(Call call) {
     auto done = call();
     while (done < 0 && errno == EINTR)
         done = call();

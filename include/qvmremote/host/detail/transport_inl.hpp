@@ -42,7 +42,8 @@ namespace detail {
 }
 
 // The text that a plug-in left in a buffer of ours, whether it minded the NUL or not.
-template <std::size_t N> [[nodiscard]] std::string_view bounded(const char (&text)[N]) noexcept {
+template <std::size_t N>
+[[nodiscard]] std::string_view bounded(const char (&text)[N]) noexcept {
     const void *nul = std::memchr(text, '\0', N);
     return {text,
             nul == nullptr ? N : static_cast<std::size_t>(static_cast<const char *>(nul) - text)};
