@@ -477,6 +477,19 @@ def the_log_for_people_is_bounded(f):
 
 
 @case
+def a_lack_of_descriptors_does_not_deafen_the_control_socket(f):
+    f.start()
+    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--nofile=5:"], check=True)  # it has more than that
+    asks = [subprocess.Popen([DAEMON, "--root", f.root, "status"], env=f.env(), stdout=subprocess.PIPE)
+            for _ in range(2)]
+    time.sleep(0.5)
+    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--nofile=1024:"], check=True)
+    for ask in asks:
+        check(b"qube work" in ask.communicate(timeout=HANG)[0], "no answer")
+        equal(ask.returncode, 0)
+
+
+@case
 def a_damaged_index_is_made_anew(f):
     f.start()
     equal(f.run("true").returncode, 0)

@@ -7,15 +7,16 @@
 #include <optional>
 
 #include <grp.h>
+#include <poll.h>
 #include <pwd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/read_until.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
 
 #include <qvmremote/host/files.hpp>
@@ -46,22 +47,40 @@ bool is_operator(uid_t uid) {
     return false;
 }
 
-std::optional<requester> who_asks(int fd) {
-    ucred who{};
-    socklen_t length = sizeof who;
-    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0)
-        return std::nullopt;
-    const requester out{who.uid, who.pid};
-    return out.is_root() || is_operator(out.uid) ? std::optional(out) : std::nullopt;
+// The process as it was when it connected. Before Linux 6.5, the one that has its number by now.
+host::unique_fd process_of(int connection, pid_t pid) {
+    constexpr int so_peerpidfd = 77; // SO_PEERPIDFD of headers younger than Debian 12's
+    int pidfd = -1;
+    socklen_t length = sizeof pidfd;
+    if (::getsockopt(connection, SOL_SOCKET, so_peerpidfd, &pidfd, &length) != 0 &&
+        errno == ENOPROTOOPT)
+        pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+    return host::unique_fd(pidfd);
 }
 
 } // namespace
+
+bool requester::lives() const noexcept {
+    pollfd ended{process.get(), POLLIN, 0};
+    return process && ::poll(&ended, 1, 0) == 0;
+}
+
+std::optional<requester> who_asks(int connection) {
+    ucred who{};
+    socklen_t length = sizeof who;
+    if (::getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0)
+        return std::nullopt;
+    requester out{who.uid, who.pid, process_of(connection, who.pid)};
+    if (!out.is_root() && !is_operator(out.uid))
+        return std::nullopt;
+    return out;
+}
 
 // One request and its answer; ends by itself when the other end dawdles.
 struct control_server::exchange : std::enable_shared_from_this<exchange> {
     exchange(control_server &of, socket_type s, requester w)
         : handle(of.answer_), open(of.open_), socket(std::move(s)), timer(socket.get_executor()),
-          who(w) {
+          who(std::move(w)) {
         ++*open;
     }
     ~exchange() { --*open; }
@@ -107,7 +126,7 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
 };
 
 control_server::control_server(boost::asio::io_context &loop, std::string path, handler answer)
-    : path_(std::move(path)), answer_(std::move(answer)), acceptor_(loop) {}
+    : path_(std::move(path)), answer_(std::move(answer)), acceptor_(loop), pause_timer_(loop) {}
 
 control_server::~control_server() { ::unlink(path_.c_str()); }
 
@@ -140,11 +159,21 @@ control_server::open(boost::asio::io_context &loop, const paths &where, handler 
 
 void control_server::accept() {
     acceptor_.async_accept([this](boost::system::error_code ec, socket_type socket) {
-        if (ec)
+        if (ec == boost::asio::error::operation_aborted)
             return;
-        if (const auto who = who_asks(socket.native_handle()); who && *open_ < most_exchanges)
-            std::make_shared<exchange>(*this, std::move(socket), *who)->run();
+        if (ec)
+            return pause(); // no descriptor to be had, most likely
+        if (auto who = who_asks(socket.native_handle()); who && *open_ < most_exchanges)
+            std::make_shared<exchange>(*this, std::move(socket), std::move(*who))->run();
         accept();
+    });
+}
+
+void control_server::pause() {
+    pause_timer_.expires_after(std::chrono::milliseconds(100));
+    pause_timer_.async_wait([this](boost::system::error_code ec) {
+        if (!ec)
+            accept();
     });
 }
 

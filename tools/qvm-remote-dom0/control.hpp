@@ -15,8 +15,10 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/steady_timer.hpp>
 
 #include <qvmremote/host/failure.hpp>
+#include <qvmremote/host/unique_fd.hpp>
 
 #include "settings.hpp"
 
@@ -26,9 +28,17 @@ namespace qvmremote::dom0 {
 struct requester {
     uid_t uid;
     pid_t pid;
+    host::unique_fd process; ///< a pidfd; none where the process was gone already
 
     [[nodiscard]] bool is_root() const noexcept { return uid == 0 || uid == ::geteuid(); }
+
+    /// Whether the process is there still. Its number cannot have been another's until now then, and
+    /// what was read of /proc by that number is about it.
+    [[nodiscard]] bool lives() const noexcept;
 };
+
+/// Who made the connection to a UNIX socket; nothing for those that control_server does not answer.
+[[nodiscard]] std::optional<requester> who_asks(int connection);
 
 /// Answers root, the daemon's own user and operators: dom0's desktop users, the members of group
 /// qubes. Who may ask what is the handler's business.
@@ -47,6 +57,7 @@ class control_server {
 
     control_server(boost::asio::io_context &loop, std::string path, handler answer);
     void accept();
+    void pause(); // then accept
 
     std::string path_;
     handler answer_;
@@ -54,6 +65,7 @@ class control_server {
     // outlive this.
     std::shared_ptr<std::size_t> open_ = std::make_shared<std::size_t>(0);
     boost::asio::local::stream_protocol::acceptor acceptor_;
+    boost::asio::steady_timer pause_timer_;
 };
 
 /// Asks the running daemon. error_number is ENOENT or ECONNREFUSED when none runs, EAGAIN when it has

@@ -746,6 +746,8 @@ class daemon {
             return "a command of a qube's does not decide about one";
         if (!home_ && !has_terminal_of_its_own(who.pid, children_.pid()))
             return "commands have no cgroups of their own here, so who decides needs a terminal";
+        if (!who.lives())
+            return "who asked has ended, so it cannot be told whether a command of a qube's did";
         return nullptr;
     }
 
