@@ -13,6 +13,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import sqlite3
@@ -487,6 +488,20 @@ def a_lack_of_descriptors_does_not_deafen_the_control_socket(f):
     for ask in asks:
         check(b"qube work" in ask.communicate(timeout=HANG)[0], "no answer")
         equal(ask.returncode, 0)
+
+
+@case
+def the_daemon_has_more_descriptors_than_its_commands(f):
+    had = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, had[1]))
+        f.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, had)
+    with open(f"/proc/{f.daemon.pid}/limits") as limits:
+        [soft] = re.findall(r"^Max open files +(\d+)", limits.read(), re.M)
+    equal(int(soft), 65536 if had[1] == resource.RLIM_INFINITY else min(had[1], 65536))
+    equal(f.run("ulimit -Sn").stdout, b"256\n")
 
 
 @case

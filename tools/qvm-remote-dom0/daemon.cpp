@@ -11,6 +11,7 @@
 #include <pwd.h>
 #include <sys/file.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -52,6 +53,7 @@ using std::chrono::seconds;
 
 constexpr seconds drain_limit{60};
 constexpr seconds check_limit{15};
+constexpr rlim_t descriptors = 65536;
 constexpr std::uint64_t round_ms = 60'000; // between two keep-alives of idle streams
 constexpr seconds watch_limit{50};
 constexpr milliseconds accept_pause{1000}; // after a failure of the transport
@@ -852,9 +854,20 @@ class daemon {
     int exit_code_ = 0;
 };
 
+// The usual 1024 is there for programs that call select(2), and is used up by the streams of eight
+// qubes that each open all they may. Commands keep it: their warden runs already.
+void take_more_descriptors() {
+    rlimit most{};
+    if (::getrlimit(RLIMIT_NOFILE, &most) == 0 && most.rlim_cur < descriptors) {
+        most.rlim_cur = std::min<rlim_t>(most.rlim_max, descriptors);
+        [[maybe_unused]] const int as_it_was = ::setrlimit(RLIMIT_NOFILE, &most);
+    }
+}
+
 } // namespace
 
 int run_daemon(const daemon_options &options, const cgroup_home &home, warden children) {
+    take_more_descriptors();
     ::signal(SIGPIPE, SIG_IGN);
     ::signal(SIGXFSZ, SIG_IGN); // a limit on files is a full disk: refused, and no end
     auto code = daemon(options, home, std::move(children)).run();
