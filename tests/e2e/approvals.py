@@ -292,7 +292,9 @@ def an_entry_that_is_swapped_while_it_waits_runs_as_it_was_shown(f):
                     e.write(text)
                 os.rename(hidden, os.path.join(queue, "pending", name + suffix))
         for name in names:
-            eventually(lambda: os.path.exists(os.path.join(queue, "running", name)), "it is fetched")
+            # The token goes when the agent has read the entry; what is swapped before is what is shown.
+            eventually(lambda: os.path.exists(os.path.join(queue, "running", name)) and
+                       not os.path.exists(os.path.join(queue, "pending", name + ".auth")), "it is fetched")
             for place in ("pending", "running"):
                 with open(os.path.join(queue, place, name), "w") as e:
                     e.write("echo swapped\n")
