@@ -471,9 +471,11 @@ def the_log_for_people_is_bounded(f):
     f.daemon.send_signal(signal.SIGHUP)
     eventually(lambda: os.path.exists(log) and "read again" in f.log(), "reload")
     # What cannot be opened is said where it was written before, and nothing stops.
-    os.unlink(log)
+    os.rename(log, log + ".older")
     os.mkfifo(log)
     f.daemon.send_signal(signal.SIGHUP)
+    with open(log + ".older") as older:
+        eventually(lambda: "cannot open the log" in older.read(), "what is wrong to be said")
     equal(f.run("echo alive").stdout, b"alive\n")
 
 

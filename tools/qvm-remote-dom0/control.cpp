@@ -30,7 +30,8 @@ constexpr std::size_t longest_request = 256;
 constexpr std::size_t longest_answer = 1024 * 1024;
 constexpr int patience_seconds = 10; // to send a request, and to take an answer
 constexpr std::size_t most_exchanges = 64;
-constexpr const char *operators = "qubes"; // the group
+constexpr std::chrono::milliseconds accept_pause{100}; // when there was no descriptor to be had
+constexpr const char *operators = "qubes";             // the group
 
 using socket_type = boost::asio::local::stream_protocol::socket;
 
@@ -162,7 +163,7 @@ void control_server::accept() {
         if (ec == boost::asio::error::operation_aborted)
             return;
         if (ec)
-            return pause(); // no descriptor to be had, most likely
+            return pause();
         if (auto who = who_asks(socket.native_handle()); who && *open_ < most_exchanges)
             std::make_shared<exchange>(*this, std::move(socket), std::move(*who))->run();
         accept();
@@ -170,7 +171,7 @@ void control_server::accept() {
 }
 
 void control_server::pause() {
-    pause_timer_.expires_after(std::chrono::milliseconds(100));
+    pause_timer_.expires_after(accept_pause);
     pause_timer_.async_wait([this](boost::system::error_code ec) {
         if (!ec)
             accept();

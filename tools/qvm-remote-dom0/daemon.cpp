@@ -469,7 +469,7 @@ class daemon {
         if (loaded)
             if (auto told = tell_peers(); !told)
                 problem = told.error().what;
-        if (auto opened = log_->reopen(); !opened)
+        if (auto opened = log_->reopen(); !opened && problem.empty())
             problem = opened.error().what;
         if (problem.empty())
             problem = admission_->trouble();
