@@ -7,6 +7,7 @@
 - no package registry's host and no path of somebody's machine is in the tree
 - includes point downwards (the floors of the design), and each header is in Meson's lists, which
   are what is installed and what the header tests compile
+- the daemon's rooms include downwards only
 - the umbrella includes exactly the library headers, sorted
 - every man page and completion file is in Meson's tables
 """
@@ -31,6 +32,11 @@ FLOORS = [
     {"qvmremote"},
 ]
 HOST = [{"bulk_pipe", "clock", "failure", "unique_fd"}, {"files", "transport"}, {"plugin", "environment", "client"}]
+
+# The daemon's rooms, from the ground up. A room includes itself and the rooms below it; its main.cpp
+# and what the programs share (common/) stand outside.
+DAEMON = "tools/qvm-remote-dom0/"
+ROOMS = ["base", "record", "decide", "execute", "machine", "serve", "administer"]
 
 SOURCE = (".cpp", ".hpp", ".c", ".h", ".py", ".sh", ".build", ".in", ".map")
 SOURCE_NAMES = ("Makefile", "meson.build", "meson_options.txt")
@@ -128,6 +134,23 @@ def check_includes(name):
         problem(name, f'includes "{header}": say <qvmremote/…>')
 
 
+def check_room(name):
+    """Within the daemon every include says its room, and points to the same room or a lower one."""
+    room = name.removeprefix(DAEMON).split("/")[0]
+    if room not in ROOMS:
+        if name != DAEMON + "main.cpp":
+            problem(name, "stands in none of the daemon's rooms: " + ", ".join(ROOMS))
+        return
+    for header in re.findall(r'^\s*#\s*include\s+"([^"]+)"', read(name), re.M):
+        theirs = header.split("/")[0]
+        if theirs == "common" or header == "shipped_rules.hpp":
+            continue
+        if theirs not in ROOMS:
+            problem(name, f'includes "{header}": say "ROOM/{header}"')
+        elif ROOMS.index(theirs) > ROOMS.index(room):
+            problem(name, f'includes "{header}": {theirs} stands above {room}')
+
+
 def same_pair(one, other):
     def stem(header):
         return re.sub(r"(_inl)?\.(hpp|h)$", "", header.replace("detail/", ""))
@@ -184,6 +207,8 @@ def main():
             check_lines(name)
         if name.startswith("include/") and name.endswith((".hpp", ".h")):
             check_includes(name)
+        if name.startswith(DAEMON) and name.endswith((".cpp", ".hpp", ".h")):
+            check_room(name)
     check_lists(names)
     check_packaging(names)
     for line in problems:

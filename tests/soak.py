@@ -90,8 +90,8 @@ class Fuzzer:
 
 def environment():
     plugins = os.path.join(BUILD, "plugins")
-    return dict(os.environ, QVMREMOTE_CLIENT=os.path.join(BUILD, "qvm-remote"),
-                QVMREMOTE_DAEMON=os.path.join(BUILD, "qvm-remote-dom0"),
+    return dict(os.environ, QVMREMOTE_CLIENT=os.path.join(BUILD, "tools/qvm-remote/qvm-remote"),
+                QVMREMOTE_DAEMON=os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0"),
                 QVMREMOTE_PLUGINS=os.path.join(plugins, "mock"),
                 QVMREMOTE_QVM_RUN_PLUGINS=os.path.join(plugins, "qvm-run"),
                 QVMREMOTE_STANDINS=os.path.join(BUILD, "tests", "standin"))

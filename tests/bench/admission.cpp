@@ -17,7 +17,7 @@
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
-#include "admission.hpp"
+#include "decide/admission.hpp"
 
 using namespace bench;
 using namespace qvmremote;

@@ -71,7 +71,7 @@ class House:
             env.update(NOTIFY_SOCKET=notify, QVM_REMOTE_QREXEC_SOCKET=self.socket,
                        QVM_REMOTE_QREXEC_USER=pwd.getpwuid(os.geteuid()).pw_name)
             self.daemon = subprocess.Popen(
-                [os.path.join(self.build, "qvm-remote-dom0"), "--root", self.root, "--transport", "qrexec",
+                [os.path.join(self.build, "tools/qvm-remote-dom0/qvm-remote-dom0"), "--root", self.root, "--transport", "qrexec",
                  "--plugin-dir", os.path.join(self.build, "plugins", "qrexec")],
                 env=env, stdin=subprocess.DEVNULL)
             ready.recv(64)
@@ -80,7 +80,7 @@ class House:
     def keep(self):
         """An agent that keeps a call, until it listens; returns its socket."""
         path = os.path.join(self.home, ".qvm-remote", "agent-qrexec.sock")
-        self.agent = subprocess.Popen([os.path.join(self.build, "qvm-remote-agent"), "--keep"], env=self.env(),
+        self.agent = subprocess.Popen([os.path.join(self.build, "tools/qvm-remote-agent/qvm-remote-agent"), "--keep"], env=self.env(),
                                       stdin=subprocess.DEVNULL)
         while not os.path.exists(path):
             if self.agent.poll() is not None:
@@ -96,7 +96,7 @@ class House:
 
 
 def bench_qrexec(build, scratch, rounds):
-    client = os.path.join(build, "qvm-remote")
+    client = os.path.join(build, "tools/qvm-remote/qvm-remote")
     with House(build, os.path.join(scratch, "qrexec")) as house:
         words = ["--count", rounds, "--warmup", 10, "--", "bash", "-c", "true",
                  "--", house.call, "dom0", "test.Cat", "--", house.call, "dom0", "test.Bash",

@@ -9,7 +9,7 @@
 
 #include <qvmremote/session.hpp>
 
-#include "../support/ends.hpp"
+#include "support/ends.hpp"
 
 namespace e2e {
 

@@ -20,8 +20,8 @@ bold=$'\e[1m' plain=$'\e[0m'
 [ -t 1 ] && [ -z "${NO_COLOR:-}" ] || bold='' plain=''
 step() { printf '\n%s== %s%s\n' "$bold" "$1" "$plain"; }
 show() { printf '%s$ %s%s\n' "$bold" "$1" "$plain"; }
-qvm-remote() { "$build/qvm-remote" "$@"; }
-qvm-remote-dom0() { "$build/qvm-remote-dom0" --root "$scratch/dom0" "$@"; }
+qvm-remote() { "$build/tools/qvm-remote/qvm-remote" "$@"; }
+qvm-remote-dom0() { "$build/tools/qvm-remote-dom0/qvm-remote-dom0" --root "$scratch/dom0" "$@"; }
 expect() { # what, got, wanted
     [ "$2" = "$3" ] || { printf 'demo: %s: got %q, not %q\n' "$1" "$2" "$3" >&2; exit 1; }
 }
@@ -44,7 +44,7 @@ show 'qvm-remote key show | qvm-remote-dom0 authorize work'
 qvm-remote key show 2>/dev/null | qvm-remote-dom0 authorize work
 show 'qvm-remote-dom0 --transport mock &'
 QVM_REMOTE_MOCK_DIR=$scratch/dom0 QVM_REMOTE_MOCK_PEERS='work stranger' \
-    "$build/qvm-remote-dom0" --root "$scratch/dom0" --transport mock \
+    "$build/tools/qvm-remote-dom0/qvm-remote-dom0" --root "$scratch/dom0" --transport mock \
     --plugin-dir "$build/plugins/mock" &
 daemon=$!
 for _ in $(seq 200); do

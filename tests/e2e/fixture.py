@@ -18,8 +18,8 @@ import tempfile
 import time
 
 BUILD = os.path.abspath(sys.argv[1])
-CLIENT = os.path.join(BUILD, "qvm-remote")
-DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
+CLIENT = os.path.join(BUILD, "tools/qvm-remote/qvm-remote")
+DAEMON = os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0")
 PLUGINS = os.path.join(BUILD, "plugins", "mock")
 HANG = 180  # seconds; nothing takes this long unless it hangs, on a loaded machine with sanitizers too
 KEY = "0123456789abcdef" * 4

@@ -155,7 +155,7 @@ class KeptHouse(QrexecHouse):
         for qube in qubes:
             if qube not in self.agents or self.agents[qube].poll() is not None:
                 self.agents[qube] = subprocess.Popen(
-                    [os.path.join(BUILD, "qvm-remote-agent"), "--keep"], env=self.env(qube),
+                    [os.path.join(BUILD, "tools/qvm-remote-agent/qvm-remote-agent"), "--keep"], env=self.env(qube),
                     stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return House.wait_for_agent(self, *qubes)
 

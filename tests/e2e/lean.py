@@ -20,8 +20,8 @@ import tempfile
 os.environ.pop("LD_LIBRARY_PATH", None)
 
 BUILD = os.path.abspath(sys.argv[1])
-CLIENT = os.path.join(BUILD, "qvm-remote")
-DAEMON = os.path.join(BUILD, "qvm-remote-dom0")
+CLIENT = os.path.join(BUILD, "tools/qvm-remote/qvm-remote")
+DAEMON = os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0")
 PLUGINS = os.path.join(BUILD, "plugins", "mock")
 KEY = "0123456789abcdef" * 4 + "\n"
 HANG = 60

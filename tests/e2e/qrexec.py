@@ -154,7 +154,7 @@ def many_clients_share_a_kept_call(f):
 def an_agent_whose_call_is_refused_says_so_and_ends(f):
     house = QrexecHouse(f, "work")
     house.machine.set_faults("work", "refuse")
-    got = subprocess.run([os.path.join(BUILD, "qvm-remote-agent"), "--keep"], env=house.env("work"),
+    got = subprocess.run([os.path.join(BUILD, "tools/qvm-remote-agent/qvm-remote-agent"), "--keep"], env=house.env("work"),
                          stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG)
     check(got.returncode == 126 and b"the policy of qrexec refuses" in got.stderr, got)
 

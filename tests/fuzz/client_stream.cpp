@@ -10,8 +10,8 @@
 
 #include <qvmremote/session.hpp>
 
-#include "../support/ends.hpp"
-#include "../support/program.hpp"
+#include "support/ends.hpp"
+#include "support/program.hpp"
 #include "target.hpp"
 
 using namespace qvmremote;

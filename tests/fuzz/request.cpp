@@ -4,7 +4,7 @@
 
 #include <qvmremote/token.hpp>
 
-#include "../support/ends.hpp"
+#include "support/ends.hpp"
 #include "target.hpp"
 
 using namespace qvmremote;

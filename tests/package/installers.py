@@ -295,7 +295,7 @@ def programs_say_in_one_line_that_they_are_in_the_wrong_place(m):
 def options_of_the_bash_daemon_are_taken_with_a_hint(m):
     m.qube("work")
     os.mkdir(m.file("local/lib"))
-    shutil.copy(os.path.join(BUILD, "qvm-remote-dom0"), m.file("local/lib"))
+    shutil.copy(os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0"), m.file("local/lib"))
     for old, new, more, out in (("--authorize", "authorize", ["work", "0123456789abcdef" * 4], "work SHA256:"),
                                 ("--list-keys", "keys", [], "work  "), ("--revoke", "revoke", ["work"], "")):
         done = m.run("-c", 'exec "$@"', "sh", "/usr/local/lib/qvm-remote-dom0", old, *more)

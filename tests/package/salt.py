@@ -211,7 +211,7 @@ class House:
         self.root, self.bin, self.home = (os.path.join(top, n) for n in ("dom0", "bin", "home"))
         for directory in (self.root, self.bin, self.home):
             os.mkdir(directory, 0o700)
-        self.program("qvm-remote-dom0", f'exec {BUILD}/qvm-remote-dom0 --root {self.root} "$@"')
+        self.program("qvm-remote-dom0", f'exec {BUILD}/tools/qvm-remote-dom0/qvm-remote-dom0 --root {self.root} "$@"')
         self.program("qvm-run", f'[ "$1 $2 $3 $4" = "--no-gui --no-autostart --pass-io work" ] || exit 9\n'
                                 f'export HOME={self.home} PATH={BUILD}:/usr/bin:/bin\necho "$5; exit" | bash')
 

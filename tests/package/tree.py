@@ -137,7 +137,7 @@ def unit(_):
         with open(path, encoding="utf-8") as f:
             text = f.read()
         with open(os.path.join(scratch, name), "w", encoding="utf-8") as f:
-            f.write(re.sub(r"^ExecStart=\S+", f"ExecStart={BUILD}/qvm-remote-dom0", text, flags=re.M))
+            f.write(re.sub(r"^ExecStart=\S+", f"ExecStart={BUILD}/tools/qvm-remote-dom0/qvm-remote-dom0", text, flags=re.M))
         done = subprocess.run(["systemd-analyze", "verify", "--man=no", os.path.join(scratch, name)], check=False,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     # It reads this machine's units as well, and has its own opinion of them.

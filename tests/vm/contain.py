@@ -167,8 +167,8 @@ def build(packages):
     for name in ("bin/systemctl", "lib/systemd/systemd", "lib/systemd/systemd-shutdown"):
         root.program("usr/" + name, os.path.join(packages, name))
     root.link("init", "usr/lib/systemd/systemd")
-    root.program("usr/bin/qvm-remote", os.path.join(BUILD, "qvm-remote"))
-    root.program("usr/bin/qvm-remote-dom0", os.path.join(BUILD, "qvm-remote-dom0"))
+    root.program("usr/bin/qvm-remote", os.path.join(BUILD, "tools/qvm-remote/qvm-remote"))
+    root.program("usr/bin/qvm-remote-dom0", os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0"))
     root.program("usr/lib/qvm-remote/transports/mock.so", os.path.join(BUILD, "plugins/mock/mock.so"))
     root.file("etc/os-release", "ID=debian\nNAME=test\n")
     root.file("etc/machine-id", "0123456789abcdef0123456789abcdef\n")

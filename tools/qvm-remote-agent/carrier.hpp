@@ -13,7 +13,7 @@
 #include <qvmremote/host/unique_fd.hpp>
 #include <qvmremote/queue.hpp>
 
-#include "../queue_files.hpp"
+#include "common/queue_files.hpp"
 
 namespace qvmremote::agent {
 

@@ -22,10 +22,10 @@
 
 #include "../../plugins/common/back_off.hpp"
 #include "../../plugins/common/words.hpp"
-#include "../cli.hpp"
-#include "../qube_settings.hpp"
 #include "agent.hpp"
-#include "installed.hpp"
+#include "common/cli.hpp"
+#include "common/installed.hpp"
+#include "common/qube_settings.hpp"
 
 using namespace qvmremote;
 

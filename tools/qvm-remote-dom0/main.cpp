@@ -12,12 +12,12 @@
 #include <qvmremote/config.hpp>
 #include <qvmremote/sanitize.hpp>
 
-#include "../cli.hpp"
-#include "admin.hpp"
-#include "audit_commands.hpp"
-#include "cgroups.hpp"
-#include "daemon.hpp"
-#include "installed.hpp"
+#include "administer/admin.hpp"
+#include "administer/audit_commands.hpp"
+#include "common/cli.hpp"
+#include "common/installed.hpp"
+#include "execute/cgroups.hpp"
+#include "serve/daemon.hpp"
 
 using namespace qvmremote;
 using namespace qvmremote::dom0;

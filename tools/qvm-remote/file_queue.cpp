@@ -18,7 +18,7 @@
 #include <qvmremote/queue.hpp>
 #include <qvmremote/token.hpp>
 
-#include "../queue_files.hpp"
+#include "common/queue_files.hpp"
 
 namespace qvmremote::qube {
 

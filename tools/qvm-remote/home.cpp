@@ -16,7 +16,7 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
-#include "../queue_files.hpp"
+#include "common/queue_files.hpp"
 
 namespace qvmremote::qube {
 

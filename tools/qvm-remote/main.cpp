@@ -17,10 +17,10 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
-#include "../cli.hpp"
-#include "../qube_settings.hpp"
+#include "common/cli.hpp"
+#include "common/installed.hpp"
+#include "common/qube_settings.hpp"
 #include "home.hpp"
-#include "installed.hpp"
 #include "local.hpp"
 #include "remote.hpp"
 

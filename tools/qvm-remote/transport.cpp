@@ -21,7 +21,7 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/host/plugin.hpp>
 
-#include "installed.hpp"
+#include "common/installed.hpp"
 #include "remote.hpp"
 
 extern char **environ;

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "decide/keyring.hpp"
+
+#include <cerrno>
+#include <string>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <doctest/doctest.h>
+
+#include <qvmremote/host/files.hpp>
+
+#include "support/scratch.hpp"
+
+using namespace qvmremote;
+using dom0::keyring;
+using qvmremote_test::scratch;
+
+namespace {
+
+const qube_name work = qube_name::parse("work").value();
+secret key_of(char digit) { return secret::parse(std::string(64, digit)).value(); }
+
+std::string digits(const host::outcome<std::vector<secret>> &keys) {
+    std::string out;
+    if (keys)
+        for (const secret &key : *keys)
+            out += as_text(key.text()).front();
+    return out;
+}
+
+} // namespace
+
+TEST_CASE("a key is good until its time is over, by the clock that is given") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    CHECK(ring.usable(work, 0).error().error_number == ENOENT);
+    REQUIRE(ring.store(work, key_of('a')));
+    CHECK(digits(ring.usable(work, INT64_MAX)) == "a");
+    CHECK_FALSE(ring.until(work));
+    REQUIRE(ring.store(work, key_of('b'), 1000));
+    CHECK(ring.until(work) == 1000);
+    CHECK(digits(ring.usable(work, 999)) == "b");
+    CHECK(ring.usable(work, 1000).error().error_number == EKEYEXPIRED);
+    CHECK(ring.load(work)); // for lists
+    REQUIRE(ring.store(work, key_of('c')));
+    CHECK(digits(ring.usable(work, 1000)) == "c");
+}
+
+TEST_CASE("after a rotation both keys are good for a day, then the new one alone") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    CHECK(ring.rotate(work, key_of('b'), 0).error().error_number == ENOENT);
+    REQUIRE(ring.store(work, key_of('a')));
+    CHECK(ring.rotate(work, key_of('a'), 0).error().error_number == EEXIST);
+    REQUIRE(ring.rotate(work, key_of('b'), 5000));
+    CHECK(digits(ring.usable(work, 5000)) == "ba");
+    CHECK(ring.previous_until(work) == 5000 + keyring::overlap_s);
+    CHECK(digits(ring.usable(work, 5000 + keyring::overlap_s - 1)) == "ba");
+    CHECK(digits(ring.usable(work, 5000 + keyring::overlap_s)) == "b");
+    // Two rotations in a day leave the last two keys.
+    REQUIRE(ring.rotate(work, key_of('c'), 6000));
+    CHECK(digits(ring.usable(work, 6000)) == "cb");
+    // A new authorization begins anew.
+    REQUIRE(ring.store(work, key_of('d')));
+    CHECK(digits(ring.usable(work, 6000)) == "d");
+}
+
+TEST_CASE(
+    "I7: what beside a key cannot be read or trusted makes it good for less, never for more") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    REQUIRE(ring.store(work, key_of('a'), 1000));
+    const std::string until = dir / "keys/work.until";
+    for (const char *const nonsense : {"", "soon\n", "1e9\n", "-1\n"}) {
+        CAPTURE(nonsense);
+        REQUIRE(host::write_atomically(until, nonsense, 0600, host::durability::unsynced));
+        CHECK(ring.usable(work, 1).error().error_number == EKEYEXPIRED);
+    }
+    REQUIRE(host::write_atomically(until, "1000\n", 0600, host::durability::unsynced));
+    REQUIRE(::chmod(until.c_str(), 0666) == 0);
+    CHECK(ring.usable(work, 1).error().error_number == EKEYEXPIRED);
+    REQUIRE(ring.store(work, key_of('a')));
+    REQUIRE(ring.rotate(work, key_of('b'), 0));
+    const std::string previous = dir / "keys/work.previous";
+    REQUIRE(::chmod(previous.c_str(), 0644) == 0);
+    CHECK(digits(ring.usable(work, 1)) == "b");
+    for (const std::string &text : {std::string("nonsense"), std::string(64, 'a'),
+                                    std::string(64, 'a') + "\nsoon\n", std::string("x\n99999\n")}) {
+        REQUIRE(host::write_atomically(previous, text, 0600, host::durability::unsynced));
+        CHECK(digits(ring.usable(work, 1)) == "b");
+    }
+}
+
+TEST_CASE("a key that is removed takes all of its with it") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    REQUIRE(ring.store(work, key_of('a'), 1000));
+    REQUIRE(ring.rotate(work, key_of('b'), 0));
+    REQUIRE(ring.pin(work, digest256{}));
+    REQUIRE(ring.remove(work));
+    CHECK(ring.usable(work, 1).error().error_number == ENOENT);
+    CHECK(ring.list()->empty());
+    for (const char *const suffix : {".key", ".until", ".previous", ".protocol2"})
+        CHECK(::access((dir / ("keys/work" + std::string(suffix))).c_str(), F_OK) != 0);
+    CHECK(ring.remove(work).error().error_number == ENOENT);
+}

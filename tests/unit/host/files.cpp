@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <qvmremote/host/files.hpp>
+
+#include <cerrno>
+#include <string>
+#include <vector>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <doctest/doctest.h>
+
+#include "support/scratch.hpp"
+
+using namespace qvmremote::host;
+using namespace qvmremote_test;
+
+namespace {
+
+// Somebody who is neither root nor, since files are given away as root alone, ourselves.
+constexpr uid_t stranger = 65534;
+
+std::size_t entries_of(const std::string &directory) {
+    std::size_t n = 0;
+    DIR *open = ::opendir(directory.c_str());
+    while (::readdir(open) != nullptr)
+        ++n;
+    ::closedir(open);
+    return n - 2;
+}
+
+struct umask_of {
+    explicit umask_of(mode_t mask) : old(::umask(mask)) {}
+    ~umask_of() { ::umask(old); }
+    mode_t old;
+};
+
+} // namespace
+
+TEST_CASE("a descriptor has one owner") {
+    unique_fd a(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    const int number = a.get();
+    REQUIRE(a);
+    unique_fd b(std::move(a));
+    CHECK_FALSE(a);
+    CHECK(b.get() == number);
+    a = std::move(b);
+    CHECK(a.get() == number);
+    CHECK_FALSE(b);
+    a.reset();
+    CHECK(::fcntl(number, F_GETFD) == -1);
+    unique_fd c(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    const int lent = c.release();
+    CHECK_FALSE(c);
+    CHECK(::close(lent) == 0);
+}
+
+TEST_CASE("a failure carries words and number") {
+    const auto f = failed("cannot read x", ENOENT).value();
+    CHECK(f.what == "cannot read x: No such file or directory");
+    CHECK(f.error_number == ENOENT);
+    CHECK(failed("no words of the system").value().what == "no words of the system");
+}
+
+TEST_CASE("I7: modes that let others in are refused with the command that mends it") {
+    const scratch dir;
+    struct row {
+        const char *name;
+        trusted kind;
+        mode_t mode;
+        const char *remedy; // null: accepted
+    };
+    static constexpr row rows[] = {
+        {"file of ours", trusted::file, 0644, nullptr},
+        {"file read by all", trusted::file, 0444, nullptr},
+        {"file written by the group", trusted::file, 0664, "chmod go-w"},
+        {"file written by others", trusted::file, 0646, "chmod go-w"},
+        {"secret", trusted::secret, 0600, nullptr},
+        {"secret, read only", trusted::secret, 0400, nullptr},
+        {"secret read by the group", trusted::secret, 0640, "chmod 600"},
+        {"secret read by others", trusted::secret, 0604, "chmod 600"},
+        {"secret executed by others", trusted::secret, 0601, "chmod 600"},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        const std::string path = put(dir / "f", "x", r.mode);
+        const auto fd = open_trusted(path, r.kind);
+        CHECK(fd.has_value() == (r.remedy == nullptr));
+        if (!fd && r.remedy != nullptr) {
+            CHECK(fd.error().error_number == EPERM);
+            CHECK(contains(fd.error().what, std::string(r.remedy) + " " + path));
+            CHECK_FALSE(contains(fd.error().what, "\n"));
+        }
+        ::unlink(path.c_str());
+    }
+}
+
+TEST_CASE("I7: directories, and the way to a file") {
+    const scratch dir;
+    const std::string inner = dir / "inner";
+    REQUIRE(make_directories(inner + "/deep", 0755));
+    const std::string file = put(inner + "/deep/f", "x");
+    CHECK(open_trusted(file, trusted::file));
+    CHECK(open_trusted(inner + "//deep/", trusted::directory));
+    CHECK(open_trusted("/", trusted::directory));
+
+    for (const mode_t mode : {0775u, 0757u, 0777u}) {
+        CAPTURE(mode);
+        ::chmod(inner.c_str(), mode);
+        const auto fd = open_trusted(file, trusted::file);
+        REQUIRE_FALSE(fd);
+        CHECK(contains(fd.error().what, "chmod go-w " + inner));
+        CHECK(fd.error().error_number == EPERM);
+    }
+    ::chmod(inner.c_str(), 01777); // as /tmp: who may write may not rename what is ours
+    CHECK(open_trusted(file, trusted::file));
+    CHECK_FALSE(open_trusted(inner, trusted::directory)); // but may put new names there
+}
+
+TEST_CASE("I7: an owner that is neither root nor us is refused, also on the way") {
+    if (::geteuid() != 0)
+        return; // only root can give files away; CI runs this as root
+    const scratch dir;
+    REQUIRE(make_directories(dir / "d", 0755));
+    const std::string file = put(dir / "d/f", "x", 0600);
+    REQUIRE(::chown(file.c_str(), stranger, stranger) == 0);
+    auto fd = open_trusted(file, trusted::secret);
+    REQUIRE_FALSE(fd);
+    CHECK(contains(fd.error().what, "chown root " + file));
+    REQUIRE(::chown(file.c_str(), 0, 0) == 0);
+    REQUIRE(::chown((dir / "d").c_str(), stranger, stranger) == 0);
+    fd = open_trusted(file, trusted::secret);
+    REQUIRE_FALSE(fd);
+    CHECK(contains(fd.error().what, "chown root " + (dir / "d")));
+    CHECK(fd.error().error_number == EPERM);
+
+    // The other side: as a user, root's files are trusted and one's own are, a third one's are not.
+    const std::string theirs = put(dir / "theirs", "x");
+    const std::string third = put(dir / "third", "x");
+    ::chmod(dir.path().c_str(), 0755);
+    REQUIRE(::chown(theirs.c_str(), stranger, stranger) == 0);
+    REQUIRE(::chown(third.c_str(), 4242, 4242) == 0);
+    const std::string roots = put(dir / "roots", "x");
+    REQUIRE(::seteuid(stranger) == 0);
+    const bool trusts_own = open_trusted(theirs, trusted::file).has_value();
+    const bool trusts_root = open_trusted(roots, trusted::file).has_value();
+    const auto other = open_trusted(third, trusted::file);
+    REQUIRE(::seteuid(0) == 0);
+    CHECK(trusts_own);
+    CHECK(trusts_root);
+    REQUIRE_FALSE(other);
+    CHECK(contains(other.error().what, "chown 65534 " + third));
+}
+
+TEST_CASE("I7: symbolic links are refused anywhere, and named") {
+    const scratch dir;
+    REQUIRE(make_directories(dir / "real", 0755));
+    put(dir / "real/f", "x");
+    REQUIRE(::symlink("real", (dir / "link").c_str()) == 0);
+    REQUIRE(::symlink("f", (dir / "real/g").c_str()) == 0);
+    REQUIRE(::symlink("nowhere", (dir / "dangling").c_str()) == 0);
+    struct row {
+        std::string path;
+        trusted kind;
+        const char *target;
+    };
+    const row rows[] = {
+        {dir / "link/f", trusted::file, "real"},
+        {dir / "link", trusted::directory, "real"},
+        {dir / "real/g", trusted::file, "f"},
+        {dir / "dangling", trusted::file, "nowhere"},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.path);
+        const auto fd = open_trusted(r.path, r.kind);
+        REQUIRE_FALSE(fd);
+        CHECK(contains(fd.error().what, std::string("symbolic link to ") + r.target));
+        CHECK(fd.error().error_number == EPERM);
+    }
+}
+
+TEST_CASE("what is absent, of another kind or not a path differs from what is not trusted") {
+    const scratch dir;
+    put(dir / "f", "x");
+    REQUIRE(::mkfifo((dir / "fifo").c_str(), 0600) == 0);
+    struct row {
+        const char *name;
+        std::string path;
+        trusted kind;
+        int want;
+    };
+    const row rows[] = {
+        {"absent", dir / "absent", trusted::file, ENOENT},
+        {"absent on the way", dir / "absent/f", trusted::file, ENOENT},
+        {"file on the way", dir / "f/g", trusted::file, ENOTDIR},
+        {"directory for a file", dir.path(), trusted::file, EPERM},
+        {"file for a directory", dir / "f", trusted::directory, ENOTDIR},
+        {"FIFO, which would hang", dir / "fifo", trusted::file, EPERM},
+        {"relative", "f", trusted::file, EINVAL},
+        {"empty", "", trusted::file, EINVAL},
+        {"dots", dir / "../f", trusted::file, EINVAL},
+        {"dot", dir / "./f", trusted::file, EINVAL},
+        {"NUL", dir / std::string_view("f\0g", 3), trusted::file, EINVAL},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        const auto fd = open_trusted(r.path, r.kind);
+        REQUIRE_FALSE(fd);
+        CHECK(fd.error().error_number == r.want);
+    }
+    // A name cannot forge a line or a command of the message.
+    const auto odd = open_trusted(dir / "it's\n here", trusted::file);
+    CHECK(contains(odd.error().what, "'\\''s? here'"));
+}
+
+TEST_CASE("reading is bounded") {
+    const scratch dir;
+    put(dir / "ten", "0123456789");
+    CHECK(read_text(dir / "ten", 10).value() == "0123456789");
+    const auto large = read_text(dir / "ten", 9);
+    REQUIRE_FALSE(large);
+    CHECK(large.error().error_number == EFBIG);
+    CHECK(contains(large.error().what, dir / "ten"));
+    CHECK(read_text(put(dir / "none", ""), 0).value().empty());
+    CHECK(read_text(dir / "absent", 9).error().error_number == ENOENT);
+    CHECK_FALSE(read_text(dir.path(), 9));
+    REQUIRE(::mkfifo((dir / "fifo").c_str(), 0600) == 0);
+    CHECK_FALSE(read_text(dir / "fifo", 9));                             // and does not hang
+    CHECK(read_text("/proc/self/status", 1 << 16).value().size() > 100); // tells no size
+    CHECK(read_text("/proc/self/status", 100).error().error_number == EFBIG);
+    REQUIRE(::symlink("ten", (dir / "link").c_str()) == 0);
+    CHECK(read_text(dir / "link", 10));
+
+    CHECK(read_trusted(dir / "ten", trusted::file, 10).value() == "0123456789");
+    CHECK(read_trusted(dir / "ten", trusted::secret, 10).error().error_number == EPERM);
+    CHECK(read_trusted(dir / "ten", trusted::file, 9).error().error_number == EFBIG);
+
+    // A file larger than the limit is not read: its offset stays.
+    const unique_fd fd(::open((dir / "ten").c_str(), O_RDONLY | O_CLOEXEC));
+    CHECK_FALSE(read_all(fd.get(), 9));
+    CHECK(::lseek(fd.get(), 0, SEEK_CUR) == 0);
+
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    const unique_fd out(ends[0]);
+    unique_fd in(ends[1]);
+    const std::string long_text(20000, 'x');
+    REQUIRE(::write(in.get(), long_text.data(), long_text.size()) == 20000);
+    in.reset();
+    CHECK(read_all(out.get(), 20000).value() == long_text);
+}
+
+TEST_CASE("an atomic write leaves all of the old or all of the new, with its mode") {
+    const scratch dir;
+    const std::string path = dir / "f";
+    for (const durability how : {durability::synced, durability::unsynced}) {
+        const umask_of all(0777);
+        REQUIRE(write_atomically(path, "one", 0640, how));
+        CHECK(mode_of(path) == 0640);
+        CHECK(text_of(path) == "one");
+        const umask_of none(0);
+        REQUIRE(write_atomically(path, "", 0600, how));
+        CHECK(mode_of(path) == 0600);
+        CHECK(text_of(path).empty());
+    }
+    const std::string large(3 << 20, 'x');
+    REQUIRE(write_atomically(path, large, 0600, durability::unsynced));
+    CHECK(text_of(path) == large);
+    CHECK(entries_of(dir.path()) == 1);
+
+    // A link is replaced; what it pointed to stays.
+    put(dir / "target", "target");
+    REQUIRE(::symlink("target", (dir / "link").c_str()) == 0);
+    REQUIRE(write_atomically(dir / "link", "new", 0600, durability::unsynced));
+    CHECK(text_of(dir / "target") == "target");
+    CHECK(text_of(dir / "link") == "new");
+}
+
+TEST_CASE("a failed atomic write leaves nothing behind") {
+    const scratch dir;
+    REQUIRE(make_directories(dir / "taken/x", 0700));
+    const auto done = write_atomically(dir / "taken", "x", 0600, durability::synced);
+    REQUIRE_FALSE(done);
+    CHECK(contains(done.error().what, dir / "taken"));
+    CHECK(entries_of(dir.path()) == 1);
+    CHECK(write_atomically(dir / "no/f", "x", 0600, durability::synced).error().error_number ==
+          ENOENT);
+    for (const char *name : {"", ".", "..", "taken/"})
+        CHECK(write_atomically(dir / name, "x", 0600, durability::synced).error().error_number ==
+              EINVAL);
+    CHECK(entries_of(dir.path()) == 1);
+}
+
+TEST_CASE("directories get their mode, and what is there keeps its own") {
+    const scratch dir;
+    const umask_of mask(0077);
+    ::chmod(dir.path().c_str(), 0701);
+    REQUIRE(make_directories(dir / "a//b/c/", 0750));
+    for (const char *name : {"a", "a/b", "a/b/c"})
+        CHECK(mode_of(dir / name) == 0750);
+    CHECK(mode_of(dir.path()) == 0701);
+    REQUIRE(make_directories(dir / "a/b/c", 0700));
+    CHECK(mode_of(dir / "a/b/c") == 0750);
+    put(dir / "f", "x");
+    CHECK(make_directories(dir / "f", 0700).error().error_number == ENOTDIR);
+    CHECK(make_directories("", 0700).error().error_number == EINVAL);
+    REQUIRE(::symlink("a", (dir / "link").c_str()) == 0);
+    REQUIRE(make_directories(dir / "link/d", 0700));
+    CHECK(mode_of(dir / "a/d") == 0700);
+}
+
+TEST_CASE("lines are appended whole, to a regular file") {
+    const scratch dir;
+    const std::string path = dir / "log";
+    {
+        const umask_of mask(0777);
+        REQUIRE(append_line(path, "one", 0640));
+    }
+    CHECK(mode_of(path) == 0640);
+    REQUIRE(append_line(path, "", 0600));
+    REQUIRE(append_line(path, "three", 0600));
+    CHECK(mode_of(path) == 0640);
+    CHECK(text_of(path) == "one\n\nthree\n");
+    CHECK(append_line(path, "four\nfive", 0600).error().error_number == EINVAL);
+    CHECK(text_of(path) == "one\n\nthree\n");
+    REQUIRE(::symlink("log", (dir / "link").c_str()) == 0);
+    CHECK(append_line(dir / "link", "x", 0600).error().error_number == ELOOP);
+    CHECK_FALSE(append_line(dir.path(), "x", 0600));
+    REQUIRE(::mkfifo((dir / "fifo").c_str(), 0600) == 0);
+    CHECK_FALSE(append_line(dir / "fifo", "x", 0600)); // and does not hang
+    const unique_fd reader(::open((dir / "fifo").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    CHECK_FALSE(append_line(dir / "fifo", "x", 0600));
+    CHECK_FALSE(append_line("/dev/full", "x", 0600));
+}

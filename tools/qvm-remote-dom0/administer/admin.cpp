@@ -1,0 +1,557 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "administer/admin.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+#include <openssl/crypto.h>
+
+#include <qvmremote/history.hpp>
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/sanitize.hpp>
+#include <qvmremote/secret.hpp>
+
+#include "administer/audit_commands.hpp"
+#include "base/helper.hpp"
+#include "common/cli.hpp"
+#include "decide/keyring.hpp"
+#include "decide/policy_files.hpp"
+#include "record/journal.hpp"
+#include "serve/control.hpp"
+
+namespace qvmremote::dom0 {
+
+int fail_with(const std::string &what) {
+    std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
+    return 1;
+}
+int fail_with(const host::failure &why) {
+    const bool not_root = why.error_number == EACCES && ::geteuid() != 0;
+    return fail_with(why.what + (not_root ? "; run this as root" : ""));
+}
+
+host::outcome<qube_name> named_qube(std::string_view typed) {
+    auto qube = qube_name::parse(typed);
+    if (!qube)
+        return host::failed("'" + for_terminal(typed, 64) + "' is " +
+                            std::string(message(qube.error().code)));
+    return std::move(*qube);
+}
+
+void tell_daemon(const paths &where) {
+    if (auto answer = ask_daemon(where, "reload"); answer && *answer != "ok\n")
+        std::fprintf(stderr, "qvm-remote-dom0: the daemon says: %s", for_terminal(*answer).c_str());
+}
+
+namespace {
+
+// A word typed by the operator, at a terminal or from a pipe.
+bool confirmed(const char *question, std::string_view expected) {
+    std::fprintf(stderr, "%s", question);
+    std::fflush(stderr);
+    std::string typed;
+    for (char c; ::read(STDIN_FILENO, &c, 1) == 1 && c != '\n';)
+        if (typed.size() < 64)
+            typed.push_back(c);
+    return typed == expected;
+}
+
+host::outcome<secret> parse_key(std::string text) {
+    auto key = secret::parse(text);
+    const std::size_t size = text.size();
+    OPENSSL_cleanse(text.data(), text.size());
+    if (!key)
+        return host::failed("that is no key: byte " + std::to_string(key.error().offset + 1) +
+                            " of " + std::to_string(size) +
+                            " does not fit; a key is 64 digits of 0-9 and a-f as `qvm-remote key "
+                            "show` prints them in the qube, without 0x, sign or separators");
+    return std::move(*key);
+}
+
+constexpr std::chrono::seconds call_limit{15};
+
+// A fixed shell text in a running qube; nothing of anybody's is put into it.
+std::vector<std::string> call_into(const qube_name &qube, const char *text) {
+    return {"qvm-run", "--no-gui", "--no-autostart", "--pass-io", qube.text(), text};
+}
+
+host::outcome<secret> fetch_key(const qube_name &qube) {
+    auto said = run_helper(call_into(qube, "cat ~/.qvm-remote/auth.key"), 256, call_limit);
+    if (!said)
+        return tl::unexpected(said.error());
+    if (said->exit_code != 0)
+        return host::failed("cannot read the key in " + qube.text() +
+                            ": is it running, and was `qvm-remote key gen` called there?");
+    auto key = parse_key(std::move(said->untrusted_output));
+    if (!key)
+        return key;
+    std::fprintf(stderr, "%s has the key %s\n", qube.text().c_str(), key->fingerprint().c_str());
+    if (!confirmed("Is this what `qvm-remote key show` prints there? Type yes: ", "yes"))
+        return host::failed("not confirmed; nothing was changed");
+    return key;
+}
+
+constexpr const char *full_warning =
+    "warning: with this key the qube '%s' can run any command in dom0, as root.\n"
+    "         It IS dom0 from now on: whoever controls the qube controls this machine.\n";
+
+int systemctl(const invocation &in, const char *verb) {
+    std::vector<std::string> argv = {"systemctl"};
+    if (!in.where.is_real())
+        argv.push_back("--root=" + in.where.root());
+    else if (verb == std::string_view("enable") || verb == std::string_view("disable"))
+        argv.push_back("--now");
+    argv.insert(argv.end(), {verb, "qvm-remote-dom0.service"});
+    auto said = run_helper(std::move(argv), 65536, std::chrono::minutes(2));
+    if (!said)
+        return fail_with(said.error());
+    if (said->exit_code != 0)
+        return fail_with("systemctl " + std::string(verb) +
+                         " failed; is the package with "
+                         "qvm-remote-dom0.service installed?");
+    return 0;
+}
+
+} // namespace
+
+namespace {
+
+// Adds a qube to the list in remote.conf or takes it off. Without a list every qube that has a key
+// is served, and there is nothing to do.
+host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool wanted) {
+    auto text = host::read_trusted(where.config(), host::trusted::file, limits::config_file);
+    if (!text)
+        return text.error().error_number == ENOENT ? host::outcome<void>()
+                                                   : tl::unexpected(text.error());
+    const auto values = config::parse(*text);
+    if (!values)
+        return host::failed(where.config() + ":" +
+                            std::to_string(config::line_of(*text, values.error().offset)) + ": " +
+                            std::string(message(values.error().code)));
+    const auto before = listed_qubes(*values);
+    if (before.empty())
+        return {};
+    // An empty list would be none, which serves every qube with a key: this name is no qube's.
+    constexpr std::string_view nobody = "-";
+    std::string after;
+    const auto add = [&](std::string_view name) { (after += after.empty() ? "" : " ") += name; };
+    for (const std::string_view name : before)
+        if (name != qube.text() && name != nobody)
+            add(name);
+    if (wanted)
+        add(qube.text());
+    else if (after.empty())
+        add(nobody);
+    struct stat st {};
+    const mode_t mode = ::stat(where.config().c_str(), &st) == 0 ? st.st_mode & 0777 : mode_t{0644};
+    return host::write_atomically(where.config(), with_value(*text, "QVM_REMOTE_VMS", after), mode,
+                                  host::durability::synced);
+}
+
+// "30m", "8h", "7d" from now on, or a moment of the local clock.
+std::optional<std::int64_t> parse_moment(const std::string &text, std::int64_t now) {
+    if (const std::size_t unit = std::string_view("mhd").find(text.back());
+        unit != std::string_view::npos) {
+        constexpr std::int64_t seconds[] = {60, 3600, 86400};
+        const auto number = parse_positive(std::string_view(text).substr(0, text.size() - 1));
+        return number ? std::optional(now + *number * seconds[unit]) : std::nullopt;
+    }
+    for (const char *const form : {"%Y-%m-%d", "%Y-%m-%dT%H:%M"}) {
+        std::tm at{};
+        const char *const end = ::strptime(text.c_str(), form, &at);
+        if (!end || *end != '\0')
+            continue;
+        at.tm_isdst = -1;
+        const time_t moment = std::mktime(&at);
+        return moment < 0 ? std::nullopt : std::optional<std::int64_t>(moment);
+    }
+    return std::nullopt;
+}
+
+int let_in(const invocation &in, const char *verb, bool listed) {
+    static constexpr cli::option table[] = {
+        {'l', "level", "LEVEL", "deny, monitor, read-only, manage or full (full)"},
+        {'f', "fetch", nullptr, "read the key in the running qube and ask to confirm it"},
+        {'u', "until", "TIME", "for so long: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM"},
+    };
+    std::string level_text, until_text;
+    bool fetch = false;
+    std::vector<char *> words{const_cast<char *>("qvm-remote-dom0")};
+    words.insert(words.end(), in.arguments.begin(), in.arguments.end());
+    std::vector<char *> plain;
+    // Options may stand behind the qube's name, as people type them.
+    for (std::size_t at = 1; at < words.size();) {
+        words[at - 1] = words[0];
+        const int next = cli::parse(table, static_cast<int>(words.size() - at + 1),
+                                    words.data() + at - 1, [&](int key, const char *value) {
+                                        if (key == 'f')
+                                            fetch = true;
+                                        else
+                                            (key == 'l' ? level_text : until_text) = value;
+                                        return true;
+                                    });
+        if (next < 0)
+            return 1;
+        at += static_cast<std::size_t>(next) - 1;
+        if (at < words.size())
+            plain.push_back(words[at++]);
+    }
+    if (plain.empty() || plain.size() > 2)
+        return fail_with("usage: qvm-remote-dom0 " + std::string(verb) +
+                         " VM [KEY] [--level LEVEL] [--until TIME] [--fetch]");
+    auto qube = named_qube(plain[0]);
+    if (!qube)
+        return fail_with(qube.error());
+    auto level = std::optional(access_level::full);
+    if (!level_text.empty() && !(level = parse_level(level_text)))
+        return fail_with("'" + for_terminal(level_text, 32) +
+                         "' is no level: deny, monitor, read-only, manage or full");
+    std::optional<std::int64_t> until;
+    if (!until_text.empty()) {
+        const std::int64_t now = host::local_time::now().seconds;
+        until = parse_moment(until_text, now);
+        if (!until || *until <= now)
+            return fail_with("--until '" + for_terminal(until_text, 32) +
+                             "' is no time to come: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM");
+    }
+    if (in.where.is_real()) {
+        const auto checked = run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
+        if (checked && checked->exit_code != 0)
+            return fail_with("there is no qube '" + qube->text() + "'; see qvm-ls");
+    }
+
+    host::outcome<secret> key = host::failed("");
+    if (plain.size() == 2) {
+        std::fprintf(stderr,
+                     "qvm-remote-dom0: warning: a key on the command line can be read in the "
+                     "list of processes; give it on standard input instead\n");
+        key = parse_key(plain[1]);
+        OPENSSL_cleanse(plain[1], std::strlen(plain[1]));
+    } else if (fetch) {
+        key = fetch_key(*qube);
+    } else {
+        if (::isatty(STDIN_FILENO))
+            std::fprintf(stderr, "Key of %s (as `qvm-remote key show` prints it there): ",
+                         qube->text().c_str());
+        std::string text(256, '\0');
+        std::size_t n = 0;
+        for (ssize_t got; n < text.size() &&
+                          (got = ::read(STDIN_FILENO, text.data() + n, text.size() - n)) > 0;) {
+            n += static_cast<std::size_t>(got);
+            if (text.find('\n') < n)
+                break;
+        }
+        std::string taken = text.substr(0, n);
+        OPENSSL_cleanse(text.data(), text.size());
+        key = parse_key(std::move(taken));
+    }
+    if (!key)
+        return fail_with(key.error());
+    // A new key is no new level: who was narrowed stays so until somebody says otherwise.
+    const policy_files policies(in.where.policy());
+    const bool keeps = level_text.empty() && policies.has_level(*qube);
+    if (keeps)
+        std::fprintf(stderr, "qvm-remote-dom0: the level stays as it is; --level changes it\n");
+    else if (*level == access_level::full)
+        std::fprintf(stderr, full_warning, qube->text().c_str());
+    const std::string to = keeps ? "kept" : std::string(name(*level));
+    if (auto recorded = record_admin(in.where, verb, qube->text(),
+                                     "level=" + to + " key=" + key->fingerprint() +
+                                         (until ? " until=" + std::to_string(*until) : ""));
+        !recorded)
+        return fail_with("nothing was changed: " + recorded.error().what);
+    if (!keeps)
+        if (auto written = policies.write_level(*qube, *level); !written)
+            return fail_with(written.error());
+    if (auto stored = keyring(in.where.keys()).store(*qube, *key, until); !stored)
+        return fail_with(stored.error());
+    if (listed)
+        if (auto done = set_listed(in.where, *qube, true); !done)
+            return fail_with(done.error());
+    tell_daemon(in.where);
+    std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
+    return 0;
+}
+
+// Whether the key is gone, with a word about it when it is not.
+int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
+    auto removed = keyring(in.where.keys()).remove(qube);
+    const auto forgotten = policy_files(in.where.policy()).remove_level(qube);
+    tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
+    if (removed)           // a key that is gone is better than a record of it
+        if (auto recorded = record_admin(in.where, verb, qube.text(), {}); !recorded)
+            return fail_with("the key is removed, and that is not recorded: " +
+                             recorded.error().what);
+    if (!removed)
+        return fail_with(removed.error().error_number == ENOENT
+                             ? "'" + qube.text() + "' has no key here; see qvm-remote-dom0 keys"
+                             : removed.error().what);
+    return forgotten ? 0 : fail_with(forgotten.error());
+}
+
+constexpr const char *count_queue =
+    "cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "for d in pending running results; do n=0\n"
+    "for f in $d/*; do [ -f \"$f\" ] && n=$((n + 1)); done\n"
+    "echo $d $n; done";
+constexpr const char *list_queue =
+    "cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "id; date; df -k .; ls -lan pending running results";
+constexpr const char *empty_queue =
+    "cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "n=0; for f in pending/* running/* results/* pending/.[!.]* results/.[!.]*; do\n"
+    "[ -f \"$f\" ] || [ -L \"$f\" ] || continue\n"
+    "rm -f \"$f\" && n=$((n + 1)) || exit; done\n"
+    "echo removed $n";
+// What the carrier's `stale` leads to, for a time when no daemon runs.
+constexpr const char *recover_queue =
+    "umask 077; cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
+    "for f in running/*; do i=${f#*/}\n"
+    "[ -f \"$f\" ] || continue; case $i in .*|-*|*[!A-Za-z0-9._-]*) continue;; esac\n"
+    "if [ -f results/$i.exit ]; then rm -f \"$f\" && continue || exit; fi\n"
+    "printf 'id=%s\\nstarted=%s\\nduration_ms=0\\nexit_code=130\\n' $i $(date +%Y-%m-%dT%H:%M:%S) "
+    ">results/$i.meta &&\n"
+    "echo 'qvm-remote-dom0: dom0 ended while this command ran: its outcome is unknown' "
+    ">results/$i.err &&\n"
+    ": >results/$i.out && printf 130 >results/.$i.exit && mv results/.$i.exit results/$i.exit &&\n"
+    "rm -f \"$f\" && echo $i || exit; done";
+
+// Calls one of these texts in a qube and shows what it says, line by line.
+int in_queue_of(const qube_name &qube, const char *text) {
+    const auto said = run_helper(call_into(qube, text), 1 << 20, call_limit);
+    if (!said)
+        return fail_with(qube.text() + ": " + said.error().what);
+    const std::string_view output = said->untrusted_output;
+    for (const std::string_view line : tail_lines(output, SIZE_MAX))
+        std::printf("%s: %s\n", qube.text().c_str(), for_terminal(line).c_str());
+    if (said->exit_code != 0)
+        return fail_with(qube.text() + ": qvm-run ended with " + std::to_string(said->exit_code) +
+                         "; is the qube running?");
+    return 0;
+}
+
+} // namespace
+
+// The qube makes the key and keeps it aside; it counts here before the qube uses it, so that no
+// command falls between two keys.
+constexpr const char *make_key = "umask 077; cd ~/.qvm-remote && od -An -v -N32 -tx1 /dev/urandom "
+                                 "| tr -d ' \\n' >.auth.key.new && "
+                                 "[ $(wc -c <.auth.key.new) -eq 64 ] && cat .auth.key.new";
+constexpr const char *use_key =
+    "cd ~/.qvm-remote && sync .auth.key.new && mv -f .auth.key.new auth.key";
+
+int rotate_key(const invocation &in) {
+    if (in.arguments.size() != 1)
+        return fail_with("usage: qvm-remote-dom0 rotate VM");
+    const auto qube = named_qube(in.arguments[0]);
+    if (!qube)
+        return fail_with(qube.error());
+    const keyring ring(in.where.keys());
+    if (const auto present = ring.load(*qube); !present)
+        return fail_with(present.error().error_number == ENOENT
+                             ? "'" + qube->text() + "' has no key here; authorize it first"
+                             : present.error().what);
+    auto said = run_helper(call_into(*qube, make_key), 256, call_limit);
+    if (!said)
+        return fail_with(said.error());
+    if (said->exit_code != 0)
+        return fail_with("cannot make a key in " + qube->text() +
+                         ": is it running, with a home that "
+                         "can be written?");
+    const auto key = parse_key(std::move(said->untrusted_output));
+    if (!key)
+        return fail_with(key.error());
+    if (const auto recorded =
+            record_admin(in.where, "rotate", qube->text(), "key=" + key->fingerprint());
+        !recorded)
+        return fail_with("nothing was changed: " + recorded.error().what);
+    if (const auto done = ring.rotate(*qube, *key, host::local_time::now().seconds); !done)
+        return fail_with(done.error());
+    tell_daemon(in.where);
+    const auto used = run_helper(call_into(*qube, use_key), 256, call_limit);
+    std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
+    if (!used || used->exit_code != 0)
+        return fail_with("the qube still uses the key before, which is good for 24 hours: there, "
+                         "mv ~/.qvm-remote/.auth.key.new ~/.qvm-remote/auth.key");
+    return 0;
+}
+
+int authorize(const invocation &in) { return let_in(in, "authorize", false); }
+int connect(const invocation &in) { return let_in(in, "connect", true); }
+
+int revoke(const invocation &in) {
+    if (in.arguments.size() != 1)
+        return fail_with("usage: qvm-remote-dom0 revoke VM");
+    auto qube = named_qube(in.arguments[0]);
+    return qube ? shut_out(in, *qube, "revoke") : fail_with(qube.error());
+}
+
+int disconnect(const invocation &in) {
+    if (in.arguments.size() != 1)
+        return fail_with("usage: qvm-remote-dom0 disconnect VM");
+    auto qube = named_qube(in.arguments[0]);
+    if (!qube)
+        return fail_with(qube.error());
+    // The key first: whatever else fails, the qube is out.
+    int code = shut_out(in, *qube, "disconnect");
+    if (auto done = set_listed(in.where, *qube, false); !done)
+        code = fail_with(done.error());
+    const auto running =
+        run_helper({"qvm-check", "--quiet", "--running", qube->text()}, 4096, call_limit);
+    if (running && running->exit_code == 0)
+        code = std::max(code, in_queue_of(*qube, empty_queue));
+    return code;
+}
+
+int queue(const invocation &in) {
+    const std::string_view verb =
+        in.arguments.empty() ? std::string_view("status") : in.arguments[0];
+    const char *const text = verb == "status"    ? count_queue
+                             : verb == "clean"   ? empty_queue
+                             : verb == "recover" ? recover_queue
+                             : verb == "debug"   ? list_queue
+                                                 : nullptr;
+    if (!text || in.arguments.size() > 2)
+        return fail_with("usage: qvm-remote-dom0 queue [status | clean | recover | debug] [VM]");
+    if (text == recover_queue)
+        if (const auto answer = ask_daemon(in.where, "status"); answer)
+            return fail_with(
+                "the daemon is running: it reports what a dead one left in running/ as "
+                "soon as it is connected to the qube, and what is there now may run");
+    if (in.arguments.size() == 2) {
+        auto qube = named_qube(in.arguments[1]);
+        return qube ? in_queue_of(*qube, text) : fail_with(qube.error());
+    }
+    auto qubes = keyring(in.where.keys()).list();
+    if (!qubes)
+        return fail_with(qubes.error());
+    int code = 0;
+    for (const qube_name &qube : *qubes) {
+        const auto running =
+            run_helper({"qvm-check", "--quiet", "--running", qube.text()}, 4096, call_limit);
+        if (!running)
+            code = fail_with(running.error());
+        else if (running->exit_code != 0)
+            std::printf("%s: not running\n", qube.text().c_str());
+        else
+            code = std::max(code, in_queue_of(qube, text));
+    }
+    return code;
+}
+
+int keys(const invocation &in) {
+    bool json = false;
+    for (const char *argument : in.arguments) {
+        if (argument != std::string_view("--json"))
+            return fail_with("usage: qvm-remote-dom0 keys [--json]");
+        json = true;
+    }
+    const keyring ring(in.where.keys());
+    auto qubes = ring.list();
+    if (!qubes)
+        return fail_with(qubes.error());
+    const auto rules = policy_files(in.where.policy()).load();
+    auto out = nlohmann::ordered_json::array();
+    int code = rules ? 0 : fail_with(rules.error());
+    for (const qube_name &qube : *qubes) {
+        auto key = ring.load(qube);
+        if (!key)
+            code = fail_with(key.error());
+        const auto last = last_used(in.where, qube);
+        std::string when = "never";
+        if (last) {
+            host::local_time t;
+            const time_t seconds = *last;
+            ::localtime_r(&seconds, &t.fields);
+            when = t.timestamp();
+        }
+        const std::string level = rules ? level_word(*rules, qube) : "unusable";
+        const std::string fingerprint = key ? key->fingerprint() : "unusable";
+        if (json)
+            out.push_back({{"qube", qube.text()},
+                           {"fingerprint", fingerprint},
+                           {"level", level},
+                           {"protocol", 2},
+                           {"last_used", last ? nlohmann::ordered_json(when) : nullptr}});
+        else
+            std::printf("%-31s %s %s 2 %s\n", qube.text().c_str(), fingerprint.c_str(),
+                        level.c_str(), when.c_str());
+    }
+    if (json)
+        std::printf("%s\n", out.dump(2).c_str());
+    return code;
+}
+
+int status(const invocation &in) {
+    if (!in.arguments.empty())
+        return fail_with("usage: qvm-remote-dom0 status");
+    auto answer = ask_daemon(in.where, "status");
+    if (!answer)
+        return answer.error().error_number == EACCES
+                   ? fail_with(answer.error())
+                   : fail_with(answer.error().what +
+                               "; start it with systemctl start qvm-remote-dom0");
+    std::fputs(answer->c_str(), stdout);
+    return 0;
+}
+
+int log(const invocation &in) {
+    std::uint32_t lines = 20;
+    if (in.arguments.size() > 1)
+        return fail_with("usage: qvm-remote-dom0 log [N]");
+    if (in.arguments.size() == 1) {
+        const auto n = parse_positive(in.arguments[0]);
+        if (!n)
+            return fail_with("'" + for_terminal(in.arguments[0], 32) +
+                             "' is no number of lines: use 1 or more");
+        lines = *n;
+    }
+    // The daemon may have begun another just now, or be about to.
+    const std::size_t most = std::size_t{lines} * 1024 + 4096;
+    const auto before = host::read_tail(in.where.log() + ".1", most);
+    const auto now = host::read_tail(in.where.log(), most);
+    if (!now && !(before && now.error().error_number == ENOENT))
+        return fail_with(now.error());
+    const std::string text = before.value_or("") + now.value_or("");
+    for (const std::string_view line : tail_lines(text, lines))
+        std::printf("%s\n", for_terminal(line).c_str());
+    return 0;
+}
+
+int enable(const invocation &in) {
+    if (!in.arguments.empty())
+        return fail_with("usage: qvm-remote-dom0 enable");
+    std::fprintf(
+        stderr,
+        "This starts qvm-remote-dom0 now and at every boot. Each qube that has a key here can\n"
+        "then run in dom0 what policy allows it. One with level full runs anything, as root: such\n"
+        "a qube IS dom0, and so is whoever gets into it.\n");
+    if (!confirmed("Type yes to go on: ", "yes"))
+        return fail_with("not confirmed; nothing was changed");
+    return systemctl(in, "enable");
+}
+
+int disable(const invocation &in) {
+    if (!in.arguments.empty())
+        return fail_with("usage: qvm-remote-dom0 disable");
+    return systemctl(in, "disable");
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The administrator's commands: keys, queues, state, log, and switching the daemon on and off.
+
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/host/failure.hpp>
+
+#include "base/settings.hpp"
+
+namespace qvmremote::dom0 {
+
+/// What a subcommand is called with; each returns its exit code and has said what was wrong.
+struct invocation {
+    paths where;
+    std::span<char *> arguments; ///< behind the subcommand's name
+};
+
+int authorize(const invocation &);
+int revoke(const invocation &);
+int rotate_key(const invocation &);
+int connect(const invocation &);
+int disconnect(const invocation &);
+int queue(const invocation &);
+int keys(const invocation &);
+int status(const invocation &);
+int log(const invocation &);
+int enable(const invocation &);
+int disable(const invocation &);
+
+// policy_admin.cpp
+int policy_command(const invocation &);
+int migrate(const invocation &);
+
+// operator_commands.cpp
+int approvals_command(const invocation &);
+int panic(const invocation &);
+int resume(const invocation &);
+
+// What they share.
+
+/// Says what went wrong; 1.
+int fail_with(const std::string &what);
+int fail_with(const host::failure &why);
+/// The name of a qube as people type it.
+[[nodiscard]] host::outcome<qube_name> named_qube(std::string_view typed);
+/// Tells a running daemon to read again what was changed; none running is no fault.
+void tell_daemon(const paths &where);
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// policy check and lint, and the one migration from before there was policy.
+#include <cerrno>
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <sys/stat.h>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/policy.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "administer/admin.hpp"
+#include "decide/keyring.hpp"
+#include "decide/policy_files.hpp"
+#include "decide/tags.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+// Of `policy check`, beside 0 for allow and 1 for a mistake in calling it.
+constexpr int exit_ask = 3;
+constexpr int exit_deny = 126;
+
+constexpr const char *check_usage =
+    "usage: qvm-remote-dom0 policy check [--exec | --script FILE] [--argument LEVEL] VM -- "
+    "COMMAND [ARGUMENT...]";
+
+void print(const char *key, std::string_view value) {
+    std::printf("%s: %s\n", key, for_terminal(value).c_str());
+}
+
+void print_terms(const run_terms &how, const envelope &what) {
+    print("runs", how.argv.empty() ? "in bash" : "without a shell");
+    print("timeout", how.timeout_s == 0 ? "none" : std::to_string(how.timeout_s) + " s");
+    print("stdin", !what.stdin_live                     ? "closed"
+                   : how.input == stdin_mode::live      ? "live"
+                   : how.input == stdin_mode::collected ? "collected first"
+                                                        : "closed");
+    if (!how.user.empty())
+        print("user", how.user);
+    if (how.memory)
+        print("memory", std::to_string(*how.memory));
+    if (how.pids)
+        print("pids", std::to_string(*how.pids));
+    if (how.cpu)
+        print("cpu", std::to_string(*how.cpu) + "%");
+    if (how.output)
+        print("output", std::to_string(*how.output));
+}
+
+// The request that qvm-remote makes of the same words.
+host::outcome<envelope> request_of(const std::vector<const char *> &words, bool exec,
+                                   const std::string &script) {
+    envelope what;
+    what.stdin_live = true;
+    if (!script.empty()) {
+        auto text = host::read_text(script, limits::command);
+        if (!text)
+            return tl::unexpected(text.error());
+        what.kind = request_kind::script;
+        what.arguments.assign(words.begin(), words.end());
+        what.set_body(std::move(*text));
+        return what;
+    }
+    if (words.empty())
+        return host::failed(check_usage);
+    if (exec) {
+        what.kind = request_kind::exec;
+        what.arguments.assign(words.begin(), words.end());
+        return what;
+    }
+    what.kind = request_kind::shell;
+    std::string line;
+    for (const char *word : words)
+        line += (line.empty() ? "" : " ") + std::string(word);
+    what.set_body(std::move(line));
+    return what;
+}
+
+int check(const invocation &in) {
+    bool exec = false, behind = false;
+    std::string script, argument;
+    std::vector<const char *> plain, words;
+    for (std::size_t i = 1; i < in.arguments.size(); ++i) {
+        const std::string_view word = in.arguments[i];
+        const bool has_value = i + 1 < in.arguments.size();
+        if (behind)
+            words.push_back(in.arguments[i]);
+        else if (word == "--")
+            behind = true;
+        else if (word == "--exec")
+            exec = true;
+        else if (word == "--script" && has_value)
+            script = in.arguments[++i];
+        else if (word == "--argument" && has_value)
+            argument = in.arguments[++i];
+        else if (word.starts_with('-') || !plain.empty())
+            return fail_with(check_usage);
+        else
+            plain.push_back(in.arguments[i]);
+    }
+    if (plain.size() != 1 || (exec && !script.empty()))
+        return fail_with(check_usage);
+    auto qube = named_qube(plain[0]);
+    if (!qube)
+        return fail_with(qube.error());
+    const auto what = request_of(words, exec, script);
+    if (!what)
+        return fail_with(what.error());
+    const auto rules = policy_files(in.where.policy()).load();
+    if (!rules)
+        return fail_with(rules.error());
+    peer who{*qube, {}, argument, std::nullopt};
+    if (rules->uses_tags()) {
+        const auto values = load_settings(in.where, {}, {});
+        if (!values)
+            return fail_with(values.error());
+        who.tags = ask_tags(*qube, tag_origin::of(*values, in.where));
+    }
+    const verdict said = decide(who, *what, *rules, grants{}, host::boottime_ms());
+    print("verdict", name(said.what));
+    print("rule", said.rule);
+    if (!said.why.empty())
+        print("why", said.why);
+    if (said.what == policy_action::deny)
+        return exit_deny;
+    print_terms(said.how, *what);
+    return said.allowed() ? 0 : exit_ask;
+}
+
+// Mistakes make it fail, doubts do not.
+int lint(const invocation &in) {
+    const policy_files policies(in.where.policy());
+    auto files = policies.read();
+    if (!files)
+        return fail_with(files.error());
+    const std::size_t count = files->size();
+    const auto rules = policy::parse(std::move(*files), shipped_levels());
+    const auto list = [&](const char *kind, const std::vector<policy_problem> &problems) {
+        for (const policy_problem &p : problems)
+            std::printf("%s/%s: %s\n", policies.directory().c_str(),
+                        for_terminal(p.text(), 1024).c_str(), kind);
+    };
+    if (!rules) {
+        list("error", rules.error());
+        return 1;
+    }
+    list("warning", rules->doubts());
+    std::printf("%zu files, %zu rules\n", count, rules->rules().size());
+    return 0;
+}
+
+} // namespace
+
+int policy_command(const invocation &in) {
+    const std::string_view verb = in.arguments.empty() ? std::string_view() : in.arguments[0];
+    if (verb == "check")
+        return check(in);
+    if (verb == "lint" && in.arguments.size() == 1)
+        return lint(in);
+    return fail_with("usage: qvm-remote-dom0 policy check VM -- COMMAND... | lint");
+}
+
+int migrate(const invocation &in) {
+    if (!in.arguments.empty())
+        return fail_with("usage: qvm-remote-dom0 migrate");
+    struct stat st {};
+    if (::lstat(in.where.migrated().c_str(), &st) == 0) {
+        // Or a qube whose policy somebody took away would have all back at the next upgrade.
+        std::printf("done already, and it is done once; qvm-remote-dom0 authorize VM --level LEVEL "
+                    "lets a qube in\n");
+        return 0;
+    }
+    const policy_files policies(in.where.policy());
+    const auto rules = policies.load();
+    if (!rules)
+        return fail_with(rules.error());
+    const auto qubes = keyring(in.where.keys()).list();
+    if (!qubes)
+        return fail_with(qubes.error());
+    for (const qube_name &qube : *qubes) {
+        if (has_rules(*rules, qube))
+            continue;
+        if (auto written = policies.write_level(qube, access_level::full); !written)
+            return fail_with(written.error());
+        std::printf("%s: level full, which is what it had: it IS dom0\n", qube.text().c_str());
+    }
+    if (auto made = host::make_directories(in.where.state_directory(), 0700); !made)
+        return fail_with(made.error());
+    if (auto marked =
+            host::write_atomically(in.where.migrated(), "1\n", 0600, host::durability::synced);
+        !marked)
+        return fail_with(marked.error());
+    tell_daemon(in.where);
+    return 0;
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Where dom0's files are, and what remote.conf says.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/config.hpp>
+#include <qvmremote/host/failure.hpp>
+#include <qvmremote/limits.hpp>
+
+#include "base/containment.hpp"
+
+namespace qvmremote::dom0 {
+
+/// The paths of dom0 (COMPAT-V1.md, DESIGN.md), below a root that is empty in real life.
+class paths {
+  public:
+    paths() = default;
+
+    /// For tests and the demo: DIR must be absolute, a real directory, the caller's own, and closed
+    /// to everybody else, or files in it could be somebody else's doing.
+    [[nodiscard]] static host::outcome<paths> below(const std::string &dir);
+
+    [[nodiscard]] bool is_real() const noexcept { return root_.empty(); }
+    [[nodiscard]] const std::string &root() const noexcept { return root_; }
+    [[nodiscard]] std::string config() const { return root_ + "/etc/qubes/remote.conf"; }
+    [[nodiscard]] std::string keys() const { return root_ + "/etc/qubes/remote.d"; }
+    [[nodiscard]] std::string policy() const { return root_ + "/etc/qubes/remote-policy.d"; }
+    [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
+    [[nodiscard]] std::string audit_directory() const { return root_ + "/var/log/qvm-remote"; }
+    [[nodiscard]] std::string audit() const { return audit_directory() + "/audit.jsonl"; }
+    /// Whoever appends to the log holds this.
+    [[nodiscard]] std::string audit_lock() const { return audit_directory() + "/lock"; }
+    [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
+    [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
+    [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
+    /// Marks that `migrate` was done, which is once.
+    [[nodiscard]] std::string migrated() const { return state_directory() + "/policy-migrated"; }
+    [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
+    /// Where qrexec looks for the service of its transport.
+    [[nodiscard]] std::string qrexec_socket() const {
+        return root_ + "/run/qubes-rpc/qvmremote.Exec";
+    }
+    [[nodiscard]] std::string system_journal() const {
+        return root_ + "/run/systemd/journal/socket";
+    }
+    [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
+
+  private:
+    std::string root_;
+};
+
+/// Which transports serve which qube, as QVM_REMOTE_TRANSPORT says it: a default, then qubes by name,
+/// each with one name, several with '+' between them, or `both`, which is qvm-run+qrexec.
+class transport_choice {
+  public:
+    /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default together;
+    /// of two words for one qube the later counts. Without a default it is qvm-run.
+    [[nodiscard]] static transport_choice parse(std::string_view spec);
+
+    /// Each once, those of the default first.
+    [[nodiscard]] const std::vector<std::string> &all() const noexcept { return all_; }
+    [[nodiscard]] bool serves(std::string_view transport, std::string_view qube) const;
+    /// For people: the names with blanks and commas between them.
+    [[nodiscard]] std::string text() const;
+
+  private:
+    std::vector<std::string> common_, all_;
+    std::map<std::string, std::vector<std::string>, std::less<>> own_;
+};
+
+/// How much of the audit log is kept, and how much of it one qube may fill.
+struct audit_limits {
+    std::uint64_t file_bytes = limits::audit_file;
+    std::uint64_t kept_bytes = limits::audit_kept;
+    std::int64_t kept_s = limits::audit_kept_s;
+    std::uint64_t qube_bytes_per_day = limits::audit_per_qube;
+};
+
+/// What the daemon is told by file, environment and command line, in this order; later wins.
+struct settings {
+    config values;
+    transport_choice transports;
+    /// Listed in QVM_REMOTE_VMS and friends, or --vm; nothing when nothing is listed, which is not
+    /// the same as a list in which no name is good.
+    std::optional<std::vector<qube_name>> qubes;
+    audit_limits audit;
+    containment ceiling;              ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
+    std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
+    std::vector<std::string> warnings;
+};
+
+/// Reads remote.conf (a missing one is an empty one; one that others can write is a failure) and
+/// overlays the environment. `vm` and `transport` are the command line's, empty when not given.
+[[nodiscard]] host::outcome<settings> load_settings(const paths &where, const std::string &vm,
+                                                    const std::string &transport);
+
+} // namespace qvmremote::dom0

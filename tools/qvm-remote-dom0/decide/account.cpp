@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "decide/account.hpp"
+
+#include <algorithm>
+#include <cerrno>
+
+#include <grp.h>
+#include <pwd.h>
+#include <unistd.h>
+
+#include <qvmremote/sanitize.hpp>
+
+namespace qvmremote::dom0 {
+namespace {
+
+constexpr std::size_t most_groups = 65536; // the kernel's own NGROUPS_MAX
+
+[[nodiscard]] std::string text(const char *value, const char *otherwise) {
+    return value && *value ? value : otherwise;
+}
+
+[[nodiscard]] account describe(const passwd &entry) {
+    account out;
+    out.name = entry.pw_name;
+    out.home = text(entry.pw_dir, "/");
+    out.shell = text(entry.pw_shell, "/bin/bash");
+    out.who.uid = entry.pw_uid;
+    out.who.gid = entry.pw_gid;
+    return out;
+}
+
+} // namespace
+
+host::outcome<account> find_account(const std::string &name) {
+    errno = 0;
+    const passwd *const entry = ::getpwnam(name.c_str());
+    if (!entry)
+        return host::failed("there is no user '" + for_terminal(name, 64) + "' in dom0", errno);
+    account out = describe(*entry);
+    int count = 32;
+    out.who.groups.resize(32);
+    while (::getgrouplist(out.name.c_str(), out.who.gid, out.who.groups.data(), &count) < 0) {
+        if (static_cast<std::size_t>(count) <= out.who.groups.size() ||
+            static_cast<std::size_t>(count) > most_groups)
+            return host::failed("the groups of user '" + for_terminal(name, 64) +
+                                "' cannot be learnt");
+        out.who.groups.resize(static_cast<std::size_t>(count));
+    }
+    out.who.groups.resize(static_cast<std::size_t>(count));
+    out.may_administer = out.who.uid == 0;
+    if (const group *const qubes = ::getgrnam("qubes"))
+        out.may_administer = out.may_administer || out.who.gid == qubes->gr_gid ||
+                             std::find(out.who.groups.begin(), out.who.groups.end(),
+                                       qubes->gr_gid) != out.who.groups.end();
+    return out;
+}
+
+account own_account() {
+    if (const passwd *const entry = ::getpwuid(::geteuid()))
+        return describe(*entry);
+    account out;
+    out.name = "root";
+    out.home = "/";
+    out.shell = "/bin/bash";
+    return out;
+}
+
+std::vector<std::string> environment_for(const account &of, const std::string &language,
+                                         const std::string &peer, const std::string &id) {
+    return {"HOME=" + of.home,         "USER=" + of.name,
+            "LOGNAME=" + of.name,      "SHELL=" + of.shell,
+            "LANG=" + language,        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+            "QVM_REMOTE_PEER=" + peer, "QVM_REMOTE_ID=" + id};
+}
+
+} // namespace qvmremote::dom0

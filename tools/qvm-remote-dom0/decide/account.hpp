@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The account that a command runs as: by name, as the system knows it.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include <qvmremote/host/failure.hpp>
+
+namespace qvmremote::dom0 {
+
+/// Who a command runs as, all of it.
+struct identity {
+    uid_t uid;
+    gid_t gid;
+    std::vector<gid_t> groups; ///< supplementary
+};
+
+struct account {
+    std::string name, home, shell; ///< never empty
+    identity who{};
+    /// May administer without a password: root, and group qubes, to which qubesd listens and sudo
+    /// does what it says. A name of such a one keeps order and bounds nothing.
+    bool may_administer = false;
+};
+
+/// Of a user by name, or of the one that this process runs as.
+[[nodiscard]] host::outcome<account> find_account(const std::string &name);
+[[nodiscard]] account own_account();
+
+/// What every command finds in its environment, "NAME=value", in this order.
+[[nodiscard]] std::vector<std::string> environment_for(const account &of,
+                                                       const std::string &language,
+                                                       const std::string &peer,
+                                                       const std::string &id);
+
+} // namespace qvmremote::dom0

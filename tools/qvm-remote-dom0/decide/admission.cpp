@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "decide/admission.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <span>
+
+#include <qvmremote/config.hpp>
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "decide/panic.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+std::string subject(const peer &from, const envelope &what) {
+    return "vm=" + from.name.text() + " id=" + what.id->text();
+}
+} // namespace
+
+void describe(const envelope &what, journal_entry &to) {
+    to.id = what.id->text();
+    to.request = name(what.kind);
+    to.timeout_s = what.timeout_s;
+    to.protocol = what.protocol;
+    to.argv = what.arguments;
+    if (what.kind == request_kind::shell && what.body.size() <= limits::audit_argument)
+        to.argv = {"bash", "-c", what.body};
+    else if (!what.body.empty())
+        to.script = audit_script{sha256(as_bytes(what.body)), what.body.size()};
+}
+
+std::string command_text(const envelope &what) {
+    if (what.kind == request_kind::shell || what.kind == request_kind::script)
+        return what.body;
+    std::string out;
+    for (const std::string &word : what.arguments)
+        out += (out.empty() ? "" : " ") + word;
+    return out;
+}
+
+host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>> &listed,
+                                      std::string protocols) {
+    for (const std::string_view word : split_words(protocols)) {
+        const std::string_view mode = word.substr(word.find('=') + 1); // npos + 1: all of it
+        if (mode != "auto" && mode != "both" && mode != "1" && mode != "2")
+            return host::failed("QVM_REMOTE_PROTOCOL: '" + for_terminal(word, 64) +
+                                "' is none of auto, both, 1, 2 or QUBE=one of these");
+    }
+    auto qubes = keys_.list();
+    if (!qubes)
+        return tl::unexpected(qubes.error());
+    served_.clear();
+    for (const qube_name &qube : *qubes)
+        if (!listed || std::find(listed->begin(), listed->end(), qube) != listed->end())
+            served_.insert(qube.text());
+        else
+            log_.write(log_category::info, "vm=" + qube.text() +
+                                               " has a key and is not served: it is not listed in "
+                                               "QVM_REMOTE_VMS, or --vm names another");
+    protocols_ = std::move(protocols);
+    pinned_.clear(); // a key may have come back as it was before
+
+    auto fresh = policies_.load();
+    policy_trouble_.clear();
+    if (fresh)
+        rules_ = std::move(*fresh);
+    else
+        policy_trouble_ = fresh.error().what;
+    without_rules_.clear();
+    for (const qube_name &qube : *qubes)
+        if (fresh && served_.contains(qube.text()) && !has_rules(rules_, qube))
+            without_rules_.push_back(qube.text());
+    if (!policy_trouble_.empty())
+        log_.write(log_category::error,
+                   "the policy is broken, nothing new is let in: " + for_log(policy_trouble_));
+    for (const std::string &qube : without_rules_)
+        log_.write(log_category::error,
+                   "vm=" + qube +
+                       " has a key and no policy, so nothing it asks for runs: "
+                       "qvm-remote-dom0 migrate, once, or authorize --level");
+    keep_keys(*qubes);
+    key_owner_.clear();
+    return {};
+}
+
+std::string admission::level(const qube_name &qube) const { return level_word(rules_, qube); }
+
+// IDs without a time are remembered as long as their key stands; one that cannot be read may. What
+// operators said was said of a qube with that key.
+void admission::keep_keys(const std::vector<qube_name> &qubes) {
+    std::vector<digest256> standing;
+    std::map<std::string, digest256> now;
+    bool all_known = true;
+    for (const qube_name &qube : qubes) {
+        const auto good = keys_.usable(qube, host::local_time::now().seconds);
+        if (!good) {
+            all_known = all_known && (good.error().error_number == ENOENT ||
+                                      good.error().error_number == EKEYEXPIRED);
+            continue;
+        }
+        for (const secret &key : *good)
+            standing.push_back(sha256(key.text()));
+        now[qube.text()] = sha256(good->front().text());
+    }
+    for (const auto &[name, mark] : marks_)
+        if (const auto at = now.find(name); at == now.end() || at->second != mark)
+            if (const auto qube = qube_name::parse(name))
+                approvals_.withdraw_all(&*qube, errc::key_revoked);
+    marks_ = std::move(now);
+    if (all_known)
+        records_.keep_keys(std::move(standing));
+}
+
+bool admission::may_log_failure(std::uint64_t now_ms) {
+    if (now_ms / 1000 != failure_second_) {
+        if (failures_in_second_ > limits::auth_fail_lines_per_second)
+            log_.write(log_category::auth_fail,
+                       std::to_string(failures_in_second_ - limits::auth_fail_lines_per_second) +
+                           " more failures in that second");
+        failure_second_ = now_ms / 1000;
+        failures_in_second_ = 0;
+    }
+    return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
+}
+
+const admission::good_keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
+    if (key_owner_ != qube.text() || key_read_ms_ != now_ms) {
+        key_ = keys_.usable(qube, host::local_time::now().seconds);
+        key_owner_ = qube.text();
+        key_read_ms_ = now_ms;
+    }
+    return key_;
+}
+
+void admission::log_failure(const peer &from, std::string_view id, errc why, const good_keys &found,
+                            std::uint64_t now_ms) {
+    if (!may_log_failure(now_ms))
+        return;
+    std::string text = "vm=" + from.name.text() + " id=" + std::string(id);
+    if (why == errc::no_key) {
+        text += found || found.error().error_number == ENOENT
+                    ? " (no key for this VM)"
+                    : " (" + for_log(found.error().what) + ")";
+        log_.write(log_category::auth_deny, text);
+    } else {
+        log_.write(log_category::auth_fail, text + " (" + std::string(message(why)) + ")");
+    }
+    record_refusal(from, nullptr, {why, {}});
+}
+
+std::optional<refusal> admission::take_id(const peer &from, const command_id &id,
+                                          const digest256 &key_mark) {
+    // An ID outlives its memory only if it shows its age.
+    if (const auto claimed = id.claimed_time()) {
+        const std::int64_t off = *claimed - host::local_time::now().seconds;
+        if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
+            return refusal{errc::id_outdated, {}};
+    }
+    if (!records_.has_room(from.name))
+        return refusal{errc::busy,
+                       "this qube has used up what a day allows it of dom0's audit log; "
+                       "some of it comes back every minute"};
+    if (!records_.reserve(from.name, id, key_mark))
+        return refusal{errc::id_used, records_.is_outcome_unknown(from.name, id)
+                                          ? "dom0 ended while it ran: outcome unknown"
+                                          : ""};
+    return std::nullopt;
+}
+
+// What QVM_REMOTE_PROTOCOL says of a key that has just verified a request of this protocol. Under
+// auto the first request of protocol 2 is the last word on it, and is written down.
+bool admission::accepts(const peer &from, std::uint32_t protocol, const digest256 &mark) {
+    const std::string_view mode = choose_for(protocols_, from.name.text()).value_or("auto");
+    if (mode != "auto")
+        return mode == "both" || mode == std::to_string(protocol);
+    const auto known = pinned_.find(from.name.text());
+    bool pinned = known != pinned_.end() && known->second == mark;
+    if (!pinned && (pinned = keys_.is_pinned(from.name, mark)))
+        pinned_[from.name.text()] = mark;
+    if (protocol == 1)
+        return !pinned;
+    if (!pinned) {
+        if (const auto kept = keys_.pin(from.name, mark); !kept)
+            log_.write(log_category::error, for_log(kept.error().what));
+        pinned_[from.name.text()] = mark; // even then, for as long as this daemon lives
+    }
+    return true;
+}
+
+result<candidate> admission::check(server_stream &stream, const server_event &event,
+                                   const peer &from, std::uint64_t now_ms) {
+    const auto &found = keys_of(from.name, now_ms);
+    const std::span<const secret> keys =
+        found ? std::span<const secret>(*found) : std::span<const secret>();
+    auto checked = stream.verify(event, keys, now_ms);
+    if (!checked) {
+        log_failure(from, "?", checked.error().code, found, now_ms);
+        return tl::unexpected(checked.error());
+    }
+
+    const envelope &what = *checked->header;
+    const digest256 mark = sha256(keys[checked->key_index].text());
+    const auto refuse = [&](const refusal &why) {
+        stream.refuse(event.session, why.reason, why.text);
+        record_refusal(from, &what, why);
+        return fail(why.reason);
+    };
+    if (!accepts(from, what.protocol, mark))
+        return refuse({errc::bad_version, {}});
+    if (const auto why = take_id(from, *what.id, mark))
+        return refuse(*why);
+    return candidate{std::move(checked->header), mark};
+}
+
+tl::expected<candidate, std::optional<refusal>>
+admission::check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
+                       std::uint64_t length, std::uint64_t now_ms) {
+    const auto &found = keys_of(from.name, now_ms);
+    const std::span<const secret> keys =
+        found ? std::span<const secret>(*found) : std::span<const secret>();
+    auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
+    if (!checked) {
+        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, found, now_ms);
+        return tl::unexpected(std::nullopt);
+    }
+    const digest256 mark = sha256(keys[checked->key_index].text());
+    const auto refuse = [&](refusal why) {
+        record_refusal(from, &*checked->header, why);
+        return tl::unexpected(std::optional(std::move(why)));
+    };
+    if (!accepts(from, 1, mark))
+        return refuse({errc::protocol_retired, {}});
+    if (length > limits::command)
+        return refuse(
+            {errc::command_too_large, "oversized (" + std::to_string(length) + " bytes)"});
+    if (auto why = take_id(from, id, mark))
+        return refuse(std::move(*why));
+    return candidate{std::move(checked->header), mark};
+}
+
+std::optional<refusal> admission::shut(const qube_name &qube) const {
+    if (is_panic(where_))
+        return refusal{errc::panicked, {}};
+    if (!policy_trouble_.empty())
+        return refusal{errc::denied,
+                       "dom0's policy is broken; qvm-remote-dom0 status there says where"};
+    if (!served_.contains(qube.text()))
+        return refusal{errc::denied, "dom0 does not serve this qube"};
+    if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) !=
+        without_rules_.end())
+        return refusal{errc::denied,
+                       "dom0 has no policy for this qube; in dom0: qvm-remote-dom0 migrate"};
+    return std::nullopt;
+}
+
+std::optional<refusal> admission::hopeless(const peer &from, const envelope &what) const {
+    if (auto closed = shut(from.name))
+        return closed;
+    verdict said;
+    if (what.protocol == 1 || rules_.uses_tags()) // the text, or the tags, are not here yet
+        said = could_allow(from, rules_);
+    else
+        said = decide(from, what, rules_, approvals_.granted(), host::boottime_ms());
+    if (said.what != policy_action::deny)
+        return std::nullopt;
+    return refusal{said.reason, said.why, said.rule};
+}
+
+void admission::admit(const peer &from, verified<request> what, consent given, answer tell) {
+    peer known = from;
+    if (!rules_.uses_tags())
+        return decide_and_start(std::move(known), std::move(what), std::move(given),
+                                std::move(tell));
+    if (const known_tags *tags = tags_.fresh(from.name, host::boottime_ms())) {
+        known.tags = *tags;
+        return decide_and_start(std::move(known), std::move(what), std::move(given),
+                                std::move(tell));
+    }
+    tags_.ask(from.name, [this, known = std::move(known), what = std::move(what),
+                          given = std::move(given),
+                          tell = std::move(tell)](known_tags tags) mutable {
+        known.tags = std::move(tags);
+        decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
+    });
+}
+
+namespace {
+// The account that a rule names. Below full access one that may administer would bound nothing.
+host::outcome<account> account_for(const run_terms &how) {
+    auto found = find_account(how.user);
+    if (found && !how.full && found->may_administer)
+        return host::failed("user '" + found->name +
+                            "' of the rule may administer dom0, so it bounds no command");
+    return found;
+}
+} // namespace
+
+void admission::decide_and_start(peer from, verified<request> what, consent given, answer tell) {
+    const envelope &header = what->header;
+    const std::optional<std::string_view> collected(given.collected);
+    auto why = shut(from.name);
+    verdict said;
+    std::optional<account> as;
+    if (!why) {
+        said = decide(from, header, rules_, approvals_.granted(), host::boottime_ms(), collected);
+        if (said.what == policy_action::deny)
+            why = refusal{said.reason, said.why, said.rule, said.what};
+        else if (said.what == policy_action::ask && header.dry_run)
+            why = refusal{said.reason, "an operator in dom0 would be asked", said.rule, said.what};
+        else if (said.what == policy_action::ask && given.by &&
+                 given.by->digest != request_digest(from, header, said.how, collected))
+            why = refusal{errc::denied, "dom0's policy has changed since an operator was asked",
+                          said.rule, said.what};
+    }
+    // Before anything is recorded as started, and before an operator is asked in vain.
+    if (!why && !said.how.user.empty()) {
+        if (auto found = account_for(said.how))
+            as = std::move(*found);
+        else
+            why = refusal{errc::denied, found.error().what, said.rule, said.what};
+    }
+    if (why) {
+        abandon(from, header, *why);
+        return tell(*why);
+    }
+    if (said.what == policy_action::ask && !given.by)
+        return tell(held{std::move(what), std::move(from), std::move(said)});
+    start(std::move(from), std::move(what), std::move(said), std::move(as), std::move(given),
+          std::move(tell));
+}
+
+void admission::start(peer from, verified<request> what, verdict said, std::optional<account> as,
+                      consent given, answer tell) {
+    journal_entry entry;
+    entry.peer = from.name.text();
+    entry.transport = from.transport;
+    describe(what->header, entry);
+    entry.verdict = name(said.what);
+    entry.rule = said.rule;
+    if (said.what == policy_action::ask) {
+        journal_entry word = entry;
+        word.kind = audit_kind::approved;
+        word.approval = given.by->serial;
+        word.digest = given.by->digest;
+        word.user = given.by->who;
+        records_.note(std::move(word));
+    }
+    entry.kind = audit_kind::start;
+    entry.user = said.how.user;
+    entry.timeout_s = said.how.timeout_s;
+    ++starting_;
+    records_.start(std::move(entry),
+                   [this, from, what = std::move(what), how = std::move(said.how),
+                    as = std::move(as), collected = std::move(given.collected).value_or(""),
+                    tell = std::move(tell)](std::optional<std::uint64_t> serial) mutable {
+                       if (serial) {
+                           tell(admitted(std::move(what), from, std::move(how), std::move(as),
+                                         std::move(collected), *serial));
+                       } else {
+                           records_.release(from.name, *what->header.id);
+                           log_.write(log_category::error, subject(from, what->header) + " " +
+                                                               for_log(records_.trouble()));
+                           tell(refusal{errc::not_recorded, for_log(records_.trouble())});
+                       }
+                       if (--starting_ == 0 && none_starts_)
+                           none_starts_();
+                   });
+}
+
+question question_of(const held &what, const std::optional<std::string> &collected) {
+    const envelope &header = what.what->header;
+    const run_terms &how = what.said.how;
+    question out{.from = what.from,
+                 .id = header.id->text(),
+                 .kind = std::string(name(header.kind)),
+                 .untrusted_text = {},
+                 .how = how,
+                 .input_size = {},
+                 .digest = request_digest(what.from, header, how, collected)};
+    if (collected)
+        out.input_size = collected->size();
+    // Words apart, as they are run; a script behind its arguments.
+    for (const std::string &word : how.argv.empty() ? header.arguments : how.argv)
+        out.untrusted_text += word + "\n";
+    if (how.argv.empty())
+        out.untrusted_text += header.body;
+    return out;
+}
+
+void admission::not_run(const admitted &what, errc why) {
+    journal_entry entry;
+    entry.kind = audit_kind::end;
+    entry.peer = what.from().name.text();
+    entry.id = what.request().id->text();
+    entry.of = what.serial();
+    entry.cause = "not-run";
+    entry.reason = name(why);
+    records_.note(std::move(entry));
+}
+
+void admission::abandon(const peer &from, const envelope &what, const refusal &why) {
+    records_.release(from.name, *what.id);
+    record_refusal(from, &what, why);
+}
+
+void admission::record_refusal(const peer &from, const envelope *what, const refusal &why) {
+    journal_entry entry;
+    entry.kind = audit_kind::refused;
+    entry.peer = from.name.text();
+    entry.transport = from.transport;
+    if (what) {
+        describe(*what, entry);
+        entry.verdict = name(why.said);
+        entry.rule = why.rule;
+        log_.write(log_category::reject,
+                   subject(from, *what) + " " + std::string(name(why.reason)) +
+                       (why.text.empty() ? "" : " " + for_log(why.text)) +
+                       (why.rule.empty() ? "" : " (" + for_log(why.rule) + ")"));
+    }
+    entry.reason = name(why.reason);
+    records_.note(std::move(entry));
+}
+
+std::optional<errc> admission::why_over(const qube_name &qube, const digest256 &key_mark) const {
+    const auto good = keys_.usable(qube, host::local_time::now().seconds);
+    if (!good || std::none_of(good->begin(), good->end(),
+                              [&](const secret &key) { return sha256(key.text()) == key_mark; }))
+        return errc::key_revoked;
+    if (!served_.contains(qube.text()))
+        return errc::denied;
+    return std::nullopt;
+}
+
+} // namespace qvmremote::dom0

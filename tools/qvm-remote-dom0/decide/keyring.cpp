@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "decide/keyring.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
+
+#include <qvmremote/config.hpp>
+#include <qvmremote/host/files.hpp>
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+// What may lie beside each other for a qube.
+constexpr const char *key_file = ".key";
+constexpr const char *until_file = ".until";       // of the key: seconds since 1970
+constexpr const char *previous_file = ".previous"; // a key, then a line as in until_file
+constexpr const char *pin_file = ".protocol2";
+
+constexpr std::size_t largest_file = 256; // 64 digits, and whatever blanks an editor left
+
+std::optional<std::int64_t> parse_seconds(std::string_view text) {
+    if (text.ends_with('\n'))
+        text.remove_suffix(1);
+    return qvmremote::detail::parse_decimal<std::int64_t>(text);
+}
+
+// What lies in the directory for one qube. The directory is walked to once for all of it.
+class qube_files {
+  public:
+    qube_files(const std::string &directory, const qube_name &qube)
+        : directory_(host::trusted_directory::open(directory)), path_(directory + "/"),
+          qube_(qube) {}
+
+    [[nodiscard]] host::outcome<std::string> read(const char *suffix, host::trusted kind) const {
+        if (!directory_)
+            return tl::unexpected(directory_.error());
+        return directory_->read(qube_.text() + suffix, kind, largest_file);
+    }
+
+    [[nodiscard]] host::outcome<secret> key() const {
+        auto text = read(key_file, host::trusted::secret);
+        if (!text)
+            return tl::unexpected(text.error());
+        auto key = secret::parse(*text);
+        OPENSSL_cleanse(text->data(), text->size());
+        if (!key)
+            return host::failed(path_ + qube_.text() + key_file + ": " +
+                                std::string(message(key.error().code)) +
+                                "; register it anew: qvm-remote-dom0 authorize " + qube_.text());
+        return std::move(*key);
+    }
+
+    [[nodiscard]] std::optional<std::int64_t> until() const {
+        const auto text = read(until_file, host::trusted::file);
+        if (!text)
+            return text.error().error_number == ENOENT ? std::nullopt
+                                                       : std::optional<std::int64_t>(0);
+        return parse_seconds(*text).value_or(0);
+    }
+
+    struct rotated_out {
+        std::string key;
+        std::int64_t until = 0;
+    };
+    [[nodiscard]] std::optional<rotated_out> previous() const {
+        auto text = read(previous_file, host::trusted::secret);
+        const std::size_t end = text ? text->find('\n') : std::string::npos;
+        if (end == std::string::npos)
+            return std::nullopt;
+        rotated_out out{text->substr(0, end),
+                        parse_seconds(std::string_view(*text).substr(end + 1)).value_or(0)};
+        OPENSSL_cleanse(text->data(), text->size());
+        return out;
+    }
+
+  private:
+    host::outcome<host::trusted_directory> directory_;
+    std::string path_;
+    const qube_name &qube_;
+};
+
+} // namespace
+
+host::outcome<secret> keyring::load(const qube_name &qube) const {
+    return qube_files(directory_, qube).key();
+}
+
+std::optional<std::int64_t> keyring::until(const qube_name &qube) const {
+    return qube_files(directory_, qube).until();
+}
+
+std::optional<std::int64_t> keyring::previous_until(const qube_name &qube) const {
+    auto old = qube_files(directory_, qube).previous();
+    if (!old)
+        return std::nullopt;
+    OPENSSL_cleanse(old->key.data(), old->key.size());
+    return old->until;
+}
+
+host::outcome<std::vector<secret>> keyring::usable(const qube_name &qube, std::int64_t now) const {
+    const qube_files files(directory_, qube);
+    auto key = files.key();
+    if (!key)
+        return tl::unexpected(key.error());
+    if (const auto ends = files.until(); ends && *ends <= now)
+        return host::failed("the time of '" + qube.text() +
+                                "' is over; authorize it anew with qvm-remote-dom0 authorize",
+                            EKEYEXPIRED);
+    std::vector<secret> out;
+    out.push_back(std::move(*key));
+    // One that is no good is one fewer that is.
+    if (auto old = files.previous()) {
+        if (auto parsed = secret::parse(old->key); parsed && now < old->until)
+            out.push_back(std::move(*parsed));
+        OPENSSL_cleanse(old->key.data(), old->key.size());
+    }
+    return out;
+}
+
+host::outcome<void> keyring::write(const qube_name &qube, const char *suffix,
+                                   std::string text) const {
+    if (auto made = host::make_directories(directory_, 0700); !made)
+        return made;
+    if (auto safe = host::open_trusted(directory_, host::trusted::directory); !safe)
+        return tl::unexpected(safe.error());
+    auto written = host::write_atomically(path(qube, suffix), text, 0600, host::durability::synced);
+    OPENSSL_cleanse(text.data(), text.size());
+    return written;
+}
+
+host::outcome<void> keyring::store(const qube_name &qube, const secret &key,
+                                   std::optional<std::int64_t> until) const {
+    // In an order in which a crash leaves nobody in longer than was meant.
+    ::unlink(path(qube, previous_file).c_str());
+    if (until)
+        if (auto written = write(qube, until_file, std::to_string(*until) + "\n"); !written)
+            return written;
+    if (auto written = write(qube, key_file, std::string(as_text(key.text())) + "\n"); !written)
+        return written;
+    if (!until && ::unlink(path(qube, until_file).c_str()) != 0 && errno != ENOENT)
+        return host::failed("cannot remove " + path(qube, until_file), errno);
+    return {};
+}
+
+host::outcome<void> keyring::rotate(const qube_name &qube, const secret &key,
+                                    std::int64_t now) const {
+    const auto present = load(qube);
+    if (!present)
+        return tl::unexpected(present.error());
+    if (present->fingerprint() == key.fingerprint())
+        return host::failed("that is the key that '" + qube.text() + "' has already", EEXIST);
+    if (auto written = write(qube, previous_file,
+                             std::string(as_text(present->text())) + "\n" +
+                                 std::to_string(now + overlap_s) + "\n");
+        !written)
+        return written;
+    return write(qube, key_file, std::string(as_text(key.text())) + "\n");
+}
+
+bool keyring::is_pinned(const qube_name &qube, const digest256 &mark) const {
+    const auto text = host::read_trusted(path(qube, pin_file), host::trusted::file, largest_file);
+    if (!text)
+        return text.error().error_number != ENOENT;
+    return *text == to_hex(mark) + "\n";
+}
+
+host::outcome<void> keyring::pin(const qube_name &qube, const digest256 &mark) const {
+    return host::write_atomically(path(qube, pin_file), to_hex(mark) + "\n", 0600,
+                                  host::durability::synced);
+}
+
+host::outcome<void> keyring::remove(const qube_name &qube) const {
+    auto directory = host::open_trusted(directory_, host::trusted::directory);
+    if (!directory)
+        return tl::unexpected(directory.error());
+    // The older key first: what is left without the present one is nothing.
+    ::unlinkat(directory->get(), (qube.text() + previous_file).c_str(), 0);
+    if (::unlinkat(directory->get(), (qube.text() + key_file).c_str(), 0) != 0)
+        return host::failed("cannot remove the key of '" + qube.text() + "'", errno);
+    for (const char *suffix : {until_file, pin_file})
+        ::unlinkat(directory->get(), (qube.text() + suffix).c_str(), 0);
+    if (::fsync(directory->get()) != 0)
+        return host::failed("the key of '" + qube.text() + "' is removed, but not durably", errno);
+    return {};
+}
+
+host::outcome<std::vector<qube_name>> keyring::list() const {
+    auto directory = host::open_trusted(directory_, host::trusted::directory);
+    if (!directory) {
+        if (directory.error().error_number == ENOENT)
+            return std::vector<qube_name>{};
+        return tl::unexpected(directory.error());
+    }
+    DIR *const entries = ::fdopendir(directory->get());
+    if (!entries)
+        return host::failed("cannot read " + directory_, errno);
+    (void)directory->release(); // closedir closes it
+    std::vector<qube_name> out;
+    while (const dirent *entry = ::readdir(entries)) {
+        std::string_view name = entry->d_name;
+        if (!name.ends_with(key_file))
+            continue;
+        name.remove_suffix(std::strlen(key_file));
+        if (auto qube = qube_name::parse(name))
+            out.push_back(std::move(*qube));
+    }
+    ::closedir(entries);
+    std::sort(out.begin(), out.end());
+    return out;
+}
+
+} // namespace qvmremote::dom0

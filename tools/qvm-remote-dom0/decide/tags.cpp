@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "decide/tags.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/limits.hpp>
+
+#include "base/helper.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+constexpr std::uint64_t answer_limit_ms = 10'000;
+constexpr std::size_t largest_answer = 256 * 1024;
+
+// The lines of a listing, each a tag as policy may name one.
+known_tags parse_lines(std::string_view untrusted) {
+    std::vector<std::string> out;
+    while (!untrusted.empty()) {
+        const std::size_t end = untrusted.find('\n');
+        if (end == std::string_view::npos)
+            return std::nullopt; // cut
+        const std::string_view tag = untrusted.substr(0, end);
+        untrusted.remove_prefix(end + 1);
+        if (tag.empty() || tag.size() > limits::qube_tag ||
+            std::any_of(tag.begin(), tag.end(), [](char c) { return c <= ' ' || c > '~'; }))
+            return std::nullopt;
+        out.emplace_back(tag);
+    }
+    return out;
+}
+
+enum class reached : bool { no, yes };
+
+// Whether qubesd was there to ask; what it said, in `out`.
+reached ask_qubesd(const qube_name &qube, const std::string &path, known_tags &out) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path)
+        return reached::no;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    const host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    ucred who{};
+    socklen_t size = sizeof who;
+    if (!fd ||
+        ::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0 ||
+        ::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
+        (who.uid != 0 && who.uid != ::geteuid()))
+        return reached::no;
+    std::string call = "admin.vm.tag.List+ dom0 name " + qube.text();
+    call.push_back('\0');
+    if (::send(fd.get(), call.data(), call.size(), MSG_NOSIGNAL) !=
+            static_cast<ssize_t>(call.size()) ||
+        ::shutdown(fd.get(), SHUT_WR) != 0)
+        return reached::no;
+    std::string answer;
+    const std::uint64_t end_ms = host::boottime_ms() + answer_limit_ms;
+    for (std::array<char, 4096> piece;;) {
+        const std::uint64_t now_ms = host::boottime_ms();
+        pollfd wait{fd.get(), POLLIN, 0};
+        if (now_ms >= end_ms || answer.size() > largest_answer)
+            return reached::yes;
+        if (::poll(&wait, 1, static_cast<int>(end_ms - now_ms)) < 1)
+            continue;
+        const ssize_t n = ::read(fd.get(), piece.data(), piece.size());
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (n < 0)
+            return reached::yes;
+        if (n == 0)
+            break;
+        answer.append(piece.data(), static_cast<std::size_t>(n));
+    }
+    out = parse_tag_answer(answer);
+    return reached::yes;
+}
+
+} // namespace
+
+known_tags parse_tag_answer(std::string_view untrusted) {
+    constexpr std::string_view good("0\0", 2);
+    if (!untrusted.starts_with(good))
+        return std::nullopt;
+    return parse_lines(untrusted.substr(good.size()));
+}
+
+tag_origin tag_origin::of(const settings &from, const paths &where) {
+    tag_origin out;
+    if (!where.is_real())
+        out.qubesd = out.program = "";
+    // qubesd is one and the same for the transport that asks it which qubes run.
+    const auto set = [&](std::string_view key, std::string &to) {
+        if (const auto value = from.values.get(key))
+            to = *value == "none" ? std::string() : std::string(*value);
+    };
+    set("QVM_REMOTE_QVM_RUN_QUBESD", out.qubesd);
+    set("QVM_REMOTE_QVM_TAGS", out.program);
+    return out;
+}
+
+known_tags ask_tags(const qube_name &qube, const tag_origin &origin) {
+    known_tags out;
+    if (!origin.qubesd.empty() && ask_qubesd(qube, origin.qubesd, out) == reached::yes)
+        return out;
+    if (origin.program.empty())
+        return std::nullopt;
+    const auto said = run_helper({origin.program, qube.text()}, largest_answer,
+                                 std::chrono::milliseconds(answer_limit_ms));
+    return said && said->exit_code == 0 ? parse_lines(said->untrusted_output) : std::nullopt;
+}
+
+tag_source::~tag_source() {
+    {
+        const std::lock_guard lock(mutex_);
+        stop_ = true;
+    }
+    wake_.notify_all();
+    if (thread_.joinable())
+        thread_.join();
+}
+
+const known_tags *tag_source::fresh(const qube_name &qube, std::uint64_t now_ms) const {
+    const auto at = entries_.find(qube.text());
+    return at != entries_.end() && at->second.known && now_ms - at->second.read_ms < fresh_ms
+               ? &at->second.tags
+               : nullptr;
+}
+
+void tag_source::ask(const qube_name &qube, std::function<void(known_tags)> tell) {
+    entry &e = entries_[qube.text()];
+    e.waiting.push_back(std::move(tell));
+    if (e.waiting.size() > 1)
+        return;
+    {
+        const std::lock_guard lock(mutex_);
+        asked_.push_back(qube);
+        if (!thread_.joinable())
+            thread_ = std::thread([this] { run(); });
+    }
+    wake_.notify_one();
+}
+
+void tag_source::forget(tag_origin origin) {
+    for (auto &[name, e] : entries_)
+        e.known = false;
+    const std::lock_guard lock(mutex_);
+    origin_ = std::move(origin);
+}
+
+void tag_source::run() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        wake_.wait(lock, [this] { return stop_ || !asked_.empty(); });
+        if (stop_)
+            return;
+        const qube_name qube = asked_.front();
+        asked_.pop_front();
+        const tag_origin origin = origin_;
+        lock.unlock();
+        auto tags = ask_tags(qube, origin);
+        post_([this, name = qube.text(), tags = std::move(tags)]() mutable {
+            told(name, std::move(tags));
+        });
+        lock.lock();
+    }
+}
+
+void tag_source::told(const std::string &qube, known_tags tags) {
+    entry &e = entries_[qube];
+    e.tags = std::move(tags);
+    e.read_ms = host::boottime_ms();
+    e.known = true;
+    for (auto &tell : std::exchange(e.waiting, {}))
+        tell(e.tags);
+}
+
+} // namespace qvmremote::dom0

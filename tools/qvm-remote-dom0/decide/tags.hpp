@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The tags of qubes, as dom0 has them: from qubesd, from qvm-tags where it cannot be reached.
+
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include <qvmremote/command_id.hpp>
+
+#include "base/settings.hpp"
+
+namespace qvmremote::dom0 {
+
+/// The tags of one qube, or nothing: unknown.
+using known_tags = std::optional<std::vector<std::string>>;
+
+/// What qubesd answers to admin.vm.tag.List: `0`, a NUL, and a line for each tag. Nothing for an
+/// exception or for what is no such answer.
+[[nodiscard]] known_tags parse_tag_answer(std::string_view untrusted);
+
+/// Who is asked. Below --root nobody, unless the settings name somebody: the tags of this machine's
+/// qubes say nothing about a test's.
+struct tag_origin {
+    std::string qubesd = "/run/qubesd.sock"; ///< empty: not asked
+    std::string program = "qvm-tags";        ///< empty: not asked
+
+    [[nodiscard]] static tag_origin of(const settings &from, const paths &where);
+};
+
+/// Asks, for some seconds at most. One who is asked and does not know is not asked a second time
+/// by another way: unknown is an answer.
+[[nodiscard]] known_tags ask_tags(const qube_name &qube, const tag_origin &origin);
+
+/// Asks on a thread of its own, so that the loop never waits, and keeps an answer for a moment:
+/// long enough for a burst of requests, and short enough that a tag taken away is soon gone.
+class tag_source {
+  public:
+    using poster = std::function<void(std::function<void()>)>;
+    static constexpr std::uint64_t fresh_ms = 5000;
+
+    tag_source(tag_origin origin, poster post)
+        : origin_(std::move(origin)), post_(std::move(post)) {}
+    ~tag_source();
+    tag_source(const tag_source &) = delete;
+    tag_source &operator=(const tag_source &) = delete;
+
+    /// What was learnt within the last fresh_ms; null when it must be asked.
+    [[nodiscard]] const known_tags *fresh(const qube_name &qube, std::uint64_t now_ms) const;
+    /// Asks, and calls back on the loop, once, when the answer is in fresh().
+    void ask(const qube_name &qube, std::function<void(known_tags)> tell);
+    /// On a reload: what is known may have changed, and who is asked.
+    void forget(tag_origin origin);
+
+  private:
+    struct entry {
+        known_tags tags;
+        std::uint64_t read_ms = 0;
+        bool known = false;
+        std::vector<std::function<void(known_tags)>> waiting;
+    };
+    void run();
+    void told(const std::string &qube, known_tags tags);
+
+    // The loop's.
+    std::map<std::string, entry> entries_;
+
+    // Shared.
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::deque<qube_name> asked_;
+    tag_origin origin_;
+    bool stop_ = false;
+
+    poster post_;
+    std::thread thread_; // begun by the first question: most policies use no tags
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "execute/cgroups.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "execute/warden.hpp"
+
+namespace qvmremote::dom0 {
+namespace {
+
+using host::unique_fd;
+
+constexpr std::string_view own_group = "/daemon";
+constexpr std::string_view command_prefix = "/command-";
+constexpr int cpu_period_us = 100'000;
+
+[[nodiscard]] std::optional<std::string> text_of(const std::string &path) {
+    const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd)
+        return {};
+    std::string out;
+    char piece[4096];
+    for (;;) {
+        const ssize_t n = ::read(fd.get(), piece, sizeof piece);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return {};
+        if (n == 0)
+            return out;
+        out.append(piece, static_cast<std::size_t>(n));
+    }
+}
+
+// The files of a group take one word a write, and say by errno what they think of it.
+[[nodiscard]] bool put(const std::string &path, std::string_view word) noexcept {
+    const unique_fd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    ssize_t n = -1;
+    do
+        if (fd)
+            n = ::write(fd.get(), word.data(), word.size());
+    while (fd && n < 0 && errno == EINTR);
+    return n == static_cast<ssize_t>(word.size());
+}
+
+template <class Take>
+void for_each_line(std::string_view text, Take take) {
+    while (!text.empty()) {
+        const std::size_t end = std::min(text.find('\n'), text.size());
+        take(text.substr(0, end));
+        text.remove_prefix(std::min(end + 1, text.size()));
+    }
+}
+
+// The name in the v2 hierarchy: the line "0::/…".
+[[nodiscard]] std::optional<std::string> group_of(const std::string &process) {
+    const auto text = text_of("/proc/" + process + "/cgroup");
+    std::optional<std::string> out;
+    if (text)
+        for_each_line(*text, [&](std::string_view line) {
+            if (line.starts_with("0::/"))
+                out = line.substr(3);
+        });
+    return out;
+}
+
+// Where cgroup v2 is mounted: alone at /sys/fs/cgroup, or beside v1. A mount that shows a part of
+// the hierarchy is not one that we look for.
+[[nodiscard]] std::optional<std::string> mount_point() {
+    const auto text = text_of("/proc/self/mountinfo");
+    std::optional<std::string> out;
+    // ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD...] - TYPE SOURCE OPTIONS
+    for_each_line(text.value_or(std::string()), [&](std::string_view line) {
+        const std::size_t type = line.find(" - cgroup2 ");
+        if (out || type == line.npos)
+            return;
+        std::vector<std::string_view> words;
+        for (std::string_view left = line.substr(0, type); !left.empty();) {
+            const std::size_t end = std::min(left.find(' '), left.size());
+            words.push_back(left.substr(0, end));
+            left.remove_prefix(std::min(end + 1, left.size()));
+        }
+        if (words.size() > 4 && words[3] == "/" && words[4].find('\\') == words[4].npos)
+            out = words[4];
+    });
+    return out;
+}
+
+[[nodiscard]] bool is_delegated(const std::string &directory) {
+    // systemd marks what it delegates; the first mark is for root's eyes alone. Ownership is how it
+    // hands a group to a user.
+    for (const char *name : {"trusted.delegate", "user.delegate"}) {
+        char value = 0;
+        if (::getxattr(directory.c_str(), name, &value, 1) == 1 && value == '1')
+            return true;
+    }
+    struct stat at {};
+    return ::geteuid() != 0 && ::stat(directory.c_str(), &at) == 0 && at.st_uid == ::geteuid();
+}
+
+template <class Take>
+void for_each_group_below(const std::string &directory, Take take) {
+    const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory.c_str()), ::closedir);
+    while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
+        if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+            take(directory + "/" + entry->d_name);
+}
+
+[[nodiscard]] bool remove_group(const std::string &directory) {
+    if (::rmdir(directory.c_str()) == 0 || errno == ENOENT)
+        return true;
+    for_each_group_below(directory, [](const std::string &below) { (void)remove_group(below); });
+    return ::rmdir(directory.c_str()) == 0 || errno == ENOENT;
+}
+
+[[nodiscard]] cgroup_home none(std::string why) {
+    cgroup_home out;
+    out.why_none = std::move(why);
+    return out;
+}
+
+struct process_stat {
+    pid_t parent = 0;
+    int terminal = 0; // 0: none
+};
+
+[[nodiscard]] std::optional<process_stat> stat_of(pid_t pid) {
+    const auto text = text_of("/proc/" + std::to_string(pid) + "/stat");
+    // "PID (NAME) STATE PARENT GROUP SESSION TERMINAL …": a name may hold anything, ")" too.
+    const std::size_t name_end = text ? text->rfind(')') : std::string::npos;
+    if (name_end == std::string::npos || text->size() < name_end + 5)
+        return {};
+    const char *at = text->data() + name_end + 4;
+    const char *const end = text->data() + text->size();
+    int fields[4] = {}; // parent, group, session, terminal
+    for (int &field : fields) {
+        const auto [next, error] = std::from_chars(at, end, field);
+        if (error != std::errc() || next == end)
+            return {};
+        at = next + 1;
+    }
+    return process_stat{fields[0], fields[3]};
+}
+
+} // namespace
+
+std::string cgroup_home::describe() const {
+    std::string unbounded;
+    const auto add = [&](const char *what) {
+        unbounded += (unbounded.empty() ? "" : ", ") + std::string(what);
+    };
+    if (!memory)
+        add("memory (but of each process alone)");
+    if (!pids)
+        add("processes (but of an account of its own)");
+    if (!cpu)
+        add("processor time");
+    return (directory.empty() ? "no cgroup for a command: " + why_none
+                              : "a cgroup for each command below " + name) +
+           "; " +
+           (unbounded.empty() ? "memory, processes and processor time can be bounded"
+                              : "cannot be bounded: " + unbounded);
+}
+
+cgroup_home claim_cgroup() {
+#if !defined(__x86_64__)
+    return none("starting a process in one is written for x86-64 alone");
+#endif
+    const auto point = mount_point();
+    if (!point)
+        return none("cgroup v2 is not mounted");
+    const auto name = group_of("self");
+    if (!name)
+        return none("this process is in no group of cgroup v2");
+    if (*name == "/")
+        return none("this process is in the root group");
+    cgroup_home out;
+    out.name = *name;
+    out.directory = *point + *name;
+    if (!is_delegated(out.directory))
+        return none(*name + " is not delegated (Delegate=yes in the unit)");
+    // A terminal's or a session's group is its user's as well, and not for us to divide.
+    if (text_of(out.directory + "/cgroup.procs") != std::to_string(::getpid()) + "\n")
+        return none(*name + " holds other processes");
+    for_each_group_below(out.directory, [&](const std::string &below) {
+        if (std::string_view(below).substr(out.directory.size()).starts_with(command_prefix)) {
+            (void)put(below + "/cgroup.kill", "1");
+            (void)remove_group(below);
+        }
+    });
+    // The kernel that brought this (5.14) has all else that is used here.
+    if (::access((out.directory + "/cgroup.kill").c_str(), W_OK) != 0)
+        return none("the kernel is too old");
+    // A group has processes or groups below it that are bounded, never both.
+    const std::string own = out.directory + std::string(own_group);
+    if ((::mkdir(own.c_str(), 0755) != 0 && errno != EEXIST) || !put(own + "/cgroup.procs", "0"))
+        return none(*name + " cannot be divided: " + std::strerror(errno));
+    const auto enable = [&](const char *controller) {
+        return put(out.directory + "/cgroup.subtree_control", controller);
+    };
+    out.memory = enable("+memory");
+    out.pids = enable("+pids");
+    out.cpu = enable("+cpu");
+    return out;
+}
+
+command_cgroup::command_cgroup(const cgroup_home &home, std::uint64_t number) {
+    if (home)
+        path_ = home.directory + std::string(command_prefix) + std::to_string(number);
+}
+
+host::outcome<void> command_cgroup::make() const {
+    if (path_.empty() || ::mkdir(path_.c_str(), 0755) == 0)
+        return {};
+    // Of a daemon before us, and its last process would not die at once.
+    if (errno == EEXIST && remove() && ::mkdir(path_.c_str(), 0755) == 0)
+        return {};
+    return host::failed("cannot make " + path_, errno);
+}
+
+host::outcome<void> command_cgroup::limit(const resources &most, const cgroup_home &home) const {
+    if (path_.empty())
+        return {};
+    const auto set = [&](bool can, std::uint64_t wanted, const char *file,
+                         const std::string &value) {
+        return !can || wanted == 0 || put(path_ + file, value);
+    };
+    const std::string quota =
+        std::to_string(std::uint64_t{most.cpu_percent} * cpu_period_us / 100) + " " +
+        std::to_string(cpu_period_us);
+    if (!set(home.memory, most.memory_bytes, "/memory.max", std::to_string(most.memory_bytes)) ||
+        !set(home.pids, most.pids, "/pids.max", std::to_string(most.pids)) ||
+        !set(home.cpu, most.cpu_percent, "/cpu.max", quota))
+        return host::failed("cannot bound " + path_, errno);
+    // Not every kernel has these. Half a command is worth nothing: it ends whole.
+    (void)set(home.memory, most.memory_bytes, "/memory.swap.max", "0");
+    (void)set(home.memory, most.memory_bytes, "/memory.oom.group", "1");
+    return {};
+}
+
+host::outcome<unique_fd> command_cgroup::open() const {
+    if (path_.empty())
+        return unique_fd();
+    unique_fd out(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!out)
+        return host::failed("cannot open " + path_, errno);
+    return out;
+}
+
+bool command_cgroup::out_of_memory() const {
+    bool out = false;
+    if (!path_.empty())
+        for_each_line(text_of(path_ + "/memory.events").value_or(std::string()),
+                      [&](std::string_view line) {
+                          out = out || (line.starts_with("oom_kill ") && line != "oom_kill 0");
+                      });
+    return out;
+}
+
+void command_cgroup::kill() const noexcept {
+    if (!path_.empty())
+        (void)put(path_ + "/cgroup.kill", "1");
+}
+
+bool command_cgroup::remove() const { return path_.empty() || remove_group(path_); }
+
+bool is_inside_our_command(pid_t pid, const cgroup_home &home, pid_t warden) {
+    if (home) {
+        const auto group = group_of(std::to_string(pid));
+        if (!group || group->starts_with(home.name + std::string(command_prefix)))
+            return true;
+    }
+    // Upwards: whose parent ends meanwhile gets a keeper as its next, if it is ours.
+    for (int tries = 0; tries < 5; ++tries) {
+        pid_t at = pid;
+        // Nobody has more ancestors than there are processes; a number that is taken anew between
+        // two looks could lead round in a circle.
+        for (int steps = 0; steps < 4096; ++steps) {
+            if (at == warden)
+                return true;
+            if (at == 0 || at == 1)
+                return false;
+            const auto found = stat_of(at);
+            if (!found)
+                break;
+            at = found->parent;
+        }
+    }
+    return true;
+}
+
+bool has_terminal_of_its_own(pid_t pid, pid_t warden) {
+    const auto found = stat_of(pid);
+    if (!found || found->terminal == 0)
+        return false;
+    const auto below = detail::processes_below(warden);
+    return std::none_of(below.begin(), below.end(), [&](pid_t one) {
+        const auto other = stat_of(one);
+        return other && other->terminal == found->terminal;
+    });
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,608 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "execute/execution.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/limits.hpp>
+#include <qvmremote/sanitize.hpp>
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+// After the command has ended (DESIGN.md §7).
+constexpr std::uint64_t silence_ms = 250;
+constexpr std::uint64_t drain_ms = 2000;
+// After a signal that is meant to end it.
+constexpr milliseconds patience{5000};
+// Before a stream that the running command has closed is reported: most commands end right then.
+constexpr milliseconds early_eof{100};
+
+constexpr int script_fd = 3;
+
+struct pipe_ends {
+    host::unique_fd read, write;
+};
+host::outcome<pipe_ends> make_pipe() {
+    int fds[2];
+    if (::pipe2(fds, O_CLOEXEC) != 0)
+        return host::failed("cannot make a pipe", errno);
+    return pipe_ends{host::unique_fd(fds[0]), host::unique_fd(fds[1])};
+}
+void set_nonblocking(int fd) { ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); }
+
+// The bytes as a file without a name that nobody can change any more, the one who runs it included.
+host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
+    host::unique_fd fd(::memfd_create("qvm-remote", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (!fd)
+        return host::failed("cannot make a memory file", errno);
+    while (!bytes.empty()) {
+        const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
+        if (n <= 0)
+            return host::failed("cannot fill a memory file", errno);
+        bytes.remove_prefix(static_cast<std::size_t>(n));
+    }
+    if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) !=
+        0)
+        return host::failed("cannot seal a memory file", errno);
+    return fd;
+}
+
+} // namespace
+
+execution::execution(execution_context &context, std::unique_ptr<session_port> port, admitted what,
+                     std::shared_ptr<void> slot)
+    : context_(context), port_(std::move(port)), what_(std::move(what)), slot_(std::move(slot)),
+      control_(context.loop),
+      stdin_(context.loop), outputs_{output(context.loop, true), output(context.loop, false)},
+      limit_timer_(context.loop), patience_timer_(context.loop), drain_timer_(context.loop),
+      eof_timer_(context.loop) {}
+
+void execution::start() {
+    const envelope &what = what_.request();
+    started_at_ = host::local_time::now();
+    started_ms_ = host::boottime_ms();
+    const std::string subject = "vm=" + what_.from().name.text() + " id=" + what.id->text();
+    const std::string shown = preview(command_text(what), dom0_preview);
+    const bool dry = context_.dry_run || what.dry_run;
+    {
+        auto lines = context_.log.begin();
+        lines.add(log_category::auth_ok, subject);
+        lines.add(log_category::exec, subject);
+        lines.add(log_category::cmd, subject + " cmd=" + shown);
+        if (what.protocol == 1)
+            lines.add(log_category::info,
+                      subject + " protocol 1: nobody signed the command's text");
+        if (dry)
+            lines.add(log_category::dry, subject + " skipped");
+    }
+    const run_terms &terms = what_.terms();
+    stdin_live_ = terms.input == stdin_mode::live && !dry;
+    port_->accept(terms.timeout_s, stdin_live_);
+    if (dry) {
+        const std::string text = "[dry-run] " + shown + "\n";
+        const auto room = port_->prepare_output(text.size());
+        std::copy_n(text.begin(), room.size(), room.begin());
+        port_->commit_output(true, room.size());
+        outputs_[0].bytes = room.size();
+        end_ = run_end{.cause = end_cause::exited};
+        finish();
+        return;
+    }
+    if (auto launched = launch_command(); !launched) {
+        context_.log.write(log_category::error, subject + " " + for_log(launched.error().what));
+        end_ = run_end{.cause = end_cause::not_started,
+                       .value = static_cast<std::uint32_t>(launched.error().error_number),
+                       .text = launched.error().what};
+        finish();
+        return;
+    }
+    if (terms.timeout_s > 0) {
+        limit_timer_.expires_after(std::chrono::seconds(terms.timeout_s));
+        limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+            if (!ec)
+                self->terminate_because(end_cause::timed_out, self->what_.terms().timeout_s, {});
+        });
+    }
+    watch_child();
+    for (output &o : outputs_)
+        watch_output(o);
+}
+
+host::outcome<void> execution::launch_command() {
+    const envelope &what = what_.request();
+    const run_terms &terms = what_.terms();
+    const containment &bounds = bounds_ = within(what_.bounds(), context_.ceiling);
+    const account &as = what_.as() ? *what_.as() : context_.self;
+    if (bounds.output_bytes != 0)
+        output_left_ = bounds.output_bytes;
+    launch command;
+    if (what_.as())
+        command.user = as.who;
+    command.no_new_privs = bounds.no_new_privs;
+    command.most = bounds.most;
+    host::unique_fd script;
+    const std::string path = "/dev/fd/" + std::to_string(script_fd);
+    if (!terms.argv.empty()) {
+        command.program = terms.argv[0];
+        command.argv = terms.argv;
+    } else if (what.kind == request_kind::shell && what.body.size() <= limits::argument_text) {
+        command.program = "bash";
+        command.argv = {"bash", "-c", what.body};
+    } else {
+        auto file = sealed_file(what.body);
+        if (!file)
+            return tl::unexpected(file.error());
+        script = std::move(*file);
+        const bool runs_itself = what.kind == request_kind::script &&
+                                 (what.body.starts_with("#!") || what.body.starts_with("\x7f"
+                                                                                       "ELF"));
+        command.program = runs_itself ? path : "bash";
+        command.argv =
+            runs_itself ? std::vector<std::string>{path} : std::vector<std::string>{"bash", path};
+        command.argv.insert(command.argv.end(), what.arguments.begin(), what.arguments.end());
+        command.extra.emplace_back(script.get(), script_fd);
+    }
+    command.environment =
+        environment_for(as, context_.language, what_.from().name.text(), what.id->text());
+    // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
+    for (const auto &[key, value] : terms.environment)
+        if (std::none_of(
+                command.environment.begin(), command.environment.end(),
+                [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
+            command.environment.push_back(key + "=" + value);
+    command.directory = as.home;
+
+    auto out = make_pipe();
+    auto err = make_pipe();
+    if (!out || !err)
+        return tl::unexpected((out ? err : out).error());
+    pipe_ends in;
+    if (stdin_live_) {
+        auto made = make_pipe();
+        if (!made)
+            return tl::unexpected(made.error());
+        in = std::move(*made);
+    } else if (terms.input == stdin_mode::collected) {
+        auto file = sealed_file(what_.collected());
+        if (!file)
+            return tl::unexpected(file.error());
+        ::lseek(file->get(), 0, SEEK_SET);
+        in.read = std::move(*file);
+        stdin_bytes_ = what_.collected().size();
+    } else {
+        in.read.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+        if (!in.read)
+            return host::failed("cannot open /dev/null", errno);
+    }
+    command.in = in.read.get();
+    command.out = out->write.get();
+    command.err = err->write.get();
+    auto started = context_.children.launch(command);
+    if (!started)
+        return tl::unexpected(started.error());
+    child_.emplace(std::move(*started));
+    control_.assign(child_->descriptor());
+    if (stdin_live_) {
+        set_nonblocking(in.write.get());
+        stdin_.assign(in.write.release());
+    }
+    set_nonblocking(out->read.get());
+    set_nonblocking(err->read.get());
+    outputs_[0].pipe.assign(out->read.release());
+    outputs_[1].pipe.assign(err->read.release());
+    outputs_[0].open = outputs_[1].open = true;
+    return {};
+}
+
+void execution::watch_child() {
+    control_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                        [self = shared_from_this()](boost::system::error_code ec) {
+                            if (!ec && !self->finished_)
+                                self->on_child();
+                        });
+}
+
+void execution::on_child() {
+    while (auto event = child_->next()) {
+        switch (event->kind) {
+        case child_event::started:
+            break;
+        case child_event::failed:
+            end_ = run_end{.cause = event->error_number == ENOENT ? end_cause::not_found
+                                                                  : end_cause::not_started,
+                           .value = static_cast<std::uint32_t>(event->error_number)};
+            finish();
+            return;
+        case child_event::exited:
+            on_exit(*event);
+            break;
+        case child_event::empty:
+            tree_empty_ = true;
+            settle();
+            break;
+        case child_event::lost:
+            // Somebody killed the keeper; the warden ends what it watched.
+            if (!end_)
+                end_ = run_end{.cause = end_cause::cancelled,
+                               .value = static_cast<std::uint32_t>(errc::outcome_unknown),
+                               .text = "the process that watched over the command was killed"};
+            exited_ = tree_empty_ = true;
+            exited_ms_ = last_output_ms_ = host::boottime_ms();
+            settle();
+            return;
+        }
+        if (finished_)
+            return;
+    }
+    // Behind the last word the socket is at its end for good: waiting for it would not wait.
+    if (!tree_empty_)
+        watch_child();
+}
+
+void execution::on_exit(const child_event &what) {
+    exited_ = true;
+    tree_empty_ = tree_empty_ || what.tree_empty;
+    exited_ms_ = last_output_ms_ = host::boottime_ms();
+    if (!end_) {
+        if (WIFSIGNALED(what.wait_status))
+            end_ = run_end{.cause = end_cause::signalled,
+                           .value = static_cast<std::uint32_t>(WTERMSIG(what.wait_status))};
+        else
+            end_ = run_end{.cause = end_cause::exited,
+                           .value = static_cast<std::uint32_t>(WEXITSTATUS(what.wait_status))};
+        if (what.out_of_memory)
+            end_->text = "it needed more than the " + std::to_string(bounds_.most.memory_bytes) +
+                         " bytes of memory that dom0 allows";
+    }
+    // What it wrote last is in the pipes already.
+    for (output &o : outputs_)
+        if (o.open && !finished_)
+            read_output(o);
+    settle();
+}
+
+bool execution::stalled() const { return port_ && port_->stalled(); }
+
+// Decides, after the command has ended, whether there is still something to wait for.
+void execution::settle() {
+    if (finished_ || !exited_)
+        return;
+    // Nothing runs any more: a client that does not read its output keeps nobody else waiting.
+    if (tree_empty_)
+        slot_.reset();
+    if (!outputs_open()) {
+        if (tree_empty_) {
+            finish();
+        } else if (!terminating_) {
+            terminating_ = true;
+            child_->terminate();
+        }
+        return;
+    }
+    drain_tick();
+}
+
+void execution::drain_tick() {
+    const std::uint64_t now = host::boottime_ms();
+    std::uint64_t until = last_output_ms_ + silence_ms;
+    if (stalled()) {
+        // It is the client that keeps us waiting, not the command.
+        last_output_ms_ = now;
+        until = now + silence_ms;
+    } else if (!tree_empty_) {
+        until = std::min(until, exited_ms_ + drain_ms);
+    }
+    if (now >= until) {
+        close_outputs();
+        settle();
+        return;
+    }
+    drain_timer_.expires_after(milliseconds(until - now));
+    drain_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec)
+            self->settle();
+    });
+}
+
+void execution::watch_output(output &from) {
+    if (from.waiting || !from.open || stalled())
+        return;
+    from.waiting = true;
+    from.pipe.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                         [self = shared_from_this(), &from](boost::system::error_code ec) {
+                             from.waiting = false;
+                             if (!ec && from.open)
+                                 self->read_output(from);
+                         });
+}
+
+void execution::read_output(output &from) {
+    if (!port_)
+        return;
+    // Two large pieces go out in one write, since each write is a wake-up for all on the way; then it
+    // is the others' turn.
+    for (int pieces = 0; from.open && !stalled() && pieces < 2;) {
+        const auto room = port_->prepare_output(limits::frame);
+        const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            break;
+        if (n <= 0) {
+            on_output_end(from);
+            break;
+        }
+        const std::size_t got = std::min(static_cast<std::uint64_t>(n), output_left_);
+        from.shown.feed(as_text(room.first(got)));
+        from.bytes += got;
+        last_output_ms_ = host::boottime_ms();
+        const bool large = from.size.saw(from.pipe.native_handle(), got);
+        if (got > 0)
+            port_->commit_output(from.is_stdout, got);
+        if (output_left_ != UINT64_MAX)
+            output_left_ -= got;
+        if (got < static_cast<std::size_t>(n)) {
+            on_too_much_output();
+            break;
+        }
+        if (!exited_)
+            pieces += large ? 1 : 2;
+    }
+    if (!finished_ && port_)
+        port_->flush();
+    watch_output(from);
+}
+
+void execution::on_too_much_output() {
+    // Even of a command that has ended meanwhile the result is not whole.
+    end_ = run_end{.cause = end_cause::cancelled,
+                   .value = static_cast<std::uint32_t>(errc::denied),
+                   .text = "it wrote more than the " + std::to_string(bounds_.output_bytes) +
+                           " bytes that dom0 allows"};
+    close_outputs();
+    if (exited_)
+        settle();
+    else
+        terminate_because(end_->cause, end_->value, {});
+}
+
+void execution::output::close() {
+    boost::system::error_code ignored;
+    pipe.close(ignored);
+    open = false;
+}
+
+void execution::close_outputs() {
+    for (output &o : outputs_)
+        o.close();
+}
+
+void execution::on_output_end(output &from) {
+    from.close();
+    if (exited_) {
+        settle();
+        return;
+    }
+    eof_timer_.expires_after(early_eof);
+    eof_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec)
+            self->tell_early_eof();
+    });
+}
+
+void execution::tell_early_eof() {
+    if (finished_ || exited_ || !port_)
+        return;
+    for (output &o : outputs_) {
+        if (o.open || o.eof_told)
+            continue;
+        o.eof_told = true;
+        port_->output_eof(o.is_stdout);
+    }
+    port_->flush();
+}
+
+void execution::stdin_data(bytes_view data) {
+    stdin_bytes_ += data.size();
+    if (!stdin_.is_open()) { // the command no longer reads
+        port_->grant_stdin(data.size());
+        return;
+    }
+    stdin_size_.saw(stdin_.native_handle(), data.size());
+    if (stdin_backlog_.empty()) {
+        const ssize_t n = ::write(stdin_.native_handle(), data.data(), data.size());
+        if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+            drop_stdin();
+            port_->grant_stdin(data.size());
+            return;
+        }
+        if (n > 0) {
+            port_->grant_stdin(static_cast<std::size_t>(n));
+            data = data.subspan(static_cast<std::size_t>(n));
+        }
+    }
+    if (data.empty())
+        return;
+    stdin_backlog_.append(as_text(data));
+    write_stdin();
+}
+
+void execution::write_stdin() {
+    if (stdin_waiting_ || !stdin_.is_open())
+        return;
+    stdin_waiting_ = true;
+    stdin_.async_wait(boost::asio::posix::stream_descriptor::wait_write,
+                      [self = shared_from_this()](boost::system::error_code ec) {
+                          self->stdin_waiting_ = false;
+                          if (ec || !self->stdin_.is_open())
+                              return;
+                          std::string &left = self->stdin_backlog_;
+                          const ssize_t n =
+                              ::write(self->stdin_.native_handle(), left.data(), left.size());
+                          std::size_t done = 0;
+                          if (n > 0) {
+                              done = static_cast<std::size_t>(n);
+                              left.erase(0, done);
+                          } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+                              done = left.size();
+                              self->drop_stdin();
+                          }
+                          if (self->port_ && done > 0) {
+                              self->port_->grant_stdin(done);
+                              self->port_->flush();
+                          }
+                          if (!left.empty())
+                              self->write_stdin();
+                          else if (self->stdin_ended_)
+                              self->drop_stdin();
+                      });
+}
+
+void execution::stdin_eof() {
+    stdin_ended_ = true;
+    if (stdin_backlog_.empty())
+        drop_stdin();
+}
+
+void execution::drop_stdin() {
+    boost::system::error_code ignored;
+    stdin_.close(ignored);
+    stdin_backlog_.clear();
+}
+
+void execution::signal(int number) {
+    if (finished_ || !child_)
+        return;
+    child_->signal(number);
+    if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
+        return;
+    // From the first one on: more signals do not buy more time.
+    if (std::exchange(told_to_end_, true))
+        return;
+    patience_timer_.expires_after(patience);
+    patience_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec && !self->exited_ && !self->terminating_) {
+            self->terminating_ = true;
+            self->child_->terminate();
+        }
+    });
+}
+
+void execution::more_output() {
+    for (output &o : outputs_)
+        if (o.open && !o.waiting && !finished_)
+            read_output(o);
+    settle();
+}
+
+void execution::terminate_because(end_cause cause, std::uint32_t value, std::string text) {
+    if (finished_ || exited_)
+        return;
+    if (!end_)
+        end_ = run_end{.cause = cause, .value = value, .text = std::move(text)};
+    if (!terminating_) {
+        terminating_ = true;
+        child_->terminate();
+    }
+}
+
+void execution::abandon() {
+    if (finished_)
+        return;
+    port_.reset();
+    drop_stdin();
+    close_outputs();
+    if (!exited_) {
+        terminate_because(end_cause::cancelled, static_cast<std::uint32_t>(errc::session_over), {});
+        return;
+    }
+    settle();
+}
+
+void execution::cancel(errc why) {
+    if (finished_)
+        return;
+    end_ = run_end{.cause = end_cause::cancelled,
+                   .value = static_cast<std::uint32_t>(why),
+                   .text = std::string(message(why))};
+    // A client that does not read may never do so.
+    close_outputs();
+    terminating_ = true;
+    child_->kill();
+    settle();
+}
+
+void execution::finish() {
+    if (finished_)
+        return;
+    finished_ = true;
+    const auto self = shared_from_this();
+    limit_timer_.cancel();
+    patience_timer_.cancel();
+    drain_timer_.cancel();
+    eof_timer_.cancel();
+    drop_stdin();
+    close_outputs();
+    if (control_.is_open())
+        (void)control_.release(); // child_ closes it
+    child_.reset();
+
+    const std::uint64_t duration_ms = host::boottime_ms() - started_ms_;
+    run_end how = *end_;
+    if (port_) {
+        how = port_->end(std::move(how), {started_at_.timestamp(), duration_ms});
+        port_->flush();
+    } else {
+        how.stdout_bytes = outputs_[0].bytes;
+        how.stderr_bytes = outputs_[1].bytes;
+    }
+
+    journal_entry entry;
+    entry.kind = audit_kind::end;
+    entry.peer = what_.from().name.text();
+    entry.id = what_.request().id->text();
+    entry.of = what_.serial();
+    entry.exit = how.exit_code();
+    entry.cause = name(how.cause);
+    if (how.cause == end_cause::cancelled)
+        entry.reason = name(static_cast<errc>(how.value));
+    entry.stdin_bytes = stdin_bytes_;
+    entry.stdout_bytes = how.stdout_bytes;
+    entry.stderr_bytes = how.stderr_bytes;
+    entry.started = started_at_.precise();
+    entry.duration_ms = duration_ms;
+    context_.records.note(std::move(entry));
+
+    const std::string subject =
+        "vm=" + what_.from().name.text() + " id=" + what_.request().id->text();
+    {
+        auto lines = context_.log.begin();
+        for (const std::string &text : outputs_[0].shown.show("  stdout: "))
+            lines.add(log_category::out, text);
+        for (const std::string &text : outputs_[1].shown.show("  stderr: "))
+            lines.add(log_category::err, text);
+        if (how.cause == end_cause::timed_out)
+            lines.add(log_category::timeout, subject + " after=" + std::to_string(how.value) + "s");
+        lines.add(how.exit_code() == 0 ? log_category::done : log_category::done_fail,
+                  subject + " exit=" + std::to_string(how.exit_code()) +
+                      " duration=" + std::to_string(duration_ms) + "ms");
+    }
+    port_.reset();
+    context_.running.erase(self);
+    context_.on_end();
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// One running command: its pipes, its time limit, its end.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/host/bulk_pipe.hpp>
+#include <qvmremote/host/clock.hpp>
+#include <qvmremote/session.hpp>
+
+#include "decide/admission.hpp"
+#include "execute/execution_context.hpp"
+#include "execute/session_port.hpp"
+
+namespace qvmremote::dom0 {
+
+/// Runs what was admitted, and speaks for it on a session. The whole process tree ends with it (I9):
+/// when the command has ended, when its time is up, when the session is gone.
+class execution : public std::enable_shared_from_this<execution> {
+  public:
+    /// `slot` is let go of when the last process has ended: whatever it holds counts the command as
+    /// running until then.
+    execution(execution_context &context, std::unique_ptr<session_port> port, admitted what,
+              std::shared_ptr<void> slot);
+
+    /// Starts the command and sends ACCEPTED; whatever goes wrong from here on ends in an END.
+    void start();
+
+    // From the session.
+    void stdin_data(bytes_view data);
+    void stdin_eof();
+    void signal(int number);
+    void more_output(); ///< credit came, or the stream drained
+
+    /// The session is over on the qube's side: nobody listens any more.
+    void abandon();
+    /// dom0 ends the command at once; the client is told why, and what it has not read it does not get.
+    void cancel(errc why);
+
+  private:
+    struct output {
+        output(boost::asio::io_context &loop, bool out) : pipe(loop), is_stdout(out) {}
+        void close();
+
+        boost::asio::posix::stream_descriptor pipe;
+        bool is_stdout;
+        bool open = false;
+        bool waiting = false; // for the pipe to become readable
+        host::bulk_pipe size;
+        bool eof_told = false;
+        std::uint64_t bytes = 0;
+        output_lines shown;
+    };
+
+    [[nodiscard]] host::outcome<void> launch_command();
+    void watch_child();
+    void on_child();
+    void watch_output(output &from);
+    void read_output(output &from);
+    void close_outputs();
+    void on_output_end(output &from);
+    void tell_early_eof();
+    void write_stdin();
+    void drop_stdin();
+    void on_exit(const child_event &what);
+    void settle();
+    void drain_tick();
+    void terminate_because(end_cause cause, std::uint32_t value, std::string text);
+    void finish();
+    [[nodiscard]] bool outputs_open() const { return outputs_[0].open || outputs_[1].open; }
+    [[nodiscard]] bool stalled() const;
+    void on_too_much_output();
+
+    execution_context &context_;
+    std::unique_ptr<session_port> port_; // null once the session is gone
+    admitted what_;
+    containment bounds_;
+    std::shared_ptr<void> slot_; // until the last process has ended
+    host::local_time started_at_;
+    std::uint64_t started_ms_ = 0;
+
+    std::optional<child> child_;
+    boost::asio::posix::stream_descriptor control_;
+    boost::asio::posix::stream_descriptor stdin_;
+    bool stdin_live_ = false;
+    bool stdin_ended_ = false;
+    bool stdin_waiting_ = false;
+    host::bulk_pipe stdin_size_;
+    std::string stdin_backlog_; // at most limits::window: the client has no credit for more
+    std::uint64_t stdin_bytes_ = 0;
+    std::array<output, 2> outputs_;
+    std::uint64_t output_left_ = UINT64_MAX;
+
+    boost::asio::steady_timer limit_timer_, patience_timer_, drain_timer_, eof_timer_;
+    std::optional<run_end> end_; // how it ended, once that is known
+    bool exited_ = false;        // the first process
+    bool tree_empty_ = false;
+    bool terminating_ = false;
+    bool finished_ = false;
+    bool told_to_end_ = false; // by a signal
+    std::uint64_t exited_ms_ = 0, last_output_ms_ = 0;
+};
+
+} // namespace qvmremote::dom0

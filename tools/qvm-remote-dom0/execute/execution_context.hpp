@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What all executions share.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+#include <boost/asio/io_context.hpp>
+
+#include "base/containment.hpp"
+#include "base/log.hpp"
+#include "decide/account.hpp"
+#include "execute/warden.hpp"
+#include "record/journal.hpp"
+
+namespace qvmremote::dom0 {
+
+class execution;
+
+/// The daemon owns one, and it outlives every execution. Only the loop's thread touches it.
+struct execution_context {
+    boost::asio::io_context &loop;
+    event_log &log;
+    journal &records;
+    warden &children;
+
+    bool dry_run = false;   ///< decide and record, but start nothing
+    account self{};         ///< whom commands run as unless policy names another account
+    std::string language{}; ///< the LANG of every command
+    containment ceiling{};  ///< no command gets more than this, whatever policy says
+
+    /// Those that run. An execution takes itself out when it is over, and then calls `on_end`.
+    std::set<std::shared_ptr<execution>> running{};
+    std::function<void()> on_end{};
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "record/audit_files.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <qvmremote/bytes.hpp>
+#include <qvmremote/config.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote::dom0 {
+
+std::string kept_audit_path(const paths &where, std::uint64_t last) {
+    char digits[24];
+    std::snprintf(digits, sizeof digits, "%012llu", static_cast<unsigned long long>(last));
+    return where.audit() + "." + digits;
+}
+
+host::outcome<std::vector<kept_audit_file>> kept_audit_files(const paths &where) {
+    std::vector<kept_audit_file> out;
+    const std::unique_ptr<DIR, int (*)(DIR *)> entries(::opendir(where.audit_directory().c_str()),
+                                                       [](DIR *d) { return ::closedir(d); });
+    if (!entries)
+        return host::failed("cannot read " + where.audit_directory(), errno);
+    constexpr std::string_view prefix = "audit.jsonl.";
+    while (const dirent *entry = ::readdir(entries.get())) {
+        std::string_view digits = entry->d_name;
+        if (!digits.starts_with(prefix))
+            continue;
+        digits.remove_prefix(prefix.size());
+        const std::size_t zeros = std::min(digits.find_first_not_of('0'), digits.size());
+        const auto last = detail::parse_decimal<std::uint64_t>(digits.substr(zeros));
+        struct stat st {};
+        if (!last || kept_audit_path(where, *last) != where.audit() + "." + std::string(digits) ||
+            ::fstatat(::dirfd(entries.get()), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+            continue; // somebody else's
+        out.push_back({kept_audit_path(where, *last), *last, st.st_ino,
+                       static_cast<std::uint64_t>(st.st_size), st.st_mtime});
+    }
+    std::sort(out.begin(), out.end(),
+              [](const kept_audit_file &a, const kept_audit_file &b) { return a.last < b.last; });
+    return out;
+}
+
+host::outcome<std::optional<std::string_view>> line_reader::next() {
+    std::size_t searched = taken_;
+    for (;;) {
+        if (const std::size_t end = held_.find('\n', searched); end != held_.npos) {
+            const auto line = std::string_view(held_).substr(taken_, end - taken_);
+            taken_ = end + 1;
+            offset_ += line.size() + 1;
+            return std::optional(line);
+        }
+        held_.erase(0, taken_);
+        taken_ = 0;
+        searched = held_.size();
+        if (held_.size() > limits::audit_line)
+            return host::failed("a line is too long to be one of ours", EFBIG);
+        constexpr std::size_t piece = 1 << 16;
+        held_.resize(searched + piece);
+        const ssize_t n = ::pread(fd_, held_.data() + searched, piece, static_cast<off_t>(read_));
+        held_.resize(searched + (n > 0 ? static_cast<std::size_t>(n) : 0));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return host::failed("cannot read", errno);
+        if (n == 0)
+            return std::optional<std::string_view>();
+        read_ += static_cast<std::uint64_t>(n);
+    }
+}
+
+} // namespace qvmremote::dom0

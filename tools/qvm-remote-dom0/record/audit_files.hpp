@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The files of the audit log: audit.jsonl, and before it those it was until it grew too large.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <qvmremote/host/failure.hpp>
+
+#include "base/settings.hpp"
+
+namespace qvmremote::dom0 {
+
+/// A file that was set aside: audit.jsonl.LAST, LAST being the serial of its last line, with zeros
+/// in front so that names sort. Nothing is ever renamed twice, so a crash leaves no gap.
+struct kept_audit_file {
+    std::string path;
+    std::uint64_t last = 0;
+    std::uint64_t inode = 0, bytes = 0;
+    std::int64_t changed_s = 0; ///< since 1970
+};
+
+/// The name under which audit.jsonl is set aside.
+[[nodiscard]] std::string kept_audit_path(const paths &where, std::uint64_t last);
+
+/// Those that are there, oldest first.
+[[nodiscard]] host::outcome<std::vector<kept_audit_file>> kept_audit_files(const paths &where);
+
+/// Lines of a file, in a memory that does not grow with it.
+class line_reader {
+  public:
+    explicit line_reader(int fd, std::uint64_t from = 0) : fd_(fd), offset_(from), read_(from) {}
+
+    /// The next whole line, without its newline, good until the next call; nothing at the end. EFBIG
+    /// for a line that is too long to be one of ours.
+    [[nodiscard]] host::outcome<std::optional<std::string_view>> next();
+
+    [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; }    ///< behind that line
+    [[nodiscard]] bool torn() const noexcept { return held_.size() > taken_; } ///< at the end
+  private:
+    int fd_;
+    std::uint64_t offset_, read_;
+    std::string held_;
+    std::size_t taken_ = 0;
+};
+
+} // namespace qvmremote::dom0

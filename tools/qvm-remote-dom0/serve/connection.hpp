@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// One stream from a qube, and the sessions on it up to the point where something runs.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/host/transport.hpp>
+#include <qvmremote/session.hpp>
+
+#include "decide/admission.hpp"
+#include "serve/entry_queue.hpp"
+#include "serve/service.hpp"
+
+namespace qvmremote::dom0 {
+
+class execution;
+
+/// Moves bytes between the transport's descriptors and a server_stream, and answers its events.
+class connection : public std::enable_shared_from_this<connection> {
+  public:
+    connection(service &parts, host::stream from, qube_name qube, std::string transport);
+
+    void start();
+
+    [[nodiscard]] const peer &from() const noexcept { return from_; }
+    [[nodiscard]] server_stream &stream() noexcept { return stream_; }
+    [[nodiscard]] std::size_t session_count() const noexcept { return stream_.session_count(); }
+
+    /// Writes what the stream machine has to say; call after every use of stream().
+    void flush();
+
+    /// Ends the stream; what runs for it is ended too.
+    void close();
+
+    /// The keep-alive (DESIGN.md §5): asks for a sign of life when the last one is old, at whatever
+    /// time when `all`, and closes a stream that has not answered in time.
+    void keep_alive(std::uint64_t now_ms, bool all);
+    /// When keep_alive has something to do; UINT64_MAX while the stream is idle and has answered.
+    [[nodiscard]] std::uint64_t keep_alive_due() const;
+
+    /// Nothing is going on and nothing waits in the qube: its carrier says that the queue is empty, or
+    /// there is none and the client has gone.
+    [[nodiscard]] bool is_done() const {
+        if (queue_)
+            return session_count() == 0 && queue_->size() == 0 && queue_->said_idle();
+        return closed_ && was_asked_;
+    }
+    [[nodiscard]] bool is_closed() const noexcept { return closed_; }
+    /// Something runs or waits here.
+    [[nodiscard]] bool is_busy() const {
+        return !sessions_.empty() || (queue_ && queue_->size() > 0);
+    }
+
+    /// A token did not verify. A stream with very many of them is read slowly: each costs us more
+    /// than it costs its sender.
+    void count_failure(std::uint64_t now_ms);
+
+    /// Ends sessions whose key was revoked or changed since it verified them, or whose qube is served no more.
+    void recheck_keys();
+    /// Refuses what waits: the daemon is about to end.
+    void refuse_waiting(errc why);
+
+    /// An execution has sent its END or was given up.
+    void forget(std::uint32_t number) { sessions_.erase(number); }
+
+  private:
+    // A session from its verified header on.
+    struct session {
+        explicit session(candidate verified) : asked(std::move(verified)) {}
+
+        candidate asked;
+        std::optional<slot> turn;
+        bool admitting = false;     // START is on its way to the disk
+        std::optional<errc> doomed; // and it is not to run any more
+        std::shared_ptr<execution> running;
+
+        // One that an operator is asked about. It has no slot meanwhile.
+        std::optional<held> waits;
+        consent given;
+        std::optional<standing_question> asked_as;
+        std::shared_ptr<boost::asio::steady_timer> reading_limit; // while its stdin is collected
+    };
+
+    void read_more();
+    void on_readable();
+    void handle(const server_event &event, std::uint64_t now_ms);
+    void on_request(const server_event &event, std::uint64_t now_ms);
+    [[nodiscard]] bool on_slot(std::uint32_t number);
+    void on_body(std::uint32_t number);
+    void answer_directly(std::uint32_t number, const envelope &what);
+    void on_closed(std::uint32_t number, errc why);
+    void on_admitted(std::uint32_t number, admission::outcome answer);
+    void admit(std::uint32_t number, verified<request> what);
+    void submit(std::uint32_t number, std::size_t held_bytes);
+    void on_held(std::uint32_t number, held what);
+    void collect(std::uint32_t number, bytes_view data);
+    void ask_operator(std::uint32_t number);
+    void on_word(std::uint32_t number, tl::expected<approval, errc> word);
+    void give_up(std::uint32_t number, const refusal &why);
+    void drop_late_bodies(std::uint64_t now_ms);
+    void wait_for_preamble();
+
+    service &parts_;
+    peer from_;
+    boost::asio::posix::stream_descriptor in_, out_;
+    boost::asio::steady_timer preamble_timer_, pause_timer_;
+    server_stream stream_;
+    std::map<std::uint32_t, session> sessions_;
+    std::unique_ptr<entry_queue> queue_;     // once the other end has spoken of it
+    std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
+    std::size_t failures_ = 0;               // in the present window
+    std::uint64_t failures_since_ms_ = 0;
+    bool reading_ = false;
+    bool writing_ = false;
+    bool closed_ = false;
+    bool was_asked_ = false; // a request has verified
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "serve/control.hpp"
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+
+#include <grp.h>
+#include <poll.h>
+#include <pwd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/read_until.hpp>
+#include <boost/asio/write.hpp>
+
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+constexpr std::size_t longest_request = 256;
+constexpr std::size_t longest_answer = 1024 * 1024;
+constexpr int patience_seconds = 10; // to send a request, and to take an answer
+constexpr std::size_t most_exchanges = 64;
+constexpr std::chrono::milliseconds accept_pause{100}; // when there was no descriptor to be had
+constexpr const char *operators = "qubes";             // the group
+
+using socket_type = boost::asio::local::stream_protocol::socket;
+
+bool is_operator(uid_t uid) {
+    const group *const members = ::getgrnam(operators);
+    const passwd *const who = members ? ::getpwuid(uid) : nullptr;
+    if (!who)
+        return false;
+    if (who->pw_gid == members->gr_gid)
+        return true;
+    for (char *const *name = members->gr_mem; *name; ++name)
+        if (std::strcmp(*name, who->pw_name) == 0)
+            return true;
+    return false;
+}
+
+// The process as it was when it connected. Before Linux 6.5, the one that has its number by now.
+host::unique_fd process_of(int connection, pid_t pid) {
+    constexpr int so_peerpidfd = 77; // SO_PEERPIDFD of headers younger than Debian 12's
+    int pidfd = -1;
+    socklen_t length = sizeof pidfd;
+    if (::getsockopt(connection, SOL_SOCKET, so_peerpidfd, &pidfd, &length) != 0 &&
+        errno == ENOPROTOOPT)
+        pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+    return host::unique_fd(pidfd);
+}
+
+} // namespace
+
+bool requester::lives() const noexcept {
+    pollfd ended{process.get(), POLLIN, 0};
+    return process && ::poll(&ended, 1, 0) == 0;
+}
+
+std::optional<requester> who_asks(int connection) {
+    ucred who{};
+    socklen_t length = sizeof who;
+    if (::getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0)
+        return std::nullopt;
+    requester out{who.uid, who.pid, process_of(connection, who.pid)};
+    if (!out.is_root() && !is_operator(out.uid))
+        return std::nullopt;
+    return out;
+}
+
+// One request and its answer; ends by itself when the other end dawdles.
+struct control_server::exchange : std::enable_shared_from_this<exchange> {
+    exchange(control_server &of, socket_type s, requester w)
+        : handle(of.answer_), open(of.open_), socket(std::move(s)), timer(socket.get_executor()),
+          who(std::move(w)) {
+        ++*open;
+    }
+    ~exchange() { --*open; }
+
+    void run() {
+        limit();
+        boost::asio::async_read_until(
+            socket, boost::asio::dynamic_buffer(untrusted_request, longest_request), '\n',
+            [self = shared_from_this()](boost::system::error_code ec, std::size_t n) {
+                self->timer.cancel();
+                if (ec)
+                    return;
+                self->handle(std::string_view(self->untrusted_request).substr(0, n - 1), self->who,
+                             [self](std::string text) { self->send(std::move(text)); });
+            });
+    }
+
+  private:
+    void limit() {
+        timer.expires_after(std::chrono::seconds(patience_seconds));
+        timer.async_wait([self = weak_from_this()](boost::system::error_code ec) {
+            boost::system::error_code ignored;
+            if (const auto alive = self.lock(); alive && !ec)
+                alive->socket.close(ignored);
+        });
+    }
+    void send(std::string words) {
+        answer = std::move(words);
+        limit();
+        boost::asio::async_write(
+            socket, boost::asio::buffer(answer),
+            [self = shared_from_this()](boost::system::error_code, std::size_t) {
+                self->timer.cancel();
+            });
+    }
+
+    const handler &handle; // the server's, which lives as long as the loop runs
+    std::shared_ptr<std::size_t> open;
+    socket_type socket;
+    boost::asio::steady_timer timer;
+    requester who;
+    std::string untrusted_request, answer;
+};
+
+control_server::control_server(boost::asio::io_context &loop, std::string path, handler answer)
+    : path_(std::move(path)), answer_(std::move(answer)), acceptor_(loop), pause_timer_(loop) {}
+
+control_server::~control_server() { ::unlink(path_.c_str()); }
+
+host::outcome<std::unique_ptr<control_server>>
+control_server::open(boost::asio::io_context &loop, const paths &where, handler answer) {
+    const std::string path = where.control_socket();
+    if (path.size() >= sizeof(sockaddr_un::sun_path))
+        return host::failed("the path " + path + " is too long for a socket: use a shorter --root");
+    ::unlink(path.c_str());
+    std::unique_ptr<control_server> out(new control_server(loop, path, std::move(answer)));
+    boost::system::error_code ec;
+    const boost::asio::local::stream_protocol::endpoint endpoint(path);
+    out->acceptor_.open(endpoint.protocol(), ec);
+    if (!ec) {
+        const mode_t before = ::umask(0177);
+        out->acceptor_.bind(endpoint, ec);
+        ::umask(before);
+        // Then for the operators, where there are any.
+        if (const group *const members = ec ? nullptr : ::getgrnam(operators);
+            members && ::chown(path.c_str(), static_cast<uid_t>(-1), members->gr_gid) == 0)
+            ::chmod(path.c_str(), 0660);
+    }
+    if (!ec)
+        out->acceptor_.listen(16, ec);
+    if (ec)
+        return host::failed("cannot listen at " + path + ": " + ec.message());
+    out->accept();
+    return out;
+}
+
+void control_server::accept() {
+    acceptor_.async_accept([this](boost::system::error_code ec, socket_type socket) {
+        if (ec == boost::asio::error::operation_aborted)
+            return;
+        if (ec)
+            return pause();
+        if (auto who = who_asks(socket.native_handle()); who && *open_ < most_exchanges)
+            std::make_shared<exchange>(*this, std::move(socket), std::move(*who))->run();
+        accept();
+    });
+}
+
+void control_server::pause() {
+    pause_timer_.expires_after(accept_pause);
+    pause_timer_.async_wait([this](boost::system::error_code ec) {
+        if (!ec)
+            accept();
+    });
+}
+
+namespace {
+
+host::outcome<host::unique_fd> connect_to_daemon(const paths &where) {
+    sockaddr_un address{};
+    const std::string path = where.control_socket();
+    if (path.size() >= sizeof address.sun_path)
+        return host::failed("the path " + path + " is too long for a socket: use a shorter --root");
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, path.c_str(), path.size());
+    host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
+        return host::failed("no daemon answers at " + path, errno);
+    return fd;
+}
+
+} // namespace
+
+host::outcome<std::string> ask_daemon(const paths &where, std::string_view request, int seconds) {
+    const auto fd = connect_to_daemon(where);
+    if (!fd)
+        return tl::unexpected(fd.error());
+    const timeval limit{seconds, 0};
+    ::setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    const std::string line = std::string(request) + "\n";
+    // Who may not ask has the door shut in the face, before or after the question was put.
+    const auto shut = [] {
+        return host::failed("the daemon answers root and members of the group qubes alone", EACCES);
+    };
+    if (::send(fd->get(), line.data(), line.size(), MSG_NOSIGNAL) !=
+        static_cast<ssize_t>(line.size()))
+        return errno == EPIPE || errno == ECONNRESET
+                   ? shut()
+                   : host::failed("the daemon does not listen", errno);
+    auto answer = host::read_all(fd->get(), longest_answer);
+    if (!answer && answer.error().error_number == ECONNRESET)
+        return shut();
+    return answer;
+}
+
+std::optional<pid_t> daemon_pid(const paths &where) {
+    const auto fd = connect_to_daemon(where);
+    ucred who{};
+    socklen_t length = sizeof who;
+    if (!fd || ::getsockopt(fd->get(), SOL_SOCKET, SO_PEERCRED, &who, &length) != 0 || who.pid <= 0)
+        return std::nullopt;
+    return who.pid;
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Protocol 1 of one qube: the entries that its carrier announces, up to their results.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <qvmremote/queue.hpp>
+
+#include "decide/admission.hpp"
+#include "serve/service.hpp"
+
+namespace qvmremote::dom0 {
+
+class connection;
+class execution;
+
+/// Answers what the carrier says, on the stream of a connection that owns this.
+class entry_queue {
+  public:
+    entry_queue(service &parts, connection &owner) : parts_(parts), owner_(owner) {}
+
+    /// A piece of the queue's bytes. False when they are no good: the stream is to be closed.
+    [[nodiscard]] bool take(bytes_view untrusted, std::uint64_t now_ms);
+
+    /// Asks for a sign of life; `answers` tells how many came.
+    void ping();
+    [[nodiscard]] std::uint64_t answers() const noexcept { return answers_; }
+
+    /// How many entries are being dealt with.
+    [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }
+    /// The carrier has said that nothing waits there.
+    [[nodiscard]] bool said_idle() const noexcept { return said_idle_; }
+
+    /// The stream is gone: what runs is ended.
+    void close();
+    /// As connection's.
+    void recheck_keys();
+    void drop_late_bodies(std::uint64_t now_ms);
+    void refuse_waiting(errc why);
+    /// The stream drained.
+    void more_output();
+
+  private:
+    friend class entry_port;
+
+    // An entry from its verified token on.
+    struct entry {
+        explicit entry(candidate verified) : asked(std::move(verified)) {}
+
+        candidate asked;
+        std::optional<slot> turn;
+        bool admitting = false;     // START is on its way to the disk
+        std::optional<errc> doomed; // and it is not to run any more
+        std::shared_ptr<execution> running;
+
+        // One that an operator is asked about. It has no slot meanwhile.
+        std::optional<held> waits;
+        std::optional<approval> word;
+        std::optional<standing_question> asked_as;
+    };
+
+    void handle(queue_event event, std::uint64_t now_ms);
+    void on_entry(const queue_event &event, std::uint64_t now_ms);
+    [[nodiscard]] bool on_slot(const std::string &id);
+    void on_body(queue_event event);
+    void submit(std::map<std::string, entry>::iterator at);
+    void admit(const command_id &id, verified<request> what);
+    void on_admitted(const command_id &id, admission::outcome answer);
+    void ask_operator(const command_id &id, held what);
+    void on_word(const std::string &id, tl::expected<approval, errc> word);
+    void on_gone(const std::string &id);
+    void on_stale(const command_id &id);
+    void finish_refused(const command_id &id, const refusal &why);
+    void postpone(std::map<std::string, entry>::iterator at);
+    void give_up(std::map<std::string, entry>::iterator at, const refusal &why);
+    void send_failure(const command_id &id, int exit_code, std::string_view text);
+    void send();
+
+    service &parts_;
+    connection &owner_;
+    queue_server machine_;
+    std::map<std::string, entry> entries_;
+    std::uint64_t pings_ = 0, answers_ = 0;
+    bool said_idle_ = false;
+};
+
+} // namespace qvmremote::dom0
