@@ -112,7 +112,7 @@ def words_of(script, name):
 
 def check_tables(program):
     options, subcommands = tables(program)
-    printed = subprocess.run([os.path.join(BUILD, program), "--help"], capture_output=True, text=True,
+    printed = subprocess.run([os.path.join(BUILD, "tools", program, program), "--help"], capture_output=True, text=True,
                              timeout=HANG, check=True).stdout
     man = read(MAN[program])
     for heading, what, table in (("Options", "option", options), ("Subcommands", "subcommand", subcommands)):
@@ -253,7 +253,7 @@ echo $code
 """
     with tempfile.TemporaryDirectory(prefix="qvm-doc-", dir="/tmp") as home:
         env = clean_environment(home)
-        env["PATH"] = BUILD + ":" + env["PATH"]
+        env["PATH"] = f"{BUILD}/tools/qvm-remote:{BUILD}/tools/qvm-remote-dom0:" + env["PATH"]
         done = subprocess.run(["bash", "-c", script, "bash", PLUGINS, README_PROGRAM], env=env, cwd=home,
                               timeout=HANG, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.stdout != "from work\n9\n":

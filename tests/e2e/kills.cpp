@@ -105,9 +105,9 @@ class suite {
             write_file(home(qube) + "/.qvm-remote/auth.key", key_digits('a') + "\n");
             write_file(machine_ + "/qubes/" + qube + "/state", "Running\n");
         }
-        const std::string build =
-            std::filesystem::path(from_environment("QVMREMOTE_CLIENT")).parent_path();
-        write_file(machine_ + "/qubes/" + agent_ + "/path", build + "\n");
+        const auto client = std::filesystem::path(from_environment("QVMREMOTE_CLIENT"));
+        const std::string programs = client.parent_path().parent_path();
+        write_file(machine_ + "/qubes/" + agent_ + "/path", programs + "/qvm-remote-agent\n");
         qubesd_.emplace(machine_ + "/qubesd.sock", agent_ + " class=AppVM state=Running\n" +
                                                        shell_ + " class=AppVM state=Running\n");
     }

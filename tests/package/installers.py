@@ -256,7 +256,7 @@ def programs_say_in_one_line_that_they_are_in_the_wrong_place(m):
 
     os.mkdir(m.file("local/lib"))
     for program in ("qvm-remote", "qvm-remote-dom0", "qvm-remote-agent"):
-        shutil.copy(os.path.join(BUILD, program), m.file("local/lib"))
+        shutil.copy(os.path.join(BUILD, "tools", program, program), m.file("local/lib"))
     admin = [["keys"], ["authorize", "work"], ["revoke", "work"], ["rotate", "work"], ["connect", "work"],
              ["disconnect", "work"], ["queue"], ["migrate"], ["log"], ["audit", "verify"], ["resume"], ["enable"],
              ["disable"]]
@@ -500,7 +500,8 @@ def dom0_is_upgraded_through_the_real_client_and_daemon(m):
     upgrade_from(m)
     m.qube("mock")  # as the private daemon calls us, and asks for
     os.makedirs(m.file("local/lib/plugins"))
-    for path, place in (("qvm-remote", ""), ("qvm-remote-dom0", ""), ("plugins/mock/mock.so", "plugins")):
+    for path, place in (("tools/qvm-remote/qvm-remote", ""), ("tools/qvm-remote-dom0/qvm-remote-dom0", ""),
+                        ("plugins/mock/mock.so", "plugins")):
         shutil.copy(os.path.join(BUILD, path), m.file("local/lib/" + place))
     m.remove("local/bin/qvm-remote")
     m.write("local/bin/qvm-remote", "#!/bin/bash\nexec /usr/local/lib/qvm-remote --transport mock --plugin-dir "

@@ -213,7 +213,7 @@ class House:
             os.mkdir(directory, 0o700)
         self.program("qvm-remote-dom0", f'exec {BUILD}/tools/qvm-remote-dom0/qvm-remote-dom0 --root {self.root} "$@"')
         self.program("qvm-run", f'[ "$1 $2 $3 $4" = "--no-gui --no-autostart --pass-io work" ] || exit 9\n'
-                                f'export HOME={self.home} PATH={BUILD}:/usr/bin:/bin\necho "$5; exit" | bash')
+                                f'export HOME={self.home} PATH={BUILD}/tools/qvm-remote:{BUILD}/tools/qvm-remote-agent:/usr/bin:/bin\necho "$5; exit" | bash')
 
     def program(self, name, text):
         path = os.path.join(self.bin, name)

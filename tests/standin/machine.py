@@ -42,7 +42,7 @@ class Machine:
         directory of one."""
         home = self.file("qubes", qube, "home")
         os.makedirs(home, 0o700)
-        for name, text in (("path", self.build if agent is True else agent or ""), ("faults", faults),
+        for name, text in (("path", os.path.join(self.build, "tools/qvm-remote-agent") if agent is True else agent or ""), ("faults", faults),
                            ("profile", profile), ("shell", shell)):
             if text:
                 self.write(text + "\n", "qubes", qube, name)

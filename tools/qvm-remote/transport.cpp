@@ -37,12 +37,23 @@ std::string own_directory() {
     return std::filesystem::read_symlink("/proc/self/exe", ec).parent_path().string();
 }
 
-// A tree that was built and not installed has the plug-ins below the program.
+// Where this program was built, if it runs from there: then the other programs are near.
+std::string build_directory() {
+    constexpr std::string_view place = "/tools/qvm-remote";
+    std::string directory = own_directory();
+    if (!directory.ends_with(place))
+        return {};
+    directory.resize(directory.size() - place.size());
+    return directory;
+}
+
+// A tree that was built and not installed has the plug-ins of its own.
 std::string plugin_directory(const settings &how) {
     if (!how.plugin_directory.empty())
         return how.plugin_directory;
-    const std::string built = own_directory() + "/plugins/" + how.transport;
-    return ::access(built.c_str(), F_OK) == 0 ? built : QVMREMOTE_PLUGIN_DIR;
+    const std::string built = build_directory() + "/plugins/" + how.transport;
+    return !build_directory().empty() && ::access(built.c_str(), F_OK) == 0 ? built
+                                                                            : QVMREMOTE_PLUGIN_DIR;
 }
 
 // qvm-remote-dom0 below a directory of its own, serving one qube called "mock" over a socket there.
@@ -62,9 +73,12 @@ class private_daemon {
     }
 
     static host::outcome<std::string> program() {
-        for (const std::string &directory : {own_directory(), std::string(QVMREMOTE_LIBEXEC_DIR)})
-            if (std::string path = directory + "/qvm-remote-dom0";
-                ::access(path.c_str(), X_OK) == 0)
+        const std::string built = build_directory();
+        for (const std::string &path :
+             {built.empty() ? own_directory() + "/qvm-remote-dom0"
+                            : built + "/tools/qvm-remote-dom0/qvm-remote-dom0",
+              std::string(QVMREMOTE_LIBEXEC_DIR) + "/qvm-remote-dom0"})
+            if (::access(path.c_str(), X_OK) == 0)
                 return path;
         return host::failed("the mock transport needs qvm-remote-dom0, which is not installed "
                             "here: install qvm-remote-devel (Debian: qvm-remote-dev)");
