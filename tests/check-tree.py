@@ -27,7 +27,7 @@ FLOORS = [
     {"digest"},
     {"sanitize", "secret", "command_id", "frame", "config"},
     {"envelope", "history", "queue", "route"},
-    {"token", "policy", "audit"},
+    {"token", "policy", "audit", "request"},
     {"session"},
     {"qvmremote"},
 ]

@@ -16,6 +16,7 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/policy.hpp>
 #include <qvmremote/queue.hpp>
+#include <qvmremote/request.hpp>
 #include <qvmremote/route.hpp>
 #include <qvmremote/sanitize.hpp>
 #include <qvmremote/secret.hpp>

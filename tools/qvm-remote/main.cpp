@@ -15,6 +15,7 @@
 #include <qvmremote/config.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
+#include <qvmremote/request.hpp>
 #include <qvmremote/sanitize.hpp>
 
 #include "common/cli.hpp"
@@ -115,6 +116,18 @@ host::outcome<std::string> read_script(int fd) {
             "the script exceeds the size limit of 1 MiB; copy it to dom0 by standard "
             "input and run it there");
     return text;
+}
+
+int cannot_ask(const error &why) {
+    if (why.code == errc::command_empty)
+        return usage(std::string(message(why.code)));
+    if (why.code == errc::binary_content)
+        complain("the command holds a NUL byte at " + std::to_string(why.offset) +
+                 "; run a binary with --script FILE");
+    else
+        complain(std::string(message(why.code)) +
+                 "; put it into a file and use --script, or send data by standard input");
+    return 1;
 }
 
 } // namespace
@@ -219,57 +232,35 @@ int main(int argument_count, char **arguments) {
             if (std::strcmp(c.name, words[0]) == 0)
                 return c.run(how, *where, words.subspan(1));
 
-    host::command &what = request.what;
-    if (!script.empty()) {
-        const host::unique_fd fd(::open(script.c_str(), O_RDONLY | O_CLOEXEC));
-        auto text = fd ? read_script(fd.get())
-                       : host::failed("cannot open the script " + for_terminal(script), errno);
+    typed_command typed;
+    typed.form = !script.empty() ? command_form::script
+                 : exec          ? command_form::argv
+                                 : command_form::line;
+    typed.words.assign(words.begin(), words.end());
+    if (words.empty() && (exec || (script.empty() && ::isatty(STDIN_FILENO)))) {
+        print_help(exec ? stderr : stdout);
+        return exec ? 1 : 0;
+    }
+    if (!script.empty() || words.empty()) {
+        const host::unique_fd file(script.empty() ? -1
+                                                  : ::open(script.c_str(), O_RDONLY | O_CLOEXEC));
+        auto text = script.empty() ? read_script(STDIN_FILENO)
+                    : file         ? read_script(file.get())
+                           : host::failed("cannot open the script " + for_terminal(script), errno);
         if (!text) {
             complain(text.error().what);
             return 1;
         }
-        what.kind = request_kind::script;
-        what.body = std::move(*text);
-        what.arguments.assign(words.begin(), words.end());
-        request.shown = what.body;
-    } else if (words.empty()) {
-        if (exec || ::isatty(STDIN_FILENO)) {
-            print_help(exec ? stderr : stdout);
-            return exec ? 1 : 0;
-        }
-        auto text = read_script(STDIN_FILENO);
-        if (!text) {
-            complain(text.error().what);
-            return 1;
-        }
-        what.body = std::move(*text);
-        request.shown = what.body;
-        no_stdin = true;
-    } else {
-        for (const char *word : words)
-            request.shown += (request.shown.empty() ? "" : " ") + std::string(word);
-        if (exec) {
-            what.kind = request_kind::exec;
-            what.arguments.assign(words.begin(), words.end());
-        } else {
-            what.body = request.shown;
-        }
+        typed.text = std::move(*text);
     }
-    const bool nothing = what.kind == request_kind::exec
-                             ? what.arguments[0].empty()
-                             : what.body.find_first_not_of(" \t\r\n") == what.body.npos;
-    if (nothing)
-        return usage(std::string(message(errc::command_empty)));
-    if (what.body.size() > limits::command) {
-        complain(std::string(message(errc::command_too_large)) +
-                 "; put it into a file and use --script, or send data by standard input");
-        return 1;
-    }
-    if (auto content = envelope::check_content(what.kind, what.body); !content) {
-        complain("the command holds a NUL byte at " + std::to_string(content.error().offset) +
-                 "; run a binary with --script FILE");
-        return 1;
-    }
-    request.stdin_live = !no_stdin && has_input();
+    typed.has_input = !no_stdin && has_input();
+    auto asked = request_of(std::move(typed));
+    if (!asked)
+        return cannot_ask(asked.error());
+    request.shown = asked->shown();
+    request.stdin_live = asked->stdin_live;
+    request.what.kind = asked->kind;
+    request.what.arguments = std::move(asked->arguments);
+    request.what.body = std::move(asked->body);
     return run_remote(how, *where, std::move(request));
 }

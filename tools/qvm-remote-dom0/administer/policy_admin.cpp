@@ -13,6 +13,7 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/policy.hpp>
+#include <qvmremote/request.hpp>
 #include <qvmremote/sanitize.hpp>
 
 #include "administer/admin.hpp"
@@ -55,33 +56,32 @@ void print_terms(const run_terms &how, const envelope &what) {
         print("output", std::to_string(*how.output));
 }
 
-// The request that qvm-remote makes of the same words.
-host::outcome<envelope> request_of(const std::vector<const char *> &words, bool exec,
-                                   const std::string &script) {
-    envelope what;
-    what.stdin_live = true;
+// The request that qvm-remote makes of the same words. What a command would read is not known here.
+host::outcome<envelope> request_of_words(const std::vector<const char *> &words, bool exec,
+                                         const std::string &script) {
+    typed_command typed;
+    typed.words.assign(words.begin(), words.end());
+    typed.has_input = true;
     if (!script.empty()) {
         auto text = host::read_text(script, limits::command);
         if (!text)
             return tl::unexpected(text.error());
-        what.kind = request_kind::script;
-        what.arguments.assign(words.begin(), words.end());
-        what.set_body(std::move(*text));
-        return what;
-    }
-    if (words.empty())
+        typed.form = command_form::script;
+        typed.text = std::move(*text);
+    } else if (words.empty()) {
         return host::failed(check_usage);
-    if (exec) {
-        what.kind = request_kind::exec;
-        what.arguments.assign(words.begin(), words.end());
-        return what;
+    } else if (exec) {
+        typed.form = command_form::argv;
     }
-    what.kind = request_kind::shell;
-    std::string line;
-    for (const char *word : words)
-        line += (line.empty() ? "" : " ") + std::string(word);
-    what.set_body(std::move(line));
-    return what;
+    auto asked = request_of(std::move(typed));
+    if (!asked)
+        return host::failed(std::string(message(asked.error().code)));
+    envelope out;
+    out.kind = asked->kind;
+    out.arguments = std::move(asked->arguments);
+    out.set_body(std::move(asked->body));
+    out.stdin_live = asked->stdin_live;
+    return out;
 }
 
 int check(const invocation &in) {
@@ -111,7 +111,7 @@ int check(const invocation &in) {
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
-    const auto what = request_of(words, exec, script);
+    const auto what = request_of_words(words, exec, script);
     if (!what)
         return fail_with(what.error());
     const auto rules = policy_files(in.where.policy()).load();
