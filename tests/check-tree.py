@@ -101,11 +101,23 @@ def check_lines(name):
             problem(where, f"holds a path or host of one machine: {PATHS.search(line).group()}")
 
 
+def pair_of(header):
+    """Whose bodies these are: detail/policy_inl.hpp and detail/policy_lint_inl.hpp are policy.hpp's."""
+    stem = re.sub(r"(_inl)?\.(hpp|h)$|_inl$", "", header.replace("detail/", ""))
+    known = set().union(*FLOORS, *HOST)
+    base = stem.rsplit("/", 1)[-1]
+    if "detail/" in header and base not in known:
+        stem = stem.rsplit("_", 1)[0]
+    return stem
+
+
 def floor_of(header):
     """(major, minor) of "qvmremote/…", larger is higher; None for what has no place."""
     stem = re.sub(r"\.(hpp|h)$", "", header.removeprefix("qvmremote/"))
     host = stem.startswith("host/")
-    stem = stem.removeprefix("host/").removeprefix("detail/").removesuffix("_inl")
+    stem = stem.removeprefix("host/")
+    if stem.startswith("detail/"):
+        stem = pair_of(stem)
     for level, names in enumerate(HOST if host else FLOORS):
         if stem in names:
             return (1 if host else 0, level)
@@ -152,9 +164,7 @@ def check_room(name):
 
 
 def same_pair(one, other):
-    def stem(header):
-        return re.sub(r"(_inl)?\.(hpp|h)$", "", header.replace("detail/", ""))
-    return stem(one) == stem(other)
+    return pair_of(one) == pair_of(other)
 
 
 def meson_list(name, text):

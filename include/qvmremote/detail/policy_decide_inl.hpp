@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Bodies of policy.hpp: the decision.
+
+#pragma once
+
+#include <qvmremote/detail/policy_match_inl.hpp>
+#include <qvmremote/detail/policy_programs_inl.hpp>
+#include <qvmremote/policy.hpp>
+
+namespace qvmremote {
+
+inline digest256 request_digest(const peer &who, const envelope &what, const run_terms &how,
+                                std::optional<std::string_view> collected_stdin) {
+    bytes data;
+    byte_writer w(data);
+    const auto put = [&](std::string_view text) {
+        w.u32(static_cast<std::uint32_t>(text.size()));
+        w.put(text);
+    };
+    const auto put_list = [&](const std::vector<std::string> &list) {
+        w.u32(static_cast<std::uint32_t>(list.size()));
+        for (const std::string &text : list)
+            put(text);
+    };
+    const auto put_number = [&](auto number) {
+        w.u8(number ? 1 : 0);
+        w.u64(number.value_or(0));
+    };
+    put("qvm-remote approval 1");
+    put(who.name.text());
+    w.u8(static_cast<std::uint8_t>(what.kind));
+    put_list(how.argv);
+    put_list(what.arguments);
+    w.put(what.body_follows && what.body.empty() ? what.body_digest : sha256(as_bytes(what.body)));
+    w.u32(static_cast<std::uint32_t>(how.environment.size()));
+    for (const auto &[key, value] : how.environment) {
+        put(key);
+        put(value);
+    }
+    w.u8(static_cast<std::uint8_t>((how.tty ? 1 : 0) | (what.detach ? 2 : 0) |
+                                   (what.dry_run ? 4 : 0)));
+    w.u32(how.timeout_s);
+    put(how.user);
+    put_number(how.memory);
+    put_number(how.output);
+    put_number(how.pids);
+    put_number(how.cpu);
+    w.u8(static_cast<std::uint8_t>(how.input));
+    w.u8(collected_stdin ? 1 : 0);
+    if (collected_stdin)
+        w.put(sha256(as_bytes(*collected_stdin)));
+    return sha256(data);
+}
+
+namespace detail {
+
+// What decide() looks at of a request, worked out once for all rules.
+struct request_view {
+    explicit request_view(const envelope &what) : request(what) {
+        if (what.kind == request_kind::exec)
+            argv = what.arguments;
+        // One that follows its header is not known yet, or is too long; in the queue all follow.
+        else if (what.kind == request_kind::shell && (what.protocol == 1 || !what.body_follows))
+            if (auto words = simple_command(what.body))
+                argv = std::move(*words);
+    }
+
+    [[nodiscard]] bool is_script(const digest256 &wanted) {
+        if ((request.kind != request_kind::shell && request.kind != request_kind::script) ||
+            !request.arguments.empty())
+            return false;
+        if (!digest)
+            digest = request.body_follows && request.body.empty() ? request.body_digest
+                                                                  : sha256(as_bytes(request.body));
+        return *digest == wanted;
+    }
+
+    [[nodiscard]] bool is_in(access_level level, const level_rules &levels) {
+        if (level == access_level::full)
+            return true;
+        std::optional<bool> &known = in_level[static_cast<std::size_t>(level)];
+        if (!known)
+            known = levels.allow(level, argv);
+        return *known;
+    }
+
+    [[nodiscard]] bool fits(const request_pattern &pattern, const level_rules &levels) {
+        switch (pattern.what) {
+        case request_pattern::kind::any:
+            return true;
+        case request_pattern::kind::level:
+            return is_in(pattern.level, levels);
+        case request_pattern::kind::exec:
+            return matches(pattern.words, argv);
+        case request_pattern::kind::script:
+            return is_script(pattern.digest);
+        }
+        return false;
+    }
+
+    const envelope &request;
+    std::vector<std::string> argv; // empty: for a shell
+    std::optional<digest256> digest;
+    std::array<std::optional<bool>, 4> in_level;
+};
+
+// Whom a rule is about, apart from tags that are not known.
+enum class concerns : std::uint8_t { no, unknown, yes };
+[[nodiscard]] inline concerns concerns_peer(const qube_selector &selector, const peer &who) {
+    switch (selector.what) {
+    case qube_selector::kind::any:
+        return concerns::yes;
+    case qube_selector::kind::name:
+        return selector.text == who.name.text() ? concerns::yes : concerns::no;
+    case qube_selector::kind::tag:
+        if (!who.tags)
+            return concerns::unknown;
+        return std::find(who.tags->begin(), who.tags->end(), selector.text) != who.tags->end()
+                   ? concerns::yes
+                   : concerns::no;
+    }
+    return concerns::no;
+}
+
+[[nodiscard]] inline verdict denied(std::string rule, std::string why, errc reason = errc::denied) {
+    verdict out;
+    out.rule = std::move(rule);
+    out.reason = reason;
+    out.why = std::move(why);
+    return out;
+}
+
+[[nodiscard]] inline run_terms terms_under(const policy_rule &rule, request_view &request,
+                                           access_level cap) {
+    const envelope &what = request.request;
+    const rule_options &options = rule.options;
+    using kind = request_pattern::kind;
+    run_terms out;
+    out.full = rule.request.what == kind::level && rule.request.level == access_level::full &&
+               cap == access_level::full;
+    const bool is_text =
+        out.full || (rule.request.what == kind::script && cap == access_level::full);
+    if (what.kind == request_kind::exec || !is_text)
+        out.argv = request.argv;
+    out.timeout_s = what.timeout_s;
+    if (options.timeout_s && (out.timeout_s == 0 || out.timeout_s > *options.timeout_s))
+        out.timeout_s = *options.timeout_s;
+    if (what.stdin_live)
+        out.input = options.input                       ? *options.input
+                    : rule.action == policy_action::ask ? stdin_mode::collected
+                    : out.full                          ? stdin_mode::live
+                                                        : stdin_mode::closed;
+    out.tty = what.tty && options.tty.value_or(out.full);
+    const auto &names = options.environment;
+    for (const auto &variable : what.environment)
+        if ((out.full && names.empty()) ||
+            (std::find(names.begin(), names.end(), variable.first) != names.end() &&
+             (out.full || !steers_programs(variable.first))))
+            out.environment.push_back(variable);
+    out.user = options.user.value_or(std::string());
+    out.memory = options.memory;
+    out.output = options.output;
+    out.pids = options.pids;
+    out.cpu = options.cpu;
+    out.ttl_s = options.ttl_s;
+    out.may_last = rule.action == policy_action::ask && !out.argv.empty() && !interprets(out.argv);
+    return out;
+}
+
+[[nodiscard]] inline verdict decided_by(const policy_rule &rule, request_view &request,
+                                        const peer &who, access_level cap, const policy &rules,
+                                        const grants &given, std::uint64_t now_ms,
+                                        std::optional<std::string_view> collected_stdin) {
+    const envelope &what = request.request;
+    if (rule.action == policy_action::deny)
+        return denied(rule.reference(), "denied by dom0's policy");
+    if (!request.is_in(cap, rules.levels()))
+        return denied(rule.reference(), "the call was made with +" + std::string(name(cap)) +
+                                            ", which does not hold this");
+    verdict out;
+    out.what = rule.action;
+    out.rule = rule.reference();
+    out.how = terms_under(rule, request, cap);
+    if (what.tty && !out.how.tty)
+        return denied(rule.reference(), "dom0's policy allows no terminal for this");
+    if (what.tty || what.detach)
+        return denied(rule.reference(), "terminals and detached jobs are not built yet",
+                      errc::unsupported);
+    if (out.what != policy_action::ask)
+        return out;
+    out.why = "needs approval";
+    const bool is_whole = out.how.input != stdin_mode::collected || collected_stdin;
+    if (!out.how.may_last || !is_whole || given.empty())
+        return out;
+    if (given.hold(who.name, request_digest(who, what, out.how, collected_stdin), now_ms)) {
+        out.what = policy_action::allow;
+        out.granted = true;
+    }
+    return out;
+}
+
+} // namespace detail
+
+inline verdict decide(const peer &who, const envelope &what, const policy &rules,
+                      const grants &given, std::uint64_t now_ms,
+                      std::optional<std::string_view> collected_stdin) {
+    auto cap = std::optional(access_level::full);
+    if (!who.service_argument.empty())
+        cap = parse_level(who.service_argument);
+    if (!cap || *cap == access_level::deny)
+        return detail::denied("the argument of the call", "the call's argument is no level");
+    detail::request_view request(what);
+    for (const policy_rule &rule : rules.rules()) {
+        const auto concerned = detail::concerns_peer(rule.who, who);
+        if (concerned == detail::concerns::no || !request.fits(rule.request, rules.levels()))
+            continue;
+        if (concerned == detail::concerns::unknown)
+            return detail::denied(rule.reference(), "the tags of this qube are not known in dom0");
+        return detail::decided_by(rule, request, who, *cap, rules, given, now_ms, collected_stdin);
+    }
+    return detail::denied("no rule matches", "no rule of dom0's policy allows this");
+}
+
+inline verdict could_allow(const peer &who, const policy &rules) {
+    if (!who.service_argument.empty()) {
+        const auto cap = parse_level(who.service_argument);
+        if (!cap || *cap == access_level::deny)
+            return detail::denied("the argument of the call", "the call's argument is no level");
+    }
+    for (const policy_rule &rule : rules.rules()) {
+        const auto concerned = detail::concerns_peer(rule.who, who);
+        if (concerned == detail::concerns::no)
+            continue;
+        if (rule.action != policy_action::deny) {
+            verdict out;
+            out.what = rule.action;
+            out.rule = rule.reference();
+            return out;
+        }
+        if (rule.request.what == request_pattern::kind::any && concerned == detail::concerns::yes)
+            return detail::denied(rule.reference(), "denied by dom0's policy");
+    }
+    return detail::denied("no rule matches", "no rule of dom0's policy allows this");
+}
+
+} // namespace qvmremote

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Bodies of policy.hpp: words, patterns, and command lines that are an argv.
+
+#pragma once
+
+#include <qvmremote/policy.hpp>
+
+namespace qvmremote {
+
+namespace detail {
+
+[[nodiscard]] constexpr bool is_plain(char c) noexcept {
+    return is_alnum(c) || std::string_view("_@%+:,./=-").find(c) != std::string_view::npos;
+}
+[[nodiscard]] constexpr bool is_plain(std::string_view word) noexcept {
+    return std::all_of(word.begin(), word.end(), [](char c) { return is_plain(c); });
+}
+
+// `*` stands for any run of characters. Without recursion: a pattern of the operator's and a word
+// of the qube's take time of their product at most.
+[[nodiscard]] constexpr bool glob_matches(std::string_view glob, std::string_view text) noexcept {
+    std::size_t g = 0, t = 0;
+    std::size_t star = std::string_view::npos, resume = 0;
+    while (t < text.size()) {
+        if (g < glob.size() && glob[g] == '*') {
+            star = g++;
+            resume = t;
+        } else if (g < glob.size() && glob[g] == text[t]) {
+            ++g;
+            ++t;
+        } else if (star != std::string_view::npos) {
+            g = star + 1;
+            t = ++resume;
+        } else {
+            return false;
+        }
+    }
+    while (g < glob.size() && glob[g] == '*')
+        ++g;
+    return g == glob.size();
+}
+
+[[nodiscard]] inline bool word_matches(const word_pattern &pattern, const std::string &word) {
+    switch (pattern.what) {
+    case word_pattern::kind::literal:
+        return word == pattern.text;
+    case word_pattern::kind::word:
+        return !word.empty() && word[0] != '-' &&
+               std::none_of(word.begin(), word.end(), [](char c) { return is_control(c); });
+    case word_pattern::kind::qube:
+        return glob_matches(pattern.text, word) && qube_name::parse(word).has_value();
+    case word_pattern::kind::rest:
+        break;
+    }
+    return false;
+}
+
+} // namespace detail
+
+inline bool matches(std::span<const word_pattern> pattern, std::span<const std::string> argv) {
+    for (std::size_t i = 0; i < pattern.size(); ++i) {
+        if (pattern[i].what == word_pattern::kind::rest)
+            return i + 1 == pattern.size();
+        if (i == argv.size() || !detail::word_matches(pattern[i], argv[i]))
+            return false;
+    }
+    return !pattern.empty() && pattern.size() == argv.size();
+}
+
+inline std::optional<std::vector<std::string>> simple_command(std::string_view text) {
+    // What bash itself takes for more or less than the name of a program. echo, false, kill,
+    // printf, pwd, test and true are builtins too, and programs that do the same.
+    static constexpr std::string_view of_bash[] = {
+        ".",         ":",        "alias",   "bg",      "bind",     "break",   "builtin",  "caller",
+        "case",      "cd",       "command", "compgen", "complete", "compopt", "continue", "coproc",
+        "declare",   "dirs",     "disown",  "do",      "done",     "elif",    "else",     "enable",
+        "esac",      "eval",     "exec",    "exit",    "export",   "fc",      "fg",       "fi",
+        "for",       "function", "getopts", "hash",    "help",     "history", "if",       "in",
+        "jobs",      "let",      "local",   "logout",  "mapfile",  "popd",    "pushd",    "read",
+        "readarray", "readonly", "return",  "select",  "set",      "shift",   "shopt",    "source",
+        "suspend",   "then",     "time",    "times",   "trap",     "type",    "typeset",  "ulimit",
+        "umask",     "unalias",  "unset",   "until",   "wait",     "while",
+    };
+    if (text.size() > limits::inline_body)
+        return std::nullopt;
+    if (text.ends_with('\n'))
+        text.remove_suffix(1);
+    std::vector<std::string> words;
+    bool inside = false;
+    for (const char c : text) {
+        if (detail::is_blank(c)) {
+            inside = false;
+            continue;
+        }
+        if (!detail::is_plain(c))
+            return std::nullopt;
+        if (!std::exchange(inside, true)) {
+            if (words.size() == limits::arguments)
+                return std::nullopt;
+            words.emplace_back();
+        }
+        words.back().push_back(c);
+    }
+    if (words.empty() || words[0].find_first_of("=/") != std::string::npos ||
+        std::find(std::begin(of_bash), std::end(of_bash), words[0]) != std::end(of_bash))
+        return std::nullopt;
+    return words;
+}
+
+} // namespace qvmremote
