@@ -118,22 +118,32 @@ struct request_pattern {
     kind what = kind::any;
     access_level level = access_level::deny;
     argv_pattern words; ///< the first one is the program's bare name
-    digest256 digest{}; ///< of a script, which must have no arguments
+    digest256 digest{}; ///< of a script (request_kind::script), which must have no arguments
 
     friend bool operator==(const request_pattern &, const request_pattern &) = default;
 };
 
-/// The options behind the action. What is absent is as decide() says.
+/// A variable that a rule lets through.
+struct passed_variable {
+    std::string name;
+    /// `env!=NAME`: below full too, whatever it is. With `env=NAME` only one that is known to be
+    /// harmless passes there (locale, terminal, time zone, colours), with a value that is no path.
+    bool whatever_it_is = false;
+
+    friend bool operator==(const passed_variable &, const passed_variable &) = default;
+};
+
+/// The options that follow the action. What is absent is as decide() says.
 struct rule_options {
-    std::optional<std::uint32_t> ttl_s;     ///< `ttl=10m`: the longest that an approval may last
-    std::optional<std::uint32_t> timeout_s; ///< `timeout=60`: ceiling of the command's time
-    std::optional<std::string> user;        ///< `user=NAME`
-    std::optional<stdin_mode> input;        ///< `stdin=closed|collected|live`
-    std::optional<bool> tty;                ///< `tty=yes|no`
-    std::vector<std::string> environment;   ///< `env=NAME`, one each: what is let through
-    std::optional<std::uint64_t> memory;    ///< `memory=512M`, in bytes
-    std::optional<std::uint32_t> pids;      ///< `pids=64`
-    std::optional<std::uint32_t> cpu;       ///< `cpu=150%`: of one processor
+    std::optional<std::uint32_t> ttl_s;       ///< `ttl=10m`: the longest that an approval may last
+    std::optional<std::uint32_t> timeout_s;   ///< `timeout=60`: ceiling of the command's time
+    std::optional<std::string> user;          ///< `user=NAME`
+    std::optional<stdin_mode> input;          ///< `stdin=closed|collected|live`
+    std::optional<bool> tty;                  ///< `tty=yes|no`
+    std::vector<passed_variable> environment; ///< `env=NAME`, `env!=NAME`, one each
+    std::optional<std::uint64_t> memory;      ///< `memory=512M`, in bytes
+    std::optional<std::uint32_t> pids;        ///< `pids=64`
+    std::optional<std::uint32_t> cpu;         ///< `cpu=150%`: of one processor
     std::optional<std::uint64_t> output; ///< `output=10M`: ceiling of stdout and stderr, in bytes
 
     friend bool operator==(const rule_options &, const rule_options &) = default;
@@ -208,10 +218,10 @@ struct policy_file {
 /// - QUBE: a name, `@tag:TAG` or `@anyvm`.
 /// - REQUEST: `level:monitor|read-only|manage|full`; `exec:PROGRAM WORD…`, each WORD a text of
 ///   [A-Za-z0-9_@%+:,./=-], `*`, `{qube:GLOB}`, or `**` as the last; `script:sha256:HEX`, for
-///   exactly these bytes; `*` for anything, which cannot be with `allow` (that is level:full).
+///   a script of exactly these bytes; `*` for anything, which cannot be with `allow` (that is level:full).
 /// - ACTION: `allow`, `ask` or `deny`. In an exec pattern, it is the last such word.
 /// - OPTION: as rule_options. `deny` takes none; `ttl` and `stdin=collected` go with `ask` alone.
-///   Below full, a variable that makes programs run what it says (LD_PRELOAD and kin) is refused.
+///   Below full, `env=NAME` lets through harmless variables alone, and `env!=NAME` any.
 ///
 /// Files count in the order of their names, lines in theirs; the first rule that matches decides,
 /// and none denies.
@@ -242,8 +252,9 @@ class policy {
 /// or when it has more than limits::arguments words or limits::inline_body bytes.
 [[nodiscard]] inline std::optional<std::vector<std::string>> simple_command(std::string_view text);
 
-/// Whether a program runs what its arguments or input say, so that its argv does not tell what will
-/// happen: shells, interpreters, and programs that start others (env, xargs, find -exec, sudo …).
+/// Whether a program may run what its arguments or input say, so that its argv does not tell what
+/// will happen: shells, interpreters, programs that start others (env, xargs, find -exec, sudo …),
+/// and every program that is not known to be none of these.
 [[nodiscard]] inline bool interprets(std::span<const std::string> argv);
 
 // ---- The decision ----
@@ -317,8 +328,9 @@ struct verdict {
 /// about has for input, once that is known; until then a grant that covers input does not count.
 ///
 /// - A rule below full matches an argv: that of an exec request, or of a command line that is a
-///   simple_command, which then runs without a shell. Every other text is for bash, and only
-///   level:full, a script digest or an `ask` lets it run.
+///   simple_command, which then runs without a shell. Every other command line is for bash, and
+///   only level:full or an `ask` lets it run; a script, those or its digest. The digest holds for a
+///   script alone: the same bytes as a command line would run in bash, whatever `#!` they name.
 /// - Where tags are unknown, the first rule that could match by tag denies.
 /// - Below full stdin is closed (under `ask`: collected), there is no tty and none of the client's
 ///   environment, unless the rule says so; under full, all that is asked for, unless the rule does.

@@ -79,17 +79,22 @@ def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
 def scripts_run_by_their_digest(f):
     text = b"echo one\necho $((1 + 1))\n"
     begin(f, f"work script:sha256:{hashlib.sha256(text).hexdigest()} allow\n")
-    equal(f.run(stdin=text).stdout, b"one\n2\n")
     path = os.path.join(f.path, "s.sh")
     with open(path, "wb") as s:
         s.write(text)
     equal(f.run("--script", path).stdout, b"one\n2\n")
     denied(f.run("--script", path, "argument"))
-    denied(f.run(stdin=text + b"\n"))
+    denied(f.run(stdin=text))  # the same bytes as a command line: bash would run them, whatever their #! says
+    denied(f.run(text.decode()))
     large = b"#" * 20000 + b"\necho large\n"  # the body follows its header
     rules(f, f"work script:sha256:{hashlib.sha256(large).hexdigest()} allow\n")
-    equal(f.run(stdin=large).stdout, b"large\n")
-    denied(f.run(stdin=large[:-1]))
+    with open(path, "wb") as s:
+        s.write(large)
+    equal(f.run("--script", path).stdout, b"large\n")
+    denied(f.run(stdin=large))
+    with open(path, "wb") as s:
+        s.write(large[:-1])
+    denied(f.run("--script", path))
 
 
 @case
@@ -201,6 +206,33 @@ def check_says_what_the_daemon_does(f):
     equal(f.dom0("policy", "check", "dev", "--", "true").returncode, 126)
     for bad in ([], ["work"], ["work", "--"], ["wo.rk", "--", "true"], ["work", "dev", "--", "true"]):
         equal(f.dom0("policy", "check", *bad).returncode, 1)
+
+
+@case
+def the_same_words_mean_the_same_to_both(f):
+    text = b"#!/bin/sh\necho script\n"
+    path = os.path.join(f.path, "s.sh")
+    empty = os.path.join(f.path, "empty.sh")
+    for name, data in ((path, text), (empty, b" \n")):
+        with open(name, "wb") as s:
+            s.write(data)
+    begin(f, f"work script:sha256:{hashlib.sha256(text).hexdigest()} allow\nwork exec:echo * allow\n"
+             "work exec:echo ask\n")
+    rows = [
+        (["--", "echo", "a"], 0), (["--", "echo  a"], 0), (["--", " echo", "a "], 0), (["--", "echo", "a b"], 126),
+        (["--", "echo"], 3), (["--", ""], 1), (["--", " ", "\t"], 1), (["--", "echo", ""], 3), (["--", "-n"], 126),
+        (["--exec", "--", "echo", "a b"], 0), (["--exec", "--", "echo a"], 126), (["--exec", "--", "", "a"], 1),
+        (["--exec", "--", "echo", ""], 126), (["--exec", "--", "--", "a"], 126),
+        (["--script", path, "--"], 0), (["--script", path, "--", ""], 126), (["--script", path, "--", "a"], 126),
+        (["--script", empty, "--"], 1), (["--", text.decode()], 126),
+    ]
+    for words, want in rows:
+        at = words.index("--")
+        said = f.dom0("policy", "check", *words[:at], "work", *words[at:])
+        equal((words, said.returncode), (words, want))
+        got = f.run("--dry-run", *words, stdin=b"")
+        equal((words, got.returncode), (words, 126 if want == 3 else want))
+        equal((words, b"would be asked" in got.stderr), (words, want == 3))
 
 
 @case

@@ -64,7 +64,7 @@ envelope request_of(std::string_view text) {
         }
     }
     out.stdin_live = true;
-    out.environment = {{"A", "1"}, {"LD_PRELOAD", "x"}};
+    out.environment = {{"A", "1"}, {"LANG", "C"}, {"LANGUAGE", "../x"}, {"LD_PRELOAD", "x"}};
     return out;
 }
 
@@ -104,9 +104,14 @@ void check_verdict(const envelope &what, const policy &rules, const peer &who,
     if (said.how.full)
         return;
     for (const auto &variable : said.how.environment)
-        require(variable.first == "A");
+        require(variable.first == "LANG" ||
+                std::any_of(rule->options.environment.begin(), rule->options.environment.end(),
+                            [&](const passed_variable &v) {
+                                return v.name == variable.first && v.whatever_it_is;
+                            }));
     if (said.what == policy_action::allow && said.how.argv.empty())
-        require(rule->request.what == request_pattern::kind::script && what.arguments.empty());
+        require(rule->request.what == request_pattern::kind::script &&
+                what.kind == request_kind::script && what.arguments.empty());
     // Less is known, less is allowed.
     if (who.service_argument.empty()) {
         peer capped = who;

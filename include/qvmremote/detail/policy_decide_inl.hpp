@@ -67,8 +67,7 @@ struct request_view {
     }
 
     [[nodiscard]] bool is_script(const digest256 &wanted) {
-        if ((request.kind != request_kind::shell && request.kind != request_kind::script) ||
-            !request.arguments.empty())
+        if (request.kind != request_kind::script || !request.arguments.empty())
             return false;
         if (!digest)
             digest = request.body_follows && request.body.empty() ? request.body_digest
@@ -131,6 +130,19 @@ enum class concerns : std::uint8_t { no, unknown, yes };
     return out;
 }
 
+// Whether a variable of the client's reaches the command.
+[[nodiscard]] inline bool passes(std::string_view variable, std::string_view value,
+                                 const std::vector<passed_variable> &named, bool full) {
+    if (full && named.empty())
+        return true;
+    const auto at = std::find_if(named.begin(), named.end(),
+                                 [&](const passed_variable &v) { return v.name == variable; });
+    if (at == named.end())
+        return false;
+    return full || at->whatever_it_is ||
+           (is_plain_variable(variable) && is_plain_value(variable, value));
+}
+
 [[nodiscard]] inline run_terms terms_under(const policy_rule &rule, request_view &request,
                                            access_level cap) {
     const envelope &what = request.request;
@@ -152,11 +164,8 @@ enum class concerns : std::uint8_t { no, unknown, yes };
                     : out.full                          ? stdin_mode::live
                                                         : stdin_mode::closed;
     out.tty = what.tty && options.tty.value_or(out.full);
-    const auto &names = options.environment;
     for (const auto &variable : what.environment)
-        if ((out.full && names.empty()) ||
-            (std::find(names.begin(), names.end(), variable.first) != names.end() &&
-             (out.full || !steers_programs(variable.first))))
+        if (passes(variable.first, variable.second, options.environment, out.full))
             out.environment.push_back(variable);
     out.user = options.user.value_or(std::string());
     out.memory = options.memory;

@@ -345,14 +345,15 @@ inline bool policy_reader::read_option(const policy_word &word, policy_rule &out
                     : value == "live"      ? std::optional(stdin_mode::live)
                                            : std::nullopt,
                     "closed, collected or live");
-    if (key == "env") {
+    if (key == "env" || key == "env!") {
         if (!is_variable(value))
             return bad("the name of one variable");
-        if (std::find(o.environment.begin(), o.environment.end(), value) != o.environment.end()) {
+        if (std::any_of(o.environment.begin(), o.environment.end(),
+                        [&](const passed_variable &v) { return v.name == value; })) {
             wrong(word, "env=" + std::string(value) + " stands here twice");
             return false;
         }
-        o.environment.emplace_back(value);
+        o.environment.push_back({std::string(value), key == "env!"});
         return true;
     }
     wrong(word, shown(key) +
@@ -391,8 +392,6 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
         wrong(words[1], "whatever is asked for cannot be allowed: if you mean it, say level:full");
         return false;
     }
-    const bool is_full =
-        out.request.what == request_pattern::kind::level && out.request.level == access_level::full;
     for (const policy_word &option : words.subspan(action + 1)) {
         if (out.action == policy_action::deny) {
             wrong(option, "deny takes no options");
@@ -403,11 +402,6 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
         const bool asks = out.action == policy_action::ask;
         if (!asks && (out.options.ttl_s || out.options.input == stdin_mode::collected)) {
             wrong(option, shown(option.text) + " goes with ask alone");
-            return false;
-        }
-        if (!is_full && option.text.starts_with("env=") && steers_programs(option.text.substr(4))) {
-            wrong(option.column + 4, std::string(option.text.substr(4)) +
-                                         " makes programs run what it says: that is level:full");
             return false;
         }
     }
@@ -477,8 +471,8 @@ inline std::string policy_rule::text() const {
                                                                : "closed");
     if (options.tty)
         add("tty", *options.tty ? "yes" : "no");
-    for (const std::string &variable : options.environment)
-        add("env", variable);
+    for (const passed_variable &variable : options.environment)
+        add(variable.whatever_it_is ? "env!" : "env", variable.name);
     if (options.memory)
         add("memory", detail::shown_size(*options.memory));
     if (options.pids)

@@ -8,178 +8,109 @@
 
 namespace qvmremote {
 
-inline bool interprets(std::span<const std::string> argv) {
-    static constexpr std::string_view programs[] = {
-        "ansible",
-        "ansible-playbook",
-        "ash",
-        "at",
-        "awk",
-        "bash",
-        "batch",
-        "busybox",
-        "capsh",
-        "chroot",
-        "chrt",
-        "cpio",
-        "crontab",
-        "csh",
-        "dash",
-        "dbus-run-session",
-        "dbus-send",
-        "doas",
-        "ed",
-        "emacs",
-        "env",
-        "ex",
-        "expect",
-        "fish",
-        "flock",
-        "gawk",
-        "gdb",
-        "gdbus",
-        "git",
-        "gcc",
-        "guile",
-        "ionice",
-        "java",
-        "ksh",
-        "less",
-        "logrotate",
-        "ltrace",
-        "machinectl",
-        "make",
-        "man",
-        "mawk",
-        "mksh",
-        "more",
-        "nano",
-        "nawk",
-        "newgrp",
-        "nice",
-        "node",
-        "nodejs",
-        "nohup",
-        "nsenter",
-        "openssl",
-        "osascript",
-        "parallel",
-        "pkexec",
-        "prlimit",
-        "qrexec-client",
-        "qubesctl",
-        "qvm-console-dispvm",
-        "qvm-run",
-        "qvm-run-vm",
-        "rbash",
-        "rpm",
-        "rsync",
-        "run-parts",
-        "runcon",
-        "runuser",
-        "salt-call",
-        "salt-ssh",
-        "scp",
-        "script",
-        "sed",
-        "setarch",
-        "setpriv",
-        "setsid",
-        "sftp",
-        "sg",
-        "sh",
-        "socat",
-        "source",
-        "ssh",
-        "start-stop-daemon",
-        "stdbuf",
-        "strace",
-        "su",
-        "sudo",
-        "systemd-cat",
-        "systemd-inhibit",
-        "systemd-nspawn",
-        "systemd-run",
-        "tar",
-        "taskset",
-        "tcsh",
-        "tclsh",
-        "time",
-        "timeout",
-        "toybox",
-        "unshare",
-        "vi",
-        "view",
-        "vim",
-        "vimdiff",
-        "watch",
-        "wish",
-        "xargs",
-        "xterm",
-        "yash",
-        "zip",
-        "zsh",
-    };
-    // With any version behind: python3.11, perl5.36, ld-linux-x86-64.so.2.
-    static constexpr std::string_view families[] = {"ipython", "ld-linux", "ld.so",  "lua", "perl",
-                                                    "php",     "pypy",     "python", "ruby"};
-    if (argv.empty())
-        return true;
-    const std::string &path = argv[0];
-    const std::string_view program = std::string_view(path).substr(path.rfind('/') + 1);
-    if (std::find(std::begin(programs), std::end(programs), program) != std::end(programs))
-        return true;
-    if (std::any_of(std::begin(families), std::end(families),
-                    [&](std::string_view f) { return program.starts_with(f); }))
-        return true;
-    return program == "find" &&
-           std::any_of(argv.begin() + 1, argv.end(), [](const std::string &word) {
-               return word.starts_with("-exec") || word.starts_with("-ok");
-           });
-}
-
 namespace detail {
 
-// Variables by which the one who sets them chooses what a program runs. Not all that exist: those
-// that every program, shell and usual interpreter heeds.
-[[nodiscard]] inline bool steers_programs(std::string_view variable) {
-    for (const std::string_view prefix : {"LD_", "BASH_", "PYTHON", "PERL", "RUBY", "LUA_", "NODE_",
-                                          "GIT_", "GCONV_", "GLIBC_", "MALLOC_", "QVM_REMOTE_"})
-        if (variable.starts_with(prefix))
-            return true;
-    for (const std::string_view name : {"PATH",
-                                        "ENV",
-                                        "IFS",
-                                        "SHELLOPTS",
-                                        "BASHOPTS",
-                                        "PS4",
-                                        "PROMPT_COMMAND",
-                                        "HOME",
-                                        "SHELL",
-                                        "PAGER",
-                                        "SYSTEMD_PAGER",
-                                        "SYSTEMD_EDITOR",
-                                        "MANPAGER",
-                                        "EDITOR",
-                                        "VISUAL",
-                                        "BROWSER",
-                                        "LESS",
-                                        "LESSOPEN",
-                                        "LESSCLOSE",
-                                        "TERMINFO",
-                                        "TERMCAP",
-                                        "HOSTALIASES",
-                                        "LOCPATH",
-                                        "NLSPATH",
-                                        "OPENSSL_CONF",
-                                        "XDG_CONFIG_HOME",
-                                        "XDG_CONFIG_DIRS",
-                                        "XDG_DATA_DIRS"})
-        if (variable == name)
-            return true;
-    return false;
+template <std::size_t Size>
+[[nodiscard]] constexpr bool is_one_of(const std::string_view (&list)[Size],
+                                       std::string_view word) noexcept {
+    return std::find(std::begin(list), std::end(list), word) != std::end(list);
+}
+
+// Programs whose argv tells what will happen: none of their arguments, and nothing in their input,
+// names a program or a script that they run. A list of the others could never be whole.
+[[nodiscard]] inline bool is_plain_program(std::string_view program) noexcept {
+    // clang-format off
+    static constexpr std::string_view known[] = {
+        // of Qubes; not qvm-run, qvm-template and the backup tools, which run programs
+        "qubes-prefs", "qvm-block", "qvm-check", "qvm-clone", "qvm-create", "qvm-device", "qvm-features",
+        "qvm-firewall", "qvm-kill", "qvm-ls", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs",
+        "qvm-remove", "qvm-restart", "qvm-service", "qvm-shutdown", "qvm-start", "qvm-tags",
+        "qvm-unpause", "qvm-usb", "qvm-volume",
+        // of any system; not cp, tee and the like, which can write what another program runs, and
+        // not sort, which starts the program that compresses for it
+        "arch", "b2sum", "basename", "blkid", "cal", "cat", "cksum", "cmp", "comm", "cut", "date", "df",
+        "dirname", "dmesg", "du", "echo", "expand", "expr", "factor", "false", "findmnt", "fold",
+        "free", "getent", "grep", "groups", "head", "hostname", "id", "journalctl", "kill", "last",
+        "locale", "logname", "ls", "lsblk", "lscpu", "lsmod", "lspci", "lsusb", "md5sum",
+        "mkdir", "mountpoint", "nl", "nproc", "numfmt", "od", "paste", "pgrep", "pidof", "pinky",
+        "printenv", "printf", "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sensors",
+        "seq", "sha1sum", "sha256sum", "sha512sum", "sleep", "stat", "strings", "sum", "sync", "tac",
+        "tail", "test", "touch", "tr", "true", "tty", "uname", "uniq", "uptime", "users",
+        "vmstat", "wc", "who", "whoami", "xentop",
+    };
+    // clang-format on
+    return is_one_of(known, program);
+}
+
+// The same of a program that has verbs, when the verb comes first.
+[[nodiscard]] inline bool is_plain_verb(std::string_view program, std::string_view verb) noexcept {
+    static constexpr std::string_view of_systemctl[] = {
+        "is-active",
+        "is-enabled",
+        "is-failed",
+        "is-system-running",
+        "list-jobs",
+        "list-units",
+        "list-unit-files",
+        "list-sockets",
+        "list-timers",
+        "reload",
+        "restart",
+        "show",
+        "start",
+        "status",
+        "stop",
+    };
+    static constexpr std::string_view of_xl[] = {
+        "destroy", "dmesg",  "domid",    "domname", "info",   "list",
+        "pause",   "reboot", "shutdown", "unpause", "uptime", "vcpu-list",
+    };
+    return (program == "systemctl" && is_one_of(of_systemctl, verb)) ||
+           (program == "xl" && is_one_of(of_xl, verb));
+}
+
+// Actions of find that run programs, write files or delete them.
+[[nodiscard]] inline bool is_find_action(std::string_view word) noexcept {
+    return word.starts_with("-exec") || word.starts_with("-ok") || word.starts_with("-fprint") ||
+           word.starts_with("-fls") || word == "-delete";
+}
+
+// Variables that change how a program prints and nothing that it runs, reads or writes, as long as
+// their value is no path.
+[[nodiscard]] inline bool is_plain_variable(std::string_view variable) noexcept {
+    static constexpr std::string_view known[] = {
+        "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "COLUMNS",  "FORCE_COLOR", "GREP_COLORS", "LANG",
+        "LANGUAGE", "LINES",          "LS_COLORS", "NO_COLOR", "TERM",        "TZ",
+    };
+    if (variable.starts_with("LC_"))
+        return variable.size() > 3 && std::all_of(variable.begin() + 3, variable.end(),
+                                                  [](char c) { return c >= 'A' && c <= 'Z'; });
+    return is_one_of(known, variable);
+}
+
+// A time zone is a name below one directory, and any other of these values has no directory at all:
+// libraries take LANGUAGE, TERM or TZ with a path for the file to read.
+[[nodiscard]] inline bool is_plain_value(std::string_view variable,
+                                         std::string_view value) noexcept {
+    if (std::any_of(value.begin(), value.end(), [](char c) { return is_control(c); }))
+        return false;
+    if (variable == "TZ")
+        return value.find("..") == std::string_view::npos && !value.starts_with('/') &&
+               !value.starts_with(':');
+    return value.find('/') == std::string_view::npos;
 }
 
 } // namespace detail
+
+inline bool interprets(std::span<const std::string> argv) {
+    // A program that is named by its path need not be the one with that name.
+    if (argv.empty() || argv[0].find('/') != std::string::npos)
+        return true;
+    if (argv[0] == "find")
+        return std::any_of(argv.begin() + 1, argv.end(),
+                           [](const std::string &word) { return detail::is_find_action(word); });
+    return !detail::is_plain_program(argv[0]) &&
+           !(argv.size() > 1 && detail::is_plain_verb(argv[0], argv[1]));
+}
 
 } // namespace qvmremote

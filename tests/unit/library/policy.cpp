@@ -178,7 +178,8 @@ TEST_CASE("what a request is matched as") {
         {"no qube", "work exec:x {qube:dev-*} allow", exec({"x", "dev-*"}), action::deny, false},
         {"dom0", "work exec:x {qube:*} allow", exec({"x", "dom0"}), action::deny, false},
         {"script", by_digest.c_str(), script("echo $HOME\n"), action::allow, false},
-        {"its text", by_digest.c_str(), shell("echo $HOME\n"), action::allow, false},
+        {"its text", by_digest.c_str(), shell("echo $HOME\n"), action::deny, false},
+        {"its words", by_digest.c_str(), exec({"echo $HOME\n"}), action::deny, false},
         {"a byte less", by_digest.c_str(), script("echo $HOME"), action::deny, false},
         {"arguments", by_digest.c_str(), script("echo $HOME\n", {"a"}), action::deny, false},
         {"by the header", of_followed.c_str(), followed, action::allow, false},
@@ -236,7 +237,7 @@ TEST_CASE("below full nothing of the client's goes in unless the rule says so") 
     envelope what = exec({"x"});
     what.stdin_live = true;
     what.timeout_s = 300;
-    what.environment = {{"A", "1"}, {"B", "2"}, {"LD_PRELOAD", "x"}};
+    what.environment = {{"A", "1"}, {"LANG", "2"}, {"LD_PRELOAD", "x"}};
     const auto how = [&](const std::string &rule) {
         const verdict v = ask(parsed(rule), what);
         REQUIRE(v.what != action::deny);
@@ -248,8 +249,8 @@ TEST_CASE("below full nothing of the client's goes in unless the rule says so") 
     CHECK(how("work exec:x allow timeout=60").timeout_s == 60);
     CHECK(how("work exec:x allow timeout=10m").timeout_s == 300);
     CHECK(how("work exec:x allow stdin=live").input == stdin_mode::live);
-    CHECK(how("work exec:x allow env=B").environment ==
-          std::vector<std::pair<std::string, std::string>>{{"B", "2"}});
+    CHECK(how("work exec:x allow env=LANG").environment ==
+          std::vector<std::pair<std::string, std::string>>{{"LANG", "2"}});
     CHECK(how("work exec:x ask").input == stdin_mode::collected);
     CHECK(how("work exec:x ask stdin=closed").input == stdin_mode::closed);
     CHECK(how("work level:full ask").input == stdin_mode::collected);
@@ -277,6 +278,61 @@ TEST_CASE("below full nothing of the client's goes in unless the rule says so") 
     what.tty = false;
     what.detach = true;
     CHECK(ask(parsed("work level:full allow"), what).reason == errc::unsupported);
+}
+
+TEST_CASE("which variables pass") {
+    struct row {
+        const char *rule, *name, *value;
+        bool want;
+    };
+    static constexpr row rows[] = {
+        {"work exec:x allow env=LANG", "LANG", "de_DE.UTF-8", true},
+        {"work exec:x allow env=LANGUAGE", "LANGUAGE", "de:en", true},
+        {"work exec:x allow env=LC_ALL", "LC_ALL", "C", true},
+        {"work exec:x allow env=TERM", "TERM", "xterm-256color", true},
+        {"work exec:x allow env=TZ", "TZ", "Europe/Berlin", true},
+        {"work exec:x allow env=LS_COLORS", "LS_COLORS", "di=01;34:*.tar=01;31", true},
+        {"work exec:x allow env=COLUMNS", "COLUMNS", "80", true},
+        {"work exec:x allow env=NO_COLOR", "NO_COLOR", "", true},
+        {"work exec:x allow", "LANG", "C", false},
+        {"work exec:x allow env=LANGUAGE", "LANG", "C", false},
+        // values by which a library reads a file
+        {"work exec:x allow env=LANGUAGE", "LANGUAGE", "../../tmp/x", false},
+        {"work exec:x allow env=LANG", "LANG", "/tmp/x", false},
+        {"work exec:x allow env=TERM", "TERM", "/tmp/x", false},
+        {"work exec:x allow env=TZ", "TZ", "/etc/shadow", false},
+        {"work exec:x allow env=TZ", "TZ", ":/etc/shadow", false},
+        {"work exec:x allow env=TZ", "TZ", "Europe/../../x", false},
+        {"work exec:x allow env=LANG", "LANG", "C\x1b[2J", false},
+        // not on the list
+        {"work exec:x allow env=LC_mine", "LC_mine", "C", false},
+        {"work exec:x allow env=LC_", "LC_", "C", false},
+        {"work exec:x allow env=A", "A", "1", false},
+        {"work exec:x allow env=LD_PRELOAD", "LD_PRELOAD", "x", false},
+        {"work exec:x allow env=DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS",
+         "unixexec:path=/bin/sh", false},
+        {"work exec:x allow env=TERMINFO", "TERMINFO", "x", false},
+        {"work exec:x allow env=LOCPATH", "LOCPATH", "x", false},
+        {"work exec:x allow env=lang", "lang", "C", false},
+        {"work level:manage allow env=PATH", "PATH", "x", false},
+        {"work * ask env=LD_PRELOAD", "LD_PRELOAD", "x", false},
+        // said twice, or under full
+        {"work exec:x allow env!=A", "A", "/x", true},
+        {"work exec:x allow env!=LANG", "LANG", "/x", true},
+        {"work * ask env!=LD_PRELOAD", "LD_PRELOAD", "x", true},
+        {"work level:full allow env=LD_PRELOAD", "LD_PRELOAD", "x", true},
+        {"work level:full allow", "LD_PRELOAD", "x", true},
+        {"work level:full allow env=A", "LD_PRELOAD", "x", false},
+    };
+    for (const row &r : rows) {
+        INFO(std::string(r.rule), " ", r.name, "=", r.value);
+        envelope what =
+            exec({std::string(r.rule).find("manage") != std::string::npos ? "qvm-ls" : "x"});
+        what.environment = {{r.name, r.value}};
+        const verdict v = ask(parsed(r.rule), what);
+        REQUIRE(v.what != action::deny);
+        CHECK(v.how.environment.size() == (r.want ? 1 : 0));
+    }
 }
 
 TEST_CASE("the argument of a call only takes away") {
@@ -348,7 +404,9 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
         for (const auto &argv : std::vector<std::vector<std::string>>{
                  {"bash", "x"}, {"sh"}, {"python3"}, {"python3.11"}, {"perl"}, {"awk"}, {"env"}, {"xargs"},
                  {"find", "/", "-exec", "id"}, {"find", "/", "-okdir"}, {"sudo"}, {"ssh"},
-                 {"systemd-run"}, {"qvm-run"}, {"/usr/bin/env"}, {"busybox"}, {"git"}}) {
+                 {"systemd-run"}, {"qvm-run"}, {"/usr/bin/env"}, {"busybox"}, {"git"}, {"frobnicate"},
+                 {"/tmp/ls"}, {"LS"}, {"systemctl"}, {"systemctl", "edit"}, {"systemctl", "-H", "x"},
+                 {"xl", "create", "x"}, {"find", "/", "-delete"}, {"sort", "--compress-program=x"}}) {
             // clang-format on
             INFO(argv[0]);
             CHECK(interprets(argv));
@@ -357,7 +415,13 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
             given.add(from("work").name, request_digest(from("work"), exec(argv), v.how, {}), 1000);
             CHECK(ask(rules, exec(argv), from("work"), given, 0).what == action::ask);
         }
-        CHECK_FALSE(interprets(std::vector<std::string>{"find", "/", "-name", "exec"}));
+        for (const auto &argv :
+             std::vector<std::vector<std::string>>{{"find", "/", "-name", "exec"},
+                                                   {"ls", "/x"},
+                                                   {"qvm-ls", "--raw-list"},
+                                                   {"systemctl", "restart", "x"},
+                                                   {"xl", "list"}})
+            CHECK_FALSE(interprets(argv));
         CHECK_FALSE(ask(rules, shell("ls; ls")).how.may_last);
         CHECK_FALSE(ask(rules, script("ls")).how.may_last);
     }
@@ -481,9 +545,9 @@ TEST_CASE("mistakes in a policy, each with its place") {
         {"work level:full allow user=a:b", 1, 28, "user= takes"},
         {"work level:full allow env=A,B", 1, 27, "env= takes"},
         {"work level:full allow env=A env=A", 1, 29, "twice"},
-        {"work exec:ls allow env=LD_PRELOAD", 1, 24, "level:full"},
-        {"work exec:ls allow env=PATH", 1, 24, "level:full"},
-        {"work level:manage allow env=PYTHONPATH", 1, 29, "level:full"},
+        {"work level:full allow env=A env!=A", 1, 29, "twice"},
+        {"work level:full allow env!=", 1, 28, "env!= takes"},
+        {"work level:full allow env!", 1, 23, "neither allow"},
         {"work level:full allow\r\n", 1, 22, "newline alone"},
         {"w\xc3\xb6rk * deny", 1, 2, "not printable ASCII"},
         {"work\x01 * deny", 1, 5, "not printable ASCII"},
@@ -516,7 +580,7 @@ TEST_CASE("mistakes in a policy, each with its place") {
 TEST_CASE("a rule prints as it parses") {
     for (const char *text :
          {"work level:monitor allow",
-          "work level:full allow timeout=60 user=bot stdin=live tty=yes env=A env=B",
+          "work level:full allow timeout=60 user=bot stdin=live tty=yes env=A env!=B",
           "@tag:agent exec:qvm-ls ** allow timeout=60", "@anyvm * deny",
           "work * ask ttl=600 stdin=collected",
           "work exec:x allow ask deny=1 * {qube:a-*} ** allow memory=512M pids=64 cpu=150% "
@@ -543,6 +607,17 @@ TEST_CASE("doubts") {
         {"@anyvm * deny\nwork level:monitor allow", "never reached"},
         {"work exec:ls ask\nwork exec:ls allow", "never reached"},
         {"work exec:bash ** allow", "as good as level:full"},
+        {"work exec:frobnicate ** allow", "as good as level:full"},
+        {"work exec:frobnicate --status allow", ""},
+        {"work exec:systemctl restart * allow", ""},
+        {"work exec:systemctl * qubesd allow", "as good as level:full"},
+        {"work exec:ls allow env=LC_ALL env=TZ env!=LD_PRELOAD", ""},
+        {"work exec:ls allow env=DBUS_SYSTEM_BUS_ADDRESS", "env!=DBUS_SYSTEM_BUS_ADDRESS"},
+        {"work level:manage allow env=LD_PRELOAD", "is withheld"},
+        {"work script:sha256:0000000000000000000000000000000000000000000000000000000000000000 ask "
+         "env=A",
+         "is withheld"},
+        {"work level:full allow env=LD_PRELOAD", ""},
         {"work exec:find ** allow", "as good as level:full"},
         {"work exec:bash /usr/local/bin/report allow", ""},
         {"work exec:rm ** deny\nwork level:full allow", "gets around"},
@@ -665,7 +740,8 @@ TEST_CASE("ways around a rule: none is allowed") {
                "work exec:qvm-prefs {qube:*} * allow\nwork exec:cat /proc/uptime allow\n"
                "work exec:journalctl -u * allow\nwork exec:echo * allow\n"
                "work script:sha256:" +
-               to_hex(sha256(as_bytes("uptime -p"))) + " allow\n"),
+               to_hex(sha256(as_bytes("uptime -p"))) + " allow\nwork script:sha256:" +
+               to_hex(sha256(as_bytes("#!/usr/bin/python3\nprint(1)\n"))) + " allow\n"),
     };
     std::size_t count = 0, line_number = 0;
     for (std::string_view rest = text; !rest.empty();) {
