@@ -198,22 +198,21 @@ def main():
     try:
         packages = machine.unpacked(CACHE)
         initrd = build(packages)
-        qemu = machine.boot(machine.kernel_of(packages), initrd, "systemd.unit=contain.target")
+        guest = machine.Machine(machine.kernel_of(packages), initrd, "systemd.unit=contain.target")
     except (OSError, RuntimeError, StopIteration, subprocess.CalledProcessError) as e:
         print(f"no machine: {e}")
         sys.exit(1 if os.environ.get("CI") == "true" else SKIPPED)
     print(f"made of {os.path.getsize(initrd) // MIB} MiB in {time.monotonic() - begin:.1f} s", flush=True)
-    guard = threading.Timer(HANG, qemu.kill)
+    guard = threading.Timer(HANG, guest.kill)
     guard.start()
     passed = set()
     begin = time.monotonic()
-    for line in qemu.stdout:
+    for line in guest.lines():
         text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1bc", "", line.decode(errors="replace")).rstrip()
         print(f"{time.monotonic() - begin:6.1f}  {text}", flush=True)
         # Words of the kernel or of a client may stand before it.
         if found := re.search(r"contain: ok (\w+)", text):
             passed.add(found[1])
-    qemu.wait()
     guard.cancel()
     missing = [name for name in CASES if name not in passed]
     print(f"{len(passed)} of {len(CASES)}" + (", not: " + " ".join(missing) if missing else ""))

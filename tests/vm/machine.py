@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import subprocess
+import tempfile
 
 # What systemd's programs are linked with, where this machine may lack it.
 PACKAGES = ["systemd", "libsystemd-shared"]
@@ -133,10 +134,48 @@ def kernel_of(packages):
     return glob.glob(os.path.join(packages, "boot", "vmlinuz-*"))[0]
 
 
-def boot(kernel, initrd, *words, memory_mib=1024):
-    """The machine, running; what it prints on its console is the stdout of what is returned."""
-    return subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
-         "-m", str(memory_mib), "-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio", "-kernel", kernel,
-         "-initrd", initrd, "-append", " ".join(["console=ttyS0", "quiet", "panic=-1", *words])],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+EMULATOR = ["-accel", "tcg,thread=multi"]
+
+
+def accelerators():
+    """Options for qemu, the better ones first."""
+    return [["-accel", "kvm"], EMULATOR] if os.path.exists("/dev/kvm") else [EMULATOR]
+
+
+class Machine:
+    """A machine that runs. `lines` yields what it prints on its console, until it ends."""
+
+    def __init__(self, kernel, initrd, *words, memory_mib=1024, qemu="qemu-system-x86_64", choices=None):
+        self.command = [qemu, "-cpu", "max", "-smp", "2", "-m", str(memory_mib), "-nodefaults", "-nographic",
+                        "-no-reboot", "-serial", "stdio", "-kernel", kernel, "-initrd", initrd,
+                        "-append", " ".join(["console=ttyS0", "quiet", "panic=-1", *words])]
+        self.choices = list(accelerators() if choices is None else choices)
+        self.killed = False
+        self.start()
+
+    def start(self):
+        self.words = tempfile.TemporaryFile()  # of qemu itself; the guest's are on its standard output
+        self.process = subprocess.Popen(self.command + self.choices.pop(0), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=self.words)
+
+    def lines(self):
+        """Where /dev/kvm opens and cannot run a guest, qemu aborts before the guest's first line, and
+        naming a second accelerator beside kvm does not help (`failed to set MSR 0x10a`). So qemu is
+        started again with the next accelerator when it ends before the guest has printed anything."""
+        while True:
+            spoke = False
+            for line in self.process.stdout:
+                spoke = True
+                yield line
+            self.process.wait()
+            self.words.seek(0)
+            yield from self.words.read().splitlines(keepends=True)
+            self.words.close()
+            if spoke or self.killed or not self.choices:
+                return
+            yield f"qemu ended before the guest spoke; again with {self.choices[0][-1]}\n".encode()
+            self.start()
+
+    def kill(self):
+        self.killed = True
+        self.process.kill()
