@@ -25,7 +25,7 @@ MIB = 1 << 20
 SKIPPED = 77
 
 CASES = ["status", "limits", "daemon", "other", "bomb", "memory", "stubborn", "processor", "group",
-         "account", "reached", "root", "operator", "stop", "killed"]
+         "account", "hidden", "closed", "reached", "root", "operator", "stop", "killed"]
 
 UNIT = f"""[Service]
 ExecStart=
@@ -61,6 +61,7 @@ qvm-remote-dom0 --root /srv/dom0 authorize narrow --level deny 2>/dev/null </roo
 cat >/srv/dom0/etc/qubes/remote-policy.d/40-narrow.policy <<END
 narrow exec:true ask
 narrow exec:approve * allow user=agent
+narrow exec:ls -A /run allow user=agent
 narrow exec:approve-as-root * allow
 END
 systemctl start qvm-remote-dom0 || { cat /run/daemon.log; exit; }
@@ -111,10 +112,15 @@ asked=$!
 until serial=$(qvm-remote-dom0 --root /srv/dom0 approvals | grep -oE '^ *[0-9]+'); do sleep 0.1; done
 serial=$((serial))
 ln -s /srv/dom0/run/qvm-remote /run/qvm-remote
-is account "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*Permission denied*"$'\n'"1"
+is account "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*no daemon*"$'\n'"1"
+is hidden "$(narrow ls -A /run; echo $?)" "0"
+# The same account outside of a command, where the socket is in sight.
+systemctl start approve@$serial
+is closed "$(</tmp/approved)" "agent"$'\n'"*Permission denied*"
 chmod 711 /srv/dom0 /srv/dom0/run /srv/dom0/run/qvm-remote
 chmod 666 /srv/dom0/run/qvm-remote/control.sock
-is reached "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*answers root and members of the group qubes*"$'\n'"1"
+systemctl start approve@$serial
+is reached "$(</tmp/approved)" "agent"$'\n'"*answers root and members of the group qubes*"
 is root "$(narrow approve-as-root $serial 2>&1; echo $?)" "*command*"$'\n'"1"
 chmod 700 /srv/dom0
 kill -0 $asked && qvm-remote-dom0 --root /srv/dom0 approvals allow $serial
@@ -144,6 +150,16 @@ echo "contain: end"
 APPROVE = """#!/bin/bash
 echo $USER
 exec qvm-remote-dom0 approvals allow $1
+"""
+
+AS_ACCOUNT = """[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+User=agent
+StandardOutput=truncate:/tmp/approved
+StandardError=truncate:/tmp/approved
+ExecStart=-/usr/local/bin/approve %i
 """
 
 SERVICE = """[Unit]
@@ -180,6 +196,7 @@ def build(packages):
         root.file("etc/systemd/system/qvm-remote-dom0.service", f.read())
     root.file("etc/systemd/system/qvm-remote-dom0.service.d/test.conf",
               "[Unit]\nDefaultDependencies=no\n" + UNIT)
+    root.file("etc/systemd/system/approve@.service", AS_ACCOUNT)
     root.file("etc/systemd/system/contain.service", SERVICE)
     root.file("etc/systemd/system/contain.target", "[Unit]\nDefaultDependencies=no\nWants=contain.service\n"
                                                    "AllowIsolate=yes\n")

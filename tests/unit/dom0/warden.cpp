@@ -30,6 +30,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -583,6 +584,55 @@ TEST_CASE("another identity, all of it") {
     what.program = file;
     CHECK(run(what).error_number == EACCES);
     ::unlink(file);
+}
+
+TEST_CASE("another identity, confined: no socket of dom0's is in sight, and none comes back") {
+    if (::geteuid() != 0) {
+        launch what = command({"true"});
+        what.confined = true;
+        CHECK(run(what).error_number == EPERM);
+        return;
+    }
+    // Not empty here, so that an empty list there says something.
+    REQUIRE(run(shell("ls -A /run | wc -l")).out != "0\n");
+    const int listening = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_un abstract{};
+    abstract.sun_family = AF_UNIX;
+    const std::string name = "qvmremote-warden-" + std::to_string(::getpid());
+    name.copy(abstract.sun_path + 1, name.size());
+    REQUIRE(::bind(listening, reinterpret_cast<const sockaddr *>(&abstract),
+                   static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size())) == 0);
+    const unique_fd socket(listening);
+    REQUIRE(run(shell("grep -c @" + name + " /proc/net/unix")).out == "1\n");
+
+    struct row {
+        const char *name, *text, *want;
+    };
+    static constexpr row rows[] = {
+        {"/run is empty", "ls -A /run /var/run/", "/run:\n\n/var/run/:\n"},
+        {"and stays so", "touch /run/x 2>/dev/null; echo $?; ls -A /run", "1\n"},
+        {"no abstract socket", "tail -n +2 /proc/net/unix", ""},
+        {"no interface but a loopback that is down", "tail -n +3 /proc/net/dev | wc -l", "1\n"},
+        {"taking the cover off", "umount -l /run 2>/dev/null; ls -A /run", ""},
+        {"the same with capabilities in a user namespace of one's own",
+         "unshare -Urm sh -c 'umount -l /run; ls -A /run' 2>/dev/null", ""},
+        {"a mount over it", "unshare -Urm sh -c 'mount --move /run /mnt; ls -A /run' 2>/dev/null",
+         ""},
+        {"the root of another process", "ls /proc/1/root/run /proc/$PPID/root/run 2>/dev/null", ""},
+        {"the namespace of another process",
+         "nsenter -t 1 -m ls /run 2>/dev/null; nsenter -t $PPID -m ls /run 2>/dev/null", ""},
+        {"nothing is gained by exec", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"},
+    };
+    for (const row &r : rows) {
+        INFO(r.name);
+        launch what = shell(r.text);
+        what.user = identity{65534, 65534, {}};
+        what.no_new_privs = what.confined = true;
+        CHECK(run(what).out == r.want);
+    }
+    // Nothing of it reaches the other commands.
+    CHECK(run(shell("grep -c @" + name + " /proc/net/unix")).out == "1\n");
+    CHECK(run(shell("ls -A /run | wc -l")).out != "0\n");
 }
 
 TEST_CASE("a signal goes to the process group") {

@@ -23,8 +23,8 @@ struct resources {
 struct containment {
     resources most;
     std::uint64_t output_bytes =
-        0;                     ///< stdout and stderr together; beyond it the command ends. 0: any
-    bool no_new_privs = false; ///< sudo and what else is setuid gives it nothing
+        0;                 ///< stdout and stderr together; beyond it the command ends. 0: any
+    bool confined = false; ///< runs with no_new_privs and in the view of confinement.hpp
 };
 
 /// `what`, and no number of it above that of `ceiling`.

@@ -40,13 +40,13 @@ class admitted {
     [[nodiscard]] const run_terms &terms() const noexcept { return terms_; }
     /// The stdin that was collected, where terms() says so.
     [[nodiscard]] const std::string &collected() const noexcept { return collected_; }
-    /// Within which it runs, by policy: the same in the executor's words. A dedicated account is a
-    /// bound only where sudo and its like give it nothing; under full access none is meant to be.
+    /// Within which it runs, by policy: the same in the executor's words. A dedicated account is
+    /// a boundary only when it is confined; under full access none is meant to be.
     [[nodiscard]] containment bounds() const {
         return {
             .most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
             .output_bytes = terms_.output.value_or(0),
-            .no_new_privs = !terms_.full && as_.has_value()};
+            .confined = !terms_.full && as_.has_value()};
     }
     /// The account that it runs as; absent: the daemon's own.
     [[nodiscard]] const std::optional<account> &as() const noexcept { return as_; }

@@ -131,7 +131,7 @@ host::outcome<void> execution::launch_command() {
     launch command;
     if (what_.as())
         command.user = as.who;
-    command.no_new_privs = bounds.no_new_privs;
+    command.no_new_privs = command.confined = bounds.confined;
     command.most = bounds.most;
     host::unique_fd script;
     const std::string path = "/dev/fd/" + std::to_string(script_fd);

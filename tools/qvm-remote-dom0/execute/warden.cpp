@@ -34,6 +34,7 @@
 
 #include <qvmremote/bytes.hpp>
 
+#include "base/confinement.hpp"
 #include "execute/cgroups.hpp"
 
 namespace qvmremote::dom0 {
@@ -103,12 +104,12 @@ void put_strings(byte_writer &to, const std::vector<std::string> &strings) {
         put_string(to, s);
 }
 
-enum : std::uint8_t { has_user = 1, has_oom_score = 2, has_no_new_privs = 4 };
+enum : std::uint8_t { has_user = 1, has_oom_score = 2, has_no_new_privs = 4, is_confined = 8 };
 
 void put_launch(byte_writer &to, const launch &what) {
-    to.u8(static_cast<std::uint8_t>((what.user ? has_user : 0) |
-                                    (what.oom_score_adj ? has_oom_score : 0) |
-                                    (what.no_new_privs ? has_no_new_privs : 0)));
+    to.u8(static_cast<std::uint8_t>(
+        (what.user ? has_user : 0) | (what.oom_score_adj ? has_oom_score : 0) |
+        (what.no_new_privs ? has_no_new_privs : 0) | (what.confined ? is_confined : 0)));
     to.u32(what.umask);
     to.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
     to.u64(what.most.memory_bytes);
@@ -158,6 +159,7 @@ struct preparation {
     mode_t mask = 0;
     std::string oom_score; // empty: as it is
     bool no_new_privs = false;
+    bool confined = false;
     resources most;
     std::vector<std::pair<int, rlim_t>> rlimits; // RLIMIT_…, of what has no controller
     int cgroup = -1;                             // a directory; none: the keeper's own
@@ -201,6 +203,7 @@ struct preparation {
     if (has & has_oom_score)
         p.oom_score = std::to_string(score);
     p.no_new_privs = has & has_no_new_privs;
+    p.confined = has & is_confined;
     p.most.memory_bytes = from.u64().value_or(0);
     p.most.pids = from.u32().value_or(0);
     p.most.cpu_percent = from.u32().value_or(0);
@@ -267,6 +270,11 @@ struct preparation {
             ::close(fd);
         }
     }
+    if (p.confined) // while we may: as the account we could not
+        if (const int failure = confine(); failure != 0) {
+            errno = failure;
+            give_up();
+        }
     if (p.user) {
         // The system calls themselves: glibc's functions of these names change all threads of a
         // process, by a protocol that knows nothing of vfork.

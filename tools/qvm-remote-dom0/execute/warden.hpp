@@ -55,6 +55,7 @@ struct launch {
     std::optional<identity> user;     ///< absent: as the daemon
     std::optional<int> oom_score_adj; ///< absent: as the daemon
     bool no_new_privs = false;
+    bool confined = false; ///< in the view of base/confinement.hpp; it fails where none can be had
     resources most;
     int in = -1, out = -1, err = -1;        ///< become 0, 1, 2
     std::vector<std::pair<int, int>> extra; ///< descriptor -> its number there, from 3

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "base/confinement.hpp"
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace qvmremote::dom0 {
+namespace {
+
+// Where services listen. /var/run is a link to /run nearly everywhere. Of /tmp, which programs share on
+// purpose, the places of the desktop's sockets alone.
+constexpr const char *hidden[] = {"/run", "/var/run", "/tmp/.X11-unix", "/tmp/.ICE-unix"};
+
+// Puts an empty directory that nobody can write to over this one. The directory is held by a descriptor:
+// /tmp is everybody's, and a link there must not lead the mount elsewhere.
+[[nodiscard]] int hide(const char *directory) noexcept {
+    const int place = ::open(directory, O_PATH | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
+    if (place < 0) // not there, or a link: there is nothing to hide at this name
+        return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : errno;
+    int failure = 0;
+    const int context = ::fsopen("tmpfs", FSOPEN_CLOEXEC);
+    int tree = -1;
+    if (context < 0 || ::fsconfig(context, FSCONFIG_SET_STRING, "mode", "0755", 0) != 0 ||
+        ::fsconfig(context, FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0 ||
+        (tree = ::fsmount(context, FSMOUNT_CLOEXEC,
+                          MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+                              MOUNT_ATTR_NOEXEC)) < 0 ||
+        ::move_mount(tree, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) != 0)
+        failure = errno;
+    for (const int fd : {tree, context, place})
+        if (fd >= 0)
+            ::close(fd);
+    return failure;
+}
+
+} // namespace
+
+int confine() noexcept {
+    if (::unshare(CLONE_NEWNS | CLONE_NEWNET) != 0 ||
+        // Nothing that is mounted here shows outside, and nothing that is mounted outside shows here.
+        ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
+        return errno;
+    for (const char *const directory : hidden)
+        if (const int failure = hide(directory); failure != 0)
+            return failure;
+    return 0;
+}
+
+const std::string &why_no_confinement() {
+    static const std::string why = []() -> std::string {
+        // The daemon has threads, so the child makes system calls alone.
+        const pid_t child = ::fork();
+        if (child == 0)
+            ::_exit(confine());
+        int status = 0;
+        while (child > 0 && ::waitpid(child, &status, 0) < 0 && errno == EINTR)
+            ;
+        const int failure = child < 0 ? errno : WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+        return failure == 0
+                   ? std::string()
+                   : std::string("dom0 cannot confine a command there: ") + std::strerror(failure);
+    }();
+    return why;
+}
+
+} // namespace qvmremote::dom0
