@@ -273,6 +273,8 @@ struct run_terms {
     bool full = false;                  ///< by full access, not by a narrower rule
     bool may_last = false; ///< of an ask: an approval may stand for a while (never for one that
                            ///< interprets what it is given)
+
+    friend bool operator==(const run_terms &, const run_terms &) = default;
 };
 
 /// Names what an operator approves: SHA-256 over the peer's name, the kind, the argv or the script
@@ -342,6 +344,11 @@ struct verdict {
 [[nodiscard]] inline verdict decide(const peer &who, const envelope &what, const policy &rules,
                                     const grants &given, std::uint64_t now_ms,
                                     std::optional<std::string_view> collected_stdin = {});
+
+/// What both verdicts about one request allow: a deny of either, else an ask of either, with the
+/// narrower of each term. Two rules that name different accounts have no narrower one: that denies.
+/// Used while policy on disk is no longer the policy that was loaded.
+[[nodiscard]] inline verdict narrower(const verdict &one, const verdict &other);
 
 /// For an entry of the queue, whose text comes after its header: a deny when no text at all could
 /// be allowed or asked about. Anything else means: fetch the text, and decide() then.

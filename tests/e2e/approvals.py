@@ -91,6 +91,21 @@ def what_is_asked_about_waits_and_runs_when_it_is_allowed(f):
 
 
 @case
+def what_waits_does_not_run_when_its_rule_is_gone(f):
+    """The file is changed by hand and nobody reloads."""
+    path = os.path.join(f.root, "etc/qubes/remote-policy.d/30-test.policy")
+    for text in ("work * deny\n", "", "work * as\n", "work * ask timeout=5\n"):
+        begin(f, "work * ask\n") if f.daemon is None else rules(f, "work * ask\n")
+        client = start(f, "echo no")
+        asked = question(f)
+        with open(path, "w") as policy:
+            policy.write(text)
+        operator(f, "approvals", "allow", str(asked["serial"]))
+        code, out, err = ended(client)
+        check((code, out) == (126, b"") and b"policy" in err, (text, code, out, err))
+
+
+@case
 def a_word_goes_to_what_still_waits(f):
     begin(f, "work * ask\n")
     got = operator(f, "approvals", "allow", "1")

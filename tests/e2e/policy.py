@@ -248,6 +248,91 @@ def lint_names_every_mistake(f):
           [b"10-bad.policy:1:2", b"10-bad.policy:3:2"])
 
 
+def write(f, text, name="30-test.policy"):
+    """Changes a file by hand: nobody tells the daemon."""
+    path = os.path.join(f.root, "etc/qubes", name if name == "remote.conf" else f"remote-policy.d/{name}")
+    if text is None:
+        os.unlink(path)
+        return
+    with open(path, "w") as p:
+        p.write(text)
+    os.chmod(path, 0o600)
+
+
+@case
+def what_takes_rights_away_counts_before_a_reload(f):
+    begin(f, "work exec:echo ** allow\nwork exec:cat allow stdin=live\nwork exec:sleep * allow\n"
+             "work exec:uname allow\n")
+    equal(f.run("echo a").stdout, b"a\n")
+    # A line that is gone, in a file that has kept its size.
+    write(f, "work exec:ecHo ** allow\nwork exec:cat allow stdin=live\nwork exec:sleep * allow\n"
+             "work exec:uname allow\n")
+    denied(f.run("echo a"), b"policy")
+    denied(f.run("--dry-run", "echo a"))
+    equal(f.run("uname").stdout, b"Linux\n")
+    check("the policy on disk is not the one that was loaded" in f.log(), f.log())
+    # Narrower terms.
+    write(f, "work exec:cat allow\nwork exec:sleep * allow timeout=1\nwork exec:uname ask\n")
+    equal(f.run("cat", stdin=b"secret").stdout, b"")
+    equal(f.run("sleep 30").returncode, 124)
+    denied(f.run("--dry-run", "uname"), b"would be asked")
+    # A line more allows nothing until the reload, and what was taken away is back when it is back.
+    write(f, "work level:full allow\n")
+    denied(f.run("id"), b"policy")
+    equal(f.run("echo a").stdout, b"a\n")
+    equal(f.run("cat", stdin=b"x").stdout, b"x")
+    write(f, "work exec:echo ** allow\n", "10-first.policy")
+    equal(f.run("echo b").stdout, b"b\n")
+    write(f, "work exec:echo ** deny\n", "10-first.policy")
+    denied(f.run("echo b"), b"policy")
+    write(f, None, "10-first.policy")
+    equal(f.run("echo b").stdout, b"b\n")
+    write(f, None)
+    denied(f.run("echo b"), b"policy")
+    equal(f.dom0("policy", "check", "work", "--", "echo", "b").returncode, 126)
+
+
+@case
+def a_file_that_is_broken_or_open_to_others_denies_before_a_reload(f):
+    good = "work exec:echo ** allow\n"
+    begin(f, good)
+    directory = os.path.join(f.root, "etc/qubes/remote-policy.d")
+    path = os.path.join(directory, "30-test.policy")
+    write(f, good + "work level:ful allow\n")
+    denied(f.run("echo a"), b"policy is broken")
+    status = f.dom0("status").stdout
+    check(b"30-test.policy:2:12: " in status, status)
+    write(f, good)
+    equal(f.run("echo a").stdout, b"a\n")
+    for name, mode, safe in ((path, 0o666, 0o600), (directory, 0o777, 0o755)):
+        os.chmod(name, mode)
+        denied(f.run("echo a"), b"policy is broken")
+        os.chmod(name, safe)
+        equal(f.run("echo a").stdout, b"a\n")
+    os.rename(path, path + "~")
+    os.symlink(path + "~", path)
+    denied(f.run("echo a"), b"policy is broken")
+
+
+@case
+def qubes_and_limits_of_remote_conf_count_before_a_reload(f):
+    begin(f, "work exec:head -c * /dev/zero allow\nwork exec:echo ** allow\n")
+    equal(f.run("echo a").stdout, b"a\n")
+    write(f, "QVM_REMOTE_VMS=dev\n", "remote.conf")
+    denied(f.run("echo a"), b"does not serve")
+    write(f, "QVM_REMOTE_VMS=dev work\n", "remote.conf")
+    equal(f.run("echo a").stdout, b"a\n")
+    write(f, "QVM_REMOTE_MAX_OUTPUT=10\n", "remote.conf")
+    equal(len(f.run("head -c 100000 /dev/zero").stdout), 10)
+    write(f, "QVM_REMOTE_PROTOCOL=1\n", "remote.conf")
+    check(f.run("echo a").returncode in (126, 255), "protocol 2 is not to be used any more")
+    write(f, "QVM_REMOTE_MAX_OUTPUT=ten\n", "remote.conf")
+    denied(f.run("echo a"), b"policy is broken")
+    check(b"QVM_REMOTE_MAX_OUTPUT" in f.dom0("status").stdout, f.dom0("status"))
+    write(f, None, "remote.conf")
+    equal(f.run("echo a").stdout, b"a\n")
+
+
 def tagged(f, tags):
     machine = Machine(BUILD, os.path.join(f.path, "m"))
     machine.add("work", agent=False)

@@ -146,6 +146,25 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     who.tags = {"a", "agent"};
     check_verdict(what, rules, who, given);
     const verdict said = decide(who, what, rules, given, 1);
+    // What is on disk takes away and never adds, whichever of the two it is.
+    static const policy narrow = policy::parse({{"g", "work level:monitor allow timeout=7\n"
+                                                      "work exec:echo ** ask env=LANG\n"
+                                                      "work exec:id allow user=bot pids=4\n"}},
+                                               levels())
+                                     .value();
+    const verdict other = decide(who, what, narrow, given, 1);
+    const verdict both = narrower(said, other), same = narrower(other, said);
+    require(both.what == same.what && both.what <= said.what && both.what <= other.what);
+    require(narrower(said, said).what == said.what && narrower(said, said).how == said.how);
+    if (both.what != policy_action::deny) {
+        require(!both.how.full || (said.how.full && other.how.full));
+        require(both.how.input <= said.how.input && both.how.input <= other.how.input);
+        require(both.how.environment.size() <=
+                std::min(said.how.environment.size(), other.how.environment.size()));
+        require(both.how.timeout_s == 0
+                    ? said.how.timeout_s == 0 && other.how.timeout_s == 0
+                    : said.how.timeout_s == 0 || both.how.timeout_s <= said.how.timeout_s);
+    }
     if (said.what == policy_action::ask) {
         given.add(who.name, request_digest(who, what, said.how, {}), 2);
         const verdict granted = decide(who, what, rules, given, 1);

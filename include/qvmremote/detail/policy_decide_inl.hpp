@@ -231,6 +231,70 @@ inline verdict decide(const peer &who, const envelope &what, const policy &rules
     return detail::denied("no rule matches", "no rule of dom0's policy allows this");
 }
 
+namespace detail {
+
+// The terms that keep within both; nothing when their accounts differ.
+[[nodiscard]] inline std::optional<run_terms> narrower_terms(const run_terms &one,
+                                                             const run_terms &other) {
+    const auto least = [](const auto &a, const auto &b) {
+        return a && b ? std::min(a, b) : a ? a : b;
+    };
+    if (!one.user.empty() && !other.user.empty() && one.user != other.user)
+        return std::nullopt;
+    run_terms out = one;
+    if (out.argv.empty())
+        out.argv = other.argv; // without a shell, where either says so
+    out.timeout_s = one.timeout_s == 0 || other.timeout_s == 0
+                        ? std::max(one.timeout_s, other.timeout_s)
+                        : std::min(one.timeout_s, other.timeout_s);
+    out.input = std::min(one.input, other.input);
+    out.tty = one.tty && other.tty;
+    std::erase_if(out.environment, [&](const auto &variable) {
+        return std::find(other.environment.begin(), other.environment.end(), variable) ==
+               other.environment.end();
+    });
+    if (out.user.empty())
+        out.user = other.user;
+    out.memory = least(one.memory, other.memory);
+    out.output = least(one.output, other.output);
+    out.pids = least(one.pids, other.pids);
+    out.cpu = least(one.cpu, other.cpu);
+    out.ttl_s = least(one.ttl_s, other.ttl_s);
+    out.full = one.full && other.full;
+    out.may_last = one.may_last && other.may_last;
+    return out;
+}
+
+} // namespace detail
+
+inline verdict narrower(const verdict &one, const verdict &other) {
+    if (one.what == policy_action::deny)
+        return one;
+    if (other.what == policy_action::deny)
+        return other;
+    verdict out = one.what <= other.what ? one : other;
+    if (one.rule != other.rule)
+        out.rule = one.rule + "; on disk: " + other.rule;
+    if (one.how == other.how) {
+        out.granted = one.granted || other.granted;
+        return out;
+    }
+    auto terms = detail::narrower_terms(one.how, other.how);
+    if (!terms)
+        return detail::denied(out.rule, "dom0's policy has changed and is not reloaded yet");
+    out.how = std::move(*terms);
+    // A grant was given for the terms that it names.
+    if (one.granted || other.granted)
+        out.what = policy_action::ask;
+    // Collected input is an operator's to see, and nobody is asked here.
+    if (out.what == policy_action::allow && out.how.input == stdin_mode::collected)
+        out.how.input = stdin_mode::closed;
+    out.granted = false;
+    if (out.what == policy_action::ask)
+        out.why = "needs approval";
+    return out;
+}
+
 inline verdict could_allow(const peer &who, const policy &rules) {
     if (!who.service_argument.empty()) {
         const auto cap = parse_level(who.service_argument);

@@ -335,6 +335,62 @@ TEST_CASE("which variables pass") {
     }
 }
 
+TEST_CASE("what two policies allow together") {
+    struct row {
+        const char *one, *other;
+        action want;
+    };
+    static constexpr row rows[] = {
+        {"work exec:x allow", "work exec:x allow", action::allow},
+        {"work exec:x allow", "work exec:x deny", action::deny},
+        {"work exec:x allow", "", action::deny},
+        {"work exec:x allow", "work exec:x ask", action::ask},
+        {"work exec:x ask", "work level:full allow", action::ask},
+        {"work exec:x ask", "work * deny", action::deny},
+        {"work exec:x allow user=a", "work exec:x allow user=a", action::allow},
+        {"work exec:x allow user=a", "work exec:x allow", action::allow},
+        {"work exec:x allow user=a", "work exec:x allow user=b", action::deny},
+    };
+    envelope what = exec({"x"});
+    for (const row &r : rows) {
+        INFO(std::string(r.one), " | ", r.other);
+        const verdict one = ask(parsed(r.one), what), other = ask(parsed(r.other), what);
+        CHECK(narrower(one, other).what == r.want);
+        CHECK(narrower(other, one).what == r.want);
+    }
+    what.stdin_live = true;
+    what.timeout_s = 300;
+    what.environment = {{"A", "1"}, {"LANG", "C"}};
+    const verdict one = ask(parsed("work level:full allow memory=1G"), what);
+    const verdict other =
+        ask(parsed("work exec:x allow timeout=9 env=LANG user=u memory=2G pids=3"), what);
+    for (const verdict &v : {narrower(one, other), narrower(other, one)}) {
+        CHECK(v.allowed());
+        CHECK_FALSE(v.how.full);
+        CHECK(v.how.input == stdin_mode::closed);
+        CHECK(v.how.timeout_s == 9);
+        CHECK(v.how.user == "u");
+        CHECK(v.how.memory == std::uint64_t{1} << 30);
+        CHECK(v.how.pids == 3);
+        CHECK(v.how.environment.size() == 1);
+    }
+    // A line that runs in bash under full runs without it where the other says so.
+    const verdict line = narrower(ask(parsed("work level:full allow"), shell("x")),
+                                  ask(parsed("work exec:x allow"), shell("x")));
+    CHECK(line.how.argv == std::vector<std::string>{"x"});
+    // A grant holds for the terms that were shown.
+    grants given;
+    what.arguments = {"ls"};
+    const policy asks = parsed("work exec:ls ask"), narrow = parsed("work exec:ls ask timeout=5");
+    what.stdin_live = false;
+    given.add(from("work").name, request_digest(from("work"), what, ask(asks, what).how, {}), 9);
+    const verdict granted = ask(asks, what, from("work"), given);
+    REQUIRE(granted.granted);
+    CHECK(narrower(granted, ask(asks, what, from("work"), given)).allowed());
+    CHECK(narrower(granted, ask(narrow, what, from("work"), given)).what == action::ask);
+    CHECK(narrower(granted, ask(parsed("work exec:ls allow timeout=5"), what)).what == action::ask);
+}
+
 TEST_CASE("the argument of a call only takes away") {
     struct row {
         const char *rule, *argument, *line;

@@ -71,6 +71,7 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
         rules_ = std::move(*fresh);
     else
         policy_trouble_ = fresh.error().what;
+    on_disk_->loaded(rules_);
     without_rules_.clear();
     for (const qube_name &qube : *qubes)
         if (fresh && served_.contains(qube.text()) && !has_rules(rules_, qube))
@@ -175,9 +176,20 @@ std::optional<refusal> admission::take_id(const peer &from, const command_id &id
 // What QVM_REMOTE_PROTOCOL says of a key that has just verified a request of this protocol. Under
 // auto the first request of protocol 2 is the last word on it, and is written down.
 bool admission::accepts(const peer &from, std::uint32_t protocol, const digest256 &mark) {
-    const std::string_view mode = choose_for(protocols_, from.name.text()).value_or("auto");
-    if (mode != "auto")
-        return mode == "both" || mode == std::to_string(protocol);
+    look_at_files();
+    const std::string name = from.name.text();
+    std::string on_disk = protocols_;
+    if (const auto &now = on_disk_->values())
+        on_disk = now->values.get("QVM_REMOTE_PROTOCOL").value_or("auto");
+    bool is_auto = false;
+    for (const std::string &spec : {protocols_, on_disk}) {
+        const std::string_view mode = choose_for(spec, name).value_or("auto");
+        if (mode != "auto" && mode != "both" && mode != std::to_string(protocol))
+            return false;
+        is_auto = is_auto || mode == "auto";
+    }
+    if (!is_auto)
+        return true;
     const auto known = pinned_.find(from.name.text());
     bool pinned = known != pinned_.end() && known->second == mark;
     if (!pinned && (pinned = keys_.is_pinned(from.name, mark)))
@@ -243,13 +255,49 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
     return candidate{std::move(checked->header), mark};
 }
 
-std::optional<refusal> admission::shut(const qube_name &qube) const {
+std::string admission::trouble() const {
+    look_at_files();
+    return policy_trouble_.empty() ? on_disk_->trouble() : policy_trouble_;
+}
+
+void admission::look_at_files() const {
+    if (!on_disk_->refresh())
+        return;
+    if (!on_disk_->trouble().empty())
+        log_.write(log_category::error, "policy or settings on disk cannot be read, nothing new is "
+                                        "let in: " +
+                                            for_log(on_disk_->trouble()));
+    else if (on_disk_->rules())
+        log_.write(log_category::info, "the policy on disk is not the one that was loaded: until a "
+                                       "reload, what both of them allow runs");
+}
+
+bool admission::uses_tags() const {
+    return rules_.uses_tags() || (on_disk_->rules() && on_disk_->rules()->uses_tags());
+}
+
+verdict admission::judge(const peer &from, const envelope &what,
+                         std::optional<std::string_view> collected) const {
+    const std::uint64_t now_ms = host::boottime_ms();
+    verdict said = decide(from, what, rules_, approvals_.granted(), now_ms, collected);
+    if (const auto &rules = on_disk_->rules())
+        said = narrower(said, decide(from, what, *rules, approvals_.granted(), now_ms, collected));
+    return said;
+}
+
+std::optional<refusal> admission::shut(const peer &from) const {
+    const qube_name &qube = from.name;
     if (is_panic(where_))
         return refusal{errc::panicked, {}};
-    if (!policy_trouble_.empty())
+    if (!trouble().empty())
         return refusal{errc::denied,
                        "dom0's policy is broken; qvm-remote-dom0 status there says where"};
-    if (!served_.contains(qube.text()))
+    const auto &now = on_disk_->values();
+    const bool is_listed =
+        !now || !now->qubes ||
+        std::find(now->qubes->begin(), now->qubes->end(), qube) != now->qubes->end();
+    if (!served_.contains(qube.text()) || !is_listed ||
+        (now && !now->transports.serves(from.transport, qube.text())))
         return refusal{errc::denied, "dom0 does not serve this qube"};
     if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) !=
         without_rules_.end())
@@ -259,13 +307,16 @@ std::optional<refusal> admission::shut(const qube_name &qube) const {
 }
 
 std::optional<refusal> admission::hopeless(const peer &from, const envelope &what) const {
-    if (auto closed = shut(from.name))
+    if (auto closed = shut(from))
         return closed;
     verdict said;
-    if (what.protocol == 1 || rules_.uses_tags()) // the text, or the tags, are not here yet
+    if (what.protocol == 1 || uses_tags()) { // the text, or the tags, are not here yet
         said = could_allow(from, rules_);
-    else
-        said = decide(from, what, rules_, approvals_.granted(), host::boottime_ms());
+        if (const auto &rules = on_disk_->rules())
+            said = narrower(said, could_allow(from, *rules));
+    } else {
+        said = judge(from, what);
+    }
     if (said.what != policy_action::deny)
         return std::nullopt;
     return refusal{said.reason, said.why, said.rule};
@@ -273,7 +324,8 @@ std::optional<refusal> admission::hopeless(const peer &from, const envelope &wha
 
 void admission::admit(const peer &from, verified<request> what, consent given, answer tell) {
     peer known = from;
-    if (!rules_.uses_tags())
+    look_at_files();
+    if (!uses_tags())
         return decide_and_start(std::move(known), std::move(what), std::move(given),
                                 std::move(tell));
     if (const known_tags *tags = tags_.fresh(from.name, host::boottime_ms())) {
@@ -305,11 +357,11 @@ host::outcome<account> account_for(const run_terms &how) {
 void admission::decide_and_start(peer from, verified<request> what, consent given, answer tell) {
     const envelope &header = what->header;
     const std::optional<std::string_view> collected(given.collected);
-    auto why = shut(from.name);
+    auto why = shut(from);
     verdict said;
     std::optional<account> as;
     if (!why) {
-        said = decide(from, header, rules_, approvals_.granted(), host::boottime_ms(), collected);
+        said = judge(from, header, collected);
         if (said.what == policy_action::deny)
             why = refusal{said.reason, said.why, said.rule, said.what};
         else if (said.what == policy_action::ask && header.dry_run)
@@ -359,10 +411,11 @@ void admission::start(peer from, verified<request> what, verdict said, std::opti
     records_.start(std::move(entry),
                    [this, from, what = std::move(what), how = std::move(said.how),
                     as = std::move(as), collected = std::move(given.collected).value_or(""),
+                    ceiling = on_disk_->values() ? on_disk_->values()->ceiling : containment{},
                     tell = std::move(tell)](std::optional<std::uint64_t> serial) mutable {
                        if (serial) {
                            tell(admitted(std::move(what), from, std::move(how), std::move(as),
-                                         std::move(collected), *serial));
+                                         std::move(collected), *serial, ceiling));
                        } else {
                            records_.release(from.name, *what->header.id);
                            log_.write(log_category::error, subject(from, what->header) + " " +

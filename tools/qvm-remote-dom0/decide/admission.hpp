@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -22,6 +23,7 @@
 #include "base/log.hpp"
 #include "decide/account.hpp"
 #include "decide/approvals.hpp"
+#include "decide/current_files.hpp"
 #include "decide/keyring.hpp"
 #include "decide/policy_files.hpp"
 #include "decide/tags.hpp"
@@ -43,10 +45,11 @@ class admitted {
     /// Within which it runs, by policy: the same in the executor's words. A dedicated account is
     /// a boundary only when it is confined; under full access none is meant to be.
     [[nodiscard]] containment bounds() const {
-        return {
-            .most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
-            .output_bytes = terms_.output.value_or(0),
-            .confined = !terms_.full && as_.has_value()};
+        return within(
+            {.most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
+             .output_bytes = terms_.output.value_or(0),
+             .confined = !terms_.full && as_.has_value()},
+            ceiling_);
     }
     /// The account that it runs as; absent: the daemon's own.
     [[nodiscard]] const std::optional<account> &as() const noexcept { return as_; }
@@ -54,9 +57,11 @@ class admitted {
   private:
     friend class admission;
     admitted(verified<qvmremote::request> request, peer from, run_terms terms,
-             std::optional<account> as, std::string collected, std::uint64_t serial)
+             std::optional<account> as, std::string collected, std::uint64_t serial,
+             const containment &ceiling)
         : request_(std::move(request)), from_(std::move(from)), terms_(std::move(terms)),
-          as_(std::move(as)), collected_(std::move(collected)), serial_(serial) {}
+          as_(std::move(as)), collected_(std::move(collected)), serial_(serial), ceiling_(ceiling) {
+    }
 
     verified<qvmremote::request> request_;
     peer from_;
@@ -64,6 +69,7 @@ class admitted {
     std::optional<account> as_;
     std::string collected_;
     std::uint64_t serial_;
+    containment ceiling_; // of remote.conf as it was then
 };
 
 /// A request that is whole, may run if an operator says so, and has no such word yet.
@@ -99,14 +105,17 @@ struct candidate {
 class admission {
   public:
     admission(const paths &where, const keyring &keys, const policy_files &policies,
-              tag_source &tags, approvals &words, journal &records, event_log &log)
+              tag_source &tags, approvals &words, journal &records, event_log &log,
+              overrides said = {})
         : where_(where), keys_(keys), policies_(policies), tags_(tags), approvals_(words),
-          records_(records), log_(log) {}
+          records_(records), log_(log),
+          on_disk_(std::make_unique<current_files>(where, policies, std::move(said))) {}
 
     /// Learns anew who may do what: at start and whenever keys or policy were changed. Who has a key
     /// is served; when there is a list (QVM_REMOTE_VMS, --vm), only those on it are. `protocols` is
     /// QVM_REMOTE_PROTOCOL: auto, 1, 2 or both, in all and per qube. A policy that cannot be read is
-    /// no failure here: what runs goes on, and trouble() says why nothing new is let in.
+    /// no failure here: what runs goes on, and trouble() says why nothing new is let in. Between two
+    /// calls, what policy and settings on disk take away counts already, and what they add does not.
     [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed,
                                              std::string protocols);
 
@@ -124,7 +133,7 @@ class admission {
 
     /// Why the policy is not in force, as lines for people; empty when all is well. Behind the first
     /// kind nothing is let in, behind the second nothing of the qubes named.
-    [[nodiscard]] std::string trouble() const { return policy_trouble_; }
+    [[nodiscard]] std::string trouble() const;
     [[nodiscard]] const std::vector<std::string> &without_rules() const { return without_rules_; }
     /// The level of a qube, in a word.
     [[nodiscard]] std::string level(const qube_name &qube) const;
@@ -157,7 +166,11 @@ class admission {
                                                const digest256 &key_mark) const;
 
   private:
-    [[nodiscard]] std::optional<refusal> shut(const qube_name &qube) const;
+    [[nodiscard]] std::optional<refusal> shut(const peer &from) const;
+    [[nodiscard]] verdict judge(const peer &from, const envelope &what,
+                                std::optional<std::string_view> collected = {}) const;
+    [[nodiscard]] bool uses_tags() const;
+    void look_at_files() const;
     void decide_and_start(peer from, verified<request> what, consent given, answer tell);
     void start(peer from, verified<request> what, verdict said, std::optional<account> as,
                consent given, answer tell);
@@ -182,6 +195,7 @@ class admission {
     std::size_t starting_ = 0;
     std::function<void()> none_starts_;
     policy rules_; // the last good one
+    std::unique_ptr<current_files> on_disk_;
     std::string policy_trouble_;
     std::set<std::string, std::less<>> served_;
     std::vector<std::string> without_rules_; // those of the served that no rule is about

@@ -6,10 +6,12 @@
 #include <cstdlib>
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <qvmremote/host/files.hpp>
+#include <qvmremote/host/unique_fd.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
@@ -31,17 +33,13 @@ const level_rules &shipped_levels() {
     return levels;
 }
 
-host::outcome<std::vector<policy_file>> policy_files::read() const {
-    auto directory = host::open_trusted(directory_, host::trusted::directory);
-    if (!directory) {
-        if (directory.error().error_number == ENOENT)
-            return std::vector<policy_file>{};
-        return tl::unexpected(directory.error());
-    }
-    DIR *const entries = ::fdopendir(directory->get());
+namespace {
+// The names in a directory that was opened, which is closed by this.
+host::outcome<std::vector<std::string>> names_in(host::unique_fd directory) {
+    DIR *const entries = ::fdopendir(directory.get());
     if (!entries)
-        return host::failed("cannot read " + directory_, errno);
-    (void)directory->release(); // closedir closes it
+        return host::failed("", errno);
+    (void)directory.release(); // closedir closes it
     std::vector<std::string> names;
     errno = 0;
     while (const dirent *entry = ::readdir(entries)) {
@@ -53,13 +51,34 @@ host::outcome<std::vector<policy_file>> policy_files::read() const {
     const int error = errno;
     ::closedir(entries);
     if (error != 0)
-        return host::failed("cannot read " + directory_, error);
-    if (names.size() > limits::policy_files)
+        return host::failed("", error);
+    std::sort(names.begin(), names.end());
+    return names;
+}
+} // namespace
+
+std::vector<std::string> policy_files::names() const {
+    host::unique_fd directory(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory)
+        return {};
+    return names_in(std::move(directory)).value_or(std::vector<std::string>{});
+}
+
+host::outcome<std::vector<policy_file>> policy_files::read() const {
+    auto directory = host::open_trusted(directory_, host::trusted::directory);
+    if (!directory) {
+        if (directory.error().error_number == ENOENT)
+            return std::vector<policy_file>{};
+        return tl::unexpected(directory.error());
+    }
+    auto names = names_in(std::move(*directory));
+    if (!names)
+        return host::failed("cannot read " + directory_, names.error().error_number);
+    if (names->size() > limits::policy_files)
         return host::failed(directory_ + " holds more than " +
                             std::to_string(limits::policy_files) + " policy files");
-    std::sort(names.begin(), names.end());
     std::vector<policy_file> out;
-    for (std::string &name : names) {
+    for (std::string &name : *names) {
         auto text =
             host::read_trusted(directory_ + "/" + name, host::trusted::file, limits::policy_file);
         if (!text)

@@ -25,6 +25,9 @@ class policy_files {
 
     [[nodiscard]] const std::string &directory() const noexcept { return directory_; }
 
+    /// Their names, sorted, whoever wrote them; none when the directory cannot be read.
+    [[nodiscard]] std::vector<std::string> names() const;
+
     /// Their texts. A missing directory holds none; one bad file is a failure.
     [[nodiscard]] host::outcome<std::vector<policy_file>> read() const;
 

@@ -134,7 +134,8 @@ class daemon {
         tags_ = std::make_unique<tag_source>(
             tag_origin::of(settings_, options_.where),
             [this](std::function<void()> work) { boost::asio::post(loop_, std::move(work)); });
-        admission_.emplace(options_.where, keys_, policies_, *tags_, approvals_, *records_, *log_);
+        admission_.emplace(options_.where, keys_, policies_, *tags_, approvals_, *records_, *log_,
+                           overrides{options_.vm, options_.transport});
         if (auto loaded = admission_->reload(settings_.qubes, protocols()); !loaded)
             return loaded;
         if (const std::string trouble = policy_trouble(); !trouble.empty())
