@@ -345,11 +345,11 @@ namespace {
 // The account that a rule names. Below full access one that may administer would bound nothing.
 host::outcome<account> account_for(const run_terms &how) {
     auto found = find_account(how.user);
-    if (found && !how.full && !why_no_confinement().empty())
-        return host::failed(why_no_confinement() + "; a rule with user= below full needs that");
     if (found && !how.full && found->may_administer)
         return host::failed("user '" + found->name +
                             "' of the rule may administer dom0, so it bounds no command");
+    if (found && !how.full && !why_no_confinement().empty())
+        return host::failed(why_no_confinement() + "; a rule with user= below full needs that");
     return found;
 }
 } // namespace

@@ -416,6 +416,8 @@ void execution::tell_early_eof() {
 }
 
 void execution::stdin_data(bytes_view data) {
+    if (!port_) // its session is over
+        return;
     stdin_bytes_ += data.size();
     if (!stdin_.is_open()) { // the command no longer reads
         port_->grant_stdin(data.size());

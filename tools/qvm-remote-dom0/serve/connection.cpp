@@ -69,13 +69,45 @@ class live_session final : public session_port {
     std::uint32_t number_;
 };
 
+// The same session as its request speaks to it. The connection owns the request, and this with it.
+class session_request_port final : public request_port {
+  public:
+    session_request_port(connection &stream, std::uint32_t number)
+        : stream_(stream), number_(number) {}
+
+    [[nodiscard]] bool ask_for_body() override { return machine().take_body(number_); }
+    [[nodiscard]] result<verified<request>> take_body() override {
+        return stream_.take_body(number_);
+    }
+    void pend(std::uint64_t serial, const std::string &text) override {
+        machine().pend(number_, serial, text);
+    }
+    void collect_stdin(std::size_t more) override { machine().collect_stdin(number_, more); }
+    [[nodiscard]] bool postpone() override { return false; }
+    void refuse(const refusal &why) override {
+        if (machine().has(number_)) // a body that does not match has ended the session already
+            machine().refuse(number_, why.reason, why.text);
+    }
+    [[nodiscard]] std::unique_ptr<session_port> execution_port(const envelope &) override {
+        return std::make_unique<live_session>(stream_.shared_from_this(), number_);
+    }
+    void forget() override { stream_.forget(number_); }
+    void flush() override { stream_.flush(); }
+
+  private:
+    [[nodiscard]] server_stream &machine() { return stream_.stream(); }
+
+    connection &stream_;
+    std::uint32_t number_;
+};
+
 } // namespace
 
-connection::connection(service &parts, host::stream from, qube_name qube, std::string transport)
-    : parts_(parts), from_{std::move(qube), std::move(transport), std::move(from.argument),
-                           std::nullopt},
-      in_(parts.loop), out_(parts.loop), preamble_timer_(parts.loop), pause_timer_(parts.loop),
-      stream_(from_.name.text(), parts.features, host::boottime_ms()),
+connection::connection(service &context, host::stream from, qube_name qube, std::string transport)
+    : context_(context), from_{std::move(qube), std::move(transport), std::move(from.argument),
+                               std::nullopt},
+      in_(context.loop), out_(context.loop), preamble_timer_(context.loop),
+      pause_timer_(context.loop), stream_(from_.name.text(), context.features, host::boottime_ms()),
       heard_ms_(host::boottime_ms()) {
     set_nonblocking(from.in.get());
     set_nonblocking(from.out.get());
@@ -134,13 +166,13 @@ void connection::on_readable() {
         const std::uint64_t now = host::boottime_ms();
         heard_ms_ = now;
         if (std::exchange(pinged_ms_, 0) != 0)
-            parts_.keep_alive_changed();
+            context_.daemon.keep_alive_changed();
         for (;;) {
             auto event = stream_.next(now);
             if (!event) {
-                parts_.log.write(log_category::reject,
-                                 "vm=" + from_.name.text() +
-                                     " stream closed: " + std::string(message(event.error().code)));
+                context_.log.write(log_category::reject,
+                                   "vm=" + from_.name.text() + " stream closed: " +
+                                       std::string(message(event.error().code)));
                 close();
                 return;
             }
@@ -190,12 +222,8 @@ void connection::flush() {
                             if (self->stream_.congested())
                                 return;
                             self->read_more();
-                            std::vector<std::shared_ptr<execution>> all; // they may go meanwhile
-                            for (const auto &[number, s] : self->sessions_)
-                                if (s.running)
-                                    all.push_back(s.running);
-                            for (const auto &running : all)
-                                running->more_output();
+                            self->for_each_request(
+                                [](request_pipeline &request) { request.more_output(); });
                             if (self->queue_)
                                 self->queue_->more_output();
                         });
@@ -213,19 +241,18 @@ void connection::close() {
     out_.close(ignored);
     preamble_timer_.cancel();
     pause_timer_.cancel();
-    while (!sessions_.empty())
-        on_closed(sessions_.begin()->first, errc::session_over);
+    for_each_request([](request_pipeline &request) { request.abandon(errc::session_over); });
     if (queue_)
         queue_->close();
-    parts_.something_ended();
-    parts_.connections.erase(self);
+    context_.daemon.something_ended();
+    context_.connections.erase(self);
 }
 
 void connection::handle(const server_event &event, std::uint64_t now_ms) {
     using kind = server_event::kind;
     switch (event.what) {
     case kind::open: {
-        if (parts_.draining) {
+        if (context_.draining) {
             stream_.reject_open(errc::draining);
             return;
         }
@@ -239,51 +266,57 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
     }
     case kind::request:
         return on_request(event, now_ms);
-    case kind::body:
-        return on_body(event.session);
-    case kind::closed:
-        return on_closed(event.session, event.reason);
     case kind::pong:
         return;
-    case kind::stdin_data:
-    case kind::stdin_eof: {
-        const auto collecting = sessions_.find(event.session);
-        if (collecting == sessions_.end() || !collecting->second.reading_limit)
-            break;
-        if (event.what == kind::stdin_data)
-            return collect(event.session, event.data);
-        collecting->second.reading_limit.reset();
-        return ask_operator(event.session);
-    }
     case kind::queue:
         if (!queue_)
-            queue_ = std::make_unique<entry_queue>(parts_, *this);
+            queue_ = std::make_unique<entry_queue>(context_, *this);
         if (!queue_->take(event.data, now_ms))
             close();
         return;
     default:
         break;
     }
-    const auto at = sessions_.find(event.session);
-    if (at == sessions_.end() || !at->second.running)
+    const auto at = requests_.find(event.session);
+    if (at == requests_.end())
         return;
-    const auto running = at->second.running;
+    const auto request = at->second; // it may end meanwhile
     switch (event.what) {
+    case kind::body:
+        return request->on_body(take_body(event.session));
     case kind::stdin_data:
-        return running->stdin_data(event.data);
+        return request->stdin_data(event.data);
     case kind::stdin_eof:
-        return running->stdin_eof();
+        return request->stdin_eof();
     case kind::signal:
-        return running->signal(event.number);
+        return request->signal(event.number);
     case kind::credit:
-        return running->more_output();
+        return request->more_output();
+    case kind::closed:
+        if (event.reason != errc::session_over)
+            context_.log.write(log_category::reject,
+                               "vm=" + from_.name.text() + " id=" + request->header().id->text() +
+                                   " session ended: " + std::string(message(event.reason)));
+        return request->abandon(event.reason);
     default: // resize: there is no terminal yet
         return;
     }
 }
 
+result<verified<request>> connection::take_body(std::uint32_t number) {
+    return stream_.complete(number, requests_.at(number)->verified_header());
+}
+
+// A copy, since any of them may end, and end others with it.
+template <class Call>
+void connection::for_each_request(Call call) {
+    const auto all = requests_;
+    for (const auto &[number, request] : all)
+        call(*request);
+}
+
 void connection::on_request(const server_event &event, std::uint64_t now_ms) {
-    auto asked = parts_.admission.check(stream_, event, from_, now_ms);
+    auto asked = context_.admission.check(stream_, event, from_, now_ms);
     if (!asked) {
         if (asked.error().code == errc::bad_token || asked.error().code == errc::no_key)
             count_failure(now_ms);
@@ -291,220 +324,37 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     }
     was_asked_ = true;
     const std::uint32_t number = event.session;
-    const envelope &what = *asked->header;
-    const std::size_t held = event.data.size();
-    const request_kind kind = what.kind;
-    const auto at = sessions_.emplace(number, session(std::move(*asked))).first;
-    if (sessions_.size() == 1)
-        parts_.keep_alive_changed();
-    if (kind == request_kind::ping || kind == request_kind::status) {
-        answer_directly(number, *at->second.asked.header);
-        return;
-    }
-    if (parts_.draining) // its challenge was given out before
-        return give_up(number, {errc::draining, {}});
-    // What no slot would change is said at once.
-    if (const auto why = parts_.admission.hopeless(from_, *at->second.asked.header))
-        return give_up(number, *why);
+    const request_kind kind = asked->header->kind;
+    if (kind == request_kind::ping || kind == request_kind::status)
+        return answer_directly(number, *asked);
+    const auto request = std::make_shared<request_pipeline>(
+        context_, from_, std::move(*asked), std::make_unique<session_request_port>(*this, number));
+    requests_.emplace(number, request);
+    if (requests_.size() == 1)
+        context_.daemon.keep_alive_changed();
     // Beside what waits and runs: commands that have ended and whose output nobody reads.
-    if (sessions_.size() > limits::waiting_per_qube + limits::running_per_qube)
-        return give_up(number, {errc::busy, {}});
-    submit(number, held);
+    if (requests_.size() > limits::waiting_per_qube + limits::running_per_qube)
+        return request->give_up({errc::busy, {}});
+    request->begin(event.data.size());
 }
 
-void connection::submit(std::uint32_t number, std::size_t held_bytes) {
-    const bool queued =
-        parts_.scheduler.submit(from_.name.text(), held_bytes, [self = weak_from_this(), number] {
-            const auto alive = self.lock();
-            return alive && alive->on_slot(number);
-        });
-    if (!queued)
-        return give_up(number, {errc::busy, {}});
-    parts_.reschedule();
-}
-
-bool connection::on_slot(std::uint32_t number) {
-    const auto at = sessions_.find(number);
-    if (closed_ || at == sessions_.end())
-        return false;
-    session &s = at->second;
-    s.turn.emplace(parts_, from_.name.text());
-    if (s.waits) { // and comes back with an operator's word
-        const auto back = std::exchange(s.waits, std::nullopt);
-        admit(number, std::move(back->what));
-        return true;
-    }
-    if (!stream_.take_body(number))
-        on_body(number);
-    else
-        flush();
-    return true;
-}
-
-void connection::on_body(std::uint32_t number) {
-    session &s = sessions_.at(number);
-    auto whole = stream_.complete(number, s.asked.header);
-    if (!whole) {
-        parts_.admission.abandon(from_, *s.asked.header, {whole.error().code, {}});
-        sessions_.erase(number);
-        return;
-    }
-    admit(number, std::move(*whole));
-}
-
-void connection::admit(std::uint32_t number, verified<request> what) {
-    session &s = sessions_.at(number);
-    s.admitting = true;
-    parts_.admission.admit(from_, std::move(what), std::exchange(s.given, {}),
-                           [self = shared_from_this(), number](admission::outcome answer) {
-                               self->on_admitted(number, std::move(answer));
-                           });
-}
-
-void connection::on_admitted(std::uint32_t number, admission::outcome answer) {
-    const auto at = sessions_.find(number);
-    admitted *const good = std::get_if<admitted>(&answer);
-    if (at == sessions_.end()) {
-        // The client went while START was written. It stands in the audit log as what it is.
-        if (good)
-            parts_.admission.not_run(*good, errc::session_over);
-        return;
-    }
-    session &s = at->second;
-    s.admitting = false;
-    if (s.doomed && !std::holds_alternative<refusal>(answer)) {
-        const refusal why{*s.doomed, {}};
-        good ? parts_.admission.not_run(*good, why.reason)
-             : parts_.admission.abandon(from_, *s.asked.header, why);
-        answer = why;
-    }
-    if (held *const waits = std::get_if<held>(&answer))
-        return on_held(number, std::move(*waits));
-    if (const refusal *const why = std::get_if<refusal>(&answer)) {
-        stream_.refuse(number, why->reason, why->text);
-        sessions_.erase(at);
-        flush();
-        return;
-    }
-    s.running = std::make_shared<execution>(
-        parts_.execution, std::make_unique<live_session>(shared_from_this(), number),
-        std::move(std::get<admitted>(answer)), std::make_shared<slot>(std::move(*s.turn)));
-    s.turn.reset();
-    parts_.execution.running.insert(s.running);
-    const auto running = s.running;
-    running->start();
-    flush();
-}
-
-// It waits without a slot; when its stdin is part of the question, that is read first.
-void connection::on_held(std::uint32_t number, held what) {
-    session &s = sessions_.at(number);
-    s.turn.reset();
-    const auto asking = std::count_if(sessions_.begin(), sessions_.end(),
-                                      [](const auto &row) { return row.second.waits.has_value(); });
-    if (static_cast<std::size_t>(asking) >= approvals::most_of_a_qube)
-        return give_up(number, {errc::busy, "too much waits for an operator already"});
-    const bool reads = what.said.how.input == stdin_mode::collected;
-    s.waits.emplace(std::move(what));
-    if (!reads)
-        return ask_operator(number);
-    s.given.collected.emplace();
-    s.reading_limit = std::make_shared<boost::asio::steady_timer>(parts_.loop);
-    s.reading_limit->expires_after(std::chrono::milliseconds(approvals::patience_ms));
-    s.reading_limit->async_wait([self = weak_from_this(), number](boost::system::error_code ec) {
-        const auto alive = self.lock();
-        if (!alive || ec)
-            return;
-        alive->give_up(number, {errc::approval_timeout, "standard input did not end"});
-        alive->flush();
-    });
-    stream_.pend(number, 0, "standard input is read first");
-    stream_.collect_stdin(number, limits::window);
-    flush();
-}
-
-void connection::collect(std::uint32_t number, bytes_view data) {
-    std::string &collected = *sessions_.at(number).given.collected;
-    if (data.size() > limits::collected_stdin - collected.size())
-        return give_up(number,
-                       {errc::denied, "an operator is asked about 1 MiB of standard input at "
-                                      "most; stdin=live in the rule passes it on unseen"});
-    collected.append(as_text(data));
-    stream_.collect_stdin(number, data.size());
-}
-
-void connection::ask_operator(std::uint32_t number) {
-    session &s = sessions_.at(number);
-    const auto serial =
-        parts_.ask_operator(question_of(*s.waits, s.given.collected),
-                            [self = weak_from_this(), number](tl::expected<approval, errc> word) {
-                                if (const auto alive = self.lock())
-                                    alive->on_word(number, std::move(word));
-                            });
-    if (!serial) {
-        give_up(number, {errc::busy, "too much waits for an operator already"});
-    } else {
-        s.asked_as.emplace(parts_, *serial);
-        stream_.pend(number, *serial,
-                     "qvm-remote-dom0 approvals, serial " + std::to_string(*serial));
-    }
-    flush();
-}
-
-void connection::on_word(std::uint32_t number, tl::expected<approval, errc> word) {
-    const auto at = sessions_.find(number);
-    if (at == sessions_.end() || !at->second.asked_as)
-        return;
-    at->second.asked_as.reset();
-    if (word) {
-        at->second.given.by = std::move(*word);
-        submit(number, at->second.given.collected.value_or("").size());
-    } else {
-        give_up(number, {word.error(), {}});
-    }
-    flush();
-}
-
-void connection::answer_directly(std::uint32_t number, const envelope &what) {
+void connection::answer_directly(std::uint32_t number, const candidate &asked) {
+    const envelope &what = *asked.header;
     stream_.accept(number, what.timeout_s, false);
     if (what.kind == request_kind::status) {
         const std::string text =
             "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
-            "\nlevel: " + parts_.admission.level(from_.name) +
-            "\nrunning: " + std::to_string(parts_.scheduler.running(from_.name.text())) +
-            "\nwaiting: " + std::to_string(parts_.scheduler.waiting(from_.name.text())) + "\n";
+            "\nlevel: " + context_.admission.level(from_.name) +
+            "\nrunning: " + std::to_string(context_.scheduler.running(from_.name.text())) +
+            "\nwaiting: " + std::to_string(context_.scheduler.waiting(from_.name.text())) + "\n";
         const auto room = stream_.prepare_output(number, text.size());
         std::copy_n(text.begin(), room.size(), room.begin());
         stream_.commit_output(number, frame_type::stdout_data, room.size());
     }
     stream_.end(number, {.cause = end_cause::exited});
-    parts_.records.release(from_.name, *what.id);
-    parts_.log.write(log_category::auth_ok, "vm=" + from_.name.text() + " id=" + what.id->text() +
-                                                " (" + std::string(name(what.kind)) + ")");
-    sessions_.erase(number);
-}
-
-void connection::on_closed(std::uint32_t number, errc why) {
-    const auto at = sessions_.find(number);
-    if (at == sessions_.end())
-        return;
-    const session s = std::move(at->second);
-    sessions_.erase(at);
-    if (why != errc::session_over)
-        parts_.log.write(log_category::reject, "vm=" + from_.name.text() +
-                                                   " id=" + s.asked.header->id->text() +
-                                                   " session ended: " + std::string(message(why)));
-    if (s.running)
-        s.running->abandon();
-    else if (!s.admitting)
-        parts_.admission.abandon(from_, *s.asked.header, {why, {}});
-}
-
-void connection::give_up(std::uint32_t number, const refusal &why) {
-    const auto at = sessions_.find(number);
-    stream_.refuse(number, why.reason, why.text);
-    parts_.admission.abandon(from_, *at->second.asked.header, why);
-    sessions_.erase(at);
+    context_.records.release(from_.name, *what.id);
+    context_.log.write(log_category::auth_ok, "vm=" + from_.name.text() + " id=" + what.id->text() +
+                                                  " (" + std::string(name(what.kind)) + ")");
 }
 
 void connection::count_failure(std::uint64_t now_ms) {
@@ -516,14 +366,7 @@ void connection::count_failure(std::uint64_t now_ms) {
 }
 
 void connection::drop_late_bodies(std::uint64_t now_ms) {
-    std::vector<std::uint32_t> late;
-    for (const auto &[number, s] : sessions_)
-        if (s.turn && !s.admitting && s.turn->is_overdue(now_ms))
-            late.push_back(number);
-    for (const std::uint32_t number : late)
-        give_up(number, late_body());
-    if (!late.empty())
-        flush();
+    for_each_request([now_ms](request_pipeline &request) { request.drop_late_body(now_ms); });
     if (queue_)
         queue_->drop_late_bodies(now_ms);
 }
@@ -532,8 +375,8 @@ void connection::keep_alive(std::uint64_t now_ms, bool all) {
     drop_late_bodies(now_ms);
     if (pinged_ms_ != 0) {
         if (now_ms >= pinged_ms_ + patience_ms) {
-            parts_.log.write(log_category::error,
-                             "vm=" + from_.name.text() + " gives no sign of life; stream closed");
+            context_.log.write(log_category::error,
+                               "vm=" + from_.name.text() + " gives no sign of life; stream closed");
             close();
         }
         return;
@@ -557,35 +400,17 @@ std::uint64_t connection::keep_alive_due() const {
 }
 
 void connection::recheck_keys() {
-    std::map<std::uint32_t, errc> over;
-    for (const auto &[number, s] : sessions_)
-        if (const auto why = parts_.admission.why_over(from_.name, s.asked.key_mark))
-            over.emplace(number, *why);
-    for (const auto &[number, why] : over) {
-        const auto at = sessions_.find(number);
-        if (at == sessions_.end())
-            break; // the stream broke over the last answer
-        if (const auto running = at->second.running)
-            running->cancel(why);
-        else if (at->second.admitting)
-            at->second.doomed = why;
-        else
-            give_up(number, {why, {}});
-    }
+    for_each_request([this](request_pipeline &request) {
+        if (const auto why = context_.admission.why_over(from_.name, request.key_mark()))
+            request.cancel(*why);
+    });
     if (queue_)
         queue_->recheck_keys();
     flush();
 }
 
 void connection::refuse_waiting(errc why) {
-    std::vector<std::uint32_t> numbers;
-    for (auto &[number, s] : sessions_)
-        if (s.admitting)
-            s.doomed = why;
-        else if (!s.running)
-            numbers.push_back(number);
-    for (const std::uint32_t number : numbers)
-        give_up(number, {why, {}});
+    for_each_request([why](request_pipeline &request) { request.refuse_waiting(why); });
     if (queue_)
         queue_->refuse_waiting(why);
     flush();

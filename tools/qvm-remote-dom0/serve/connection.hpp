@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// One stream from a qube, and the sessions on it up to the point where something runs.
+/// One stream from a qube: its bytes, its keep-alive, and the requests of the sessions on it.
 
 #pragma once
 
@@ -18,21 +18,22 @@
 
 #include "decide/admission.hpp"
 #include "serve/entry_queue.hpp"
+#include "serve/request_pipeline.hpp"
 #include "serve/service.hpp"
 
 namespace qvmremote::dom0 {
 
-class execution;
-
 /// Moves bytes between the transport's descriptors and a server_stream, and answers its events.
 class connection : public std::enable_shared_from_this<connection> {
   public:
-    connection(service &parts, host::stream from, qube_name qube, std::string transport);
+    connection(service &context, host::stream from, qube_name qube, std::string transport);
 
     void start();
 
     [[nodiscard]] const peer &from() const noexcept { return from_; }
     [[nodiscard]] server_stream &stream() noexcept { return stream_; }
+    /// The request of a session whose body is whole; errors as server_stream::complete.
+    [[nodiscard]] result<verified<request>> take_body(std::uint32_t number);
     [[nodiscard]] std::size_t session_count() const noexcept { return stream_.session_count(); }
 
     /// Writes what the stream machine has to say; call after every use of stream().
@@ -57,7 +58,7 @@ class connection : public std::enable_shared_from_this<connection> {
     [[nodiscard]] bool is_closed() const noexcept { return closed_; }
     /// Something runs or waits here.
     [[nodiscard]] bool is_busy() const {
-        return !sessions_.empty() || (queue_ && queue_->size() > 0);
+        return !requests_.empty() || (queue_ && queue_->size() > 0);
     }
 
     /// A token did not verify. A stream with very many of them is read slowly: each costs us more
@@ -69,52 +70,26 @@ class connection : public std::enable_shared_from_this<connection> {
     /// Refuses what waits: the daemon is about to end.
     void refuse_waiting(errc why);
 
-    /// An execution has sent its END or was given up.
-    void forget(std::uint32_t number) { sessions_.erase(number); }
+    /// The request of this session is over.
+    void forget(std::uint32_t number) { requests_.erase(number); }
 
   private:
-    // A session from its verified header on.
-    struct session {
-        explicit session(candidate verified) : asked(std::move(verified)) {}
-
-        candidate asked;
-        std::optional<slot> turn;
-        bool admitting = false;     // START is on its way to the disk
-        std::optional<errc> doomed; // and it is not to run any more
-        std::shared_ptr<execution> running;
-
-        // One that an operator is asked about. It has no slot meanwhile.
-        std::optional<held> waits;
-        consent given;
-        std::optional<standing_question> asked_as;
-        std::shared_ptr<boost::asio::steady_timer> reading_limit; // while its stdin is collected
-    };
-
     void read_more();
     void on_readable();
     void handle(const server_event &event, std::uint64_t now_ms);
     void on_request(const server_event &event, std::uint64_t now_ms);
-    [[nodiscard]] bool on_slot(std::uint32_t number);
-    void on_body(std::uint32_t number);
-    void answer_directly(std::uint32_t number, const envelope &what);
-    void on_closed(std::uint32_t number, errc why);
-    void on_admitted(std::uint32_t number, admission::outcome answer);
-    void admit(std::uint32_t number, verified<request> what);
-    void submit(std::uint32_t number, std::size_t held_bytes);
-    void on_held(std::uint32_t number, held what);
-    void collect(std::uint32_t number, bytes_view data);
-    void ask_operator(std::uint32_t number);
-    void on_word(std::uint32_t number, tl::expected<approval, errc> word);
-    void give_up(std::uint32_t number, const refusal &why);
+    void answer_directly(std::uint32_t number, const candidate &asked);
+    template <class Call>
+    void for_each_request(Call call);
     void drop_late_bodies(std::uint64_t now_ms);
     void wait_for_preamble();
 
-    service &parts_;
+    service &context_;
     peer from_;
     boost::asio::posix::stream_descriptor in_, out_;
     boost::asio::steady_timer preamble_timer_, pause_timer_;
     server_stream stream_;
-    std::map<std::uint32_t, session> sessions_;
+    std::map<std::uint32_t, std::shared_ptr<request_pipeline>> requests_;
     std::unique_ptr<entry_queue> queue_;     // once the other end has spoken of it
     std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
     std::size_t failures_ = 0;               // in the present window

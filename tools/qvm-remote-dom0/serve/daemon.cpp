@@ -69,7 +69,7 @@ struct way_in {
     boost::asio::steady_timer pause; // after a failure
 };
 
-class daemon {
+class daemon final : public coordinator {
   public:
     daemon(const daemon_options &options, const cgroup_home &home, warden children)
         : options_(options), home_(home), children_(std::move(children)), loop_(1),
@@ -140,18 +140,11 @@ class daemon {
             return loaded;
         if (const std::string trouble = policy_trouble(); !trouble.empty())
             std::fputs(trouble.c_str(), stderr);
-        parts_ =
-            std::make_shared<service>(loop_, *log_, *records_, *admission_, approvals_, children_);
+        parts_ = std::make_shared<service>(*this, loop_, *log_, *records_, *admission_, approvals_,
+                                           children_);
         parts_->execution.dry_run = options_.dry_run;
-        parts_->reschedule = [this] { reschedule(); };
-        parts_->something_ended = [this] { something_ended(); };
-        parts_->execution.on_end = parts_->something_ended;
+        parts_->execution.on_end = [this] { something_ended(); };
         admission_->when_none_starts([this] { something_ended(); });
-        parts_->keep_alive_changed = [this] { arm_keep_alive(); };
-        parts_->ask_operator = [this](question what, approvals::answer tell) {
-            return ask_operator(std::move(what), std::move(tell));
-        };
-        parts_->questions_changed = [this] { questions_changed(); };
         notifier_.use(std::string(settings_.values.get("QVM_REMOTE_NOTIFY").value_or("")));
         find_account();
         report_settings();
@@ -379,7 +372,7 @@ class daemon {
         arm_keep_alive();
     }
 
-    void reschedule() {
+    void reschedule() override {
         if (rescheduling_)
             return; // a start may end at once and call again
         rescheduling_ = true;
@@ -398,7 +391,7 @@ class daemon {
         return parts_->execution.running.empty() && admission_->starting() == 0;
     }
 
-    void something_ended() {
+    void something_ended() override {
         if (std::exchange(some_leave_, false))
             if (auto told = tell_peers(); !told)
                 log_->write(log_category::error, for_log(told.error().what));
@@ -559,6 +552,7 @@ class daemon {
         await_keep_alive();
     }
 
+    void keep_alive_changed() override { arm_keep_alive(); }
     void arm_keep_alive() {
         std::uint64_t due = parts_->connections.empty() ? UINT64_MAX : next_round_ms_;
         for (const auto &c : parts_->connections)
@@ -611,7 +605,7 @@ class daemon {
                           TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &when, nullptr);
     }
 
-    std::optional<std::uint64_t> ask_operator(question what, approvals::answer tell) {
+    std::optional<std::uint64_t> ask_operator(question what, approvals::answer tell) override {
         const auto serial = approvals_.ask(std::move(what), host::boottime_ms(), std::move(tell));
         if (!serial)
             return serial;
@@ -625,7 +619,7 @@ class daemon {
     }
 
     // Tells those who watch, and sees to it that silence ends.
-    void questions_changed() {
+    void questions_changed() override {
         if (told_version_ != approvals_.version()) {
             told_version_ = approvals_.version();
             for (const auto &tell : std::exchange(watchers_, {}))

@@ -75,9 +75,9 @@ class entry_port final : public session_port {
             if (const std::uint64_t count = is_stdout ? out_ : err_;
                 count > limits::recorded_output) {
                 say(is_stdout, queue_cut_mark);
-                queue_.parts_.log.write(log_category::trunc,
-                                        std::string(is_stdout ? "stdout" : "stderr") + " (" +
-                                            std::to_string(count) + " bytes)");
+                queue_.context_.log.write(log_category::trunc,
+                                          std::string(is_stdout ? "stdout" : "stderr") + " (" +
+                                              std::to_string(count) + " bytes)");
             }
         if (const std::string words = words_of(how); !words.empty())
             say(false, "qvm-remote-dom0: " + words + "\n");
@@ -105,14 +105,44 @@ class entry_port final : public session_port {
     std::uint64_t out_ = 0, err_ = 0;
 };
 
+/// The entry as its request speaks to it. The queue owns the request, and this with it.
+class entry_request_port final : public request_port {
+  public:
+    entry_request_port(entry_queue &queue, command_id id) : queue_(queue), id_(std::move(id)) {}
+
+    [[nodiscard]] bool ask_for_body() override {
+        queue_.machine_.fetch(id_);
+        return true;
+    }
+    [[nodiscard]] result<verified<request>> take_body() override { return fail(errc::incomplete); }
+    // Protocol 1 cannot tell its sender that it waits, and has no stdin to collect.
+    void pend(std::uint64_t, const std::string &) override {}
+    void collect_stdin(std::size_t) override {}
+    [[nodiscard]] bool postpone() override {
+        queue_.machine_.later(id_);
+        return true;
+    }
+    void refuse(const refusal &why) override { queue_.send_refusal(id_, why); }
+    [[nodiscard]] std::unique_ptr<session_port> execution_port(const envelope &what) override {
+        return std::make_unique<entry_port>(queue_.owner_.shared_from_this(), queue_, id_,
+                                            what.body.substr(0, 4 * dom0_preview));
+    }
+    void forget() override { queue_.entries_.erase(id_.text()); }
+    void flush() override { queue_.send(); }
+
+  private:
+    entry_queue &queue_;
+    command_id id_;
+};
+
 bool entry_queue::take(bytes_view untrusted, std::uint64_t now_ms) {
     machine_.feed(untrusted);
     for (;;) {
         auto event = machine_.next();
         if (!event) {
-            parts_.log.write(log_category::reject,
-                             "vm=" + owner_.from().name.text() +
-                                 " queue broken: " + std::string(message(event.error().code)));
+            context_.log.write(log_category::reject,
+                               "vm=" + owner_.from().name.text() +
+                                   " queue broken: " + std::string(message(event.error().code)));
             return false;
         }
         if (!*event)
@@ -136,9 +166,9 @@ void entry_queue::handle(queue_event event, std::uint64_t now_ms) {
     case kind::stale:
         return on_stale(*event.id);
     case kind::failed:
-        parts_.log.write(log_category::error,
-                         subject(owner_.from(), event.id->text()) +
-                             " write-failed: the qube could not store the result");
+        context_.log.write(log_category::error,
+                           subject(owner_.from(), event.id->text()) +
+                               " write-failed: the qube could not store the result");
         return;
     case kind::pong:
         ++answers_;
@@ -146,7 +176,7 @@ void entry_queue::handle(queue_event event, std::uint64_t now_ms) {
     case kind::done:
         return;
     case kind::idle:
-        return parts_.something_ended();
+        return context_.daemon.something_ended();
     }
 }
 
@@ -154,168 +184,63 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
     const command_id &id = *event.id;
     if (entries_.contains(id.text()))
         return; // said twice
-    auto asked = parts_.admission.check_entry(owner_.from(), id, event.untrusted_token,
-                                              event.length, now_ms);
+    auto asked = context_.admission.check_entry(owner_.from(), id, event.untrusted_token,
+                                                event.length, now_ms);
     if (!asked) {
         if (asked.error())
-            return finish_refused(id, *asked.error());
+            return refuse_entry(id, *asked.error());
         owner_.count_failure(now_ms);
         return machine_.drop(id);
     }
-    const auto at = entries_.emplace(id.text(), entry(std::move(*asked))).first;
+    const auto request =
+        std::make_shared<request_pipeline>(context_, owner_.from(), std::move(*asked),
+                                           std::make_unique<entry_request_port>(*this, id));
+    entries_.emplace(id.text(), request);
     if (entries_.size() == 1)
-        parts_.keep_alive_changed();
-    if (parts_.draining)
-        return postpone(at);
-    if (const auto why = parts_.admission.hopeless(owner_.from(), *at->second.asked.header))
-        return give_up(at, *why);
-    submit(at);
-}
-
-void entry_queue::submit(std::map<std::string, entry>::iterator at) {
-    const bool queued =
-        parts_.scheduler.submit(owner_.from().name.text(), sizeof(entry),
-                                [self = owner_.weak_from_this(), this, key = at->first] {
-                                    const auto alive = self.lock();
-                                    return alive && on_slot(key);
-                                });
-    if (!queued && at->second.waits)
-        return give_up(at, {errc::busy, {}});
-    if (!queued)
-        return postpone(at);
-    parts_.reschedule();
-}
-
-bool entry_queue::on_slot(const std::string &id) {
-    const auto at = entries_.find(id);
-    if (at == entries_.end())
-        return false;
-    at->second.turn.emplace(parts_, owner_.from().name.text());
-    if (at->second.waits) { // and comes back with an operator's word
-        auto back = std::exchange(at->second.waits, std::nullopt);
-        admit(*at->second.asked.header->id, std::move(back->what));
-        return true;
-    }
-    machine_.fetch(*at->second.asked.header->id);
-    send();
-    return true;
+        context_.daemon.keep_alive_changed();
+    request->begin(sizeof *request);
 }
 
 void entry_queue::on_body(queue_event event) {
     const auto at = entries_.find(event.id->text());
     if (at == entries_.end())
         return; // refused in between; its result is on its way
+    const auto request = at->second;
     auto whole =
-        request_verifier::complete(at->second.asked.header, std::move(event.untrusted_body));
-    if (!whole) {
-        const errc why = whole.error().code;
-        return give_up(at, {why, why == errc::command_empty    ? "empty-command"
-                                 : why == errc::binary_content ? "binary-content"
-                                                               : std::string()});
-    }
-    admit(*event.id, std::move(*whole));
-}
-
-void entry_queue::admit(const command_id &id, verified<request> what) {
-    entry &e = entries_.at(id.text());
-    e.admitting = true;
-    parts_.admission.admit(owner_.from(), std::move(what),
-                           {std::exchange(e.word, std::nullopt), std::nullopt},
-                           [self = owner_.shared_from_this(), this, id](admission::outcome answer) {
-                               on_admitted(id, std::move(answer));
-                           });
-}
-
-void entry_queue::on_admitted(const command_id &id, admission::outcome answer) {
-    const auto at = entries_.find(id.text());
-    admitted *const good = std::get_if<admitted>(&answer);
-    if (at == entries_.end()) {
-        if (good)
-            parts_.admission.not_run(*good, errc::session_over);
-        return;
-    }
-    at->second.admitting = false;
-    if (at->second.doomed && !std::holds_alternative<refusal>(answer)) {
-        const refusal why{*at->second.doomed, {}};
-        good ? parts_.admission.not_run(*good, why.reason)
-             : parts_.admission.abandon(owner_.from(), *at->second.asked.header, why);
-        answer = why;
-    }
-    if (held *const waits = std::get_if<held>(&answer))
-        return ask_operator(id, std::move(*waits));
-    if (const refusal *const why = std::get_if<refusal>(&answer)) {
-        const refusal said = *why;
-        entries_.erase(at);
-        finish_refused(id, said);
-        send();
-        return;
-    }
-    admitted &may = std::get<admitted>(answer);
-    std::string shown = may.request().body.substr(0, 4 * dom0_preview);
-    const auto running = std::make_shared<execution>(
-        parts_.execution,
-        std::make_unique<entry_port>(owner_.shared_from_this(), *this, id, std::move(shown)),
-        std::move(may), std::make_shared<slot>(std::move(*at->second.turn)));
-    at->second.turn.reset();
-    at->second.running = running;
-    parts_.execution.running.insert(running);
-    running->start();
-    send();
-}
-
-// Protocol 1 cannot tell its sender that it waits.
-void entry_queue::ask_operator(const command_id &id, held what) {
-    const auto at = entries_.find(id.text());
-    at->second.turn.reset();
-    const auto serial = parts_.ask_operator(
-        question_of(what, std::nullopt),
-        [self = owner_.weak_from_this(), this, key = id.text()](tl::expected<approval, errc> word) {
-            if (const auto alive = self.lock())
-                on_word(key, std::move(word));
-        });
-    if (!serial)
-        return give_up(at, {errc::busy, "too much waits for an operator already"});
-    at->second.waits.emplace(std::move(what));
-    at->second.asked_as.emplace(parts_, *serial);
-}
-
-void entry_queue::on_word(const std::string &id, tl::expected<approval, errc> word) {
-    const auto at = entries_.find(id);
-    if (at == entries_.end() || !at->second.asked_as)
-        return;
-    at->second.asked_as.reset();
-    if (!word)
-        return give_up(at, {word.error(), {}});
-    at->second.word = std::move(*word);
-    submit(at);
+        request_verifier::complete(request->verified_header(), std::move(event.untrusted_body));
+    // As the Python daemon names them.
+    const std::string reason = whole                                        ? ""
+                               : whole.error().code == errc::command_empty  ? "empty-command"
+                               : whole.error().code == errc::binary_content ? "binary-content"
+                                                                            : "";
+    request->on_body(std::move(whole), reason);
 }
 
 void entry_queue::on_gone(const std::string &id) {
-    const auto at = entries_.find(id);
-    if (at == entries_.end())
-        return;
-    const entry e = std::move(at->second);
-    entries_.erase(at);
-    if (e.running)
-        e.running->abandon();
-    else if (!e.admitting)
-        parts_.admission.abandon(owner_.from(), *e.asked.header, {errc::session_over, {}});
+    if (const auto at = entries_.find(id); at != entries_.end()) {
+        const auto request = at->second;
+        request->abandon(errc::session_over);
+    }
 }
 
 // A daemon died while this ran, or its stream broke; nobody can say how far the command came.
 void entry_queue::on_stale(const command_id &id) {
     if (entries_.contains(id.text()))
         return;
-    parts_.log.write(log_category::error,
-                     subject(owner_.from(), id.text()) + " was left in running: outcome unknown");
+    context_.log.write(log_category::error,
+                       subject(owner_.from(), id.text()) + " was left in running: outcome unknown");
     send_failure(id, 130,
                  "the connection to dom0 ended while this command ran: its outcome is unknown");
 }
 
-void entry_queue::finish_refused(const command_id &id, const refusal &why) {
+void entry_queue::refuse_entry(const command_id &id, const refusal &why) {
     // A result of the first one must not be overwritten by the refusal of the second.
     if (why.reason == errc::id_used && entries_.contains(id.text()))
         return machine_.drop(id);
+    send_refusal(id, why);
+}
+
+void entry_queue::send_refusal(const command_id &id, const refusal &why) {
     send_failure(id, 126,
                  std::string(message(why.reason)) +
                      (why.text.empty() ? "" : " (" + why.text + ")"));
@@ -331,80 +256,36 @@ void entry_queue::send_failure(const command_id &id, int exit_code, std::string_
                        line_started(now, id.text(), exit_code, 0, {}));
 }
 
-void entry_queue::give_up(std::map<std::string, entry>::iterator at, const refusal &why) {
-    const command_id id = *at->second.asked.header->id;
-    parts_.admission.abandon(owner_.from(), *at->second.asked.header, why);
-    entries_.erase(at);
-    finish_refused(id, why);
-    send();
+// A copy, since any of them may end, and end others with it.
+template <class Call>
+void entry_queue::for_each_request(Call call) {
+    const auto all = entries_;
+    for (const auto &[id, request] : all)
+        call(*request);
 }
 
 void entry_queue::recheck_keys() {
-    std::map<std::string, errc> over;
-    for (const auto &[id, e] : entries_)
-        if (const auto why = parts_.admission.why_over(owner_.from().name, e.asked.key_mark))
-            over.emplace(id, *why);
-    for (const auto &[id, why] : over) {
-        const auto at = entries_.find(id);
-        if (at == entries_.end())
-            continue; // the stream broke over the last answer
-        if (const auto running = at->second.running)
-            running->cancel(why);
-        else if (at->second.admitting)
-            at->second.doomed = why;
-        else
-            give_up(at, {why, {}});
-    }
+    for_each_request([this](request_pipeline &request) {
+        if (const auto why = context_.admission.why_over(owner_.from().name, request.key_mark()))
+            request.cancel(*why);
+    });
 }
 
 void entry_queue::drop_late_bodies(std::uint64_t now_ms) {
-    std::vector<std::string> ids;
-    for (const auto &[id, e] : entries_)
-        if (e.turn && !e.admitting && e.turn->is_overdue(now_ms))
-            ids.push_back(id);
-    for (const std::string &id : ids)
-        if (const auto at = entries_.find(id); at != entries_.end())
-            give_up(at, late_body());
+    for_each_request([now_ms](request_pipeline &request) { request.drop_late_body(now_ms); });
 }
 
 void entry_queue::refuse_waiting(errc why) {
-    std::vector<std::string> ids;
-    for (auto &[id, e] : entries_)
-        if (e.admitting)
-            e.doomed = why;
-        else if (!e.running)
-            ids.push_back(id);
-    for (const std::string &id : ids) {
-        const auto at = entries_.find(id);
-        if (at == entries_.end())
-            continue;
-        if (at->second.turn || at->second.waits || why != errc::draining)
-            give_up(at, {why, {}});
-        else
-            postpone(at); // it still lies in the qube, for the next daemon
-    }
+    for_each_request([why](request_pipeline &request) { request.refuse_waiting(why); });
     send();
 }
 
 void entry_queue::more_output() {
-    std::vector<std::shared_ptr<execution>> all; // they may go meanwhile
-    for (const auto &[id, e] : entries_)
-        if (e.running)
-            all.push_back(e.running);
-    for (const auto &running : all)
-        running->more_output();
+    for_each_request([](request_pipeline &request) { request.more_output(); });
 }
 
 void entry_queue::close() {
-    while (!entries_.empty())
-        on_gone(entries_.begin()->first);
-}
-
-void entry_queue::postpone(std::map<std::string, entry>::iterator at) {
-    const command_id id = *at->second.asked.header->id;
-    parts_.records.release(owner_.from().name, id);
-    entries_.erase(at);
-    machine_.later(id);
+    for_each_request([](request_pipeline &request) { request.abandon(errc::session_over); });
 }
 
 void entry_queue::ping() {

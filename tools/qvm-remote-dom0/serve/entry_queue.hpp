@@ -13,17 +13,17 @@
 #include <qvmremote/queue.hpp>
 
 #include "decide/admission.hpp"
+#include "serve/request_pipeline.hpp"
 #include "serve/service.hpp"
 
 namespace qvmremote::dom0 {
 
 class connection;
-class execution;
 
 /// Answers what the carrier says, on the stream of a connection that owns this.
 class entry_queue {
   public:
-    entry_queue(service &parts, connection &owner) : parts_(parts), owner_(owner) {}
+    entry_queue(service &context, connection &owner) : context_(context), owner_(owner) {}
 
     /// A piece of the queue's bytes. False when they are no good: the stream is to be closed.
     [[nodiscard]] bool take(bytes_view untrusted, std::uint64_t now_ms);
@@ -48,44 +48,24 @@ class entry_queue {
 
   private:
     friend class entry_port;
-
-    // An entry from its verified token on.
-    struct entry {
-        explicit entry(candidate verified) : asked(std::move(verified)) {}
-
-        candidate asked;
-        std::optional<slot> turn;
-        bool admitting = false;     // START is on its way to the disk
-        std::optional<errc> doomed; // and it is not to run any more
-        std::shared_ptr<execution> running;
-
-        // One that an operator is asked about. It has no slot meanwhile.
-        std::optional<held> waits;
-        std::optional<approval> word;
-        std::optional<standing_question> asked_as;
-    };
+    friend class entry_request_port;
 
     void handle(queue_event event, std::uint64_t now_ms);
     void on_entry(const queue_event &event, std::uint64_t now_ms);
-    [[nodiscard]] bool on_slot(const std::string &id);
     void on_body(queue_event event);
-    void submit(std::map<std::string, entry>::iterator at);
-    void admit(const command_id &id, verified<request> what);
-    void on_admitted(const command_id &id, admission::outcome answer);
-    void ask_operator(const command_id &id, held what);
-    void on_word(const std::string &id, tl::expected<approval, errc> word);
     void on_gone(const std::string &id);
+    template <class Call>
+    void for_each_request(Call call);
     void on_stale(const command_id &id);
-    void finish_refused(const command_id &id, const refusal &why);
-    void postpone(std::map<std::string, entry>::iterator at);
-    void give_up(std::map<std::string, entry>::iterator at, const refusal &why);
+    void refuse_entry(const command_id &id, const refusal &why);
+    void send_refusal(const command_id &id, const refusal &why);
     void send_failure(const command_id &id, int exit_code, std::string_view text);
     void send();
 
-    service &parts_;
+    service &context_;
     connection &owner_;
     queue_server machine_;
-    std::map<std::string, entry> entries_;
+    std::map<std::string, std::shared_ptr<request_pipeline>> entries_;
     std::uint64_t pings_ = 0, answers_ = 0;
     bool said_idle_ = false;
 };

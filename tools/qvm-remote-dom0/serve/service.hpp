@@ -6,8 +6,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -33,13 +34,33 @@ namespace qvmremote::dom0 {
 
 class connection;
 
+/// What connections and requests ask of the daemon that owns them. Called on the loop's thread.
+class coordinator {
+  public:
+    /// Starts what the scheduler lets start; to be called whenever that may have changed.
+    virtual void reschedule() = 0;
+    /// A connection or an execution is over, or a queue is empty.
+    virtual void something_ended() = 0;
+    /// Puts a question to the operators. Returns its serial, or nothing when too many wait.
+    [[nodiscard]] virtual std::optional<std::uint64_t> ask_operator(question what,
+                                                                    approvals::answer answer) = 0;
+    /// The questions that wait have changed.
+    virtual void questions_changed() = 0;
+    /// A connection's keep_alive_due may have changed.
+    virtual void keep_alive_changed() = 0;
+
+  protected:
+    ~coordinator() = default;
+};
+
 /// Everything here lives as long as the loop and is touched by its thread alone.
 struct service : std::enable_shared_from_this<service> {
-    service(boost::asio::io_context &on, event_log &to, journal &r, class admission &a,
-            class approvals &words, warden &w)
-        : loop(on), log(to), records(r), admission(a),
+    service(coordinator &owner, boost::asio::io_context &on, event_log &to, journal &r,
+            class admission &a, class approvals &words, warden &w)
+        : daemon(owner), loop(on), log(to), records(r), admission(a),
           approvals(words), execution{.loop = on, .log = to, .records = r, .children = w} {}
 
+    coordinator &daemon;
     boost::asio::io_context &loop;
     event_log &log;
     journal &records;
@@ -51,25 +72,18 @@ struct service : std::enable_shared_from_this<service> {
     };
     std::uint32_t features = feature::gmac;
     bool draining = false;
+    /// How long standard input that an operator is to see may take to end.
+    std::uint64_t stdin_patience_ms = dom0::approvals::patience_ms;
 
     std::set<std::shared_ptr<connection>> connections;
 
-    /// Starts what the scheduler lets start. Called whenever that may have changed.
-    std::function<void()> reschedule;
-    /// Called when a connection or an execution is over, or a queue is empty.
-    std::function<void()> something_ended;
-    /// Puts a question to the operators; the serial, or nothing when too many wait.
-    std::function<std::optional<std::uint64_t>(question, approvals::answer)> ask_operator;
-    /// Called when the questions that wait have changed.
-    std::function<void()> questions_changed;
-    /// Called when a connection's keep_alive_due may have changed.
-    std::function<void()> keep_alive_changed;
+    /// How many requests of each qube are kept for an operator to see (question_place).
+    std::map<std::string, std::size_t> questions_of;
 };
 
-/// From the slot on: what runs has a time-out, and what only says that it will must not go without.
+/// How long a request may hold a slot without its body: what runs has a time-out, and what only says
+/// that it will run must have one too.
 inline constexpr std::uint64_t body_patience_ms = 60'000;
-/// What is said of one that did not come. It is looked for with the keep-alives.
-inline refusal late_body() { return {errc::incomplete, "its body did not come within a minute"}; }
 
 /// One of the scheduler's slots, for as long as something may run in it.
 class slot {
@@ -83,10 +97,10 @@ class slot {
         if (!parts)
             return;
         parts->scheduler.release(qube_);
-        boost::asio::post(parts->loop, parts->reschedule);
+        boost::asio::post(parts->loop, [parts] { parts->daemon.reschedule(); });
     }
 
-    /// Whether who has it has had all the time that there is for a body to come.
+    /// Whether its holder has had all the time that there is for a body to come.
     [[nodiscard]] bool is_overdue(std::uint64_t now_ms) const noexcept {
         return now_ms >= since_ms_ + body_patience_ms;
     }
@@ -95,6 +109,44 @@ class slot {
     std::weak_ptr<service> parts_;
     std::string qube_;
     std::uint64_t since_ms_;
+};
+
+/// One of the places for requests that wait for an operator, from the moment on when their standard input
+/// is collected. They bound what a qube can make dom0 keep in this way: limits::collected_stdin for each.
+class question_place {
+  public:
+    [[nodiscard]] static std::optional<question_place> take(service &context,
+                                                            const std::string &qube) {
+        std::size_t all = 0;
+        for (const auto &[name, count] : context.questions_of)
+            all += count;
+        const auto of_qube = context.questions_of.find(qube);
+        if (all >= approvals::most_in_all ||
+            (of_qube != context.questions_of.end() && of_qube->second >= approvals::most_of_a_qube))
+            return std::nullopt;
+        ++context.questions_of[qube];
+        return question_place(context, qube);
+    }
+    question_place(question_place &&) noexcept = default;
+    question_place &operator=(question_place &&other) noexcept {
+        std::swap(context_, other.context_);
+        std::swap(qube_, other.qube_);
+        return *this;
+    }
+    ~question_place() {
+        const auto context = context_.lock(); // gone: moved from, or the daemon is ending
+        if (!context)
+            return;
+        if (const auto at = context->questions_of.find(qube_); --at->second == 0)
+            context->questions_of.erase(at);
+    }
+
+  private:
+    question_place(service &context, std::string qube)
+        : context_(context.weak_from_this()), qube_(std::move(qube)) {}
+
+    std::weak_ptr<service> context_;
+    std::string qube_;
 };
 
 /// A question that an operator was asked, for as long as somebody wants to know.
@@ -109,7 +161,7 @@ class standing_question {
         if (!parts)
             return;
         parts->approvals.withdraw(serial_);
-        boost::asio::post(parts->loop, parts->questions_changed);
+        boost::asio::post(parts->loop, [parts] { parts->daemon.questions_changed(); });
     }
 
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }

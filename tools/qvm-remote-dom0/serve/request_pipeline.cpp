@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "serve/request_pipeline.hpp"
+
+#include <chrono>
+#include <variant>
+
+#include "execute/execution.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+constexpr const char *too_many_questions = "too much waits for an operator already";
+}
+
+void request_pipeline::begin(std::size_t held_bytes) {
+    if (context_.draining)
+        return turn_away();
+    if (const auto why = context_.admission.hopeless(from_, *header_))
+        return give_up(*why);
+    wait_for_slot(step::waiting_for_slot, held_bytes);
+}
+
+void request_pipeline::wait_for_slot(step waiting, std::size_t held_bytes) {
+    enter(waiting);
+    const bool queued = context_.scheduler.submit(from_.name.text(), held_bytes,
+                                                  in_this_step([](request_pipeline &self) {
+                                                      self.on_slot();
+                                                      return true;
+                                                  }));
+    if (!queued)
+        return waiting == step::approved ? give_up({errc::busy, {}}) : turn_away();
+    context_.daemon.reschedule();
+}
+
+// Nothing has begun: where the request can wait with its sender it does.
+void request_pipeline::turn_away() {
+    if (!port_->postpone())
+        return give_up({context_.draining ? errc::draining : errc::busy, {}});
+    context_.records.release(from_.name, *header_->id);
+    finish();
+}
+
+void request_pipeline::on_slot() {
+    slot_.emplace(context_, from_.name.text());
+    if (held_) { // and comes back with an operator's word
+        auto back = std::exchange(held_, std::nullopt);
+        place_.reset();
+        return admit(std::move(back->what));
+    }
+    enter(step::waiting_for_body);
+    if (port_->ask_for_body())
+        port_->flush();
+    else
+        on_body(port_->take_body());
+}
+
+void request_pipeline::on_body(result<verified<request>> whole, const std::string &reason) {
+    if (step_ != step::waiting_for_body)
+        return;
+    if (!whole)
+        return give_up({whole.error().code, reason});
+    admit(std::move(*whole));
+}
+
+void request_pipeline::admit(verified<request> what) {
+    enter(step::admitting);
+    // Not bound to this step: a START that is durable needs its END, whatever became of the request.
+    context_.admission.admit(from_, std::move(what), std::exchange(consent_, {}),
+                             [self = shared_from_this()](admission::outcome answer) {
+                                 self->on_admitted(std::move(answer));
+                             });
+}
+
+void request_pipeline::on_admitted(admission::outcome answer) {
+    admitted *const good = std::get_if<admitted>(&answer);
+    if (step_ == step::over) { // the sender went while START was written
+        if (good)
+            context_.admission.not_run(*good, errc::session_over);
+        return;
+    }
+    if (const refusal *const why = std::get_if<refusal>(&answer)) { // and it stands in the records
+        port_->refuse(*why);
+        return finish();
+    }
+    if (doomed_ && good) {
+        context_.admission.not_run(*good, *doomed_);
+        port_->refuse({*doomed_, {}});
+        return finish();
+    }
+    if (doomed_)
+        return give_up({*doomed_, {}});
+    if (good)
+        return run(std::move(*good));
+    on_held(std::move(std::get<held>(answer)));
+}
+
+void request_pipeline::run(admitted what) {
+    enter(step::running);
+    auto port = port_->execution_port(what.request());
+    const auto command =
+        std::make_shared<execution>(context_.execution, std::move(port), std::move(what),
+                                    std::make_shared<slot>(std::move(*slot_)));
+    slot_.reset();
+    running_ = command;
+    context_.execution.running.insert(command);
+    const auto self = shared_from_this(); // a command that cannot be started ends at once
+    command->start();
+    port_->flush();
+}
+
+// When its stdin is part of the question, that is read first.
+void request_pipeline::on_held(held what) {
+    slot_.reset();
+    place_ = question_place::take(context_, from_.name.text());
+    if (!place_)
+        return give_up({errc::busy, too_many_questions});
+    const bool reads_stdin = what.said.how.input == stdin_mode::collected;
+    held_.emplace(std::move(what));
+    if (!reads_stdin)
+        return ask_operator();
+    enter(step::collecting_stdin);
+    consent_.collected.emplace();
+    stdin_limit_.emplace(context_.loop, std::chrono::milliseconds(context_.stdin_patience_ms));
+    stdin_limit_->async_wait(in_this_step([](request_pipeline &self, boost::system::error_code ec) {
+        if (ec)
+            return;
+        self.give_up({errc::approval_timeout, "standard input did not end"});
+    }));
+    port_->pend(0, "standard input is read first");
+    port_->collect_stdin(limits::window);
+    port_->flush();
+}
+
+void request_pipeline::ask_operator() {
+    enter(step::asking_operator);
+    stdin_limit_.reset();
+    const auto serial = context_.daemon.ask_operator(
+        question_of(*held_, consent_.collected),
+        in_this_step([](request_pipeline &self, tl::expected<approval, errc> word) {
+            self.on_word(std::move(word));
+        }));
+    if (!serial)
+        return give_up({errc::busy, too_many_questions});
+    question_.emplace(context_, *serial);
+    port_->pend(*serial, "qvm-remote-dom0 approvals, serial " + std::to_string(*serial));
+    port_->flush();
+}
+
+void request_pipeline::on_word(tl::expected<approval, errc> word) {
+    question_.reset();
+    if (!word)
+        return give_up({word.error(), {}});
+    consent_.by = std::move(*word);
+    wait_for_slot(step::approved, consent_.collected.value_or("").size());
+    port_->flush();
+}
+
+void request_pipeline::stdin_data(bytes_view data) {
+    if (const auto command = running_.lock())
+        return command->stdin_data(data);
+    if (step_ != step::collecting_stdin)
+        return;
+    std::string &collected = *consent_.collected;
+    if (data.size() > limits::collected_stdin - collected.size())
+        return give_up({errc::denied, "an operator is asked about 1 MiB of standard input at most; "
+                                      "stdin=live in the rule passes it on unseen"});
+    collected.append(as_text(data));
+    port_->collect_stdin(data.size());
+}
+
+void request_pipeline::stdin_eof() {
+    if (const auto command = running_.lock())
+        command->stdin_eof();
+    else if (step_ == step::collecting_stdin)
+        ask_operator();
+}
+
+void request_pipeline::signal(int number) {
+    if (const auto command = running_.lock())
+        command->signal(number);
+}
+
+void request_pipeline::more_output() {
+    if (const auto command = running_.lock())
+        command->more_output();
+}
+
+void request_pipeline::abandon(errc why) {
+    if (step_ == step::over)
+        return;
+    if (const auto command = running_.lock())
+        command->abandon();
+    else if (step_ != step::admitting && step_ != step::running)
+        context_.admission.abandon(from_, *header_, {why, {}});
+    finish();
+}
+
+void request_pipeline::give_up(const refusal &why) {
+    const auto self = shared_from_this();
+    port_->refuse(why);
+    context_.admission.abandon(from_, *header_, why);
+    finish();
+}
+
+void request_pipeline::cancel(errc why) {
+    const auto self = shared_from_this();
+    if (const auto command = running_.lock())
+        command->cancel(why);
+    else if (step_ == step::admitting)
+        doomed_ = why;
+    else if (step_ != step::over && step_ != step::running)
+        give_up({why, {}});
+}
+
+void request_pipeline::refuse_waiting(errc why) {
+    if (step_ == step::running)
+        return;
+    if (step_ == step::waiting_for_slot && why == errc::draining)
+        return turn_away();
+    cancel(why);
+}
+
+void request_pipeline::drop_late_body(std::uint64_t now_ms) {
+    if (step_ == step::waiting_for_body && slot_->is_overdue(now_ms))
+        give_up({errc::incomplete, "its body did not come within a minute"});
+}
+
+// After this no handler of its finds it any more.
+void request_pipeline::finish() {
+    const auto self = shared_from_this();
+    enter(step::over);
+    slot_.reset();
+    place_.reset();
+    question_.reset();
+    stdin_limit_.reset();
+    running_.reset();
+    port_->forget();
+    port_->flush();
+}
+
+} // namespace qvmremote::dom0

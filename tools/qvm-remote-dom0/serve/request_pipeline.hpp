@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The way of a request from its verified header to its end, the same for a session of protocol 2 and
+/// for an entry of the queue.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/error.hpp>
+
+#include "decide/admission.hpp"
+#include "execute/session_port.hpp"
+#include "serve/service.hpp"
+
+namespace qvmremote::dom0 {
+
+class execution;
+
+/// How the pipeline speaks to whoever sent a request. Each protocol has one; it lives as long as its
+/// request.
+class request_port {
+  public:
+    virtual ~request_port() = default;
+
+    /// Asks for the body, which then comes through request_pipeline::on_body. False: the body came with
+    /// the header, and take_body gives it at once.
+    [[nodiscard]] virtual bool ask_for_body() = 0;
+    [[nodiscard]] virtual result<verified<request>> take_body() = 0;
+
+    /// Says that the request waits for an operator; `serial` is 0 while standard input is collected.
+    virtual void pend(std::uint64_t serial, const std::string &text) = 0;
+    /// Lets the sender send so many bytes more of standard input, before the command is accepted.
+    virtual void collect_stdin(std::size_t more) = 0;
+
+    /// Leaves a request for which there is no room with its sender, to be found again later. False: this
+    /// protocol has no such place.
+    [[nodiscard]] virtual bool postpone() = 0;
+    /// The last word on a request that does not run.
+    virtual void refuse(const refusal &why) = 0;
+    /// What the command speaks through, once it runs.
+    [[nodiscard]] virtual std::unique_ptr<session_port> execution_port(const envelope &what) = 0;
+
+    /// Forgets the request: its owner lets go of it.
+    virtual void forget() = 0;
+    /// Writes out what was said.
+    virtual void flush() = 0;
+};
+
+/// One request. Its owner (the stream or the queue that it came on) holds it in a table, gives it what
+/// comes for it, and says when its sender is gone.
+///
+/// Every handler that answers later is made by `in_this_step`, so it does nothing once the request has
+/// taken another step or is over, whatever else was ready in the same round of the loop.
+class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
+  public:
+    request_pipeline(service &context, peer from, candidate verified,
+                     std::unique_ptr<request_port> port)
+        : context_(context), from_(std::move(from)), header_(std::move(verified.header)),
+          key_mark_(verified.key_mark), port_(std::move(port)) {}
+
+    /// Begins: refuses what no slot would change, and waits for one. `held_bytes` is what the request
+    /// takes of memory until then.
+    void begin(std::size_t held_bytes);
+
+    // What comes from the sender. What does not fit the present step is dropped.
+
+    /// The body that the port asked for; `reason` is added to the refusal where it is none.
+    void on_body(result<verified<request>> whole, const std::string &reason = {});
+    void stdin_data(bytes_view data);
+    void stdin_eof();
+    void signal(int number);
+    /// There is room for output again.
+    void more_output();
+    /// The sender is gone: nobody is told anything any more, and what runs ends.
+    void abandon(errc why);
+
+    // What dom0 decides meanwhile.
+
+    /// Refuses a request that does not run yet. One whose START is being written is refused after that.
+    void give_up(const refusal &why);
+    /// Ends it wherever it is: refused while it waits, cancelled while it runs.
+    void cancel(errc why);
+    /// Refuses it unless it runs. One that only waits for a slot is postponed where it can be and the
+    /// daemon is draining: the next daemon finds it.
+    void refuse_waiting(errc why);
+    /// Gives its slot up when its body has not come in time.
+    void drop_late_body(std::uint64_t now_ms);
+
+    [[nodiscard]] const envelope &header() const noexcept { return *header_; }
+    [[nodiscard]] const verified<envelope> &verified_header() const noexcept { return header_; }
+    [[nodiscard]] const digest256 &key_mark() const noexcept { return key_mark_; }
+
+  private:
+    enum class step : std::uint8_t {
+        begun,
+        waiting_for_slot,
+        waiting_for_body,
+        admitting,        ///< START is on its way to the disk
+        collecting_stdin, ///< for an operator to see
+        asking_operator,
+        approved, ///< and waiting for a slot again
+        running,
+        over
+    };
+
+    void enter(step next) {
+        step_ = next;
+        ++steps_taken_;
+    }
+    /// `call` as a handler that runs only while the request is alive and still in this step. Where a
+    /// result is asked for, one that does not run returns false.
+    template <class Call>
+    [[nodiscard]] auto in_this_step(Call call) {
+        return [weak = weak_from_this(), taken = steps_taken_,
+                call = std::move(call)](auto &&...arguments) mutable {
+            using result_type = decltype(call(*std::declval<request_pipeline *>(),
+                                              std::forward<decltype(arguments)>(arguments)...));
+            const auto alive = weak.lock();
+            if (!alive || alive->steps_taken_ != taken)
+                return result_type();
+            return call(*alive, std::forward<decltype(arguments)>(arguments)...);
+        };
+    }
+
+    void wait_for_slot(step waiting, std::size_t held_bytes);
+    void on_slot();
+    void turn_away();
+    void admit(verified<request> what);
+    void on_admitted(admission::outcome answer);
+    void on_held(held what);
+    void ask_operator();
+    void on_word(tl::expected<approval, errc> word);
+    void run(admitted what);
+    void finish();
+
+    service &context_;
+    const peer from_;
+    verified<envelope> header_;
+    digest256 key_mark_;
+    std::unique_ptr<request_port> port_;
+    step step_ = step::begun;
+    std::uint64_t steps_taken_ = 0;
+
+    std::optional<slot> slot_;
+    std::optional<errc> doomed_;       // it is not to run, whatever admission says
+    std::weak_ptr<execution> running_; // the context's set holds it until it is over
+
+    // While an operator is asked. It holds no slot meanwhile.
+    std::optional<held> held_;
+    std::optional<question_place> place_;
+    std::optional<standing_question> question_;
+    std::optional<boost::asio::steady_timer> stdin_limit_;
+    consent consent_;
+};
+
+} // namespace qvmremote::dom0
