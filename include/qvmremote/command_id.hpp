@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -80,8 +81,9 @@ class command_id {
 };
 
 /// The name of a qube, safe as a path component: a letter, then letters, digits, '_' and '-', 31 at
-/// most (qubes.vm.validate_name). Not dom0, none or default, and not a stub domain (*-dm): none of
-/// these can be a peer.
+/// most (qubes.vm.validate_name). Not dom0 by any of its names: those of Qubes and Xen (dom0,
+/// Domain-0) are refused in any case; a number, a UUID and @adminvm are no such names at all. Not
+/// none or default, and not a stub domain (*-dm): none of these can be a peer.
 class qube_name {
   public:
     /// Fails with errc::bad_qube_name at the first byte that does not belong.
@@ -93,9 +95,15 @@ class qube_name {
             if (i == limits::qube_name || !(is_alnum(c) || c == '_' || c == '-'))
                 return fail(errc::bad_qube_name, i);
         }
-        for (const std::string_view reserved : {"dom0", "none", "default"})
-            if (untrusted == reserved)
-                return fail(errc::bad_qube_name);
+        const auto is_in_any_case = [&](std::string_view name) {
+            return untrusted.size() == name.size() &&
+                   std::equal(name.begin(), name.end(), untrusted.begin(), [](char a, char b) {
+                       return a == (b >= 'A' && b <= 'Z' ? static_cast<char>(b - 'A' + 'a') : b);
+                   });
+        };
+        if (is_in_any_case("dom0") || is_in_any_case("domain-0") || untrusted == "none" ||
+            untrusted == "default")
+            return fail(errc::bad_qube_name);
         if (untrusted.ends_with("-dm"))
             return fail(errc::bad_qube_name, untrusted.size() - 3);
         return qube_name(std::string(untrusted));

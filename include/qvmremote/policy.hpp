@@ -98,8 +98,10 @@ struct word_pattern {
     enum class kind : std::uint8_t {
         literal, ///< exactly this
         word,    ///< `*`: one word, not empty, not beginning with `-`, without control characters
-        qube, ///< `{qube:GLOB}`: the name of a qube (never dom0) in which `*` stands for anything
-        rest, ///< `**`: all that follows, which may be nothing
+        qube,   ///< `{qube:GLOB}`: the name of a qube (never dom0) in which `*` stands for anything
+        number, ///< `{number}`: 1 to 18 digits
+        name,   ///< `{name}`: a letter or digit, then any of [A-Za-z0-9_.@:+,-]: no option, no path
+        rest,   ///< `**`: all that follows, which may be nothing
     };
     kind what = kind::literal;
     std::string text; ///< of a literal, or the glob
@@ -200,6 +202,9 @@ class level_rules {
     /// Whether a level below full holds this argv.
     [[nodiscard]] bool allow(access_level level, std::span<const std::string> argv) const;
 
+    /// The patterns that a level below full holds.
+    [[nodiscard]] std::vector<argv_pattern> lines(access_level level) const;
+
   private:
     using patterns = std::map<std::string, std::vector<argv_pattern>, std::less<>>; // by program
     patterns monitor_, manage_;
@@ -217,7 +222,7 @@ struct policy_file {
 ///
 /// - QUBE: a name, `@tag:TAG` or `@anyvm`.
 /// - REQUEST: `level:monitor|read-only|manage|full`; `exec:PROGRAM WORD…`, each WORD a text of
-///   [A-Za-z0-9_@%+:,./=-], `*`, `{qube:GLOB}`, or `**` as the last; `script:sha256:HEX`, for
+///   [A-Za-z0-9_@%+:,./=-], `*`, `{qube:GLOB}`, `{number}`, `{name}`, or `**` as the last; `script:sha256:HEX`, for
 ///   a script of exactly these bytes; `*` for anything, which cannot be with `allow` (that is level:full).
 /// - ACTION: `allow`, `ask` or `deny`. In an exec pattern, it is the last such word.
 /// - OPTION: as rule_options. `deny` takes none; `ttl` and `stdin=collected` go with `ask` alone.

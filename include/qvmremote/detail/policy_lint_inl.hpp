@@ -22,12 +22,68 @@ namespace detail {
     return wide.what == qube_selector::kind::any || wide == narrow;
 }
 
+// Whether a program of the levels can do to a qube what the denied one does: stop it, let it go on, list
+// its devices. A restart does both of the first two, and a deny of it is about neither of them alone.
+[[nodiscard]] inline bool has_effect_of(std::string_view program,
+                                        std::string_view denied) noexcept {
+    static constexpr std::string_view stop[] = {"qvm-kill", "qvm-pause", "qvm-shutdown"};
+    static constexpr std::string_view start[] = {"qvm-start", "qvm-unpause"};
+    static constexpr std::string_view devices[] = {"qvm-block", "qvm-device", "qvm-pci", "qvm-usb"};
+    const bool restarts = program == "qvm-restart";
+    return program == denied ||
+           (is_one_of(stop, denied) && (restarts || is_one_of(stop, program))) ||
+           (is_one_of(start, denied) && (restarts || is_one_of(start, program))) ||
+           (is_one_of(devices, denied) && is_one_of(devices, program));
+}
+
+// A word that names a thing: a qube, a property, a verb, a unit.
+[[nodiscard]] inline bool names_something(const word_pattern &word) noexcept {
+    return word.what == word_pattern::kind::qube ||
+           (word.what == word_pattern::kind::literal && !word.text.starts_with('-'));
+}
+
+// The part of a level's line that does to the same qube, or to the same thing, what `denied` does;
+// nothing when there is none. Options do not matter: with or without one it is the same effect.
+[[nodiscard]] inline std::optional<argv_pattern> same_effect(argv_pattern line,
+                                                             const argv_pattern &denied) {
+    using kind = word_pattern::kind;
+    if (!has_effect_of(line[0].text, denied[0].text))
+        return std::nullopt;
+    // A line about another thing is another effect.
+    const auto is_a_thing = [](const word_pattern &word) {
+        return word.what == kind::literal && names_something(word);
+    };
+    if (std::any_of(denied.begin() + 1, denied.end(), is_a_thing) && line[0] == denied[0] &&
+        std::any_of(line.begin() + 1, line.end(), [&](const word_pattern &word) {
+            return is_a_thing(word) &&
+                   std::find(denied.begin(), denied.end(), word) == denied.end();
+        }))
+        return std::nullopt;
+    for (std::size_t i = 1; i < denied.size(); ++i) {
+        const word_pattern &wanted = denied[i];
+        if (!names_something(wanted))
+            continue;
+        // The value of an option stands after the same option.
+        const bool is_value = denied[i - 1].what == kind::literal &&
+                              denied[i - 1].text.starts_with('-') && wanted.what == kind::literal;
+        const auto at = std::find_if(line.begin() + 1, line.end(), [&](const word_pattern &w) {
+            return (w.what == kind::rest || takes_all_of(w, wanted) || takes_all_of(wanted, w)) &&
+                   (!is_value || *(&w - 1) == denied[i - 1]);
+        });
+        if (at == line.end())
+            return std::nullopt;
+        if (at->what != kind::rest && takes_all_of(*at, wanted))
+            *at = wanted;
+    }
+    return line;
+}
+
 // Looks at one rule among the others.
 class rule_doubts {
   public:
-    rule_doubts(const std::vector<policy_rule> &rules, std::size_t index,
+    rule_doubts(const std::vector<policy_rule> &rules, const level_rules &levels, std::size_t index,
                 std::vector<policy_problem> &out)
-        : rules_(rules), index_(index), rule_(rules[index]), out_(out) {}
+        : rules_(rules), levels_(levels), index_(index), rule_(rules[index]), out_(out) {}
 
     void find() {
         if (find_unreached())
@@ -37,8 +93,11 @@ class rule_doubts {
             return;
         if (rule_.action == policy_action::allow)
             find_interpreter();
-        if (rule_.action == policy_action::deny)
+        if (rule_.action == policy_action::deny) {
             find_shell_around();
+            for (std::size_t i = index_ + 1; i < rules_.size(); ++i)
+                find_other_ways(i);
+        }
     }
 
   private:
@@ -93,7 +152,36 @@ class rule_doubts {
             doubt("a shell command gets around this: " + place(*wide) + " lets it through");
     }
 
+    // What a level that follows still lets through to the same effect, one missing line each.
+    void find_other_ways(std::size_t level) {
+        const policy_rule &after = rules_[level];
+        if (after.request.what != request_pattern::kind::level || is_full(after.request) ||
+            after.action == policy_action::deny ||
+            !(covers(after.who, rule_.who) || covers(rule_.who, after.who)))
+            return;
+        for (argv_pattern &line : levels_.lines(after.request.level)) {
+            auto way = same_effect(std::move(line), rule_.request.words);
+            const bool is_denied =
+                !way ||
+                std::any_of(rules_.begin(), rules_.begin() + static_cast<std::ptrdiff_t>(level),
+                            [&](const policy_rule &r) {
+                                return r.action == policy_action::deny &&
+                                       r.request.what == request_pattern::kind::exec &&
+                                       covers(r.who, rule_.who) &&
+                                       takes_all_of(std::span<const word_pattern>(r.request.words),
+                                                    std::span<const word_pattern>(*way));
+                            });
+            if (is_denied)
+                continue;
+            policy_rule missing = rule_;
+            missing.request.words = std::move(*way);
+            doubt(place(after) +
+                  " still allows the same in other words; missing: " + missing.text());
+        }
+    }
+
     const std::vector<policy_rule> &rules_;
+    const level_rules &levels_;
     std::size_t index_;
     const policy_rule &rule_;
     std::vector<policy_problem> &out_;
@@ -104,7 +192,7 @@ class rule_doubts {
 inline std::vector<policy_problem> policy::doubts() const {
     std::vector<policy_problem> out;
     for (std::size_t i = 0; i < rules_.size(); ++i)
-        detail::rule_doubts(rules_, i, out).find();
+        detail::rule_doubts(rules_, levels_, i, out).find();
     return out;
 }
 

@@ -50,10 +50,50 @@ namespace detail {
                std::none_of(word.begin(), word.end(), [](char c) { return is_control(c); });
     case word_pattern::kind::qube:
         return glob_matches(pattern.text, word) && qube_name::parse(word).has_value();
+    case word_pattern::kind::number:
+        return !word.empty() && word.size() <= 18 &&
+               std::all_of(word.begin(), word.end(), [](char c) { return is_digit(c); });
+    case word_pattern::kind::name:
+        return !word.empty() && is_alnum(word[0]) &&
+               std::all_of(word.begin(), word.end(),
+                           [](char c) { return is_plain(c) && c != '/' && c != '%' && c != '='; });
     case word_pattern::kind::rest:
         break;
     }
     return false;
+}
+
+// Whether a word that fits `narrow` always fits `wide`. Neither is `**`.
+[[nodiscard]] inline bool takes_all_of(const word_pattern &wide, const word_pattern &narrow) {
+    using kind = word_pattern::kind;
+    if (narrow.what == kind::literal)
+        return word_matches(wide, narrow.text);
+    switch (wide.what) {
+    case kind::word:
+        return true;
+    case kind::qube: // a `*` of the narrow one fits a `*` of the wide one alone
+        return narrow.what == kind::qube && glob_matches(wide.text, narrow.text);
+    case kind::name:
+        return narrow.what == kind::name || narrow.what == kind::number ||
+               narrow.what == kind::qube;
+    case kind::number:
+        return narrow.what == kind::number;
+    case kind::literal:
+    case kind::rest:
+        break;
+    }
+    return false;
+}
+[[nodiscard]] inline bool takes_all_of(std::span<const word_pattern> wide,
+                                       std::span<const word_pattern> narrow) {
+    for (std::size_t i = 0; i < wide.size(); ++i) {
+        if (wide[i].what == word_pattern::kind::rest)
+            return true;
+        if (i == narrow.size() || narrow[i].what == word_pattern::kind::rest ||
+            !takes_all_of(wide[i], narrow[i]))
+            return false;
+    }
+    return wide.size() == narrow.size();
 }
 
 } // namespace detail

@@ -188,6 +188,10 @@ inline bool policy_reader::read_word(const policy_word &word, bool is_last, word
         out = {kind::rest, {}};
         return is_last;
     }
+    if (word.text == "{number}" || word.text == "{name}") {
+        out = {word.text == "{number}" ? kind::number : kind::name, {}};
+        return true;
+    }
     if (word.text.starts_with("{qube:") && word.text.ends_with('}')) {
         const std::string_view glob = word.text.substr(6, word.text.size() - 7);
         const auto bad = std::find_if(glob.begin(), glob.end(), [](char c) {
@@ -206,8 +210,9 @@ inline bool policy_reader::read_word(const policy_word &word, bool is_last, word
         const auto at = static_cast<std::uint32_t>(bad - word.text.begin());
         wrong(word.column + at,
               *bad == '*' ? "* stands alone, for one word; {qube:…} knows it within a name"
-                          : shown({&*bad, 1}) + " cannot stand in a word here: words are of "
-                                                "[A-Za-z0-9_@%+:,./=-], *, ** or {qube:…}");
+                          : shown({&*bad, 1}) +
+                                " cannot stand in a word here: words are of "
+                                "[A-Za-z0-9_@%+:,./=-], *, **, {qube:…}, {number} or {name}");
         return false;
     }
     out = {kind::literal, std::string(word.text)};
@@ -440,6 +445,12 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
         case word_pattern::kind::qube:
             out += "{qube:" + word.text + "}";
             break;
+        case word_pattern::kind::number:
+            out += "{number}";
+            break;
+        case word_pattern::kind::name:
+            out += "{name}";
+            break;
         case word_pattern::kind::rest:
             out += "**";
             break;
@@ -518,6 +529,15 @@ inline bool level_rules::allow(access_level level, std::span<const std::string> 
     };
     return (level >= access_level::monitor && held(monitor_)) ||
            (level >= access_level::manage && held(manage_));
+}
+
+inline std::vector<argv_pattern> level_rules::lines(access_level level) const {
+    std::vector<argv_pattern> out;
+    for (const patterns *list : {&monitor_, &manage_})
+        if (level >= (list == &monitor_ ? access_level::monitor : access_level::manage))
+            for (const auto &[program, of_program] : *list)
+                out.insert(out.end(), of_program.begin(), of_program.end());
+    return out;
 }
 
 inline tl::expected<policy, std::vector<policy_problem>>
