@@ -11,18 +11,12 @@
 
 #include <openssl/crypto.h>
 
-#include <qvmremote/history.hpp>
-#include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/files.hpp>
-#include <qvmremote/limits.hpp>
-
-#include "common/queue_files.hpp"
 
 namespace qvmremote::qube {
 
 namespace {
 
-constexpr std::size_t spill_at = 64 * 1024;
 constexpr std::size_t largest_key_file = 256;
 
 std::string user_name() {
@@ -107,108 +101,6 @@ host::outcome<void> home::pin() const {
     if (::access(pin_file().c_str(), F_OK) == 0)
         return {};
     return host::write_atomically(pin_file(), {}, 0600, host::durability::synced);
-}
-
-recorder::recorder(const home &where, const command_id &id, std::string command)
-    : where_(where), id_(id.text()), command_(std::move(command)),
-      started_ms_(host::boottime_ms()) {}
-
-recorder::~recorder() = default;
-
-void recorder::fail(const std::string &what) {
-    if (problem_.empty())
-        problem_ = host::failed(what, errno).value().what;
-}
-
-void recorder::append_audit(std::string_view line) {
-    const host::unique_fd fd(::open(where_.audit_log().c_str(),
-                                    O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || ::write(fd.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
-        fail("cannot write " + where_.audit_log());
-}
-
-void recorder::begin() {
-    const auto now = host::local_time::now();
-    started_ = now.timestamp();
-    const host::unique_fd base = open_directory(AT_FDCWD, where_.directory().c_str());
-    const host::unique_fd history = open_directory(base.get(), "history");
-    day_ = open_directory(history.get(), now.date().c_str());
-    // Under a hidden name until it is whole, so that nobody takes half a record for one.
-    entry_ = open_directory(day_.get(), ("." + id_).c_str());
-    if (!entry_)
-        fail("cannot make the history entry in " + where_.history());
-    append_audit(line_submit(started_, id_, command_));
-}
-
-void recorder::spill(lane &l) {
-    if (!entry_)
-        return l.text.clear();
-    if (!l.file)
-        l.file.reset(::openat(entry_.get(), l.name,
-                              O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    std::string_view left = l.text;
-    while (!left.empty()) {
-        const ssize_t n = ::write(l.file.get(), left.data(), left.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            fail("cannot record the output in " + where_.history());
-            break;
-        }
-        left.remove_prefix(static_cast<std::size_t>(n));
-    }
-    l.text.clear();
-}
-
-void recorder::output(bool is_stdout, bytes_view data) {
-    lane &l = is_stdout ? out_ : err_;
-    if (l.bytes >= limits::recorded_output)
-        return;
-    const auto room = static_cast<std::size_t>(limits::recorded_output - l.bytes);
-    l.text.append(as_text(data.first(std::min(room, data.size()))));
-    l.bytes += data.size();
-    if (l.bytes >= limits::recorded_output && data.size() > room)
-        l.text.append("\n[truncated at " + std::to_string(limits::recorded_output) + " bytes]\n");
-    if (l.text.size() >= spill_at)
-        spill(l);
-}
-
-void recorder::write_file(const char *name, std::string_view text) {
-    if (!entry_)
-        return;
-    const host::unique_fd fd(
-        ::openat(entry_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-        fail("cannot write the history entry in " + where_.history());
-}
-
-void recorder::finish(const host::run_result &result, std::uint32_t timeout_s) {
-    if (std::exchange(finished_, true))
-        return;
-    const int exit = result.exit_code();
-    const bool timed_out =
-        result.how == host::run_result::kind::ended && result.end.cause == end_cause::timed_out;
-    if (started_.empty())
-        begin();
-    for (lane *l : {&out_, &err_})
-        spill(*l);
-    for (const lane *l : {&out_, &err_})
-        if (!l->file)
-            write_file(l->name, {});
-    write_file("command", command_);
-    write_file("meta", format_meta(id_, started_, host::boottime_ms() - started_ms_, exit));
-    write_file("exit", std::to_string(exit));
-    if (entry_ && ::renameat(day_.get(), ("." + id_).c_str(), day_.get(), id_.c_str()) != 0)
-        fail("cannot finish the history entry in " + where_.history());
-    const std::string now = host::local_time::now().timestamp();
-    append_audit(timed_out ? line_timeout(now, id_, timeout_s) : line_done(now, id_, exit));
-}
-
-void recorded_sink::end() {
-    // Who reads our output sees its end when the command has closed it, not when it has ended.
-    inner_.end();
-    ::close(fd_);
-    ::open("/dev/null", O_WRONLY); // the number must not be taken by something else
 }
 
 } // namespace qvmremote::qube

@@ -18,12 +18,12 @@
 #include <qvmremote/request.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "commands/commands.hpp"
 #include "common/cli.hpp"
 #include "common/installed.hpp"
 #include "common/qube_settings.hpp"
 #include "home.hpp"
-#include "local.hpp"
-#include "remote.hpp"
+#include "run.hpp"
 
 using namespace qvmremote;
 using namespace qvmremote::qube;

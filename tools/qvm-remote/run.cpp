@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "remote.hpp"
+#include "run.hpp"
 
 #include <cerrno>
 #include <csignal>
@@ -16,6 +16,8 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "file_queue.hpp"
+#include "recorder.hpp"
+#include "terminal.hpp"
 
 namespace qvmremote::qube {
 
@@ -47,41 +49,6 @@ bool catch_signals() {
     }
     return true;
 }
-
-// Elapsed time for a person who waits, on a line that goes away again.
-class waiting_line {
-  public:
-    explicit waiting_line(bool wanted) : wanted_(wanted), begin_ms_(host::boottime_ms()) {}
-    ~waiting_line() { clear(); }
-
-    void set(std::string text) { text_ = std::move(text); }
-    void tick() {
-        const std::uint64_t seconds = (host::boottime_ms() - begin_ms_) / 1000;
-        if (!wanted_ || seconds < 2)
-            return;
-        std::fprintf(stderr, "\r\033[K[%llu s] %s", static_cast<unsigned long long>(seconds),
-                     text_.c_str());
-        std::fflush(stderr);
-        shown_ = true;
-    }
-    // Before anything else is written, and once output has come.
-    void clear() {
-        if (std::exchange(shown_, false)) {
-            std::fprintf(stderr, "\r\033[K");
-            std::fflush(stderr);
-        }
-    }
-    void stop() {
-        clear();
-        wanted_ = false;
-    }
-
-  private:
-    bool wanted_;
-    bool shown_ = false;
-    std::uint64_t begin_ms_;
-    std::string text_ = "waiting for dom0";
-};
 
 std::string reason_words(const host::run_result &r) {
     std::string out(message(r.reason));
@@ -174,11 +141,6 @@ void complain(const std::string &what) { std::fprintf(stderr, "qvm-remote: %s\n"
 
 namespace {
 
-constexpr std::uint64_t agent_patience_ms = 30'000;
-constexpr std::uint64_t agent_start_ms =
-    3'000; // from `authorize`, or the qube's start, to its socket
-constexpr int agent_look_ms = 100;
-
 // Why a command cannot travel by protocol 1; empty when it can.
 std::string needs_agent(const run_request &request) {
     constexpr const char *without = ", and dom0 has started no agent in this qube, so that only "
@@ -193,55 +155,6 @@ std::string needs_agent(const run_request &request) {
         return std::string("standard input needs protocol 2") + without +
                ": add -n if the command does not read it";
     return {};
-}
-
-// How a command can travel.
-struct route {
-    access way;
-    std::optional<host::stream> stream; ///< without it protocol 1 is left
-};
-
-// Whether a stream is a call of its own: it may have to wait for others of this user to end, and for
-// the answer of somebody whom qrexec's policy asks.
-bool is_call(const settings &how) { return how.transport == "qrexec"; }
-
-// A stream to dom0, or the knowledge that protocol 1 may do. Whether nobody is there now is known
-// of the file queue's transport, and of one that makes calls, for `patience_ms`; another one fails
-// for good. What protocol 1 cannot carry waits a little for an agent that dom0 may be starting.
-tl::expected<route, no_access> find_route(const settings &how, const home &where,
-                                          std::uint64_t patience_ms, bool by_protocol_1) {
-    auto way = open_access(how, where);
-    if (!way)
-        return tl::unexpected(way.error());
-    route out{std::move(*way), {}};
-    const bool has_queue = how.transport == "qvm-run";
-    if (has_queue && how.version == protocol::one)
-        return out;
-    const std::uint64_t begin_ms = host::boottime_ms();
-    for (;;) {
-        auto stream = out.way.transport->connect();
-        if (stream) {
-            out.stream.emplace(std::move(*stream));
-            return out;
-        }
-        const int error = stream.error().error_number;
-        if (error != ECONNREFUSED || !(has_queue || is_call(how)))
-            return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
-        const std::uint64_t waited_ms = host::boottime_ms() - begin_ms;
-        if (has_queue && how.version == protocol::any && !where.is_pinned() &&
-            (by_protocol_1 || waited_ms >= agent_start_ms))
-            return out;
-        // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
-        // what somebody could wish that does not want us to use the other.
-        if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms))
-            return tl::unexpected(no_access{stream.error().what, 255});
-        pollfd signal{signal_pipe[0], POLLIN, 0};
-        std::uint8_t number = 0;
-        // A transport that waits itself is asked again at once.
-        if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 &&
-            ::read(signal_pipe[0], &number, 1) == 1)
-            return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
-    }
 }
 
 // One command as the user sees it and as the records have it.
@@ -394,7 +307,7 @@ int run_remote(const settings &how, const home &where, run_request request) {
         return 1;
     }
     auto by = find_route(how, where, std::uint64_t{request.what.timeout_s} * 1000,
-                         needs_agent(request).empty());
+                         needs_agent(request).empty(), signal_pipe[0]);
     if (!by) {
         complain(by.error().what);
         return by.error().exit_code;
@@ -416,7 +329,7 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
         return 1;
     }
     constexpr std::uint32_t timeout_s = 10;
-    auto by = find_route(how, where, timeout_s * 1000, true);
+    auto by = find_route(how, where, timeout_s * 1000, true, signal_pipe[0]);
     if (!by) {
         complain(by.error().what);
         return 1;

@@ -5,16 +5,23 @@
 #pragma once
 
 #include <span>
+#include <string>
+#include <vector>
 
 #include "home.hpp"
-#include "remote.hpp"
+#include "run.hpp"
 
 namespace qvmremote::qube {
 
-/// Each takes the words behind its name and returns the exit code, having said what was wrong.
+/// Each takes the words after its name and returns the exit code, having said what was wrong.
 int key_command(const settings &how, const home &where, std::span<char *> words);
 int queue_command(const settings &how, const home &where, std::span<char *> words);
 int log_command(const settings &how, const home &where, std::span<char *> words);
 int history_command(const settings &how, const home &where, std::span<char *> words);
+
+/// Prints the message and returns 1.
+[[nodiscard]] int fail_with(const std::string &what);
+/// The names in a directory, sorted; none of those that begin with a dot.
+[[nodiscard]] std::vector<std::string> names_in(const std::string &directory);
 
 } // namespace qvmremote::qube

@@ -22,7 +22,7 @@
 #include <qvmremote/host/plugin.hpp>
 
 #include "common/installed.hpp"
-#include "remote.hpp"
+#include "reach.hpp"
 
 extern char **environ;
 
@@ -31,6 +31,10 @@ namespace qvmremote::qube {
 namespace {
 
 constexpr int start_limit_ms = 15'000;
+constexpr std::uint64_t agent_patience_ms = 30'000;
+constexpr std::uint64_t agent_start_ms =
+    3'000; // from `authorize`, or the qube's start, to its socket
+constexpr int agent_look_ms = 100;
 
 std::string own_directory() {
     std::error_code ec;
@@ -220,6 +224,45 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
         return refuse(opened.error(), 1);
     out.transport.emplace(std::move(*opened));
     return out;
+}
+
+bool is_call(const settings &how) { return how.transport == "qrexec"; }
+
+tl::expected<route, no_access> find_route(const settings &how, const home &where,
+                                          std::uint64_t patience_ms, bool by_protocol_1,
+                                          int signal_fd) {
+    auto way = open_access(how, where);
+    if (!way)
+        return tl::unexpected(way.error());
+    route out{std::move(*way), {}};
+    const bool has_queue = how.transport == "qvm-run";
+    if (has_queue && how.version == protocol::one)
+        return out;
+    const std::uint64_t begin_ms = host::boottime_ms();
+    for (;;) {
+        auto stream = out.way.transport->connect();
+        if (stream) {
+            out.stream.emplace(std::move(*stream));
+            return out;
+        }
+        const int error = stream.error().error_number;
+        if (error != ECONNREFUSED || !(has_queue || is_call(how)))
+            return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
+        const std::uint64_t waited_ms = host::boottime_ms() - begin_ms;
+        if (has_queue && how.version == protocol::any && !where.is_pinned() &&
+            (by_protocol_1 || waited_ms >= agent_start_ms))
+            return out;
+        // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
+        // what somebody could wish that does not want us to use the other.
+        if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms))
+            return tl::unexpected(no_access{stream.error().what, 255});
+        pollfd signal{signal_fd, POLLIN, 0};
+        std::uint8_t number = 0;
+        // A transport that waits itself is asked again at once.
+        if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 &&
+            ::read(signal_fd, &number, 1) == 1)
+            return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
+    }
 }
 
 } // namespace qvmremote::qube

@@ -14,38 +14,9 @@
 #include <qvmremote/host/client.hpp>
 
 #include "home.hpp"
+#include "reach.hpp"
 
 namespace qvmremote::qube {
-
-/// Which protocol may be used: QVM_REMOTE_PROTOCOL.
-enum class protocol : std::uint8_t { any, one, two };
-
-/// What the command line and the configuration say.
-struct settings {
-    config values;         ///< files, then environment
-    std::string transport; ///< name
-    protocol version = protocol::any;
-    std::string plugin_directory;
-    bool verbose = false;
-    bool quiet = false;
-};
-
-/// A way to dom0 and the key that opens it. Destroyed after the stream that came from it.
-struct access {
-    /// The mock transport without a socket brings a daemon of its own, which ends with this.
-    std::shared_ptr<void> private_daemon;
-    std::optional<host::transport> transport;
-    std::optional<secret> key;
-};
-
-/// Why there is none, and the exit code that goes with it.
-struct no_access {
-    std::string what;
-    int exit_code = 255;
-};
-
-/// Opens the transport, with the key of `where`.
-[[nodiscard]] tl::expected<access, no_access> open_access(const settings &how, const home &where);
 
 /// Runs a command as the shell's user sees it and returns the exit code.
 struct run_request {

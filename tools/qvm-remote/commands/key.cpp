@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "commands/commands.hpp"
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
+
+#include <qvmremote/host/files.hpp>
+
+namespace qvmremote::qube {
+
+namespace {
+
+void print_key_hint(const secret &key) {
+    std::fprintf(stderr,
+                 "Fingerprint: %s\n"
+                 "In dom0, register it with: qvm-remote-dom0 authorize NAME-OF-THIS-QUBE\n"
+                 "This qube can then run any command in dom0: it IS dom0 from then on.\n",
+                 key.fingerprint().c_str());
+}
+
+int key_generate(const home &where) {
+    if (::access(where.key_file().c_str(), F_OK) == 0)
+        return fail_with("there is a key already at " + where.key_file() +
+                         "; remove that file first if dom0 shall no longer know this qube by it");
+    secret_bytes<32> random;
+    if (::getrandom(random.value().data(), random.value().size(), 0) != 32)
+        return fail_with("the kernel has no random bytes yet");
+    const secret key = secret::from_random(random);
+    if (auto stored = where.store_key(key); !stored)
+        return fail_with(stored.error().what);
+    std::printf("%s\n", key.fingerprint().c_str());
+    if (::isatty(STDERR_FILENO))
+        print_key_hint(key);
+    return 0;
+}
+
+int key_show(const settings &how, const home &where) {
+    auto key = where.load_key();
+    if (!key)
+        return fail_with(key.error().what);
+    const bytes_view text = key->text();
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::printf("\n");
+    std::fflush(stdout);
+    if (::isatty(STDERR_FILENO) || how.verbose)
+        print_key_hint(*key);
+    return 0;
+}
+
+int key_import(const home &where, std::span<char *> words) {
+    std::string text;
+    if (!words.empty()) {
+        complain("warning: a key on the command line can be read in the list of processes; give it "
+                 "on standard input instead");
+        text = words[0];
+        OPENSSL_cleanse(words[0], std::strlen(words[0]));
+    } else {
+        auto read = host::read_all(STDIN_FILENO, 256);
+        if (!read)
+            return fail_with("that is no key: " + read.error().what);
+        text = std::move(*read);
+    }
+    auto key = secret::parse(text);
+    const std::size_t size = text.size();
+    OPENSSL_cleanse(text.data(), text.size());
+    if (!key)
+        return fail_with("that is no key: byte " + std::to_string(key.error().offset + 1) + " of " +
+                         std::to_string(size) +
+                         " does not fit; a key is 64 digits of 0-9 and a-f, without 0x, sign or "
+                         "separators");
+    if (auto stored = where.store_key(*key); !stored)
+        return fail_with(stored.error().what);
+    std::printf("%s\n", key->fingerprint().c_str());
+    return 0;
+}
+
+} // namespace
+
+int key_command(const settings &how, const home &where, std::span<char *> words) {
+    const std::string_view verb = words.empty() ? std::string_view() : words[0];
+    if (verb == "gen" && words.size() == 1)
+        return key_generate(where);
+    if (verb == "show" && words.size() == 1)
+        return key_show(how, where);
+    if (verb == "import" && words.size() <= 2)
+        return key_import(where, words.subspan(1));
+    return fail_with("usage: qvm-remote key gen | show | import [KEY]");
+}
+
+} // namespace qvmremote::qube

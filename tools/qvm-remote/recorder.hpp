@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What stays of a command in this qube: the lines of audit.log and the entry in history/.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include <qvmremote/command_id.hpp>
+#include <qvmremote/host/client.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+
+#include "home.hpp"
+
+namespace qvmremote::qube {
+
+/// The record of one command: lines in audit.log, and history/YYYY-MM-DD/ID/ with what came back. It
+/// is written beside the run and never holds it up or fails it; what could not be written is said
+/// at the end. Nothing is synced: it would cost a millisecond a command.
+class recorder {
+  public:
+    recorder(const home &where, const command_id &id, std::string command);
+    ~recorder();
+
+    /// SUBMIT, and the directory: called while dom0 is busy.
+    void begin();
+    /// Output as it passes; more than limits::recorded_output of a stream is left out, with a mark.
+    void output(bool is_stdout, bytes_view data);
+    /// DONE or TIMEOUT, the exit code, and the directory gets its name.
+    void finish(const host::run_result &result, std::uint32_t timeout_s);
+
+    /// Why the record is not complete; empty when it is.
+    [[nodiscard]] const std::string &problem() const noexcept { return problem_; }
+
+  private:
+    struct lane {
+        const char *name;
+        std::string text; // small outputs are written once, at the end
+        host::unique_fd file;
+        std::uint64_t bytes = 0;
+    };
+    void append_audit(std::string_view line);
+    void write_file(const char *name, std::string_view text);
+    void spill(lane &l);
+    void fail(const std::string &what);
+
+    const home &where_;
+    std::string id_, command_;
+    std::string day_directory_;
+    host::unique_fd day_, entry_;
+    std::string started_;
+    std::uint64_t started_ms_;
+    lane out_{"out", {}, {}, 0}, err_{"err", {}, {}, 0};
+    bool finished_ = false;
+    std::string problem_;
+};
+
+/// A sink that records what it passes on.
+class recorded_sink final : public host::output_sink {
+  public:
+    recorded_sink(int fd, recorder *to) : inner_(fd), to_(to), is_stdout_(fd == 1), fd_(fd) {}
+
+    [[nodiscard]] std::size_t take(bytes_view data) override {
+        const std::size_t n = inner_.take(data);
+        if (to_)
+            to_->output(is_stdout_, data.first(n));
+        any_ = any_ || n > 0;
+        return n;
+    }
+    [[nodiscard]] int blocked_on() const override { return inner_.blocked_on(); }
+    [[nodiscard]] bool broken() const override { return inner_.broken(); }
+    [[nodiscard]] int error() const noexcept { return inner_.error(); }
+    [[nodiscard]] bool any() const noexcept { return any_; }
+    void end() override;
+
+  private:
+    host::descriptor_sink inner_;
+    recorder *to_;
+    bool is_stdout_;
+    int fd_;
+    bool any_ = false;
+};
+
+} // namespace qvmremote::qube
