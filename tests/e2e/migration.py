@@ -10,8 +10,8 @@ import time
 from fixture import KEY, case, check, equal, main
 from house import House
 
-# The agent prunes what is older than 90 days.
-THEN = time.localtime(time.time() - 86400)
+# Long before any limit that somebody could expect: without a setting the agent keeps it all the same.
+THEN = time.localtime(time.time() - 400 * 86400)
 DAY = time.strftime("%Y-%m-%d", THEN)
 STAMP = DAY + "T10:11:12"
 ID = time.strftime("%Y%m%d", THEN) + "-101112-4711-0a1b2c3d"

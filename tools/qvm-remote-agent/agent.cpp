@@ -80,8 +80,8 @@ enum : std::uint64_t {
 
 class loop {
   public:
-    loop(std::string base, int from_dom0, int to_dom0, carrying what)
-        : base_(std::move(base)), in_(from_dom0), out_(to_dom0), carrying_(what),
+    loop(std::string base, int from_dom0, int to_dom0, carrying what, const history_limits &history)
+        : base_(std::move(base)), in_(from_dom0), out_(to_dom0), carrying_(what), history_(history),
           scratch_(std::make_unique_for_overwrite<std::uint8_t[]>(chunk)) {}
 
     ~loop() {
@@ -140,7 +140,7 @@ class loop {
             return listening;
         watch(timer_.get(), of_timer, EPOLLIN);
         watch(signals_.get(), of_signals, EPOLLIN);
-        prune_due_ms_ = prune_history(base_, now_ms_);
+        prune_due_ms_ = prune_history(base_, now_ms_, history_);
         return {};
     }
 
@@ -222,7 +222,7 @@ class loop {
         if (carrier_)
             carrier_->tick(now_ms_);
         if (now_ms_ >= prune_due_ms_)
-            prune_due_ms_ = prune_history(base_, now_ms_);
+            prune_due_ms_ = prune_history(base_, now_ms_, history_);
     }
 
     void arm() {
@@ -232,8 +232,10 @@ class loop {
             return;
         armed_ms_ = due;
         itimerspec when{};
-        when.it_value.tv_sec = static_cast<time_t>(due / 1000);
-        when.it_value.tv_nsec = static_cast<long>(due % 1000) * 1'000'000;
+        if (due != UINT64_MAX) { // else nothing is due, and the timer is off
+            when.it_value.tv_sec = static_cast<time_t>(due / 1000);
+            when.it_value.tv_nsec = static_cast<long>(due % 1000) * 1'000'000;
+        }
         ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
     }
 
@@ -524,6 +526,7 @@ class loop {
     std::string base_;
     int in_, out_;
     carrying carrying_;
+    history_limits history_;
     std::unique_ptr<std::uint8_t[]> scratch_;
     unique_fd epoll_, signals_, timer_, listener_;
     ino_t socket_inode_ = 0;
@@ -541,8 +544,9 @@ class loop {
 
 } // namespace
 
-host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0, carrying what) {
-    return loop(base, from_dom0, to_dom0, what).run();
+host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0, carrying what,
+                            const history_limits &history) {
+    return loop(base, from_dom0, to_dom0, what, history).run();
 }
 
 sigset_t signals_of_ours() {

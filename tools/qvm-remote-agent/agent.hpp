@@ -10,6 +10,8 @@
 
 #include <qvmremote/host/failure.hpp>
 
+#include "prune.hpp"
+
 namespace qvmremote::agent {
 
 /// Whose stream it is. Each kind has a socket of its own for clients, so that a qube can have both.
@@ -28,7 +30,7 @@ enum class ending : std::uint8_t {
 /// Serves until dom0 is gone or a signal comes. `base` is ~/.qvm-remote; the two descriptors are the
 /// stream to dom0, and may be one socket. The failure is that it could not begin.
 [[nodiscard]] host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0,
-                                          carrying what);
+                                          carrying what, const history_limits &history);
 
 /// The signals that end it are blocked from its first call on.
 [[nodiscard]] sigset_t signals_of_ours();

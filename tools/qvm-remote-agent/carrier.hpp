@@ -73,8 +73,4 @@ class carrier {
     bool idle_ = false;
 };
 
-/// Removes from BASE/history what is older than 90 days, and the oldest beyond 1 GiB, at most once
-/// a day, in a process of its own. Returns when it may be asked again.
-[[nodiscard]] std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms);
-
 } // namespace qvmremote::agent

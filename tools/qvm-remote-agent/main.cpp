@@ -88,6 +88,17 @@ host::outcome<host::unique_fd> take_lock(const std::string &base, const char *na
     return host::failed("another agent serves " + base + " and does not go");
 }
 
+// A setting that is wrong stops the removal and nothing else: the agent serves without a limit.
+agent::history_limits read_history_limits(const std::string &base) {
+    const auto values = read_qube_settings(base + "/config");
+    auto limits = values ? agent::history_limits_of(*values)
+                         : host::outcome<agent::history_limits>(tl::unexpected(values.error()));
+    if (limits)
+        return *limits;
+    fail_with(limits.error().what + "; the history is kept whole");
+    return {};
+}
+
 // A call of our own to dom0, made again when it ends, until a signal comes or qrexec's policy says no.
 int keep_call(const std::string &base) {
     auto values = read_qube_settings(base + "/config");
@@ -98,6 +109,7 @@ int keep_call(const std::string &base) {
     auto way = host::transport::from_table(&qvmremote_transport_qrexec, host::role::qube, how);
     if (!way)
         return fail_with(way.error().what);
+    const agent::history_limits history = read_history_limits(base);
     plugins::back_off pause;
     plugins::telling told;
     for (;;) {
@@ -107,8 +119,8 @@ int keep_call(const std::string &base) {
         if (!stream) {
             why = stream.error();
         } else {
-            const auto served =
-                agent::serve(base, stream->in.get(), stream->out.get(), agent::carrying::sessions);
+            const auto served = agent::serve(base, stream->in.get(), stream->out.get(),
+                                             agent::carrying::sessions, history);
             if (!served)
                 return fail_with(served.error().what);
             if (*served == agent::ending::signal)
@@ -187,7 +199,8 @@ int main(int argc, char **argv) {
         return fail_with(lock.error().what);
     if (keep)
         return keep_call(base);
-    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO, agent::carrying::all);
+    if (auto served = agent::serve(base, STDIN_FILENO, STDOUT_FILENO, agent::carrying::all,
+                                   read_history_limits(base));
         !served)
         return fail_with(served.error().what);
     return 0;

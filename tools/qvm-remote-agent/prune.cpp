@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include "prune.hpp"
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <ctime>
 #include <string>
 #include <vector>
@@ -13,8 +16,6 @@
 
 #include <qvmremote/host/unique_fd.hpp>
 
-#include "carrier.hpp"
-
 namespace qvmremote::agent {
 
 namespace {
@@ -22,8 +23,9 @@ namespace {
 using host::unique_fd;
 
 constexpr std::uint64_t day_ms = 24 * 3600 * 1000ull;
-constexpr int keep_days = 90;
-constexpr std::uint64_t keep_bytes = 1024ull * 1024 * 1024;
+constexpr std::uint64_t mebibyte = 1024 * 1024;
+constexpr std::uint64_t most_days = 36'500;
+constexpr std::uint64_t most_mebibytes = 1024 * 1024 * 1024;
 
 std::vector<std::string> directories_in(int directory) {
     std::vector<std::string> out;
@@ -72,18 +74,26 @@ bool is_day(const std::string &name) {
            name.find_first_not_of("0123456789-") == name.npos;
 }
 
-void prune(int history) {
-    const time_t oldest = ::time(nullptr) - keep_days * 24 * 3600;
+// The first day that is kept; every day's name is larger than an empty one.
+std::string first_day_kept(const history_limits &most) {
+    if (!most.days)
+        return {};
+    const time_t oldest = ::time(nullptr) - static_cast<time_t>(*most.days) * 24 * 3600;
     tm fields{};
     ::localtime_r(&oldest, &fields);
-    char limit[16];
-    ::strftime(limit, sizeof limit, "%Y-%m-%d", &fields);
+    char text[16];
+    const std::size_t size = ::strftime(text, sizeof text, "%Y-%m-%d", &fields);
+    return {text, size};
+}
+
+void prune(int history, const history_limits &most) {
+    const std::string limit = first_day_kept(most);
     struct sized {
         std::string day, entry;
         std::uint64_t bytes;
     };
     std::vector<sized> kept;
-    std::uint64_t total = 0;
+    std::uint64_t total = 0, removed = 0;
     for (const std::string &day : directories_in(history)) {
         if (!is_day(day))
             continue;
@@ -91,8 +101,10 @@ void prune(int history) {
         const unique_fd open = open_below(history, day);
         for (const std::string &entry : directories_in(open.get())) {
             const std::uint64_t bytes = visit_entry(open.get(), entry, remove);
-            if (remove)
+            if (remove) {
+                ++removed;
                 continue;
+            }
             kept.push_back({day, entry, bytes});
             total += bytes;
         }
@@ -100,17 +112,48 @@ void prune(int history) {
             ::unlinkat(history, day.c_str(), AT_REMOVEDIR);
     }
     for (const sized &s : kept) {
-        if (total <= keep_bytes)
+        if (!most.mebibytes || total <= *most.mebibytes * mebibyte)
             break;
         visit_entry(open_below(history, s.day).get(), s.entry, true);
         ::unlinkat(history, s.day.c_str(), AT_REMOVEDIR); // fails while it holds another
         total -= s.bytes;
+        ++removed;
     }
+    if (removed != 0)
+        std::fprintf(stderr,
+                     "qvm-remote-agent: removed %llu entries of the history that are beyond "
+                     "QVM_REMOTE_HISTORY_DAYS or QVM_REMOTE_HISTORY_MIB\n",
+                     static_cast<unsigned long long>(removed));
+}
+
+host::outcome<std::optional<std::uint64_t>> limit_of(const config &settings, const char *name,
+                                                     std::uint64_t largest) {
+    const auto text = settings.get(name);
+    if (!text)
+        return std::optional<std::uint64_t>{};
+    const auto value = detail::parse_decimal<std::uint64_t>(*text);
+    if (!value || *value == 0 || *value > largest)
+        return host::failed(std::string(name) + " is not a whole number from 1 to " +
+                            std::to_string(largest));
+    return std::optional<std::uint64_t>{*value};
 }
 
 } // namespace
 
-std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms) {
+host::outcome<history_limits> history_limits_of(const config &settings) {
+    auto days = limit_of(settings, "QVM_REMOTE_HISTORY_DAYS", most_days);
+    if (!days)
+        return tl::unexpected(days.error());
+    auto mebibytes = limit_of(settings, "QVM_REMOTE_HISTORY_MIB", most_mebibytes);
+    if (!mebibytes)
+        return tl::unexpected(mebibytes.error());
+    return history_limits{*days, *mebibytes};
+}
+
+std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms,
+                            const history_limits &most) {
+    if (!most.days && !most.mebibytes)
+        return UINT64_MAX;
     const unique_fd history = open_below(AT_FDCWD, base + "/history");
     if (!history)
         return now_ms + day_ms;
@@ -126,7 +169,7 @@ std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms) {
     // A hundred thousand entries take seconds, and sessions are not to notice.
     if (::fork() == 0) {
         ::setpriority(PRIO_PROCESS, 0, 19);
-        prune(history.get());
+        prune(history.get(), most);
         ::_exit(0);
     }
     return now_ms + day_ms;

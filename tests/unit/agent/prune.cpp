@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "prune.hpp"
+
+#include <cstdlib>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include <sys/wait.h>
+
+#include <doctest/doctest.h>
+
+using namespace qvmremote;
+using namespace qvmremote::agent;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct history {
+    history() {
+        char name[] = "/tmp/qvm-remote-prune-XXXXXX";
+        REQUIRE(::mkdtemp(name) != nullptr);
+        base = name;
+    }
+    ~history() {
+        std::error_code ignored;
+        fs::remove_all(base, ignored);
+    }
+    history(const history &) = delete;
+    history &operator=(const history &) = delete;
+
+    // An entry of so many days ago, with 2 MiB of output. Returns its directory.
+    [[nodiscard]] fs::path add(int days) const {
+        const time_t then = ::time(nullptr) - static_cast<time_t>(days) * 24 * 3600;
+        tm fields{};
+        ::localtime_r(&then, &fields);
+        char day[16];
+        REQUIRE(::strftime(day, sizeof day, "%Y-%m-%d", &fields) == 10);
+        fs::path out = base / "history" / day / "id";
+        fs::create_directories(out);
+        std::ofstream(out / "out") << std::string(2 * 1024 * 1024, 'x');
+        return out;
+    }
+
+    // The removal runs in a child, which is waited for here.
+    void prune(const history_limits &most) const {
+        static_cast<void>(prune_history(base, 0, most));
+        while (::waitpid(-1, nullptr, 0) > 0) {
+        }
+    }
+
+    fs::path base;
+};
+
+} // namespace
+
+TEST_CASE("only what is beyond a limit that the user has set is removed") {
+    struct row {
+        const char *name;
+        history_limits most;
+        bool old_stays, new_stays;
+    };
+    const row rows[] = {
+        {"no limit", {}, true, true},
+        {"an age that none has", {1000, {}}, true, true},
+        {"an age", {90, {}}, false, true},
+        {"a size that holds both", {{}, 100}, true, true},
+        {"a size that holds one", {{}, 3}, false, true},
+        {"a size that holds none", {{}, 1}, false, false},
+        {"both, of which one is exceeded", {1000, 3}, false, true},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        const history h;
+        const fs::path old_entry = h.add(400), new_entry = h.add(1);
+        h.prune(r.most);
+        CHECK(fs::exists(old_entry / "out") == r.old_stays);
+        CHECK(fs::exists(new_entry / "out") == r.new_stays);
+    }
+}
+
+TEST_CASE("without a limit nothing is written either, and it is never due") {
+    const history h;
+    static_cast<void>(h.add(400));
+    CHECK(prune_history(h.base, 0, {}) == UINT64_MAX);
+    CHECK_FALSE(fs::exists(h.base / "history/.pruned"));
+}
+
+TEST_CASE("a limit is a whole number of its range, or is named") {
+    struct row {
+        const char *text;
+        bool is_good;
+    };
+    const row rows[] = {
+        {"1", true},  {"90", true},  {"0", false},   {"-1", false},
+        {"x", false}, {"9x", false}, {"1.5", false}, {"99999999999999999999", false}};
+    for (const char *const name : {"QVM_REMOTE_HISTORY_DAYS", "QVM_REMOTE_HISTORY_MIB"})
+        for (const row &r : rows) {
+            CAPTURE(name);
+            CAPTURE(r.text);
+            config settings;
+            settings.set(name, r.text);
+            const auto got = history_limits_of(settings);
+            CHECK(got.has_value() == r.is_good);
+            if (!got)
+                CHECK(got.error().what.starts_with(name));
+        }
+    const auto none = history_limits_of({});
+    REQUIRE(none.has_value());
+    CHECK_FALSE(none->days);
+    CHECK_FALSE(none->mebibytes);
+}
