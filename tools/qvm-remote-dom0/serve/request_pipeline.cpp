@@ -73,9 +73,11 @@ void request_pipeline::admit(verified<request> what) {
 
 void request_pipeline::on_admitted(admission::outcome answer) {
     admitted *const good = std::get_if<admitted>(&answer);
-    if (step_ == step::over) { // the sender went while START was written
+    if (step_ == step::over) { // the sender went meanwhile; a refusal stands in the records already
         if (good)
             context_.admission.not_run(*good, errc::session_over);
+        else if (std::holds_alternative<held>(answer))
+            context_.admission.abandon(from_, *header_, {errc::session_over, {}});
         return;
     }
     if (const refusal *const why = std::get_if<refusal>(&answer)) { // and it stands in the records
