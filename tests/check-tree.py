@@ -26,7 +26,7 @@ FLOORS = [
     {"bytes"},
     {"digest"},
     {"sanitize", "secret", "command_id", "frame", "config"},
-    {"envelope", "history", "queue", "route"},
+    {"display", "envelope", "history", "queue", "route"},
     {"token", "policy", "audit", "request"},
     {"session"},
     {"qvmremote"},

@@ -30,6 +30,10 @@ inline constexpr std::size_t sanitized_text = 4096;
 [[nodiscard]] inline std::string for_terminal(std::string_view untrusted_text,
                                               std::size_t limit = sanitized_text);
 
+/// The bytes that for_terminal() shows as this text; bad_value at the first place that it cannot have
+/// written. A text that was cut comes back with its `...`.
+[[nodiscard]] inline result<std::string> from_terminal(std::string_view untrusted_text);
+
 /// For one line of a log: the same set as for_terminal, so there is no newline to forge a line
 /// with.
 [[nodiscard]] inline std::string for_log(std::string_view untrusted_text,
@@ -221,6 +225,32 @@ inline std::string for_terminal(std::string_view untrusted_text, std::size_t lim
     return detail::escape_bytes(untrusted_text, limit, [](char c) -> std::string_view {
         return c == '\\' ? std::string_view("\\\\") : std::string_view();
     });
+}
+
+inline result<std::string> from_terminal(std::string_view untrusted_text) {
+    std::string out;
+    for (std::size_t i = 0; i < untrusted_text.size(); ++i) {
+        if (!detail::is_printable(untrusted_text[i]))
+            return fail(errc::bad_value, i);
+        if (untrusted_text[i] != '\\') {
+            out.push_back(untrusted_text[i]);
+            continue;
+        }
+        const std::string_view escape = untrusted_text.substr(i, 4);
+        const char kind = escape.size() > 1 ? escape[1] : '\0';
+        if (kind == 'n' || kind == 't' || kind == 'r' || kind == '\\') {
+            out.push_back(kind == 'n' ? '\n' : kind == 't' ? '\t' : kind == 'r' ? '\r' : '\\');
+            ++i;
+            continue;
+        }
+        const int high = escape.size() == 4 && kind == 'x' ? hex_value(escape[2]) : -1;
+        const int low = high < 0 ? -1 : hex_value(escape[3]);
+        if (low < 0)
+            return fail(errc::bad_value, i);
+        out.push_back(static_cast<char>(high * 16 + low));
+        i += 3;
+    }
+    return out;
 }
 
 inline std::string for_log(std::string_view untrusted_text, std::size_t limit) {

@@ -21,7 +21,7 @@ bool printable(std::string_view text) {
     return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
 }
 
-std::string from_terminal(std::string_view text) {
+std::string bytes_of(std::string_view text) {
     std::string out;
     for (std::size_t i = 0; i < text.size(); ++i) {
         if (text[i] != '\\') {
@@ -110,7 +110,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     require(for_markup(text, limit).size() <= limit);
     require(for_json(text, limit).size() <= limit);
     require(preview(text, limit).size() <= 4 * limit);
-    require(from_terminal(for_terminal(text, std::string_view::npos)) == text);
+    require(bytes_of(for_terminal(text, std::string_view::npos)) == text);
+    require(from_terminal(for_terminal(text, std::string_view::npos)) == std::string(text));
+    if (const auto bytes = from_terminal(text))
+        require(bytes->size() <= text.size());
     require(for_markup(text, limit).find_first_of("<>\"'") == std::string::npos);
     check_json(for_json(text));
     check_json(for_json(text, limit));

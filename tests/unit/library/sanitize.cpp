@@ -173,3 +173,18 @@ TEST_CASE("for_file_name: refuses, never repairs") {
         CHECK(for_file_name(good).value() == good);
     CHECK(for_file_name(std::string(128, 'a')));
 }
+
+TEST_CASE("a text for the terminal can be turned back, and nothing else is one") {
+    const std::string_view bytes("a\n\t\r\\x41\x1b\0\xff", 11);
+    CHECK(from_terminal(for_terminal(bytes)).value() == bytes);
+    const struct {
+        std::string_view text;
+        std::size_t offset;
+    } refused[] = {{"a\n", 1},   {"\\", 0},    {"ab\\q", 2}, {"\\x4", 0},
+                   {"\\xg0", 0}, {"\\x0g", 0}, {"\x7f", 0}};
+    for (const auto &row : refused) {
+        const auto got = from_terminal(row.text);
+        REQUIRE_FALSE(got);
+        CHECK(got.error().offset == row.offset);
+    }
+}
