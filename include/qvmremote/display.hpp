@@ -4,12 +4,12 @@
 ///
 /// Each row is a label of fixed width, a mark, and a piece of text in printable ASCII:
 ///
-///     argv[0]          : "sh"
-///     argv[1]          : "a word with a \n newline, which goes on in the nex
-///                      + t row"
-///     script 1         | #!/bin/sh
-///     script 2         | exit 0
-///     script           . 17 bytes; its last line does not end with a newline
+///     argv[0]       : "sh"
+///     argv[1]       : "a word with a \n newline, which goes on in the nex
+///                   + t row"
+///     script 1      | #!/bin/sh
+///     script 2      | exit 0
+///     script        . 17 bytes; its last line does not end with a newline
 ///
 /// The mark always stands in the same column, and text begins after it: so no text can look like
 /// the beginning of another field.
@@ -28,7 +28,7 @@ namespace qvmremote {
 
 class field_rows {
   public:
-    static constexpr std::size_t label_width = 16;
+    static constexpr std::size_t label_width = 13; ///< so that 80 columns hold a SHA-256
     static constexpr std::size_t text_column = label_width + 3; ///< after " M "
     static constexpr std::size_t least_width = 40;
 

@@ -29,11 +29,11 @@ _qvm_remote_dom0() {
     authorize:--level | authorize:-l | connect:--level | connect:-l)
         words='deny monitor read-only manage full' ;;
     authorize:* | connect:*) words='--level --until --fetch' ;;
-    approvals:approvals) words='list watch allow deny' ;;
+    approvals:approvals) words='list watch show allow deny' ;;
     approvals:list) words=--json ;;
-    approvals:allow | approvals:deny)
-        words=$(qvm-remote-dom0 ${root:+--root "$root"} approvals 2>/dev/null | sed -n 's/^\([0-9]*\)  .*/\1/p') ;;
-    approvals:*) words=--for ;;
+    approvals:show | approvals:allow | approvals:deny)
+        words=$(qvm-remote-dom0 ${root:+--root "$root"} approvals 2>/dev/null | sed -n 's/^serial  *\. \([0-9]*\),.*/\1/p') ;;
+    approvals:*) words='--for --json' ;;
     policy:policy) words='check lint' ;;
     policy:check) words=$(qvm-ls --raw-list 2>/dev/null) ;;
     queue:queue) words='status clean recover debug' ;;

@@ -8,8 +8,11 @@ import fcntl
 import json
 import os
 import pty
+import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import termios
 import time
@@ -47,13 +50,20 @@ def question(f):
     return questions(f)[0]
 
 
+def whole(f, asked):
+    """All of one question."""
+    got = f.dom0("approvals", "show", str(asked["serial"]), "--json")
+    equal((got.returncode, got.stderr), (0, b""))
+    return json.loads(got.stdout)
+
+
 def start(f, *words, stdin=subprocess.DEVNULL):
     return subprocess.Popen([CLIENT, *words], env=f.env(), stdin=stdin, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
 
 
 def allow(f, asked, *more):
-    got = operator(f, "approvals", "allow", str(asked["serial"]), *more)
+    got = operator(f, "approvals", "allow", str(asked["serial"]), asked["digest"], *more)
     equal((got.returncode, got.stderr), (0, b""))
 
 
@@ -67,7 +77,7 @@ def what_is_asked_about_waits_and_runs_when_it_is_allowed(f):
     begin(f, "work * ask\n")
     client = start(f, "-t", "77", "echo $QVM_REMOTE_PEER; exit 7")
     asked = question(f)
-    equal((asked["qube"], asked["text"], asked["stdin"], asked["shell"], asked["timeout_s"]),
+    equal((asked["qube"], asked["script"], asked["stdin"], asked["shell"], asked["timeout_s"]),
           ("work", "echo $QVM_REMOTE_PEER; exit 7", "closed", True, 77))
     check(client.poll() is None, "it waits")
     check(not [r for r in f.audit() if r["kind"] == "START"], "nothing ran yet")
@@ -100,7 +110,7 @@ def what_waits_does_not_run_when_its_rule_is_gone(f):
         asked = question(f)
         with open(path, "w") as policy:
             policy.write(text)
-        operator(f, "approvals", "allow", str(asked["serial"]))
+        operator(f, "approvals", "allow", str(asked["serial"]), asked["digest"])
         code, out, err = ended(client)
         check((code, out) == (126, b"") and b"policy" in err, (text, code, out, err))
 
@@ -108,7 +118,7 @@ def what_waits_does_not_run_when_its_rule_is_gone(f):
 @case
 def a_word_goes_to_what_still_waits(f):
     begin(f, "work * ask\n")
-    got = operator(f, "approvals", "allow", "1")
+    got = operator(f, "approvals", "allow", "1", "0" * 64)
     check(got.returncode == 1 and b"nothing waits" in got.stderr, got)
     # The client goes: so does its question.
     client = start(f, "echo no")
@@ -159,6 +169,7 @@ def stdin_is_shown_before_it_is_used(f):
     client.stdin.close()
     asked = question(f)
     equal((asked["stdin"], asked["stdin_bytes"]), ("collected", 300_002))
+    equal(whole(f, asked)["stdin_text"], "x" * 300_000 + "yz")
     allow(f, asked)
     equal((client.stdout.read(), client.wait(HANG)), (b"x" * 300_000 + b"yz", 0))
     digests = set()
@@ -182,8 +193,9 @@ def nobody_else_says_yes(f):
     begin(f, "dev level:full allow\nwork * ask\n")
     f.dom0("authorize", "dev", stdin=KEY.encode())
     client = start(f, "echo no")
-    serial = str(question(f)["serial"])
-    got = f.dom0("approvals", "allow", serial)
+    asked = question(f)
+    serial = f"{asked['serial']} {asked['digest']}"
+    got = f.dom0("approvals", "allow", *serial.split())
     check(got.returncode == 1 and b"terminal" in got.stderr, got)
     inside = subprocess.run([CLIENT, f"{DAEMON} --root {f.root} approvals allow {serial}"], timeout=HANG,
                             env=f.env(QVM_REMOTE_MOCK_SOCKET=os.path.join(f.root, "dev.sock")),
@@ -199,8 +211,8 @@ def a_grant_is_for_the_very_same(f):
     begin(f, "work exec:echo ** ask ttl=10m\nwork * ask\n")
     client = start(f, "echo", "a")
     asked = question(f)
-    equal((asked["may_last"], asked["shell"], asked["text"]), (True, False, "echo\na\n"))
-    got = operator(f, "approvals", "allow", str(asked["serial"]), "--for", "11")
+    equal((asked["may_last"], asked["shell"], asked["argv"]), (True, False, ["echo", "a"]))
+    got = operator(f, "approvals", "allow", str(asked["serial"]), asked["digest"], "--for", "11")
     check(got.returncode == 1 and b"10 minutes" in got.stderr, got)
     allow(f, asked, "--for", "10")
     equal(ended(client)[:2], (0, b"a\n"))
@@ -210,7 +222,7 @@ def a_grant_is_for_the_very_same(f):
     equal(ended(client)[0], 126)
     client = start(f, "bash", "-c", "'echo x'")
     asked = question(f)
-    got = operator(f, "approvals", "allow", str(asked["serial"]), "--for", "1")
+    got = operator(f, "approvals", "allow", str(asked["serial"]), asked["digest"], "--for", "1")
     check(got.returncode == 1 and b"once" in got.stderr, got)
     operator(f, "approvals", "deny", str(asked["serial"]))
     ended(client)
@@ -236,30 +248,245 @@ def one_qube_does_not_fill_the_list(f):
     eventually(lambda: not questions(f), "their end")
 
 
+class Terminal:
+    """An operator's program at a terminal of its own: what it shows, what is typed."""
+
+    def __init__(self, f, *words, rows=24, columns=80):
+        self.control, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.program = subprocess.Popen([DAEMON, "--root", f.root, *words], env=f.env(), stdin=terminal,
+                                        stdout=terminal, stderr=terminal, preexec_fn=at_a_terminal)
+        os.close(terminal)
+        self.shown = b""
+
+    def see(self, wanted):
+        """What was shown up to this, which is taken off."""
+        while wanted not in self.shown:
+            check(select.select([self.control], [], [], HANG)[0], f"never shown: {wanted}: {self.shown}")
+            try:
+                more = os.read(self.control, 65536)
+            except OSError as e:
+                raise AssertionError(f"ended without {wanted}: {self.shown}") from e
+            self.shown += more
+        before, self.shown = self.shown.split(wanted, 1)
+        return before.decode().replace("\r\n", "\n")
+
+    def type(self, text):
+        os.write(self.control, text.encode() + b"\n")
+
+    def end(self):
+        self.program.terminate()
+        self.program.wait(HANG)
+        os.close(self.control)
+
+
+ASKED = b"To let it run, type '"
+
+
 @case
 def watch_asks_on_a_terminal(f):
     begin(f, "work * ask\n")
-    control, terminal = pty.openpty()
-    watcher = subprocess.Popen([DAEMON, "--root", f.root, "approvals", "watch"], env=f.env(), stdin=terminal,
-                               stdout=terminal, stderr=terminal, preexec_fn=at_a_terminal)
-    os.close(terminal)
-    seen = b""
-
-    def see(wanted):
-        nonlocal seen
-        while wanted not in seen:
-            seen += os.read(control, 4096)
-        seen = seen[seen.index(wanted) + len(wanted):]
+    watcher = Terminal(f, "approvals", "watch")
     # What runs in a shell takes the qube's name; yes is a no.
-    for typed, code in ((b"yes\n", 126), (b"work\n", 0)):
+    for form, code in (("yes", 126), ("work", 126), ("{serial}", 126), ("yes {serial}", 126),
+                       ("work {serial}1", 126), ("work {serial}", 0)):
         client = start(f, "echo \x1b[31mhi; true")
-        see(b"\\x1b[31mhi; true")
-        see(b"type work;")
-        os.write(control, typed)
-        equal(ended(client)[0], code)
-    watcher.terminate()
-    watcher.wait()
-    os.close(control)
+        asked = question(f)
+        watcher.see(b"\\x1b[31mhi; true")
+        watcher.see(ASKED + b"work %d'" % asked["serial"])
+        watcher.see(b"is a no: ")
+        watcher.type(form.format(**asked))
+        equal((form, ended(client)[0]), (form, code))
+    watcher.end()
+
+
+@case
+def what_was_typed_before_a_question_is_no_answer(f):
+    begin(f, "work exec:echo ** ask\n")
+    watcher = Terminal(f, "approvals", "watch")
+    first = start(f, "echo", "1")
+    serial = question(f)["serial"]
+    watcher.see(ASKED)
+    watcher.see(b"is a no: ")
+    # An answer to this one, and answers to those that come.
+    for typed in (f"yes {serial}", "yes", f"yes {serial + 1}", f"yes {serial + 2}"):
+        watcher.type(typed)
+    equal(ended(first)[:2], (0, b"1\n"))
+    for number in (1, 2):
+        client = start(f, "echo", "later")
+        shown = watcher.see(ASKED)
+        check(str(serial + number) in shown, shown)
+        watcher.see(b"is a no: ")
+        check(client.poll() is None, "nothing was typed that counts")
+        watcher.type("no")
+        equal(ended(client)[0], 126)
+    # What comes within the first second of a question does not count either.
+    client = start(f, "echo", "x")
+    asked = question(f)
+    watcher.see(asked["digest"][:20].encode())
+    watcher.type(f"yes {asked['serial']}")
+    watcher.see(b"is a no: ")
+    check(client.poll() is None and questions(f), "it still waits")
+    watcher.type(f"yes {asked['serial']}")
+    equal(ended(client)[:2], (0, b"x\n"))
+    watcher.end()
+
+
+@case
+def all_is_shown_before_a_yes_is_possible(f):
+    begin(f, "work * ask\n")
+    script = "\n".join(f"echo {n}" for n in range(100)) + "\nprintf end"
+    client = start(f, script)
+    asked = question(f)
+    answer = Terminal(f, "approvals", "allow", str(asked["serial"]), rows=20, columns=60)
+    shown = ""
+    for _ in range(100):
+        shown += answer.see(b": ") + ": "
+        if "is a no: " in shown and ASKED.decode() in shown:
+            break
+        if shown.endswith("a no: "):
+            check(ASKED.decode() not in shown, "no question before the end")
+            answer.type("")
+    for n in range(100):
+        check(f"script {n + 1} ".ljust(14) + f"| echo {n}\n" in shown, n)
+    check("script 101    | printf end\n" in shown and asked["digest"][:20] in shown, shown[-500:])
+    check(all(len(row) <= 60 for row in shown.split("\n") if " | " in row or " . " in row), "the width")
+    answer.type(f"work {asked['serial']}")
+    code, out, _ = ended(client)
+    check(code == 0 and out.endswith(b"99\nend"), out)
+    answer.end()
+    # Who does not read to the end says nothing, whatever is typed.
+    client = start(f, script)
+    asked = question(f)
+    answer = Terminal(f, "approvals", "allow", str(asked["serial"]), asked["digest"])
+    answer.see(b"is a no: ")
+    answer.type(f"work {asked['serial']}")
+    equal(answer.program.wait(HANG), 1)
+    check(client.poll() is None and questions(f), "it still waits")
+    answer.end()
+    watcher = Terminal(f, "approvals", "watch")
+    watcher.see(b"is a no: ")
+    watcher.type(f"work {asked['serial']}")
+    equal(ended(client)[0], 126)
+    watcher.end()
+
+
+@case
+def no_word_or_line_looks_like_two(f):
+    begin(f, "work * ask\n")
+    forged = "#!/bin/sh\necho harmless\nexit 0\n"
+    path = os.path.join(f.path, "script")
+    with open(path, "w") as s:
+        s.write("#!/bin/sh\necho body\n")
+    shown = {}
+    rows = [(("--script", path, forged), {"arguments": [forged], "script": "#!/bin/sh\necho body\n"}),
+            (("--exec", "sh", "-c", "a", "b"), {"argv": ["sh", "-c", "a", "b"]}),
+            (("--exec", "sh", "-c", "a\nb"), {"argv": ["sh", "-c", "a\nb"]}),
+            (("--exec", "sh", "-c", 'a" "b'), {"argv": ["sh", "-c", 'a" "b']}),
+            (("--exec", "sh", "-c", "a\\nb"), {"argv": ["sh", "-c", "a\\nb"]}),
+            (("--exec", "sh", "-c", "\u202eevil\u2066"), {"argv": ["sh", "-c", "\u202eevil\u2066"]}),
+            (("--exec", "sh", b"\xff\x9b[2J"), {"argv": ["sh", b"\xff\x9b[2J"]}),
+            (("--exec", "sh", ""), {"argv": ["sh", ""]}),
+            (("true; a ",), {"script": "true; a "}), (("true; a\n",), {"script": "true; a\n"}),
+            (("true; a \n",), {"script": "true; a \n"}), (("true; a",), {"script": "true; a"})]
+    for words, fields in rows:
+        client = start(f, *words)
+        asked = whole(f, question(f))
+        for field, wanted in fields.items():
+            got = asked[field]
+            equal([bytes_of(w) for w in got] if isinstance(got, list) else bytes_of(got),
+                  [w if isinstance(w, bytes) else w.encode() for w in wanted] if isinstance(got, list)
+                  else wanted.encode())
+        screen = f.dom0("approvals", "show", str(asked["serial"])).stdout
+        check(all(0x20 <= c < 0x7f or c == 10 for c in screen), screen)
+        # Without what is another each time: the serial, the seconds, the digest.
+        screen = b"\n".join(row for row in screen.split(b"\n") if not row.startswith((b"serial", b"sha256", b" ")))
+        check(screen not in shown, (words, shown.get(screen)))
+        shown[screen] = words
+        operator(f, "approvals", "deny", str(asked["serial"]))
+        ended(client)
+
+
+def bytes_of(shown):
+    """The bytes that a text of the JSON stands for."""
+    return re.sub(rb"\\(x..|.)", lambda m: {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}.get(
+        m[1]) or bytes.fromhex(m[1][1:].decode()), shown.encode())
+
+
+@case
+def long_texts_are_marked_in_a_list_and_whole_when_asked_for(f):
+    begin(f, "work * ask env=LANG\n")
+    script = "echo " + "x" * 5000 + "; true\n" * 3000
+    data = b"\x00\xff\n" * 100_000
+    client = start(f, script, stdin=subprocess.PIPE)
+    client.stdin.write(data)
+    client.stdin.close()
+    client.stdin = None
+    asked = question(f)
+    equal((asked["complete"], asked["script_bytes"], asked["stdin_bytes"]), (False, len(script), len(data)))
+    listed = f.dom0("approvals", "list").stdout
+    check(f"{len(script) - 2048} more bytes are not shown here".encode() in listed, listed[-600:])
+    check(f"approvals show {asked['serial']}".encode() in listed, listed[-600:])
+    all_of_it = whole(f, asked)
+    equal((all_of_it["complete"], bytes_of(all_of_it["script"]) == script.encode(),
+           bytes_of(all_of_it["stdin_text"]) == data), (True, True, True))
+    for field in ("kind", "user", "limits", "environment", "tty", "timeout_s"):
+        check(field in all_of_it, field)
+    client.kill()
+    client.wait()
+
+
+@case
+def without_a_terminal_allow_takes_the_digest(f):
+    begin(f, "work exec:echo ** ask\n")
+    client = start(f, "echo", "a")
+    asked = question(f)
+    serial = str(asked["serial"])
+    for words, remedy in (((serial,), b"approvals show " + serial.encode()),
+                          ((serial, "--for", "5"), b"approvals show " + serial.encode()),
+                          ((serial, "abc"), b"64 digits"), ((serial, ""), b"64 digits"),
+                          ((serial, "0" * 64), b"approvals show " + serial.encode())):
+        got = operator(f, "approvals", "allow", *words)
+        check(got.returncode == 1 and remedy in got.stderr, (words, got))
+    check(client.poll() is None and questions(f), "it still waits")
+    allow(f, asked)
+    equal(ended(client)[:2], (0, b"a\n"))
+
+
+def connections(f, line, count=80):
+    """Connections to the control socket that have sent this much of a request."""
+    out = []
+    for _ in range(count):
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(os.path.join(f.root, "run/qvm-remote/control.sock"))
+        s.sendall(line)
+        out.append(s)
+    return out
+
+
+@case
+def panic_deny_and_status_have_a_place_whoever_else_is_there(f):
+    begin(f, "work * ask\n")
+    client = start(f, "echo no")
+    asked = question(f)
+    version = ask_control(os.path.join(f.root, "run/qvm-remote/control.sock"), "wait -").split("\n")[0]
+    held = [connections(f, part) for part in (f"wait {version}\n".encode(), b"pani", b"", b"approvals\n")]
+    check(b"version:" in f.dom0("status").stdout, "status answers")
+    refused = f.dom0("approvals", "list")
+    check(refused.returncode == 0 or b"too many others" in refused.stderr, refused)
+    held.append(connections(f, b"x"))
+    got = operator(f, "approvals", "deny", str(asked["serial"]))
+    equal((got.returncode, got.stderr), (0, b""))
+    equal(ended(client)[0], 126)
+    held.append(connections(f, b""))
+    held.append(connections(f, b"wait x"))
+    daemon = f.daemon.pid
+    got = f.dom0("panic")
+    equal((got.returncode, got.stderr), (0, b""))
+    check(f.daemon.poll() is None and f.daemon.pid == daemon, "the daemon obeyed, and was not killed")
+    check(b"panic: nothing runs" in f.dom0("status").stdout, "status tells")
+    for s in sum(held, []):
+        s.close()
 
 
 def ask_control(path, line):
@@ -276,7 +503,7 @@ def allow_what_was_swapped(control, running):
             try:
                 with open(os.path.join(running, asked["id"])) as e:
                     if e.read() == "echo swapped\n":
-                        ask_control(control, f"allow {asked['serial']} -")
+                        ask_control(control, f"allow {asked['serial']} - {asked['digest']}")
             except FileNotFoundError:
                 pass
 

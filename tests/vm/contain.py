@@ -109,8 +109,9 @@ is group "$(ls -d $unit/command-* | wc -l) $(used)" "[12] 0"
 # root's is known by its group; and the question stands until somebody outside answers it.
 narrow -t 100 true >/tmp/asked 2>&1 &
 asked=$!
-until serial=$(qvm-remote-dom0 --root /srv/dom0 approvals | grep -oE '^ *[0-9]+'); do sleep 0.1; done
-serial=$((serial))
+until serial=$(qvm-remote-dom0 --root /srv/dom0 approvals list --json | grep -oE '"serial":[0-9]+'); do sleep 0.1; done
+serial=${serial#*:}
+digest=$(qvm-remote-dom0 --root /srv/dom0 approvals list --json | grep -oE '"digest":"[0-9a-f]+' | grep -oE '[0-9a-f]{64}')
 ln -s /srv/dom0/run/qvm-remote /run/qvm-remote
 is account "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*no daemon*"$'\n'"1"
 is hidden "$(narrow ls -A /run; echo $?)" "0"
@@ -123,7 +124,7 @@ systemctl start approve@$serial
 is reached "$(</tmp/approved)" "agent"$'\n'"*answers root and members of the group qubes*"
 is root "$(narrow approve-as-root $serial 2>&1; echo $?)" "*command*"$'\n'"1"
 chmod 700 /srv/dom0
-kill -0 $asked && qvm-remote-dom0 --root /srv/dom0 approvals allow $serial
+kill -0 $asked && qvm-remote-dom0 --root /srv/dom0 approvals allow $serial $digest
 wait $asked
 is operator "$? $(</tmp/asked)" "0 *"
 
@@ -149,7 +150,7 @@ echo "contain: end"
 # As somebody would who found the daemon's socket.
 APPROVE = """#!/bin/bash
 echo $USER
-exec qvm-remote-dom0 approvals allow $1
+exec qvm-remote-dom0 approvals allow $1 $(printf %064d 0)
 """
 
 AS_ACCOUNT = """[Unit]
@@ -190,7 +191,7 @@ def build(packages):
     root.file("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
     root.file("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nagent:x:500:500:agent:/:/bin/bash\n")
     root.file("etc/group", "root:x:0:\nqubes:x:98:\nagent:x:500:\n")
-    root.file("usr/local/bin/approve-as-root", "#!/bin/bash\nexec qvm-remote-dom0 approvals allow $1\n", 0o755)
+    root.file("usr/local/bin/approve-as-root", "#!/bin/bash\nexec qvm-remote-dom0 approvals allow $1 $(printf %064d 0)\n", 0o755)
     root.file("usr/local/bin/approve", APPROVE, 0o755)
     with open(os.path.join(BUILD, "packaging/systemd/qvm-remote-dom0.service"), encoding="utf-8") as f:
         root.file("etc/systemd/system/qvm-remote-dom0.service", f.read())

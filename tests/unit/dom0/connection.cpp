@@ -288,7 +288,8 @@ void reach_start(house &h) {
 }
 void allow(house &h) {
     if (is_open(h))
-        CHECK(h.words().allow(h.words().open()[0]->serial, {}, "operator", host::boottime_ms()));
+        CHECK(h.words().allow(h.words().open()[0]->serial, to_hex(h.words().open()[0]->digest), {},
+                              "operator", host::boottime_ms()));
 }
 void give_slots(house &h) {
     h.slots_held = false;

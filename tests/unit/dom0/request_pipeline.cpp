@@ -218,7 +218,8 @@ void reach_asking(small_dom0 &d, const std::shared_ptr<request_pipeline> &r, hea
 }
 void say_yes(small_dom0 &d, const std::shared_ptr<request_pipeline> &, heard &) {
     for (const open_question *const q : d.questions().open())
-        static_cast<void>(d.questions().allow(q->serial, std::nullopt, "a test", 1));
+        static_cast<void>(
+            d.questions().allow(q->serial, to_hex(q->digest), std::nullopt, "a test", 1));
 }
 
 const place places[] = {

@@ -41,31 +41,30 @@ TEST_CASE("I6: a word is one row of its own, whatever is in it") {
         {std::string_view("\0", 1), R"("\x00")"},
     };
     for (const auto &row : table)
-        CHECK(word(row.bytes) == rows{std::string("argv[0]          : ") + row.shown});
+        CHECK(word(row.bytes) == rows{std::string("argv[0]       : ") + row.shown});
 }
 
 TEST_CASE("a text has a row for each line, and its end is said") {
-    CHECK(text("") == rows{"script           . 0 bytes"});
-    CHECK(text("a\n") == rows{"script 1         | a", "script           . 2 bytes"});
-    CHECK(text("a") ==
-          rows{"script 1         | a",
-               "script           . 1 bytes; its last line does not end with a newline"});
-    CHECK(text("a \n\n\tb\n") == rows{"script 1         | a\\x20", "script 2         | ",
-                                      "script 3         | \\tb", "script           . 7 bytes"});
+    CHECK(text("") == rows{"script        . 0 bytes"});
+    CHECK(text("a\n") == rows{"script 1      | a", "script        . 2 bytes"});
+    CHECK(text("a") == rows{"script 1      | a",
+                            "script        . 1 bytes; its last line does not end with a newline"});
+    CHECK(text("a \n\n\tb\n") == rows{"script 1      | a\\x20", "script 2      | ",
+                                      "script 3      | \\tb", "script        . 7 bytes"});
 }
 
 TEST_CASE("a long value goes on in rows that are marked, and no escape is cut") {
-    // 21 bytes a row at the least width.
-    CHECK(word("0123456789012345678901234", 1) ==
-          rows{"argv[0]          : \"01234567890123456789", "                 + 01234\""});
-    CHECK(word("012345678901234567\n9", 40) ==
-          rows{"argv[0]          : \"012345678901234567\\n", "                 + 9\""});
-    CHECK(word("0123456789012345678\n9", 40) ==
-          rows{"argv[0]          : \"0123456789012345678", "                 + \\n9\""});
+    // 24 bytes a row at the least width.
+    CHECK(word("0123456789012345678901234567", 1) ==
+          rows{"argv[0]       : \"01234567890123456789012", "              + 34567\""});
+    CHECK(word("012345678901234567890\n9", 40) ==
+          rows{"argv[0]       : \"012345678901234567890\\n", "              + 9\""});
+    CHECK(word("0123456789012345678901\n9", 40) ==
+          rows{"argv[0]       : \"0123456789012345678901", "              + \\n9\""});
 }
 
 TEST_CASE("a label of ours is cut to its column, so text never stands left of it") {
     field_rows out(80);
     out.add_word("an environment's variable", "x");
-    CHECK(out.rows().at(0) == "an environmen... : \"x\"");
+    CHECK(out.rows().at(0) == "an environ... : \"x\"");
 }

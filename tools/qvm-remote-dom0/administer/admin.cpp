@@ -29,6 +29,7 @@
 #include <qvmremote/secret.hpp>
 
 #include "administer/audit_commands.hpp"
+#include "administer/typed_answer.hpp"
 #include "base/helper.hpp"
 #include "common/cli.hpp"
 #include "decide/keyring.hpp"
@@ -63,14 +64,8 @@ void tell_daemon(const paths &where) {
 namespace {
 
 // A word typed by the operator, at a terminal or from a pipe.
-bool confirmed(const char *question, std::string_view expected) {
-    std::fprintf(stderr, "%s", question);
-    std::fflush(stderr);
-    std::string typed;
-    for (char c; ::read(STDIN_FILENO, &c, 1) == 1 && c != '\n';)
-        if (typed.size() < 64)
-            typed.push_back(c);
-    return typed == expected;
+bool confirmed(const char *prompt, std::string_view expected) {
+    return typed_line(stderr, prompt) == expected;
 }
 
 host::outcome<secret> parse_key(std::string text) {

@@ -7,7 +7,9 @@
 #include <ctime>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <unistd.h>
@@ -22,6 +24,8 @@
 
 #include "administer/admin.hpp"
 #include "administer/audit_commands.hpp"
+#include "administer/question_screen.hpp"
+#include "administer/typed_answer.hpp"
 #include "decide/panic.hpp"
 #include "serve/control.hpp"
 
@@ -31,10 +35,12 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr int poll_seconds = 70; // the daemon answers a `wait` after less
-constexpr std::size_t shown_lines = 60;
+constexpr int answer_seconds = 10;
+constexpr int poll_seconds = 70;                           // the daemon answers a `wait` after less
+constexpr std::size_t longest_question = 32 * 1024 * 1024; // a script and its input, escaped
 constexpr const char *usage = "usage: qvm-remote-dom0 approvals list [--json] | watch | "
-                              "allow SERIAL [--for MIN] | deny SERIAL";
+                              "show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | "
+                              "deny SERIAL";
 
 // What the daemon answers in lines of JSON.
 std::vector<ordered_json> parse_lines(std::string_view text) {
@@ -47,35 +53,10 @@ std::vector<ordered_json> parse_lines(std::string_view text) {
     return out;
 }
 
-void print(const ordered_json &q) {
-    const std::string untrusted_text = q.value("text", "");
-    std::printf("%llu  %s  %s  %llu s left%s\n", q.value("serial", 0ull),
-                for_terminal(q.value("qube", "")).c_str(),
-                q.value("shell", true) ? "in a shell" : "no shell", q.value("left_ms", 0ull) / 1000,
-                q.value("may_last", false) ? "" : ", once");
-    std::size_t lines = 0;
-    std::string_view left = untrusted_text;
-    while (!left.empty() && lines < shown_lines) {
-        const std::size_t end = left.find('\n');
-        std::printf("    %s\n", for_terminal(left.substr(0, end)).c_str());
-        left.remove_prefix(end == left.npos ? left.size() : end + 1);
-        ++lines;
-    }
-    const std::size_t all = q.value("bytes", std::size_t{0});
-    if (!left.empty() || all > untrusted_text.size())
-        std::printf("    ... the first %zu of %zu bytes; approvals list --json shows more\n",
-                    untrusted_text.size() - left.size(), all);
-    std::string how = "runs as " + for_terminal(q.value("user", "")) + ", stdin " +
-                      for_terminal(q.value("stdin", ""));
-    if (q.contains("stdin_bytes"))
-        how += " (" + std::to_string(q.value("stdin_bytes", std::size_t{0})) + " bytes)";
-    if (q.value("tty", false))
-        how += ", with a terminal";
-    if (const auto timeout = q.value("timeout_s", 0u); timeout != 0)
-        how += ", " + std::to_string(timeout) + " s at most";
-    for (const auto &variable : q.value("environment", ordered_json::array()))
-        how += ", " + for_terminal(variable.get<std::string>());
-    std::printf("  %s\n  sha256 %s\n", how.c_str(), for_terminal(q.value("digest", "")).c_str());
+void print(const std::vector<std::string> &rows) {
+    for (const std::string &row : rows)
+        std::printf("%s\n", row.c_str());
+    std::printf("\n");
 }
 
 // The daemon's answer to a command; 0 when it is "ok".
@@ -95,37 +76,77 @@ int list(const invocation &in, bool json) {
         return 0;
     }
     for (const ordered_json &q : parse_lines(*answer))
-        print(q);
+        print(rows_of(q, terminal_width()));
     return 0;
 }
 
-std::optional<std::string> read_line() {
-    std::string out;
-    char c = 0;
-    ssize_t n;
-    while ((n = ::read(STDIN_FILENO, &c, 1)) == 1 && c != '\n')
-        if (out.size() < 64)
-            out.push_back(c);
-    return n == 1 ? std::optional(out) : std::nullopt;
+// All of the question with that serial, and the line of JSON it came in.
+struct whole_question {
+    ordered_json fields;
+    std::string line;
+};
+host::outcome<whole_question> read_question(const invocation &in, std::uint64_t serial) {
+    auto answer = ask_daemon(in.where, "question " + std::to_string(serial), answer_seconds,
+                             longest_question);
+    if (!answer)
+        return tl::unexpected(answer.error());
+    auto found = parse_lines(*answer);
+    if (found.empty())
+        return host::failed(for_terminal(answer->substr(0, answer->find('\n'))));
+    return whole_question{std::move(found[0]), std::move(*answer)};
 }
 
-// One question at a terminal. What runs in a shell, or runs what it is told, takes the qube's name.
-bool answer_at_terminal(const invocation &in, const ordered_json &q) {
-    const std::string wanted = q.value("may_last", false) ? "yes" : q.value("qube", "");
-    std::printf("  To let it run once, type %s; anything else is a no: ", wanted.c_str());
-    std::fflush(stdout);
-    const auto typed = read_line();
-    if (!typed)
+int show(const invocation &in, std::uint64_t serial, bool json) {
+    const auto q = read_question(in, serial);
+    if (!q)
+        return fail_with(q.error());
+    if (json)
+        std::fputs(q->line.c_str(), stdout);
+    else if (const auto rows = rows_of(q->fields, terminal_width()); !is_interactive())
+        print(rows);
+    else
+        static_cast<void>(show_by_pages(rows));
+    return 0;
+}
+
+// One question at a terminal: all of it is shown before a yes is possible. The serial is part of the
+// answer, so that no line that was typed for another question counts; what runs in a shell, or runs
+// what it is told, takes the qube's name too.
+enum class said { yes, no, nothing };
+said ask_at_terminal(const ordered_json &q) {
+    if (!show_by_pages(rows_of(q, terminal_width())))
+        return said::no;
+    const std::string wanted = (q.value("may_last", false) ? "yes" : q.value("qube", "")) + " " +
+                               std::to_string(q.value("serial", 0ull));
+    const auto typed =
+        typed_line(stdout, "  To let it run, type '" + wanted + "'; anything else is a no: ");
+    return !typed ? said::nothing : *typed == wanted ? said::yes : said::no;
+}
+
+std::string allow_request(const ordered_json &q, const std::string &lasts) {
+    return "allow " + std::to_string(q.value("serial", 0ull)) + " " + lasts + " " +
+           q.value("digest", "");
+}
+
+// False at the end of input.
+bool answer_at_terminal(const invocation &in, std::uint64_t serial) {
+    const auto q = read_question(in, serial);
+    if (!q) { // over already
+        fail_with(q.error());
+        return true;
+    }
+    const said answer = ask_at_terminal(q->fields);
+    if (answer == said::nothing)
         return false;
-    const std::string serial = std::to_string(q.value("serial", 0ull));
-    if (tell(in, *typed == wanted ? "allow " + serial + " -" : "deny " + serial) == 0)
-        std::printf("  %s\n", *typed == wanted ? "allowed" : "denied");
+    const bool yes = answer == said::yes;
+    if (tell(in, yes ? allow_request(q->fields, "-") : "deny " + std::to_string(serial)) == 0)
+        std::printf("  %s\n", yes ? "allowed" : "denied");
     return true;
 }
 
 // Until it is ended, or the daemon is gone.
 int watch(const invocation &in) {
-    const bool asks = ::isatty(STDIN_FILENO) && ::isatty(STDOUT_FILENO);
+    const bool asks = is_interactive();
     std::string version = "-";
     std::set<std::uint64_t> seen;
     for (;;) {
@@ -137,18 +158,56 @@ int watch(const invocation &in) {
             return fail_with("the daemon has ended");
         version = for_terminal(answer->substr(0, end), 32);
         for (const ordered_json &q : parse_lines(std::string_view(*answer).substr(end + 1))) {
-            if (!seen.insert(q.value("serial", 0ull)).second)
+            const auto serial = q.value("serial", 0ull);
+            if (!seen.insert(serial).second)
                 continue;
-            print(q);
-            std::fflush(stdout);
-            if (asks && !answer_at_terminal(in, q))
+            if (asks && !answer_at_terminal(in, serial))
                 return 0;
+            if (!asks)
+                print(rows_of(q, terminal_width()));
+            std::fflush(stdout);
         }
     }
 }
 
-std::optional<std::uint64_t> serial_of(const char *text) {
-    return qvmremote::detail::parse_decimal<std::uint64_t>(text);
+// SERIAL [DIGEST] [--for MIN]
+int allow(const invocation &in, std::uint64_t serial, std::span<char *const> words) {
+    std::optional<std::string_view> digest;
+    std::string lasts = "-";
+    if (!words.empty() && words[0] != std::string_view("--for")) {
+        digest = words[0];
+        words = words.subspan(1);
+    }
+    if (!words.empty()) {
+        if (words[0] != std::string_view("--for") || words.size() > 2)
+            return fail_with(usage);
+        const auto minutes = parse_positive(words.size() == 2 ? words[1] : "");
+        if (!minutes || *minutes > UINT32_MAX / 60)
+            return fail_with("--for takes a number of minutes, 1 or more");
+        lasts = std::to_string(*minutes * 60);
+    }
+    const std::string number = std::to_string(serial);
+    if (!digest && !is_interactive())
+        return fail_with(
+            "without a terminal, allow takes the digest of what you read: read it with "
+            "qvm-remote-dom0 approvals show " +
+            number + ", then qvm-remote-dom0 approvals allow " + number + " DIGEST");
+    if (digest && digest->size() != 64)
+        return fail_with("'" + for_terminal(*digest, 80) +
+                         "' is not a digest: give the 64 digits that follow sha256 in "
+                         "qvm-remote-dom0 approvals show " +
+                         number);
+    if (!is_interactive())
+        return tell(in, "allow " + number + " " + lasts + " " + for_terminal(*digest));
+    const auto q = read_question(in, serial);
+    if (!q)
+        return fail_with(q.error());
+    if (digest && *digest != q->fields.value("digest", ""))
+        return fail_with("this is not the digest of the request with the serial " + number);
+    if (ask_at_terminal(q->fields) != said::yes)
+        return fail_with("not allowed; it still waits, and qvm-remote-dom0 approvals deny " +
+                         number + " refuses it");
+    return tell(in, allow_request(q->fields, lasts));
 }
 
 } // namespace
@@ -156,22 +215,19 @@ std::optional<std::uint64_t> serial_of(const char *text) {
 int approvals_command(const invocation &in) {
     const auto &words = in.arguments;
     const std::string_view verb = words.empty() ? std::string_view("list") : words[0];
-    if (verb == "list" && words.size() <= 2)
-        if (words.size() < 2 || words[1] == std::string_view("--json"))
-            return list(in, words.size() == 2);
+    const bool json = !words.empty() && words.back() == std::string_view("--json");
+    if (verb == "list" && words.size() <= (json ? 2u : 1u))
+        return list(in, json);
     if (verb == "watch" && words.size() == 1)
         return watch(in);
-    const auto serial = words.size() > 1 ? serial_of(words[1]) : std::nullopt;
+    const auto serial =
+        words.size() > 1 ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
+    if (serial && verb == "show" && words.size() == (json ? 3u : 2u))
+        return show(in, *serial, json);
     if (serial && verb == "deny" && words.size() == 2)
         return tell(in, "deny " + std::to_string(*serial));
-    if (serial && verb == "allow" && words.size() == 2)
-        return tell(in, "allow " + std::to_string(*serial) + " -");
-    if (serial && verb == "allow" && words.size() == 4 && words[2] == std::string_view("--for")) {
-        const auto minutes = parse_positive(words[3]);
-        if (!minutes || *minutes > UINT32_MAX / 60)
-            return fail_with("--for takes a number of minutes");
-        return tell(in, "allow " + std::to_string(*serial) + " " + std::to_string(*minutes * 60));
-    }
+    if (serial && verb == "allow")
+        return allow(in, *serial, words.subspan(2));
     return fail_with(usage);
 }
 

@@ -429,21 +429,19 @@ void admission::start(peer from, verified<request> what, verdict said, std::opti
 
 question question_of(const held &what, const std::optional<std::string> &collected) {
     const envelope &header = what.what->header;
-    const run_terms &how = what.said.how;
     question out{.from = what.from,
                  .id = header.id->text(),
                  .kind = std::string(name(header.kind)),
-                 .untrusted_text = {},
-                 .how = how,
-                 .input_size = {},
-                 .digest = request_digest(what.from, header, how, collected)};
-    if (collected)
-        out.input_size = collected->size();
-    // Words apart, as they are run; a script behind its arguments.
-    for (const std::string &word : how.argv.empty() ? header.arguments : how.argv)
-        out.untrusted_text += word + "\n";
-    if (how.argv.empty())
-        out.untrusted_text += header.body;
+                 .terms = what.said.how,
+                 .is_detached = header.detach,
+                 .untrusted_script = {},
+                 .untrusted_arguments = {},
+                 .untrusted_stdin = collected,
+                 .digest = request_digest(what.from, header, what.said.how, collected)};
+    if (out.terms.argv.empty()) {
+        out.untrusted_script = header.body;
+        out.untrusted_arguments = header.arguments;
+    }
     return out;
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include <qvmremote/bytes.hpp>
+#include <qvmremote/sanitize.hpp>
 
 namespace qvmremote::dom0 {
 
@@ -36,35 +37,44 @@ void approvals::withdraw_all(const qube_name *of, errc why) {
             settle(at, tl::unexpected(why));
 }
 
-tl::expected<void, std::string> approvals::allow(std::uint64_t serial,
+namespace {
+tl::unexpected<std::string> nothing_waits(std::uint64_t serial) {
+    return tl::unexpected("nothing waits under the serial " + std::to_string(serial) +
+                          "; see qvm-remote-dom0 approvals list");
+}
+} // namespace
+
+tl::expected<void, std::string> approvals::allow(std::uint64_t serial, std::string_view digest,
                                                  std::optional<std::uint32_t> for_s,
                                                  std::string who, std::uint64_t now_ms) {
     const auto at = waiting_.find(serial);
     if (at == waiting_.end() || now_ms >= at->second.what.deadline_ms)
-        return tl::unexpected("nothing waits under the serial " + std::to_string(serial) +
-                              "; see qvm-remote-dom0 approvals list");
-    const open_question &what = at->second.what;
+        return nothing_waits(serial);
+    const open_question &asked = at->second.what;
+    if (to_hex(asked.digest) != digest)
+        return tl::unexpected(
+            "this is not the digest of the request with the serial " + std::to_string(serial) +
+            "; read it: qvm-remote-dom0 approvals show " + std::to_string(serial));
     if (for_s) {
-        if (!what.how.may_last)
+        if (!asked.terms.may_last)
             return tl::unexpected(std::string(
                 "what this runs depends on more than its words, so it is approved once at a time; "
                 "leave --for out"));
-        const std::uint32_t most = what.how.ttl_s.value_or(longest_grant_s);
+        const std::uint32_t most = asked.terms.ttl_s.value_or(longest_grant_s);
         if (*for_s > most)
             return tl::unexpected("the rule lets an approval last " +
                                   std::to_string(std::max(most / 60, 1u)) + " minutes at most");
         grants_.forget_expired(now_ms);
-        grants_.add(what.from.name, what.digest, now_ms + std::uint64_t{*for_s} * 1000);
+        grants_.add(asked.from.name, asked.digest, now_ms + std::uint64_t{*for_s} * 1000);
     }
-    settle(at, approval{serial, what.digest, std::move(who)});
+    settle(at, approval{serial, asked.digest, std::move(who)});
     return {};
 }
 
 tl::expected<void, std::string> approvals::deny(std::uint64_t serial) {
     const auto at = waiting_.find(serial);
     if (at == waiting_.end())
-        return tl::unexpected("nothing waits under the serial " + std::to_string(serial) +
-                              "; see qvm-remote-dom0 approvals list");
+        return nothing_waits(serial);
     settle(at, tl::unexpected(errc::approval_denied));
     return {};
 }
@@ -105,34 +115,99 @@ void approvals::settle(table::iterator at, tl::expected<approval, errc> with) {
     tell(std::move(with));
 }
 
-std::string to_json(const open_question &what, std::uint64_t now_ms) {
-    constexpr std::size_t most_text = 16 * 1024;
-    const auto name_of = [](stdin_mode mode) {
-        return mode == stdin_mode::live        ? "live"
-               : mode == stdin_mode::collected ? "collected"
-                                               : "closed";
+namespace {
+
+// Hands out texts until so many bytes were handed out, and remembers whether something was left out.
+class allowance {
+  public:
+    explicit allowance(extent much)
+        : left_(much == extent::whole ? std::string_view::npos : beginning) {}
+
+    std::string text(std::string_view untrusted_text) {
+        const std::string_view taken = untrusted_text.substr(0, left_);
+        is_complete_ = is_complete_ && taken.size() == untrusted_text.size();
+        left_ -= std::min(left_, taken.size());
+        return for_terminal(taken, std::string_view::npos);
+    }
+
+    // A word or a variable is there as a whole or not at all.
+    nlohmann::ordered_json list(const std::vector<std::string> &untrusted_words) {
+        auto out = nlohmann::ordered_json::array();
+        for (const std::string &word : untrusted_words) {
+            if (word.size() >= left_) { // what is empty costs something too
+                is_complete_ = false;
+                left_ = 0;
+                break;
+            }
+            out.push_back(text(word));
+            --left_;
+        }
+        return out;
+    }
+
+    [[nodiscard]] bool is_complete() const noexcept { return is_complete_; }
+
+  private:
+    static constexpr std::size_t beginning = 2048;
+
+    std::size_t left_;
+    bool is_complete_ = true;
+};
+
+const char *name_of(stdin_mode mode) {
+    return mode == stdin_mode::live        ? "live"
+           : mode == stdin_mode::collected ? "collected"
+                                           : "closed";
+}
+
+} // namespace
+
+std::string to_json(const open_question &shown, std::uint64_t now_ms, extent much) {
+    const run_terms &terms = shown.terms;
+    allowance texts(much);
+    nlohmann::ordered_json out = {{"serial", shown.serial},
+                                  {"qube", shown.from.name.text()},
+                                  {"id", shown.id},
+                                  {"transport", shown.from.transport},
+                                  {"kind", shown.kind},
+                                  {"shell", terms.argv.empty()},
+                                  {"digest", to_hex(shown.digest)}};
+    if (terms.argv.empty()) {
+        out["script_bytes"] = shown.untrusted_script.size();
+        out["script"] = texts.text(shown.untrusted_script);
+        out["arguments_count"] = shown.untrusted_arguments.size();
+        out["arguments"] = texts.list(shown.untrusted_arguments);
+    } else {
+        out["argv_count"] = terms.argv.size();
+        out["argv"] = texts.list(terms.argv);
+    }
+    std::vector<std::string> environment;
+    for (const auto &[name, value] : terms.environment)
+        environment.push_back(name + "=" + value);
+    out["environment_count"] = environment.size();
+    out["environment"] = texts.list(environment);
+    out["stdin"] = name_of(terms.input);
+    if (shown.untrusted_stdin) {
+        out["stdin_bytes"] = shown.untrusted_stdin->size();
+        out["stdin_text"] = texts.text(*shown.untrusted_stdin);
+    }
+    out["user"] = terms.user.empty() ? "root" : terms.user;
+    out["tty"] = terms.tty;
+    out["detached"] = shown.is_detached;
+    out["timeout_s"] = terms.timeout_s;
+    auto limits = nlohmann::ordered_json::object();
+    const auto limit = [&](const char *name, const auto &value) {
+        if (value)
+            limits[name] = *value;
     };
-    nlohmann::ordered_json out = {
-        {"serial", what.serial},
-        {"qube", what.from.name.text()},
-        {"id", what.id},
-        {"kind", what.kind},
-        {"text", what.untrusted_text.substr(0, most_text)},
-        {"bytes", what.untrusted_text.size()},
-        {"shell", what.how.argv.empty()},
-        {"user", what.how.user.empty() ? "root" : what.how.user},
-        {"stdin", name_of(what.how.input)},
-        {"tty", what.how.tty},
-        {"timeout_s", what.how.timeout_s},
-        {"digest", to_hex(what.digest)},
-        {"may_last", what.how.may_last},
-        {"left_ms", what.deadline_ms > now_ms ? what.deadline_ms - now_ms : 0},
-    };
-    if (what.input_size)
-        out["stdin_bytes"] = *what.input_size;
-    for (const auto &[key, value] : what.how.environment)
-        out["environment"].push_back(key + "=" + value);
-    // Bytes that are no UTF-8 become a sign for that; the digest tells what they were.
+    limit("memory", terms.memory);
+    limit("pids", terms.pids);
+    limit("cpu", terms.cpu);
+    limit("output", terms.output);
+    out["limits"] = std::move(limits);
+    out["may_last"] = terms.may_last;
+    out["left_ms"] = shown.deadline_ms > now_ms ? shown.deadline_ms - now_ms : 0;
+    out["complete"] = texts.is_complete();
     return out.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
 }
 

@@ -17,16 +17,18 @@
 
 namespace qvmremote::dom0 {
 
-/// What an operator is asked: the request as it will run. Texts are the qube's and go to a screen
-/// through the sanitizer of that screen alone.
+/// What an operator is asked: the request as it will run, each part of it in a field of its own. The
+/// texts are the qube's and go to a screen through the sanitizer of that screen alone.
 struct question {
     peer from;
     std::string id;
-    std::string kind;           ///< "shell", "exec" or "script"
-    std::string untrusted_text; ///< the command line, the script, or the argv's words one a line
-    run_terms how;
-    std::optional<std::size_t> input_size; ///< of the stdin that was collected
-    digest256 digest{};                    ///< request_digest: names all of it
+    std::string kind;             ///< "shell", "exec" or "script"
+    run_terms terms;              ///< with the argv, where no shell runs
+    bool is_detached = false;     ///< goes on when the session that asked for it has ended
+    std::string untrusted_script; ///< what bash or the script's interpreter runs
+    std::vector<std::string> untrusted_arguments;    ///< of the script
+    std::optional<std::string> untrusted_stdin = {}; ///< that was collected
+    digest256 digest{};                              ///< request_digest: names all of it
 };
 
 /// One that waits.
@@ -67,9 +69,11 @@ class approvals {
     /// Answers all questions of a qube, or all there are, with `why`; and takes its grants away.
     void withdraw_all(const qube_name *of, errc why);
 
-    /// An operator's word. `for_s`: also for the same again, for so many seconds. Fails with words
-    /// for the operator, and nothing is changed then.
+    /// An operator's yes to the question of that serial, if `digest` is that of what the operator read,
+    /// as to_json() writes it. `for_s`: also to the same request again, for so many seconds. On a
+    /// failure, whose text is for the operator, nothing changes.
     [[nodiscard]] tl::expected<void, std::string> allow(std::uint64_t serial,
+                                                        std::string_view digest,
                                                         std::optional<std::uint32_t> for_s,
                                                         std::string who, std::uint64_t now_ms);
     [[nodiscard]] tl::expected<void, std::string> deny(std::uint64_t serial);
@@ -102,7 +106,15 @@ class approvals {
     std::uint64_t version_ = 0;
 };
 
-/// A question as a line of JSON, for front-ends; `now_ms` for what is left of its time.
-[[nodiscard]] std::string to_json(const open_question &what, std::uint64_t now_ms);
+/// How much of a question's texts to_json() gives.
+enum class extent {
+    beginning, ///< some of it, for lists: "complete" is false where something was left out
+    whole,
+};
+
+/// A question as a line of JSON, for front-ends; `now_ms` for what is left of its time. Every text of
+/// the qube's stands there as for_terminal() shows it, which from_terminal() turns back: printable
+/// ASCII, and no two requests alike.
+[[nodiscard]] std::string to_json(const open_question &shown, std::uint64_t now_ms, extent much);
 
 } // namespace qvmremote::dom0

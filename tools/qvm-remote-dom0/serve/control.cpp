@@ -27,9 +27,7 @@ namespace qvmremote::dom0 {
 namespace {
 
 constexpr std::size_t longest_request = 256;
-constexpr std::size_t longest_answer = 1024 * 1024;
-constexpr int patience_seconds = 10; // to send a request, and to take an answer
-constexpr std::size_t most_exchanges = 64;
+constexpr int patience_seconds = 10;                   // to send a request, and to take an answer
 constexpr std::chrono::milliseconds accept_pause{100}; // when there was no descriptor to be had
 constexpr const char *operators = "qubes";             // the group
 
@@ -77,39 +75,71 @@ std::optional<requester> who_asks(int connection) {
     return out;
 }
 
+namespace {
+bool is_always_answered(std::string_view request) {
+    const std::string_view verb = request.substr(0, request.find(' '));
+    return verb == "panic" || verb == "deny" || verb == "status";
+}
+} // namespace
+
 // One request and its answer; ends by itself when the other end dawdles.
 struct control_server::exchange : std::enable_shared_from_this<exchange> {
     exchange(control_server &of, socket_type s, requester w)
-        : handle(of.answer_), open(of.open_), socket(std::move(s)), timer(socket.get_executor()),
-          who(std::move(w)) {
-        ++*open;
+        : handle(of.answer_), taken(of.places_), socket(std::move(s)), timer(socket.get_executor()),
+          who(std::move(w)) {}
+    ~exchange() {
+        leave_unread();
+        taken->held -= is_held;
     }
-    ~exchange() { --*open; }
 
     void run() {
+        place = taken->unread.insert(taken->unread.end(), weak_from_this());
         limit();
         boost::asio::async_read_until(
             socket, boost::asio::dynamic_buffer(untrusted_request, longest_request), '\n',
             [self = shared_from_this()](boost::system::error_code ec, std::size_t n) {
                 self->timer.cancel();
-                if (ec)
-                    return;
-                self->handle(std::string_view(self->untrusted_request).substr(0, n - 1), self->who,
-                             [self](std::string text) { self->send(std::move(text)); });
+                self->leave_unread();
+                if (!ec)
+                    self->answer_to(std::string_view(self->untrusted_request).substr(0, n - 1));
             });
+    }
+    // Makes room for another whose request may come sooner.
+    void give_way() {
+        leave_unread();
+        close();
     }
 
   private:
+    void close() {
+        boost::system::error_code ignored;
+        socket.close(ignored);
+    }
+    void leave_unread() {
+        if (place)
+            taken->unread.erase(*place);
+        place.reset();
+    }
+    void answer_to(std::string_view request) {
+        if (!is_always_answered(request)) {
+            if (taken->held >= most_held)
+                return send("the daemon answers too many others just now, approvals watch perhaps; "
+                            "end some of them, or try again in a minute\n");
+            is_held = true;
+            ++taken->held;
+        }
+        handle(request, who,
+               [self = shared_from_this()](std::string text) { self->send(std::move(text)); });
+    }
     void limit() {
         timer.expires_after(std::chrono::seconds(patience_seconds));
         timer.async_wait([self = weak_from_this()](boost::system::error_code ec) {
-            boost::system::error_code ignored;
             if (const auto alive = self.lock(); alive && !ec)
-                alive->socket.close(ignored);
+                alive->close();
         });
     }
-    void send(std::string words) {
-        answer = std::move(words);
+    void send(std::string text) {
+        answer = std::move(text);
         limit();
         boost::asio::async_write(
             socket, boost::asio::buffer(answer),
@@ -119,7 +149,9 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
     }
 
     const handler &handle; // the server's, which lives as long as the loop runs
-    std::shared_ptr<std::size_t> open;
+    std::shared_ptr<places> taken;
+    std::optional<std::list<std::weak_ptr<exchange>>::iterator> place; // among the unread
+    bool is_held = false;
     socket_type socket;
     boost::asio::steady_timer timer;
     requester who;
@@ -164,10 +196,18 @@ void control_server::accept() {
             return;
         if (ec)
             return pause();
-        if (auto who = who_asks(socket.native_handle()); who && *open_ < most_exchanges)
-            std::make_shared<exchange>(*this, std::move(socket), std::move(*who))->run();
+        if (auto who = who_asks(socket.native_handle()))
+            take(std::move(socket), std::move(*who));
         accept();
     });
+}
+
+void control_server::take(socket_type socket, requester who) {
+    if (places_->unread.size() >= most_unread) {
+        if (const auto oldest = places_->unread.front().lock())
+            oldest->give_way();
+    }
+    std::make_shared<exchange>(*this, std::move(socket), std::move(who))->run();
 }
 
 void control_server::pause() {
@@ -195,7 +235,8 @@ host::outcome<host::unique_fd> connect_to_daemon(const paths &where) {
 
 } // namespace
 
-host::outcome<std::string> ask_daemon(const paths &where, std::string_view request, int seconds) {
+host::outcome<std::string> ask_daemon(const paths &where, std::string_view request, int seconds,
+                                      std::size_t most) {
     const auto fd = connect_to_daemon(where);
     if (!fd)
         return tl::unexpected(fd.error());
@@ -211,7 +252,7 @@ host::outcome<std::string> ask_daemon(const paths &where, std::string_view reque
         return errno == EPIPE || errno == ECONNRESET
                    ? shut()
                    : host::failed("the daemon does not listen", errno);
-    auto answer = host::read_all(fd->get(), longest_answer);
+    auto answer = host::read_all(fd->get(), most);
     if (!answer && answer.error().error_number == ECONNRESET)
         return shut();
     return answer;

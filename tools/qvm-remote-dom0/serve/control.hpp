@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,8 +43,15 @@ struct requester {
 
 /// Answers root, the daemon's own user and operators: dom0's desktop users, the members of group
 /// qubes. Who may ask what is the handler's business.
+///
+/// However many connections others hold, a new one is always read: the one that has kept its request
+/// back for longest is closed for it. And what stops something (`panic`, `deny`), and `status`, is
+/// always answered; every other request is refused while most_held of them are not done.
 class control_server {
   public:
+    static constexpr std::size_t most_unread = 64; ///< connections whose request is not here yet
+    static constexpr std::size_t most_held = 64;   ///< requests that wait, or whose answer does
+
     /// Called once, at once or later.
     using reply = std::function<void(std::string)>;
     using handler = std::function<void(std::string_view request, const requester &, reply)>;
@@ -54,24 +62,29 @@ class control_server {
 
   private:
     struct exchange;
+    // Exchanges may outlive the server.
+    struct places {
+        std::list<std::weak_ptr<exchange>> unread; // oldest first
+        std::size_t held = 0;
+    };
 
     control_server(boost::asio::io_context &loop, std::string path, handler answer);
     void accept();
+    void take(boost::asio::local::stream_protocol::socket socket, requester who);
     void pause(); // then accept
 
     std::string path_;
     handler answer_;
-    // How many exchanges there are: those who wait long are not to use up descriptors. They may
-    // outlive this.
-    std::shared_ptr<std::size_t> open_ = std::make_shared<std::size_t>(0);
+    std::shared_ptr<places> places_ = std::make_shared<places>();
     boost::asio::local::stream_protocol::acceptor acceptor_;
     boost::asio::steady_timer pause_timer_;
 };
 
-/// Asks the running daemon. error_number is ENOENT or ECONNREFUSED when none runs, EAGAIN when it has
+/// Asks the running daemon, which answers with `most` bytes at most. error_number is ENOENT or ECONNREFUSED when none runs, EAGAIN when it has
 /// not answered for `seconds`.
 [[nodiscard]] host::outcome<std::string> ask_daemon(const paths &where, std::string_view request,
-                                                    int seconds = 10);
+                                                    int seconds = 10,
+                                                    std::size_t most = 1024 * 1024);
 
 /// The process that listens there, as the kernel has it, whether or not it answers; nothing when
 /// there is none.

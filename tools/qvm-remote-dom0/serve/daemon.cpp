@@ -640,7 +640,7 @@ class daemon final : public coordinator {
     std::string questions() const {
         std::string out = std::to_string(approvals_.version()) + "\n";
         for (const open_question *const q : approvals_.open())
-            out += to_json(*q, host::boottime_ms()) + "\n";
+            out += to_json(*q, host::boottime_ms(), extent::beginning) + "\n";
         return out;
     }
 
@@ -659,8 +659,8 @@ class daemon final : public coordinator {
             {"status", true, &daemon::on_status}, {"reload", false, &daemon::on_reload},
             {"panic", true, &daemon::on_panic},   {"audit", false, &daemon::on_audit},
             {"admin", false, &daemon::on_audit},  {"approvals", true, &daemon::on_approvals},
-            {"wait", true, &daemon::on_wait},     {"allow", true, &daemon::on_allow},
-            {"deny", true, &daemon::on_deny},
+            {"wait", true, &daemon::on_wait},     {"question", true, &daemon::on_question},
+            {"allow", true, &daemon::on_allow},   {"deny", true, &daemon::on_deny},
         };
         const std::string_view name = request.substr(0, request.find_first_of(" \t"));
         const auto at = std::find_if(std::begin(verbs), std::end(verbs),
@@ -702,9 +702,20 @@ class daemon final : public coordinator {
                 waiting(questions());
         });
     }
+    // All of one question, so that who decides can read all of it.
+    void on_question(std::string_view request, const requester &, control_server::reply tell) {
+        const auto words = split_words(request);
+        const auto serial = words.size() == 2
+                                ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
+                                : std::nullopt;
+        const open_question *const asked = serial ? approvals_.find(*serial) : nullptr;
+        tell(asked ? to_json(*asked, host::boottime_ms(), extent::whole) + "\n"
+                   : "nothing waits under that serial; see qvm-remote-dom0 approvals list\n");
+    }
+    // allow SERIAL SECONDS|- DIGEST
     void on_allow(std::string_view request, const requester &who, control_server::reply tell) {
         const auto words = split_words(request);
-        const auto serial = words.size() == 3
+        const auto serial = words.size() == 4
                                 ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
                                 : std::nullopt;
         if (!serial)
@@ -719,7 +730,7 @@ class daemon final : public coordinator {
         const passwd *const account = ::getpwuid(who.uid);
         const std::string name =
             (account ? std::string(account->pw_name) + " " : "") + "uid " + std::to_string(who.uid);
-        const auto done = approvals_.allow(*serial, lasts_s, name, host::boottime_ms());
+        const auto done = approvals_.allow(*serial, words[3], lasts_s, name, host::boottime_ms());
         log_->write(log_category::info, "serial " + std::to_string(*serial) +
                                             (done ? " allowed by " : " not allowed to ") + name);
         questions_changed();

@@ -18,7 +18,8 @@ namespace qvmremote::dom0 {
 namespace {
 
 constexpr std::size_t most_at_once = 8;
-constexpr std::size_t most_text = 200;
+constexpr std::size_t shown_words = 6;
+constexpr std::size_t shown_text = 200; // of a word or a script
 
 struct session {
     std::string user, home, bus;
@@ -44,9 +45,31 @@ std::optional<session> desktop_session(const paths &where) {
     return out;
 }
 
+// One value, a line of its own; what is left out is said.
+std::string line_of(const std::string &label, std::string_view untrusted_text) {
+    const std::string_view shown = untrusted_text.substr(0, shown_text);
+    return label + ": " + for_markup(shown, std::string_view::npos) +
+           (shown.size() == untrusted_text.size()
+                ? "\n"
+                : "\n  (" + std::to_string(untrusted_text.size() - shown.size()) +
+                      " more bytes)\n");
+}
+
+std::string summary_of(const open_question &asked) {
+    const std::vector<std::string> &argv = asked.terms.argv;
+    if (argv.empty())
+        return line_of("in a shell", asked.untrusted_script);
+    std::string out;
+    for (std::size_t i = 0; i < argv.size() && i < shown_words; ++i)
+        out += line_of(std::to_string(i), argv[i]);
+    if (argv.size() > shown_words)
+        out += "  (" + std::to_string(argv.size() - shown_words) + " more words)\n";
+    return out;
+}
+
 } // namespace
 
-void notifier::show(const open_question &what) {
+void notifier::show(const open_question &asked) {
     std::erase_if(shown_, [](child &c) {
         while (const auto event = c.next())
             if (event->kind == child_event::failed || event->kind == child_event::empty ||
@@ -65,9 +88,11 @@ void notifier::show(const open_question &what) {
                     "--urgency=critical",
                     "--expire-time=" + std::to_string(approvals::patience_ms),
                     "--",
-                    what.from.name.text() + " asks dom0 to run a command",
-                    for_markup(std::string_view(what.untrusted_text).substr(0, most_text)) +
-                        "\nqvm-remote-dom0 approvals allow " + std::to_string(what.serial)};
+                    asked.from.name.text() + " asks dom0 to run a command",
+                    summary_of(asked) +
+                        "All of it, and your answer, in a terminal:\n"
+                        "qvm-remote-dom0 approvals allow " +
+                        std::to_string(asked.serial)};
     command.environment = {"HOME=" + at->home,    "USER=" + at->user,
                            "LOGNAME=" + at->user, "PATH=/usr/bin:/bin",
                            "LANG=C.UTF-8",        "DBUS_SESSION_BUS_ADDRESS=unix:path=" + at->bus};

@@ -21,7 +21,7 @@ class notifier {
     notifier(paths where, warden &children) : where_(std::move(where)), children_(children) {}
 
     void use(std::string program) { program_ = std::move(program); }
-    void show(const open_question &what);
+    void show(const open_question &asked);
 
   private:
     paths where_;
