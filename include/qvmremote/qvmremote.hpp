@@ -9,6 +9,7 @@
 #include <qvmremote/command_id.hpp>
 #include <qvmremote/config.hpp>
 #include <qvmremote/digest.hpp>
+#include <qvmremote/display.hpp>
 #include <qvmremote/envelope.hpp>
 #include <qvmremote/error.hpp>
 #include <qvmremote/frame.hpp>
