@@ -8,6 +8,7 @@ Usage: cli.py BUILD-DIRECTORY [CASE...]
 """
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -18,7 +19,9 @@ import select
 import signal
 import sqlite3
 import stat
+import struct
 import subprocess
+import termios
 import time
 
 from fixture import CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main
@@ -330,21 +333,91 @@ def usage_on_a_terminal(f):
     os.close(slave)
 
 
+def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True):
+    """What the client writes to a terminal of its own, and what it writes to stdout elsewhere."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+        if not foreground:  # what a shell does for `command &`: another group has the terminal
+            other = os.fork()
+            if other == 0:
+                os.setpgid(0, 0)
+                os.execv("/bin/sleep", ["sleep", "60"])
+            with contextlib.suppress(OSError):
+                os.setpgid(other, other)
+            os.tcsetpgrp(2, other)
+
+    p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if keep_stdout else slave, stderr=slave,
+                preexec_fn=take_terminal)
+    os.close(slave)
+    seen = b""
+    while p.poll() is None or select.select([master], [], [], 0)[0]:
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                seen += os.read(master, 4096)
+            except OSError:
+                break
+    out = p.stdout.read() if keep_stdout else b""
+    p.wait(timeout=HANG)
+    os.close(master)
+    return seen, out
+
+
+def screen(raw, columns):
+    """The rows that a terminal shows after these bytes; a row that would wrap is an error."""
+    rows, column = [""], 0
+    for token in re.findall(rb"\x1b\[K|[\x00-\xff]", raw):
+        if token == b"\x1b[K":
+            rows[-1] = rows[-1][:column]
+        elif token == b"\r":
+            column = 0
+        elif token == b"\n":
+            rows.append("")
+        else:
+            rows[-1] = rows[-1][:column] + token.decode("latin-1") + rows[-1][column + 1:]
+            column += 1
+            check(column < columns, f"a row of {columns} columns overflows: {raw!r}")
+    return rows
+
+
 @case
 def waiting_is_shown_on_a_terminal(f):
     f.start()
-    master, slave = pty.openpty()
-    p = f.popen("sleep 4; echo done", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=slave)
-    os.close(slave)
-    seen = b""
-    while p.poll() is None:
-        if select.select([master], [], [], 0.1)[0]:
-            with contextlib.suppress(OSError):
-                seen += os.read(master, 4096)
-    equal(p.communicate()[0], b"done\n")
+    seen, out = on_terminal(f, "sleep 4; echo done", keep_stdout=True)
+    equal(out, b"done\n")
     check(re.search(rb"\[[23] s\] running in dom0", seen), seen)
     check(seen.endswith(b"\r\x1b[K"), seen)
-    os.close(master)
+
+
+@case
+def the_waiting_line_leaves_output_whole(f):
+    f.start()
+    for command, rows in (("sleep 4; echo first", ["first", ""]), ("sleep 4; printf 42", ["42"]),
+                          ("sleep 4; echo first >&2; printf 42", None)):
+        seen, _ = on_terminal(f, command)
+        check(re.search(rb"\[[23] s\] running in dom0", seen), seen)
+        if rows is None:
+            equal(sorted("".join(screen(seen, 80)).replace("first", "f ").split()), ["42", "f"])
+        else:
+            equal(screen(seen, 80), rows)
+
+
+@case
+def the_waiting_line_is_one_row(f):
+    f.start()
+    seen, _ = on_terminal(f, "sleep 4; echo x", columns=12)
+    check(b"[3 s] runni" in seen, seen)
+    equal(screen(seen, 12), ["x", ""])
+
+
+@case
+def the_waiting_line_stays_in_the_foreground(f):
+    f.start()
+    seen, out = on_terminal(f, "sleep 4; echo x", keep_stdout=True, foreground=False)
+    equal((seen, out), (b"", b"x\n"))
 
 
 @case

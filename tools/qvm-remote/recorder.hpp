@@ -13,6 +13,7 @@
 #include <qvmremote/host/unique_fd.hpp>
 
 #include "home.hpp"
+#include "terminal.hpp"
 
 namespace qvmremote::qube {
 
@@ -60,27 +61,30 @@ class recorder {
 /// A sink that records what it passes on.
 class recorded_sink final : public host::output_sink {
   public:
-    recorded_sink(int fd, recorder *to) : inner_(fd), to_(to), is_stdout_(fd == 1), fd_(fd) {}
+    recorded_sink(int fd, recorder *to, waiting_line *line)
+        : inner_(fd), to_(to), line_(line), is_stdout_(fd == 1), fd_(fd) {}
 
     [[nodiscard]] std::size_t take(bytes_view data) override {
+        if (line_ && !data.empty())
+            line_->stop(); // no byte of the command may share a row with it
         const std::size_t n = inner_.take(data);
+        if (line_ && n > 0)
+            line_->forget();
         if (to_)
             to_->output(is_stdout_, data.first(n));
-        any_ = any_ || n > 0;
         return n;
     }
     [[nodiscard]] int blocked_on() const override { return inner_.blocked_on(); }
     [[nodiscard]] bool broken() const override { return inner_.broken(); }
     [[nodiscard]] int error() const noexcept { return inner_.error(); }
-    [[nodiscard]] bool any() const noexcept { return any_; }
     void end() override;
 
   private:
     host::descriptor_sink inner_;
     recorder *to_;
+    waiting_line *line_;
     bool is_stdout_;
     int fd_;
-    bool any_ = false;
 };
 
 } // namespace qvmremote::qube

@@ -171,7 +171,7 @@ class shown_run {
             changed(state, untrusted_text);
         };
         if (terminal_)
-            io_.tick = [this] { out_.any() || err_.any() ? line_.stop() : line_.tick(); };
+            io_.tick = [this] { line_.tick(); };
     }
     shown_run(const shown_run &) = delete;
     shown_run &operator=(const shown_run &) = delete;
@@ -216,7 +216,7 @@ class shown_run {
     bool quiet_, terminal_;
     recorder record_;
     waiting_line line_;
-    recorded_sink out_{STDOUT_FILENO, &record_}, err_{STDERR_FILENO, &record_};
+    recorded_sink out_{STDOUT_FILENO, &record_, &line_}, err_{STDERR_FILENO, &record_, &line_};
     host::run_streams io_;
 };
 

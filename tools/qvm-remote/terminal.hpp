@@ -5,44 +5,33 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <utility>
 
-#include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/unique_fd.hpp>
 
 namespace qvmremote::qube {
 
-/// Elapsed time for a person who waits, on a line that goes away again.
+/// One row that shows how long the user has waited, and for what. It is drawn only while this program
+/// is in the foreground of the terminal on standard error, it is cut to the terminal's width, and it
+/// never blocks: a terminal that takes no bytes (Ctrl-S) does not hold up the command.
 class waiting_line {
   public:
-    explicit waiting_line(bool wanted) : wanted_(wanted), begin_ms_(host::boottime_ms()) {}
-    ~waiting_line() { clear(); }
+    explicit waiting_line(bool wanted);
+    waiting_line(const waiting_line &) = delete;
+    waiting_line &operator=(const waiting_line &) = delete;
+    ~waiting_line() { stop(); }
 
     void set(std::string text) { text_ = std::move(text); }
-    void tick() {
-        const std::uint64_t seconds = (host::boottime_ms() - begin_ms_) / 1000;
-        if (!wanted_ || seconds < 2)
-            return;
-        std::fprintf(stderr, "\r\033[K[%llu s] %s", static_cast<unsigned long long>(seconds),
-                     text_.c_str());
-        std::fflush(stderr);
-        shown_ = true;
-    }
-    // Before anything else is written, and once output has come.
-    void clear() {
-        if (std::exchange(shown_, false)) {
-            std::fprintf(stderr, "\r\033[K");
-            std::fflush(stderr);
-        }
-    }
-    void stop() {
-        clear();
-        wanted_ = false;
-    }
+    /// Draws the row anew, from two seconds on.
+    void tick();
+    /// Removes the row for good. To be called before any other byte goes to the terminal.
+    void stop();
+    /// Something else is on the terminal now: a row that could not be removed stays.
+    void forget() noexcept { terminal_.reset(); }
 
   private:
-    bool wanted_;
+    host::unique_fd terminal_; // none: not wanted. Its own open file, so that O_NONBLOCK stays ours
     bool shown_ = false;
     std::uint64_t begin_ms_;
     std::string text_ = "waiting for dom0";
