@@ -29,13 +29,16 @@ constexpr std::size_t checks_at_once = 8; // each is a Python program
 constexpr std::size_t most_problems = 64;
 constexpr ms close_limit = 1'000;
 
-// The qube's shell reads up to the closing brace before it runs a line: with qvm-run the rest of
-// that input is the stream. exec leaves nothing of the shell, and does not come back where the
-// agent is not to be had.
+// The login shell of the qube's user reads this, and each one has to understand it (sh, zsh, csh, fish):
+// one simple command on one line, whose single-quoted word holds no quote, backslash, `!` or newline. With
+// qvm-run the rest of that shell's input is the stream, which it does not read, because exec leaves nothing
+// of it.
 constexpr std::string_view start_agent =
-    "{ command -v qvm-remote-agent >/dev/null 2>&1 && exec qvm-remote-agent\n"
-    "[ -x /usr/lib/qvm-remote/qvm-remote-agent ] && exec /usr/lib/qvm-remote/qvm-remote-agent\n";
-constexpr std::string_view end_of_command = "\n}";
+    "exec sh -c '"
+    "command -v qvm-remote-agent >/dev/null 2>&1 && exec qvm-remote-agent; "
+    "[ -x /usr/lib/qvm-remote/qvm-remote-agent ] && exec /usr/lib/qvm-remote/qvm-remote-agent; "
+    "eval \"$(echo ";
+constexpr std::string_view end_of_command = " | base64 -d | gzip -dc)\"'";
 constexpr std::string_view qrexec_user = "DEFAULT:nogui:";
 
 constexpr std::size_t command_size =
@@ -495,11 +498,13 @@ void caller::call_ended(job &which, const child_end &how) {
     if (is_proven) {
         q->pause.reset();
         q->told.forget();
-    } else if (!which.end.has_begun() && (how.by_signal || how.number != 0)) {
+    } else if (const bool is_silent = which.answer_due != never && !which.is_dropped;
+               !which.end.has_begun() && (is_silent || how.by_signal || how.number != 0)) {
         say(q->told, failure_of(how),
             which.qube + ": " +
                 file_name(how_.qrexec_client.empty() ? how_.qvm_run : how_.qrexec_client) + " " +
-                how_it_ended(how) + (which.words.text().empty() ? "" : ": " + which.words.text()));
+                how_it_ended(how) + (is_silent ? " before the qube sent a byte" : "") +
+                (which.words.text().empty() ? "" : ": " + which.words.text()));
     }
     q->due = now_ + pause(q->pause);
 }

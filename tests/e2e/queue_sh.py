@@ -5,6 +5,7 @@ with each set of tools it has to do with. Usage: queue_sh.py BUILD-DIRECTORY [CA
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -65,7 +66,7 @@ class Qube:
 
 
 def house_of(f, **more):
-    """One qube for each shell."""
+    """One qube for each program that can be `sh` there, which runs what dom0 sends."""
     tools = os.path.join(f.path, "busybox")
     os.mkdir(tools)
     subprocess.run(["busybox", "--install", "-s", tools], check=True)
@@ -73,8 +74,12 @@ def house_of(f, **more):
     for shell in ("bash", "dash", os.path.join(tools, "sh")):
         name = "busybox" if "/" in shell else shell
         house.add(name, agent=False, shell=shell)
-        if name == "busybox":
-            house.machine.write(tools + "\n", "qubes", name, "path")
+        path = tools
+        if name != "busybox":
+            path = os.path.join(f.path, "sh-is-" + name)
+            os.mkdir(path)
+            os.symlink(shutil.which(shell), os.path.join(path, "sh"))
+        house.machine.write(path + "\n", "qubes", name, "path")
     f.stop()
     house.calls_before = len(house.machine.calls())
     house.start()

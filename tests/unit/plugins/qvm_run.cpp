@@ -3,6 +3,7 @@
 // clock of this test's; the qube's end as a plug-in and compiled in.
 #include <qvmremote/host/plugin.hpp>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -515,10 +516,21 @@ TEST_CASE("the last line of stderr, bounded and printable") {
     CHECK(line.text() == std::string(last_line::most, 'x'));
 }
 
-TEST_CASE("the command is one compound command, however long the stream behind it") {
+// The path of a program, or nothing where it is not installed.
+static std::string program_in_path(const std::string &name) {
+    std::istringstream directories(std::getenv("PATH") ? std::getenv("PATH") : "/usr/bin:/bin");
+    for (std::string directory; std::getline(directories, directory, ':');)
+        if (std::string path = directory + "/" + name; ::access(path.c_str(), X_OK) == 0)
+            return path;
+    return {};
+}
+
+TEST_CASE(
+    "the command is one line that every login shell takes, however long the stream after it") {
     const std::string command = command_for_qube();
-    CHECK(command.starts_with("{ "));
-    CHECK(command.ends_with("\n}"));
+    CHECK(command.starts_with("exec sh -c '"));
+    CHECK(command.find_first_of("\\!\n") == command.npos);
+    CHECK(std::count(command.begin(), command.end(), '\'') == 2);
     const std::vector<std::string> direct = call_of({"", "/q", "/r", "/c"}, "work");
     CHECK(direct == std::vector<std::string>{"/q", "-d", "work", "DEFAULT:nogui:" + command});
     CHECK(direct.back().size() <= 4000);
@@ -532,11 +544,21 @@ TEST_CASE("the command is one compound command, however long the stream behind i
     put(m.dir() / "script", command + "; exit\necho not a command\n");
     const std::string path = "PATH=" + (m.dir() / "bin") + ":/usr/bin:/bin";
     // As qubes.VMShell has it, the command in front of the stream; and as qrexec itself does.
-    const std::vector<std::vector<std::string>> ways = {
-        {"/usr/bin/env", path, "/bin/bash"},
-        {"/usr/bin/env", path, "/bin/sh", "-c", command},
-    };
+    std::vector<std::vector<std::string>> ways = {{"/usr/bin/env", path, "/bin/bash"}};
+    for (const char *const name :
+         {"sh", "dash", "bash", "zsh", "tcsh", "fish", "ksh93", "mksh", "busybox"}) {
+        const std::string shell = program_in_path(name);
+        if (shell.empty()) {
+            MESSAGE("SKIPPED: there is no ", std::string(name), " here");
+            continue;
+        }
+        ways.push_back({"/usr/bin/env", path, shell});
+        if (std::string_view(name) == "busybox")
+            ways.back().emplace_back("sh");
+        ways.back().insert(ways.back().end(), {"-c", command});
+    }
     for (const auto &argv : ways) {
+        CAPTURE(argv[2]);
         const bool is_first = &argv == &ways.front();
         put(m.dir() / "rest", "echo not a command\n");
         const unique_fd in(
@@ -608,9 +630,10 @@ TEST_CASE("an event that overtakes the listing counts") {
 TEST_CASE("qrexec-client is called where there is one") {
     machine m;
     m.how.qrexec_client =
-        m.script("qrexec-client", "[ \"$1\" = -d ] || exit 2\n"
-                                  "case $3 in DEFAULT:nogui:{*) ;; *) exit 2;; esac\nname=$2\n" +
-                                      m.called);
+        m.script("qrexec-client",
+                 "[ \"$1\" = -d ] || exit 2\n"
+                 "case $3 in DEFAULT:nogui:exec\\ sh\\ -c*) ;; *) exit 2;; esac\nname=$2\n" +
+                     m.called);
     m.does("work", echoes);
     fake_qubesd qubesd(m.how.qubesd);
     const unique_fd events = m.start_with(qubesd, {"work"}, listing({{"work", "Running"}}));
@@ -722,7 +745,8 @@ TEST_CASE("pauses grow with each failure, which is said once; a good call or a s
     }
     m.until([&] { return m.count("calls", "work") == 9 && !is_there(m.last("calls", "work")); });
     REQUIRE(m.problems.size() == 1);
-    CHECK(m.problems[0].starts_with("work: qvm-run ended with 9: cannot?"));
+    CHECK(m.problems[0].starts_with(
+        "work: qvm-run ended with 9 before the qube sent a byte: cannot?"));
     CHECK(m.streams.empty()); // the host heard of no stream
 
     // Started anew, it is called at once, and the pauses begin anew.
@@ -739,7 +763,16 @@ TEST_CASE("pauses grow with each failure, which is said once; a good call or a s
     // Another day, the same failure is news.
     m.pass(least_between_words);
     m.until([&] { return m.problems.size() == 2; });
-    CHECK(m.problems[1] == "work: qvm-run ended with 9");
+    CHECK(m.problems[1] == "work: qvm-run ended with 9 before the qube sent a byte");
+}
+
+TEST_CASE("a call that ends before the qube has sent a byte is named, whatever it returned") {
+    machine m;
+    m.does("work", "echo no such shell >&2\nexit 0\n");
+    fake_qubesd qubesd(m.how.qubesd);
+    const unique_fd events = m.start_with(qubesd, {"work"}, listing({{"work", "Running"}}));
+    CHECK(m.next_problem() ==
+          "work: qvm-run ended with 0 before the qube sent a byte: no such shell");
 }
 
 TEST_CASE("what cannot be started is a failure like others, and harms no other") {
@@ -903,7 +936,9 @@ TEST_CASE("a restart of qubesd ends no call; states are asked for again when the
 TEST_CASE("a child has nothing of ours but stdin, stdout, stderr and the environment") {
     machine m;
     ::setenv("QVMREMOTE_TEST_MARK", "here", 1);
-    m.does("work", "grep -E '^Sig(Blk|Ign):' /proc/$$/status\n"
+    // Without another process: dash blocks all signals while it starts one.
+    m.does("work", "while read -r line; do case $line in SigBlk:*|SigIgn:*) echo \"$line\";; esac; "
+                   "done </proc/$$/status\n"
                    "cd /proc/$$/fd; for fd in *; do [ -e $fd ] && printf '%s ' $fd; done; cd /\n"
                    "readlink /proc/$$/cwd\necho $QVMREMOTE_TEST_MARK\n"
                    "[ \"$(cut -d' ' -f6 /proc/$$/stat)\" = $$ ] && echo leads\necho end\n"
