@@ -5,19 +5,23 @@ PREFIX ?= /usr
 DESTDIR ?=
 MESON ?= meson
 # What a fresh Debian 12 lacks (of A|B, one). libboost1.81-dev takes the place of the 1.74 headers.
-PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev libexpected-dev \
-	doctest-dev nlohmann-json3-dev libsqlite3-dev openssl python3 pandoc strace busybox \
-	qemu-system-x86 spin ccache
-DEB_PACKAGES = dpkg-dev debhelper libzstd-dev zlib1g-dev
+PROGRAM_PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev \
+	libexpected-dev nlohmann-json3-dev libsqlite3-dev python3
+PACKAGES = $(PROGRAM_PACKAGES) doctest-dev openssl pandoc strace busybox qemu-system-x86 spin ccache
+DEB_PACKAGES = build-essential dpkg-dev debhelper libzstd-dev zlib1g-dev
 RPM_PACKAGES = rpm rpmlint cpio
 PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml
 CHECK_PACKAGES = clang-14 libclang-rt-14-dev clang-format-14 shellcheck
 MINUTES ?= 10
 WERROR = $(if $(filter true,$(CI)),true,false)
 
+# In a directory that the demo has configured, tests and man pages come back with these options.
+CONFIGURE = .ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
+CONFIGURE_ALL = $(CONFIGURE) -Dtests=true -Dman=auto
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak check check-installers check-clang check-sanitize check-ndebug check-tree \
-	format check-package check-rpm check-salt check-threads check-trixie check-valgrind coverage deps deps-check build \
+	format check-package check-rpm check-salt check-threads check-trixie check-valgrind coverage deps deps-demo deps-check build \
 	install-vm install-dom0 uninstall-vm \
 	uninstall-dom0 dist deb arch rpm container-rpm clean
 
@@ -25,7 +29,9 @@ help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
 	@echo "Variables: BUILD=$(BUILD) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) CI=$(CI) (CI=true: warnings are errors)"
 
-demo: build ## build, then show all of it here on the mock transport
+demo: deps-demo ## build client, daemon and mock, then show all of it here on the mock transport
+	[ -f $(BUILD)/build.ninja ] || $(CONFIGURE) -Dtests=false -Dman=disabled
+	$(MESON) compile -C $(BUILD) demo-programs
 	tests/e2e/demo.sh $(BUILD)
 
 test: build ## build and run the tests
@@ -62,7 +68,7 @@ check-ndebug: deps
 	$(MESON) test -C $(BUILD)-ndebug --print-errorlogs --suite unit
 
 check-rpm: rpm ## build the RPMs, install, upgrade and remove them in roots of their own
-	.ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
+	$(CONFIGURE_ALL)
 	$(MESON) test -C $(BUILD) --no-rebuild --print-errorlogs --suite package RPMs
 
 check-salt: build ## render the Salt formula, give what it says to the programs; read the CI files for GitHub
@@ -107,11 +113,13 @@ format: deps-check ## lay the sources out as check-tree wants them
 
 deps: ## install the packages that are missing (Debian)
 	@.ci/deps $(PACKAGES)
+deps-demo: ## install those that the demo needs
+	@.ci/deps $(PROGRAM_PACKAGES)
 deps-check:
 	@.ci/deps $(PACKAGES) $(CHECK_PACKAGES)
 
 build: deps
-	.ci/configure $(BUILD) "$(CXX)" -Dwerror=$(WERROR) --prefix=$(PREFIX)
+	$(CONFIGURE_ALL)
 	$(MESON) compile -C $(BUILD)
 
 install-vm: build ## install the client, for a qube (PREFIX, DESTDIR)
