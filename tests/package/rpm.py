@@ -9,6 +9,7 @@ bash and the libraries that the programs need, and a systemctl that writes down 
 is no Python in it.
 """
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -227,6 +228,11 @@ def dependencies():
     equal(query(package(QUBE), "[%{OBSOLETENEVRS}\n]"), ["qubes-remote < 1.0.0"], "obsoleted in a qube")
     equal(query(package(DOM0), "[%{OBSOLETENEVRS}\n]"), ["qubes-remote-dom0 < 1.0.0"], "obsoleted in dom0")
     check(len(glob.glob(f"{BUILT}/SRPMS/qvm-remote-*.src.rpm")) == 1, "a source package")
+    for name in (QUBE, DOM0, DEVEL):
+        with open(package(name), "rb") as f:
+            digest = hashlib.sha256(f.read()).hexdigest()
+        with open(package(name) + ".sha256", encoding="ascii") as f:
+            equal(f.read(), f"{digest}  {os.path.basename(package(name))}\n", "the digest lies beside the package")
 
 
 def scriptlets():
