@@ -52,7 +52,10 @@ enum class request_kind : std::uint8_t {
 /// Abilities that dom0 announces in HELLO and a request may use; a set of bits, each named once.
 namespace feature {
 inline constexpr std::uint32_t gmac = 1u << 0; ///< large data frames carry AES-256-GMAC tags
-inline constexpr std::uint32_t known = gmac;
+inline constexpr std::uint32_t no_wait =
+    1u
+    << 1; ///< END follows the first process; the output of what it left running is not waited for
+inline constexpr std::uint32_t known = gmac | no_wait;
 } // namespace feature
 
 /// One request. A default-constructed one asks for nothing and does not encode.
@@ -65,6 +68,10 @@ struct envelope {
     bool dry_run = false;    ///< decide, record, and run nothing
     std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
     std::uint32_t features = 0;
+    /// Whether output that comes after the first process has ended is left out.
+    [[nodiscard]] bool ends_with_first_process() const noexcept {
+        return (features & feature::no_wait) != 0;
+    }
     std::uint16_t columns = 0, rows = 0;       ///< of the terminal, with tty
     std::optional<command_id> id;              ///< always present in what decode returns
     std::uint32_t protocol = protocol_version; ///< 1: an entry of the queue. Not sent

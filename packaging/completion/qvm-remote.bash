@@ -3,7 +3,7 @@
 # dom0 command's file names only as far as this qube has them.
 
 _qvm_remote() {
-    local options='-t --timeout -n --no-stdin --exec --script --dry-run --transport --plugin-dir
+    local options='-t --timeout -n --no-stdin --exec --script --no-wait --dry-run --transport --plugin-dir
         -v --verbose -q --quiet -h --help --version'
     local subcommands='key ping status queue log history'
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}

@@ -248,9 +248,47 @@ def a_second_signal_leaves_at_once(f):
 def background_children_end_with_the_command(f):
     f.start()
     mark = "background-mark"
-    got = f.run(f"export MARK={mark}; sleep 1000 >/dev/null 2>&1 & setsid sleep 1000 & echo on")
+    got = f.run(f"export MARK={mark}; sleep 1000 >/dev/null 2>&1 & setsid sleep 1000 >/dev/null 2>&1 & echo on")
     equal((got.returncode, got.stdout), (0, b"on\n"))
     eventually(lambda: not survivors(mark), "background children end")
+
+
+@case
+def what_holds_no_output_has_a_moment_to_end_by_itself(f):
+    f.start()
+    done = os.path.join(f.home, "done")
+    equal(f.run(f"(sleep 1; echo yes >'{done}') >/dev/null 2>&1 & true").returncode, 0)
+    with open(done) as said:
+        equal(said.read(), "yes\n")
+
+
+@case
+def output_is_read_to_its_end_as_with_ssh(f):
+    f.start()
+    got = f.run("seq 3 > >(sleep 1; cat)")
+    equal((got.returncode, got.stdout), (0, b"1\n2\n3\n"))
+    got = f.run("exec 3>&1; (sleep 1; head -c 1000000 /dev/zero >&3; echo end >&2) & exit 7")
+    equal((got.returncode, len(got.stdout), got.stderr), (7, 1000000, b"end\n"))
+    got = f.run("seq 300000 > >(sort -R)")
+    equal((got.returncode, got.stdout.count(b"\n")), (0, 300000))
+
+
+@case
+def what_holds_the_output_is_bounded_by_the_time_out(f):
+    f.start()
+    mark = "holder-mark"
+    got = f.run("-t", "2", f"export MARK={mark}; setsid sleep 1000 & echo on")
+    equal((got.returncode, got.stdout), (124, b"on\n"))
+    eventually(lambda: not survivors(mark), "its children end")
+
+
+@case
+def no_wait_ends_with_the_first_process(f):
+    f.start()
+    mark = "no-wait-mark"
+    got = f.run("--no-wait", f"export MARK={mark}; setsid sleep 1000 & echo on; exit 5")
+    equal((got.returncode, got.stdout), (5, b"on\n"))
+    eventually(lambda: not survivors(mark), "what is left ends")
 
 
 @case

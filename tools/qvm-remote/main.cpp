@@ -30,7 +30,15 @@ using namespace qvmremote::qube;
 
 namespace {
 
-enum : int { opt_transport = 256, opt_exec, opt_script, opt_dry_run, opt_plugins, opt_version };
+enum : int {
+    opt_transport = 256,
+    opt_exec,
+    opt_script,
+    opt_dry_run,
+    opt_no_wait,
+    opt_plugins,
+    opt_version
+};
 
 constexpr cli::option options[] = {
     {'t', "timeout", "SEC", "end the command after SEC seconds (300)"},
@@ -38,6 +46,8 @@ constexpr cli::option options[] = {
     {opt_exec, "exec", nullptr, "COMMAND and ARGS are an argv, run without a shell"},
     {opt_script, "script", "FILE", "run FILE in dom0, with ARGS"},
     {opt_dry_run, "dry-run", nullptr, "ask what dom0 would decide; nothing is run"},
+    {opt_no_wait, "no-wait", nullptr,
+     "end with the command's first process, whatever it left running may still write"},
     {opt_transport, "transport", "NAME", "how to reach dom0: qvm-run, qrexec or mock"},
     {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
     {'v', "verbose", nullptr, "say more on standard error"},
@@ -158,6 +168,9 @@ int main(int argument_count, char **arguments) {
             break;
         case opt_dry_run:
             request.what.dry_run = true;
+            break;
+        case opt_no_wait:
+            request.what.no_wait = true;
             break;
         case opt_transport:
             transport = value;

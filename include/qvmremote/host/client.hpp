@@ -50,7 +50,9 @@ struct command {
     std::vector<std::pair<std::string, std::string>> environment;
     std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
     bool dry_run = false;                                ///< only ask what dom0 would decide
-    std::optional<command_id> id;                        ///< made up when absent
+    bool no_wait =
+        false; ///< end with the first process, whatever it leaves running may still write
+    std::optional<command_id> id; ///< made up when absent
 };
 
 /// Takes one stream of output. An implementation never blocks for long: it takes what it can.

@@ -22,9 +22,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// After the command has ended (DESIGN.md §7).
-constexpr std::uint64_t silence_ms = 250;
-constexpr std::uint64_t drain_ms = 2000;
+// After output has ended, for the processes that are left to end by themselves (DESIGN.md §7).
+constexpr milliseconds leave_limit{2000};
 // After a signal that is meant to end it.
 constexpr milliseconds patience{5000};
 // Before a stream that the running command has closed is reported: most commands end right then.
@@ -67,7 +66,7 @@ execution::execution(execution_context &context, std::unique_ptr<session_port> p
     : context_(context), port_(std::move(port)), what_(std::move(what)), slot_(std::move(slot)),
       control_(context.loop),
       stdin_(context.loop), outputs_{output(context.loop, true), output(context.loop, false)},
-      limit_timer_(context.loop), patience_timer_(context.loop), drain_timer_(context.loop),
+      limit_timer_(context.loop), patience_timer_(context.loop), leave_timer_(context.loop),
       eof_timer_(context.loop) {}
 
 void execution::start() {
@@ -112,8 +111,8 @@ void execution::start() {
     if (terms.timeout_s > 0) {
         limit_timer_.expires_after(std::chrono::seconds(terms.timeout_s));
         limit_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
-            if (!ec)
-                self->terminate_because(end_cause::timed_out, self->what_.terms().timeout_s, {});
+            if (!ec && !self->finished_)
+                self->on_time_limit();
         });
     }
     watch_child();
@@ -231,7 +230,7 @@ void execution::on_child() {
             break;
         case child_event::empty:
             tree_empty_ = true;
-            settle();
+            take_what_is_there();
             break;
         case child_event::lost:
             // Somebody killed the keeper; the warden ends what it watched.
@@ -239,9 +238,8 @@ void execution::on_child() {
                 end_ = run_end{.cause = end_cause::cancelled,
                                .value = static_cast<std::uint32_t>(errc::outcome_unknown),
                                .text = "the process that watched over the command was killed"};
-            exited_ = tree_empty_ = true;
-            exited_ms_ = last_output_ms_ = host::boottime_ms();
-            settle();
+            exited_ = tree_empty_ = terminating_ = true;
+            take_what_is_there();
             return;
         }
         if (finished_)
@@ -255,7 +253,6 @@ void execution::on_child() {
 void execution::on_exit(const child_event &what) {
     exited_ = true;
     tree_empty_ = tree_empty_ || what.tree_empty;
-    exited_ms_ = last_output_ms_ = host::boottime_ms();
     if (!end_) {
         if (WIFSIGNALED(what.wait_status))
             end_ = run_end{.cause = end_cause::signalled,
@@ -276,45 +273,55 @@ void execution::on_exit(const child_event &what) {
 
 bool execution::stalled() const { return port_ && port_->stalled(); }
 
-// Decides, after the command has ended, whether there is still something to wait for.
+// Decides, after the first process has ended, what there is to wait for: output to its end, as ssh does,
+// then the processes that are left.
 void execution::settle() {
     if (finished_ || !exited_)
         return;
     // Nothing runs any more: a client that does not read its output keeps nobody else waiting.
     if (tree_empty_)
         slot_.reset();
-    if (!outputs_open()) {
-        if (tree_empty_) {
-            finish();
-        } else if (!terminating_) {
-            terminating_ = true;
-            child_->terminate();
-        }
+    if (outputs_open())
         return;
-    }
-    drain_tick();
+    if (tree_empty_)
+        return finish();
+    if (terminating_ || leaving_)
+        return;
+    if (!port_ || what_.request().ends_with_first_process())
+        return terminate();
+    leaving_ = true;
+    leave_timer_.expires_after(leave_limit);
+    leave_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (!ec && !self->finished_)
+            self->terminate();
+    });
 }
 
-void execution::drain_tick() {
-    const std::uint64_t now = host::boottime_ms();
-    std::uint64_t until = last_output_ms_ + silence_ms;
-    if (stalled()) {
-        // It is the client that keeps us waiting, not the command.
-        last_output_ms_ = now;
-        until = now + silence_ms;
-    } else if (!tree_empty_) {
-        until = std::min(until, exited_ms_ + drain_ms);
-    }
-    if (now >= until) {
-        close_outputs();
-        settle();
-        return;
-    }
-    drain_timer_.expires_after(milliseconds(until - now));
-    drain_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
-        if (!ec)
-            self->settle();
-    });
+// Once this is so, a pipe that is empty is at its end: whoever still holds it is not waited for.
+bool execution::takes_what_is_there() const {
+    return exited_ && (what_.request().ends_with_first_process() ||
+                       (tree_empty_ && (time_is_up_ || terminating_)));
+}
+
+void execution::take_what_is_there() {
+    for (output &o : outputs_)
+        if (o.open && !finished_ && takes_what_is_there())
+            read_output(o);
+    settle();
+}
+
+// TERM to all that is left, 2 s later KILL: the keeper sees to that.
+void execution::terminate() {
+    if (!std::exchange(terminating_, true))
+        child_->terminate();
+}
+
+void execution::on_time_limit() {
+    time_is_up_ = true;
+    // What only its client keeps from ending has ended.
+    if (!exited_ || !tree_empty_)
+        terminate_because(end_cause::timed_out, what_.terms().timeout_s, {});
+    take_what_is_there();
 }
 
 void execution::watch_output(output &from) {
@@ -339,7 +346,7 @@ void execution::read_output(output &from) {
         const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) && !takes_what_is_there())
             break;
         if (n <= 0) {
             on_output_end(from);
@@ -348,7 +355,6 @@ void execution::read_output(output &from) {
         const std::size_t got = std::min(static_cast<std::uint64_t>(n), output_left_);
         from.shown.feed(as_text(room.first(got)));
         from.bytes += got;
-        last_output_ms_ = host::boottime_ms();
         const bool large = from.size.saw(from.pipe.native_handle(), got);
         if (got > 0)
             port_->commit_output(from.is_stdout, got);
@@ -373,10 +379,8 @@ void execution::on_too_much_output() {
                    .text = "it wrote more than the " + std::to_string(bounds_.output_bytes) +
                            " bytes that dom0 allows"};
     close_outputs();
-    if (exited_)
-        settle();
-    else
-        terminate_because(end_->cause, end_->value, {});
+    terminate();
+    settle();
 }
 
 void execution::output::close() {
@@ -496,10 +500,8 @@ void execution::signal(int number) {
         return;
     patience_timer_.expires_after(patience);
     patience_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
-        if (!ec && !self->exited_ && !self->terminating_) {
-            self->terminating_ = true;
-            self->child_->terminate();
-        }
+        if (!ec && !self->finished_)
+            self->terminate();
     });
 }
 
@@ -511,14 +513,12 @@ void execution::more_output() {
 }
 
 void execution::terminate_because(end_cause cause, std::uint32_t value, std::string text) {
-    if (finished_ || exited_)
+    if (finished_)
         return;
-    if (!end_)
+    // After its first process the time-out alone says more than that one's exit code: output is missing.
+    if (!end_ || cause == end_cause::timed_out)
         end_ = run_end{.cause = cause, .value = value, .text = std::move(text)};
-    if (!terminating_) {
-        terminating_ = true;
-        child_->terminate();
-    }
+    terminate();
 }
 
 void execution::abandon() {
@@ -554,7 +554,7 @@ void execution::finish() {
     const auto self = shared_from_this();
     limit_timer_.cancel();
     patience_timer_.cancel();
-    drain_timer_.cancel();
+    leave_timer_.cancel();
     eof_timer_.cancel();
     drop_stdin();
     close_outputs();

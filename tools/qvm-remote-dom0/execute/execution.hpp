@@ -73,7 +73,10 @@ class execution : public std::enable_shared_from_this<execution> {
     void drop_stdin();
     void on_exit(const child_event &what);
     void settle();
-    void drain_tick();
+    [[nodiscard]] bool takes_what_is_there() const;
+    void take_what_is_there();
+    void terminate();
+    void on_time_limit();
     void terminate_because(end_cause cause, std::uint32_t value, std::string text);
     void finish();
     [[nodiscard]] bool outputs_open() const { return outputs_[0].open || outputs_[1].open; }
@@ -100,14 +103,15 @@ class execution : public std::enable_shared_from_this<execution> {
     std::array<output, 2> outputs_;
     std::uint64_t output_left_ = UINT64_MAX;
 
-    boost::asio::steady_timer limit_timer_, patience_timer_, drain_timer_, eof_timer_;
+    boost::asio::steady_timer limit_timer_, patience_timer_, leave_timer_, eof_timer_;
     std::optional<run_end> end_; // how it ended, once that is known
     bool exited_ = false;        // the first process
     bool tree_empty_ = false;
     bool terminating_ = false;
+    bool leaving_ = false;    // output has ended, and what is left may end by itself
+    bool time_is_up_ = false; // the time-out has passed
     bool finished_ = false;
     bool told_to_end_ = false; // by a signal
-    std::uint64_t exited_ms_ = 0, last_output_ms_ = 0;
 };
 
 } // namespace qvmremote::dom0

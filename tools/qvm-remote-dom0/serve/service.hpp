@@ -70,7 +70,7 @@ struct service : std::enable_shared_from_this<service> {
     class scheduler scheduler {
         std::max(2u, std::thread::hardware_concurrency())
     };
-    std::uint32_t features = feature::gmac;
+    std::uint32_t features = feature::known;
     bool draining = false;
     /// How long standard input that an operator is to see may take to end.
     std::uint64_t stdin_patience_ms = dom0::approvals::patience_ms;

@@ -214,7 +214,7 @@ class client::running {
         e.stdin_live = io_.stdin_fd >= 0;
         e.dry_run = what_.dry_run;
         e.timeout_s = what_.timeout_s;
-        e.features = feature::gmac;
+        e.features = feature::gmac | (what_.no_wait ? feature::no_wait : 0);
         e.id = what_.id;
         e.environment = what_.environment;
         e.arguments = what_.arguments;
