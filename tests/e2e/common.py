@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import random
 import re
 import signal
@@ -122,6 +123,45 @@ def script_file_with_arguments(f):
             s.write(text)
         got = f.run("--script", path, "a b", "-c", stdin=b"in")
         equal((got.returncode, got.stdout), (0, wanted))
+
+
+@case
+def a_script_runs_in_the_interpreter_that_it_names(f):
+    """Interpreters differ in how they open their script: each reads it from its beginning, with its arguments."""
+    f.start()
+    say = {
+        "awk -f": 'BEGIN { print "on " ARGV[1] }', "bash": 'echo "on $1"', "bc -q": 'print "on one\\n"\nquit',
+        "busybox sh": 'echo "on $1"', "dash": 'echo "on $1"', "expect": 'puts "on [lindex $argv 0]"',
+        "gawk -f": 'BEGIN { print "on " ARGV[1] }', "guile": '!#\n(display (string-append "on " (cadr (command-line))))(newline)',
+        "ksh": 'echo "on $1"', "lua": 'print("on " .. arg[1])', "m4": 'on one', "make -f": "one:\n\t@echo on one",
+        "mawk -f": 'BEGIN { print "on " ARGV[1] }', "node": 'console.log("on " + process.argv[2])',
+        "perl": 'print "on $ARGV[0]\\n"', "php": '<?php echo "on $argv[1]\\n";', "python3": 'import sys; print("on", sys.argv[1])',
+        "ruby": 'puts "on #{ARGV[0]}"', "sed -nf": "1s/.*/on one/p", "sh": 'echo "on $1"',
+        "tclsh": 'puts "on [lindex $argv 0]"', "zsh": 'echo "on $1"'}
+    path, tried = os.path.join(f.path, "s"), []
+    for interpreter, text in say.items():
+        program = shutil.which(interpreter.split()[0], path="/usr/bin:/bin")
+        if not program:
+            print(f"not installed, so not tried: {interpreter}")
+            continue
+        with open(path, "w") as s:
+            s.write(f"#!{program}{interpreter[len(interpreter.split()[0]):]}\n{text}\n")
+        got = f.run("--script", path, *([path] if interpreter.startswith("sed") else [] if interpreter in ("m4", "bc -q") else ["one"]))
+        equal((interpreter, got.returncode, got.stdout.strip()), (interpreter, 0, b"on one"))
+        tried.append(interpreter)
+    check(len(tried) >= 6, f"only {tried}")
+    eventually(lambda: not os.listdir(os.path.join(f.root, "var/spool/qvm-remote")), "scripts that ended are gone")
+    with open(path, "w") as s:
+        s.write("#!/no/such/interpreter -x\n")
+    got = f.run("--script", path)
+    equal(got.returncode, 127)
+    check(b"#!/no/such/interpreter -x" in got.stderr, got.stderr)
+    # What a daemon that was killed left behind is gone after the next start.
+    f.stop()
+    with open(os.path.join(f.root, "var/spool/qvm-remote", "77"), "w") as s:
+        s.write("left")
+    f.start()
+    equal(os.listdir(os.path.join(f.root, "var/spool/qvm-remote")), [])
 
 
 @case

@@ -106,7 +106,8 @@ void explain(const host::run_result &r, int sink_error) {
     case end_cause::timed_out:
         return complain("command timed out after " + std::to_string(r.end.value) + "s");
     case end_cause::not_found:
-        return complain("no such program in dom0");
+        return complain("no such program in dom0" +
+                        (r.end.text.empty() ? "" : ": " + for_terminal(r.end.text)));
     case end_cause::not_started:
         return complain("dom0 could not start the command: " +
                         (r.end.text.empty() ? std::string(::strerror(static_cast<int>(r.end.value)))

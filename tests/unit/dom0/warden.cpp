@@ -635,6 +635,20 @@ TEST_CASE("another identity, confined: no socket of dom0's is in sight, and none
     CHECK(run(shell("ls -A /run | wc -l")).out != "0\n");
 }
 
+TEST_CASE("a script that somebody still holds open for writing is waited for") {
+    char file[] = "/tmp/qvmremote-warden-XXXXXX";
+    unique_fd writing(::mkstemp(file));
+    REQUIRE(::write(writing.get(), "#!/bin/sh\necho ran\n", 19) == 19);
+    REQUIRE(::fchmod(writing.get(), 0700) == 0);
+    std::thread later([&] {
+        std::this_thread::sleep_for(100ms);
+        writing.reset();
+    });
+    CHECK(run(command({file})).out == "ran\n");
+    later.join();
+    ::unlink(file);
+}
+
 TEST_CASE("a signal goes to the process group") {
     const std::string with = mark();
     pipe_pair out;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "base/confinement.hpp"
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -46,8 +47,9 @@ constexpr const char *hidden[] = {"/run", "/var/run", "/tmp/.X11-unix", "/tmp/.I
 
 int confine() noexcept {
     if (::unshare(CLONE_NEWNS | CLONE_NEWNET) != 0 ||
-        // Nothing that is mounted here shows outside, and nothing that is mounted outside shows here.
-        ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
+        // Nothing that is mounted here shows outside. What dom0 unmounts goes here too, so that no
+        // volume stays busy; what it mounts below a place that is hidden here stays hidden.
+        ::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0)
         return errno;
     for (const char *const directory : hidden)
         if (const int failure = hide(directory); failure != 0)
@@ -55,21 +57,22 @@ int confine() noexcept {
     return 0;
 }
 
-const std::string &why_no_confinement() {
-    static const std::string why = []() -> std::string {
-        // The daemon has threads, so the child makes system calls alone.
-        const pid_t child = ::fork();
-        if (child == 0)
-            ::_exit(confine());
-        int status = 0;
-        while (child > 0 && ::waitpid(child, &status, 0) < 0 && errno == EINTR)
-            ;
-        const int failure = child < 0 ? errno : WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
-        return failure == 0
-                   ? std::string()
-                   : std::string("dom0 cannot confine a command there: ") + std::strerror(failure);
-    }();
-    return why;
+std::string why_no_confinement() {
+    static std::atomic<bool> works = false;
+    if (works)
+        return {};
+    // The daemon has threads, so the child makes system calls alone.
+    const pid_t child = ::fork();
+    if (child == 0)
+        ::_exit(confine());
+    int status = 0;
+    pid_t ended = -1;
+    while (child > 0 && (ended = ::waitpid(child, &status, 0)) < 0 && errno == EINTR)
+        ;
+    const int failure = ended < 0 ? errno : WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+    works = failure == 0;
+    return works ? std::string()
+                 : std::string("dom0 cannot confine a command there: ") + std::strerror(failure);
 }
 
 } // namespace qvmremote::dom0

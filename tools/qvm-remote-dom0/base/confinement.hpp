@@ -21,8 +21,8 @@ namespace qvmremote::dom0 {
 /// failed; then the process must not go on, since it may be confined by half.
 [[nodiscard]] int confine() noexcept;
 
-/// Why no process can be confined here, as a sentence without an end; empty when one can. Tried once, in a
-/// child, and remembered for the life of the process.
-[[nodiscard]] const std::string &why_no_confinement();
+/// Why no process can be confined here, as a sentence without an end; empty when one can. Tried in a
+/// child; that it works is remembered, a failure may pass.
+[[nodiscard]] std::string why_no_confinement();
 
 } // namespace qvmremote::dom0

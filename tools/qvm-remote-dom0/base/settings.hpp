@@ -41,6 +41,9 @@ class paths {
     /// Whoever appends to the log holds this.
     [[nodiscard]] std::string audit_lock() const { return audit_directory() + "/lock"; }
     [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
+    /// Scripts while they run. Apart from the state, since every account that runs one enters it; and not in
+    /// /run, which confined commands do not see.
+    [[nodiscard]] std::string scripts() const { return root_ + "/var/spool/qvm-remote"; }
     [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
     [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
     /// Marks that `migrate` was done, which is once.

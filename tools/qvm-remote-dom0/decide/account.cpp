@@ -15,6 +15,11 @@ namespace {
 
 constexpr std::size_t most_groups = 65536; // the kernel's own NGROUPS_MAX
 
+// Whoever is in one of these becomes root, or dom0's administrator, by means that no confinement takes
+// away: what listens to them, and the raw disks and memory that they may write.
+constexpr const char *powerful_groups[] = {"root", "qubes",   "wheel",  "sudo", "disk",
+                                           "kmem", "libvirt", "docker", "lxd",  "shadow"};
+
 [[nodiscard]] std::string text(const char *value, const char *otherwise) {
     return value && *value ? value : otherwise;
 }
@@ -48,10 +53,11 @@ host::outcome<account> find_account(const std::string &name) {
     }
     out.who.groups.resize(static_cast<std::size_t>(count));
     out.may_administer = out.who.uid == 0;
-    if (const group *const qubes = ::getgrnam("qubes"))
-        out.may_administer = out.may_administer || out.who.gid == qubes->gr_gid ||
-                             std::find(out.who.groups.begin(), out.who.groups.end(),
-                                       qubes->gr_gid) != out.who.groups.end();
+    for (const char *const powerful : powerful_groups)
+        if (const group *const found = ::getgrnam(powerful))
+            out.may_administer = out.may_administer || out.who.gid == found->gr_gid ||
+                                 std::find(out.who.groups.begin(), out.who.groups.end(),
+                                           found->gr_gid) != out.who.groups.end();
     return out;
 }
 

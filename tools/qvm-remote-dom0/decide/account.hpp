@@ -23,8 +23,8 @@ struct identity {
 struct account {
     std::string name, home, shell; ///< never empty
     identity who{};
-    /// May administer without a password: root, and group qubes, to which qubesd listens and sudo
-    /// does what it says. A name of such a one keeps order and bounds nothing.
+    /// May administer dom0, or become root: root itself, and members of group qubes and of a few others
+    /// (account.cpp). The name of such an account keeps order and bounds nothing.
     bool may_administer = false;
 };
 

@@ -348,8 +348,9 @@ host::outcome<account> account_for(const run_terms &how) {
     if (found && !how.full && found->may_administer)
         return host::failed("user '" + found->name +
                             "' of the rule may administer dom0, so it bounds no command");
-    if (found && !how.full && !why_no_confinement().empty())
-        return host::failed(why_no_confinement() + "; a rule with user= below full needs that");
+    if (found && !how.full)
+        if (const std::string why = why_no_confinement(); !why.empty())
+            return host::failed(why + "; a rule with user= below full needs that");
     return found;
 }
 } // namespace

@@ -29,8 +29,6 @@ constexpr milliseconds patience{5000};
 // Before a stream that the running command has closed is reported: most commands end right then.
 constexpr milliseconds early_eof{100};
 
-constexpr int script_fd = 3;
-
 struct pipe_ends {
     host::unique_fd read, write;
 };
@@ -132,27 +130,25 @@ host::outcome<void> execution::launch_command() {
         command.user = as.who;
     command.no_new_privs = command.confined = bounds.confined;
     command.most = bounds.most;
-    host::unique_fd script;
-    const std::string path = "/dev/fd/" + std::to_string(script_fd);
     if (!terms.argv.empty()) {
         command.program = terms.argv[0];
         command.argv = terms.argv;
     } else if (what.kind == request_kind::shell && what.body.size() <= limits::argument_text) {
         command.program = "bash";
-        command.argv = {"bash", "-c", what.body};
+        command.argv = {"bash", "-c", "--", what.body};
     } else {
-        auto file = sealed_file(what.body);
+        auto file = script_file::make(context_.scripts, what_.serial(), what.body,
+                                      what_.as() ? what_.as()->who.gid : ::getegid());
         if (!file)
             return tl::unexpected(file.error());
-        script = std::move(*file);
+        script_ = std::move(*file);
         const bool runs_itself = what.kind == request_kind::script &&
                                  (what.body.starts_with("#!") || what.body.starts_with("\x7f"
                                                                                        "ELF"));
-        command.program = runs_itself ? path : "bash";
-        command.argv =
-            runs_itself ? std::vector<std::string>{path} : std::vector<std::string>{"bash", path};
+        command.program = runs_itself ? script_.path() : "bash";
+        command.argv = runs_itself ? std::vector{script_.path()}
+                                   : std::vector<std::string>{"bash", "--", script_.path()};
         command.argv.insert(command.argv.end(), what.arguments.begin(), what.arguments.end());
-        command.extra.emplace_back(script.get(), script_fd);
     }
     command.environment =
         environment_for(as, context_.language, what_.from().name.text(), what.id->text());
@@ -222,7 +218,8 @@ void execution::on_child() {
         case child_event::failed:
             end_ = run_end{.cause = event->error_number == ENOENT ? end_cause::not_found
                                                                   : end_cause::not_started,
-                           .value = static_cast<std::uint32_t>(event->error_number)};
+                           .value = static_cast<std::uint32_t>(event->error_number),
+                           .text = why_not_started(event->error_number)};
             finish();
             return;
         case child_event::exited:
@@ -248,6 +245,15 @@ void execution::on_child() {
     // Behind the last word the socket is at its end for good: waiting for it would not wait.
     if (!tree_empty_)
         watch_child();
+}
+
+// Beyond what the error itself says.
+std::string execution::why_not_started(int error_number) const {
+    const std::string &body = what_.request().body;
+    if (error_number != ENOENT || script_.path().empty() || !body.starts_with("#!"))
+        return {};
+    return "the interpreter that its first line names is not there: " +
+           for_terminal(std::string_view(body).substr(0, body.find('\n')), 128);
 }
 
 void execution::on_exit(const child_event &what) {
@@ -558,6 +564,7 @@ void execution::finish() {
     eof_timer_.cancel();
     drop_stdin();
     close_outputs();
+    script_ = {};
     if (control_.is_open())
         (void)control_.release(); // child_ closes it
     child_.reset();

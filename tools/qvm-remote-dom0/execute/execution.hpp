@@ -19,6 +19,7 @@
 
 #include "decide/admission.hpp"
 #include "execute/execution_context.hpp"
+#include "execute/script_file.hpp"
 #include "execute/session_port.hpp"
 
 namespace qvmremote::dom0 {
@@ -71,6 +72,7 @@ class execution : public std::enable_shared_from_this<execution> {
     void tell_early_eof();
     void write_stdin();
     void drop_stdin();
+    [[nodiscard]] std::string why_not_started(int error_number) const;
     void on_exit(const child_event &what);
     void settle();
     [[nodiscard]] bool takes_what_is_there() const;
@@ -91,6 +93,7 @@ class execution : public std::enable_shared_from_this<execution> {
     host::local_time started_at_;
     std::uint64_t started_ms_ = 0;
 
+    script_file script_; // what the command runs from, where that is a file
     std::optional<child> child_;
     boost::asio::posix::stream_descriptor control_;
     boost::asio::posix::stream_descriptor stdin_;

@@ -28,6 +28,7 @@ struct execution_context {
     journal &records;
     warden &children;
 
+    std::string scripts{};  ///< the directory of script_file
     bool dry_run = false;   ///< decide and record, but start nothing
     account self{};         ///< whom commands run as unless policy names another account
     std::string language{}; ///< the LANG of every command

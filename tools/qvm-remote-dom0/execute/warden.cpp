@@ -51,6 +51,8 @@ constexpr std::size_t most_descriptors = 4 + most_extra + 1;
 constexpr std::uint64_t grace_ms = 2000;
 constexpr std::uint64_t longest_interval_ms = 64;
 constexpr std::size_t processes_per_pass = 4096;
+constexpr int busy_tries = 500; // 2 ms apart
+constexpr long busy_wait_ns = 2'000'000;
 
 // What goes over a control socket. Both ends are this very program, so structs go as they are.
 struct report { // keeper to daemon
@@ -298,6 +300,13 @@ struct preparation {
     int why = ENOENT;
     for (const std::string &place : p.places) {
         ::execve(place.c_str(), p.argv.data(), p.environment.data());
+        // A script that was just written: a helper that the daemon started at that moment holds a copy of
+        // the descriptor that wrote it, until its own exec.
+        for (int i = 0; errno == ETXTBSY && i < busy_tries; ++i) {
+            const timespec moment{0, busy_wait_ns};
+            ::nanosleep(&moment, nullptr);
+            ::execve(place.c_str(), p.argv.data(), p.environment.data());
+        }
         if (errno == EACCES)
             why = EACCES;
         else if (errno != ENOENT && errno != ENOTDIR) {

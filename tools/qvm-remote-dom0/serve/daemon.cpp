@@ -142,6 +142,9 @@ class daemon final : public coordinator {
             std::fputs(trouble.c_str(), stderr);
         parts_ = std::make_shared<service>(*this, loop_, *log_, *records_, *admission_, approvals_,
                                            children_);
+        if (auto ready = prepare_scripts(options_.where.scripts()); !ready)
+            return ready;
+        parts_->execution.scripts = options_.where.scripts();
         parts_->execution.dry_run = options_.dry_run;
         parts_->execution.on_end = [this] { something_ended(); };
         admission_->when_none_starts([this] { something_ended(); });

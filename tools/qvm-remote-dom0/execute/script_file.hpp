@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// A script as a file of dom0's, for as long as it runs.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <sys/types.h>
+
+#include <qvmremote/host/failure.hpp>
+
+namespace qvmremote::dom0 {
+
+/// The bytes that were approved, in a file that only root can change (or the user that the daemon runs
+/// as): interpreters differ in how they read /dev/fd/N, and some find its end there. The file is gone when
+/// this object is.
+class script_file {
+  public:
+    script_file() = default;
+
+    /// Writes `bytes` into `directory`/`serial`, which must not exist. `group` may read and run it.
+    [[nodiscard]] static host::outcome<script_file>
+    make(const std::string &directory, std::uint64_t serial, std::string_view bytes, gid_t group);
+    script_file(script_file &&other) noexcept : path_(std::exchange(other.path_, {})) {}
+    script_file &operator=(script_file &&other) noexcept {
+        std::swap(path_, other.path_);
+        return *this;
+    }
+    ~script_file();
+
+    [[nodiscard]] const std::string &path() const noexcept { return path_; }
+
+  private:
+    explicit script_file(std::string path) : path_(std::move(path)) {}
+
+    std::string path_; // empty: none
+};
+
+/// Makes the directory where it is missing, and removes what a daemon that was killed left in it.
+[[nodiscard]] host::outcome<void> prepare_scripts(const std::string &directory);
+
+} // namespace qvmremote::dom0
