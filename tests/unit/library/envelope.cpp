@@ -31,7 +31,7 @@ const row unencodable[] = {
     {"no kind", "shell", [](envelope &e) { e.kind = {}; }, errc::unsupported},
     {"unknown kind", "shell", [](envelope &e) { e.kind = static_cast<request_kind>(6); },
      errc::unsupported},
-    {"unknown feature", "shell", [](envelope &e) { e.features = 2; }, errc::unsupported},
+    {"unknown feature", "shell", [](envelope &e) { e.features = 1u << 31; }, errc::unsupported},
     {"empty command line", "shell", [](envelope &e) { e.set_body(""); }, errc::command_empty},
     {"empty script", "script", [](envelope &e) { e.set_body(""); }, errc::command_empty},
     {"no argv", "exec", [](envelope &e) { e.arguments.clear(); }, errc::command_empty},
