@@ -3,8 +3,9 @@
 """The campaigns, each for its share of the time: one row of Markdown each, as in doc/campaigns.md, and
 exit code 1 when one found something.
 
-    soak.py BUILD-DIRECTORY [--minutes N] [--only NAME,...] [--fuzzers BUILD-DIRECTORY]
+    soak.py BUILD-DIRECTORY [--minutes N | --full] [--only NAME,...] [--fuzzers BUILD-DIRECTORY]
 
+With --full each campaign that is not a fuzzer takes the time that its full counts take.
 A NAME is that of a row, or what one begins with: `fuzz` is all targets. What the fuzzers learn and what
 they find, and what each campaign said, stays in BUILD-DIRECTORY/soak.
 """
@@ -23,6 +24,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 parser = argparse.ArgumentParser()
 parser.add_argument("build")
 parser.add_argument("--minutes", type=float, default=10)
+parser.add_argument("--full", action="store_true", help="the full counts, however long they take; no fuzzers")
 parser.add_argument("--only", metavar="NAME,...", default="")
 parser.add_argument("--fuzzers", metavar="BUILD", help="one with -Dfuzz=true, if that is another")
 args = parser.parse_args()
@@ -54,16 +56,24 @@ def tries(said):
     return f"{len(counts)} rows, {sum(counts)} tries, 0 executions"
 
 
-# Name, share of the time, words with the seconds in them, what its output counts.
+KILLED = "kill_at_any_moment_leaves_a_record_of_all_that_ran"
+SWAPPED = "an_entry_that_is_swapped_while_it_waits_runs_as_it_was_shown"
+# Name, share of the time, words with the seconds in them, words for the full counts, what its output
+# counts. One without a share has full counts alone.
 CAMPAIGNS = [
-    ("crash", 1, lambda s: [e2e("crash"), f"seconds={s}"], line("^.* results were whole.*$")),
-    ("kills", 1, lambda s: [e2e("kills"), f"seconds={s}"], line("^.* results were whole.*$")),
-    ("journal", 1, lambda s: script("audit.py", "ROUNDS=1000000", f"SECONDS={s}",
-                                    "kill_at_any_moment_leaves_a_record_of_all_that_ran"), line("killed .*$")),
+    ("crash", 1, lambda s: [e2e("crash"), f"seconds={s}"], [e2e("crash"), "200"],
+     line("^.* results were whole.*$")),
+    ("kills", 1, lambda s: [e2e("kills"), f"seconds={s}"], [e2e("kills"), "500"],
+     line("^.* results were whole.*$")),
+    ("journal", 1, lambda s: script("audit.py", "ROUNDS=1000000", f"SECONDS={s}", KILLED),
+     script("audit.py", "ROUNDS=1000", "SECONDS=600", KILLED), line("killed .*$")),
     ("kept", 2, lambda s: script("kept.py", "COUNT=1000000000", f"SECONDS={s}"),
-     line("^ *([0-9]+ commands.*)$")),
-    ("bytes", 1, lambda s: script("every_byte.py", f"SECONDS={s}"), line("^ *([0-9]+ faults.*)$")),
-    ("hostile", 2, lambda s: [e2e("hostile"), f"seconds={s}"], tries),
+     script("kept.py", "COUNT=3000", "SECONDS=600"), line("^ *([0-9]+ commands.*)$")),
+    ("bytes", 1, lambda s: script("every_byte.py", f"SECONDS={s}"), script("every_byte.py", "EVERY=1"),
+     line("^ *([0-9]+ faults.*)$")),
+    ("hostile", 2, lambda s: [e2e("hostile"), f"seconds={s}"], [e2e("hostile"), "10000"], tries),
+    ("swaps", 0, None, ["env", "QVMREMOTE_SWAPS=1000", *script("approvals.py", SWAPPED)], line("^.*$")),
+    ("bulk", 0, None, script("bulk.py", "MIB=4096"), line("^ *stalled.*$")),
 ]
 FUZZ_SHARE = 6
 
@@ -142,17 +152,17 @@ for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, stop)
 os.makedirs(PLACE, exist_ok=True)
 fuzzers = [Fuzzer(p) for p in sorted(glob.glob(os.path.join(FUZZERS, "fuzz-*"))) if os.path.isfile(p)]
-fuzzers = [f for f in fuzzers if chosen(f.name)]
-campaigns = [c for c in CAMPAIGNS if chosen(c[0])]
+fuzzers = [f for f in fuzzers if chosen(f.name) and not args.full]
+campaigns = [c for c in CAMPAIGNS if chosen(c[0]) and (c[1] or args.full)]
 if not fuzzers and not campaigns:
     sys.exit("soak: nothing of that name; fuzzers are in a build with -Dfuzz=true")
 whole = sum(c[1] for c in campaigns) + (FUZZ_SHARE if fuzzers else 0)
-second = args.minutes * 60 / whole
+second = args.minutes * 60 / max(1, whole)
 good = True
 if fuzzers:
     each = max(1, int(second * FUZZ_SHARE * min(AT_ONCE, len(fuzzers)) / len(fuzzers)))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         good = all(list(pool.map(lambda f: run(f.name, f.words(each), f.counts), fuzzers)))
-for name, share, words, counts in campaigns:
-    good = run(name, words(max(1, int(second * share))), counts) and good
+for name, share, words, full, counts in campaigns:
+    good = run(name, full if args.full else words(max(1, int(second * share))), counts) and good
 sys.exit(0 if good else 1)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Much data: 4 GiB each way arrive as they were sent while every process stays small, and a reader
-that stalls holds up its own command and nobody else. Usage: bulk.py BUILD-DIRECTORY
+that stalls holds up its own command and nobody else. Usage: bulk.py BUILD-DIRECTORY [MIB=N]
+MIB each way instead of 4096.
 """
 
 import contextlib
@@ -16,13 +17,15 @@ import tempfile
 import threading
 import time
 
+from words import number
+
 BUILD = os.path.abspath(sys.argv[1])
 CLIENT = os.path.join(BUILD, "tools/qvm-remote/qvm-remote")
 DAEMON = os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0")
 PLUGINS = os.path.join(BUILD, "plugins", "mock")
 KEY = "0123456789abcdef" * 4 + "\n"
 HANG = 300  # seconds; nothing takes this long unless it hangs
-SIZE = 4 << 30
+SIZE = number("MIB", 4096) << 20
 SOURCE = f"yes | head -c {SIZE}"
 MOST_KIB = 32 * 1024
 # What lies between a command and a reader that has stopped: pipes at both ends (1 MiB at most each),
