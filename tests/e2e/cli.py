@@ -16,6 +16,7 @@ import pty
 import re
 import resource
 import select
+import shutil
 import signal
 import sqlite3
 import stat
@@ -24,7 +25,7 @@ import subprocess
 import termios
 import time
 
-from fixture import CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main
+from fixture import BUILD, CLIENT, DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually, main
 
 
 # --- nothing set up -----------------------------------------------------------------------------
@@ -418,6 +419,68 @@ def the_waiting_line_stays_in_the_foreground(f):
     f.start()
     seen, out = on_terminal(f, "sleep 4; echo x", keep_stdout=True, foreground=False)
     equal((seen, out), (b"", b"x\n"))
+
+
+@case
+def records_that_cannot_be_written_change_nothing(f):
+    f.start()
+    f.run("true")
+    big = b"x" * 300000
+
+    def no_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
+
+    for limit in (no_files, small_files):
+        got = f.run("head -c 300000 /dev/zero | tr '\\0' x; exit 7", preexec_fn=limit)
+        equal((got.returncode, got.stdout), (7, big))
+        check(b"the history is not complete: cannot " in got.stderr and b"File too large" in got.stderr, got.stderr)
+    reading, writing = os.pipe()
+    os.close(reading)
+    p = f.popen("echo out; exit 7", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writing, preexec_fn=no_files)
+    os.close(writing)
+    equal((p.communicate(timeout=HANG)[0], p.returncode), (b"out\n", 7))
+    # The cause is the one of the first step that failed.
+    history = f.home + "/.qvm-remote/history"
+    shutil.rmtree(history)
+    open(history, "w").close()
+    got = f.run("exit 7")
+    equal(got.returncode, 7)
+    check(got.stderr.endswith(b"cannot make the history entry in " + history.encode() + b": Not a directory\n"), got.stderr)
+
+
+@case
+def signals_that_the_caller_changed(f):
+    """Each program's mask and dispositions as /proc shows them, begun with everything blocked and ignored."""
+    f.start()
+    every = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+    ours = {signal.SIGPIPE, signal.SIGXFSZ}
+    kept = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT}
+
+    def disturb():
+        for number in every:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, every)
+
+    def shown(p, field):
+        text = open(f"/proc/{p.pid}/status").read()
+        mask = int(re.search(rf"{field}:\s*(\w+)", text)[1], 16)
+        return {n for n in range(1, 65) if mask >> (n - 1) & 1}
+
+    agent = os.path.join(BUILD, "tools/qvm-remote-agent/qvm-remote-agent")
+    for words, ignored in (([CLIENT, "sleep 600"], ours | kept), ([agent], ours)):
+        p = subprocess.Popen(words, env=f.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             preexec_fn=disturb, restore_signals=False)
+        try:
+            eventually(lambda p=p, ignored=ignored: shown(p, "SigIgn") == ignored, f"ignored by {words[0]}")
+            eventually(lambda p=p: not shown(p, "SigBlk") & {signal.SIGALRM, signal.SIGUSR1},
+                       f"blocked by {words[0]}")
+            p.terminate()
+            p.communicate(timeout=HANG)
+        finally:
+            p.kill()
 
 
 @case

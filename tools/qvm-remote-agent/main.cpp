@@ -8,7 +8,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <pwd.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -23,6 +22,7 @@
 #include "../../plugins/common/back_off.hpp"
 #include "../../plugins/common/words.hpp"
 #include "agent.hpp"
+#include "common/begin.hpp"
 #include "common/cli.hpp"
 #include "common/installed.hpp"
 #include "common/qube_settings.hpp"
@@ -153,6 +153,7 @@ int keep_call(const std::string &base) {
 } // namespace
 
 int main(int argc, char **argv) {
+    begin_with_own_signals({});
     bool help = false, version = false, keep = false;
     const int first = cli::parse(options, argc, argv, [&](int key, const char *) {
         help = help || key == 'h';
@@ -179,19 +180,10 @@ int main(int argc, char **argv) {
     if (!keep && (::isatty(STDIN_FILENO) || ::isatty(STDOUT_FILENO)))
         return fail_with("dom0 starts this program; there is nothing to do for it on a terminal");
     ::umask(077);
-    ::signal(SIGPIPE, SIG_IGN);
-    std::string base;
-    if (const char *const set = std::getenv("HOME"); set && *set == '/')
-        base = set;
-    else if (const passwd *const who = ::getpwuid(::geteuid()); who && who->pw_dir)
-        base = who->pw_dir;
-    if (base.empty())
-        return fail_with("there is no home directory: set HOME");
-    const std::string old = base + "/.qubes-remote";
-    base += "/.qvm-remote";
-    if (::access(base.c_str(), F_OK) != 0 && ::access(old.c_str(), F_OK) == 0 &&
-        ::rename(old.c_str(), base.c_str()) != 0)
-        return fail_with("cannot rename " + old + " to " + base);
+    const auto found = find_home();
+    if (!found)
+        return fail_with(found.error().what);
+    const std::string &base = *found;
     if (auto made = host::make_directories(base, 0700); !made)
         return fail_with(made.error().what);
     auto lock = take_lock(base, keep ? "/agent-qrexec.lock" : "/agent.lock");

@@ -13,6 +13,8 @@
 
 #include <qvmremote/host/files.hpp>
 
+#include "common/begin.hpp"
+
 namespace qvmremote::qube {
 
 namespace {
@@ -27,20 +29,11 @@ std::string user_name() {
 } // namespace
 
 host::outcome<home> home::find() {
-    std::string base;
-    if (const char *const set = std::getenv("HOME"); set && *set == '/')
-        base = set;
-    else if (const passwd *const who = ::getpwuid(::geteuid()); who && who->pw_dir)
-        base = who->pw_dir;
-    if (base.empty())
-        return host::failed("there is no home directory for " + user_name() + ": set HOME");
+    auto found = find_home();
+    if (!found)
+        return tl::unexpected(found.error());
     home out;
-    out.directory_ = base + "/.qvm-remote";
-    if (::access(out.directory_.c_str(), F_OK) != 0 && errno == ENOENT) {
-        const std::string old = base + "/.qubes-remote";
-        if (::access(old.c_str(), F_OK) == 0 && ::rename(old.c_str(), out.directory_.c_str()) != 0)
-            return host::failed("cannot rename " + old + " to " + out.directory_, errno);
-    }
+    out.directory_ = std::move(*found);
     return out;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,6 +20,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "commands/commands.hpp"
+#include "common/begin.hpp"
 #include "common/cli.hpp"
 #include "common/installed.hpp"
 #include "common/qube_settings.hpp"
@@ -144,6 +146,7 @@ int cannot_ask(const error &why) {
 
 int main(int argument_count, char **arguments) {
     fill_standard_descriptors();
+    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT}); // those three as ssh: nohup and `&` set them
     ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
     settings how;
     run_request request;

@@ -22,6 +22,19 @@ namespace {
 
 constexpr std::size_t spill_at = 64 * 1024;
 
+// Writes all of it; false with the reason in errno.
+bool write_whole(int fd, std::string_view text) {
+    while (!text.empty()) {
+        const ssize_t n = ::write(fd, text.data(), text.size());
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        text.remove_prefix(static_cast<std::size_t>(n));
+    }
+    return true;
+}
+
 } // namespace
 
 recorder::recorder(const home &where, const command_id &id, std::string command)
@@ -38,20 +51,32 @@ void recorder::fail(const std::string &what) {
 void recorder::append_audit(std::string_view line) {
     const host::unique_fd fd(::open(where_.audit_log().c_str(),
                                     O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || ::write(fd.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+    if (!fd || !write_whole(fd.get(), line))
         fail("cannot write " + where_.audit_log());
+}
+
+// Stops at the first directory that cannot be had, while errno still says why.
+void recorder::open_entry() {
+    const std::string missing = "cannot make the history entry in " + where_.history();
+    const host::unique_fd base = open_directory(AT_FDCWD, where_.directory().c_str());
+    if (!base)
+        return fail(missing);
+    const host::unique_fd history = open_directory(base.get(), "history");
+    if (!history)
+        return fail(missing);
+    day_ = open_directory(history.get(), started_.substr(0, 10).c_str());
+    if (!day_)
+        return fail(missing);
+    // Under a hidden name until it is whole, so that nobody takes half a record for one.
+    entry_ = open_directory(day_.get(), ("." + id_).c_str());
+    if (!entry_)
+        fail(missing);
 }
 
 void recorder::begin() {
     const auto now = host::local_time::now();
     started_ = now.timestamp();
-    const host::unique_fd base = open_directory(AT_FDCWD, where_.directory().c_str());
-    const host::unique_fd history = open_directory(base.get(), "history");
-    day_ = open_directory(history.get(), now.date().c_str());
-    // Under a hidden name until it is whole, so that nobody takes half a record for one.
-    entry_ = open_directory(day_.get(), ("." + id_).c_str());
-    if (!entry_)
-        fail("cannot make the history entry in " + where_.history());
+    open_entry();
     append_audit(line_submit(started_, id_, command_));
 }
 
@@ -61,16 +86,9 @@ void recorder::spill(lane &l) {
     if (!l.file)
         l.file.reset(::openat(entry_.get(), l.name,
                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    std::string_view left = l.text;
-    while (!left.empty()) {
-        const ssize_t n = ::write(l.file.get(), left.data(), left.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            fail("cannot record the output in " + where_.history());
-            break;
-        }
-        left.remove_prefix(static_cast<std::size_t>(n));
+    if (!l.file || !write_whole(l.file.get(), l.text)) {
+        fail("cannot record the output in " + where_.history());
+        l.bytes = limits::recorded_output; // a record with a hole would lie: nothing more of it
     }
     l.text.clear();
 }
@@ -93,7 +111,7 @@ void recorder::write_file(const char *name, std::string_view text) {
         return;
     const host::unique_fd fd(
         ::openat(entry_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    if (!fd || !write_whole(fd.get(), text))
         fail("cannot write the history entry in " + where_.history());
 }
 

@@ -42,6 +42,7 @@ class recorder {
         host::unique_fd file;
         std::uint64_t bytes = 0;
     };
+    void open_entry();
     void append_audit(std::string_view line);
     void write_file(const char *name, std::string_view text);
     void spill(lane &l);

@@ -33,11 +33,10 @@ void on_signal(int number) {
     errno = error;
 }
 
-// The signals that end a command. One that our caller ignores (nohup) stays ignored.
+// The signals that end a command. One that our caller ignores stays ignored (common/begin.hpp).
 bool catch_signals() {
     if (::pipe2(signal_pipe, O_CLOEXEC | O_NONBLOCK) != 0)
         return false;
-    ::signal(SIGPIPE, SIG_IGN);
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
         struct sigaction before {};
         ::sigaction(number, nullptr, &before);

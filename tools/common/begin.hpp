@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// How a program of a qube begins: its signals, and its user's home.
+
+#pragma once
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <initializer_list>
+#include <string>
+
+#include <pwd.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <qvmremote/host/failure.hpp>
+
+namespace qvmremote {
+
+/// Undoes what the caller has done to signals: a blocked one would leave us deaf, an ignored SIGCHLD
+/// would hide how a child ended. Those in `kept` stay ignored when they are. A reader that has gone
+/// and a limit on file sizes are errors of one write from then on, and no end of the program.
+inline void begin_with_own_signals(std::initializer_list<int> kept) {
+    for (int number = 1; number <= SIGRTMAX; ++number) {
+        struct sigaction before {};
+        if (std::find(kept.begin(), kept.end(), number) == kept.end() &&
+            ::sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_IGN)
+            ::signal(number, SIG_DFL);
+    }
+    ::signal(SIGPIPE, SIG_IGN);
+    ::signal(SIGXFSZ, SIG_IGN);
+    sigset_t none;
+    ::sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+}
+
+/// ~/.qvm-remote of this user: below $HOME, or where the password database says. Renames an old
+/// ~/.qubes-remote when the new one does not exist.
+[[nodiscard]] inline host::outcome<std::string> find_home() {
+    std::string base;
+    if (const char *const set = std::getenv("HOME"); set && *set == '/')
+        base = set;
+    else if (const passwd *const who = ::getpwuid(::geteuid()); who && who->pw_dir)
+        base = who->pw_dir;
+    if (base.empty())
+        return host::failed("there is no home directory for user " + std::to_string(::geteuid()) +
+                            ": set HOME");
+    std::string out = base + "/.qvm-remote";
+    if (::access(out.c_str(), F_OK) != 0 && errno == ENOENT) {
+        const std::string old = base + "/.qubes-remote";
+        if (::access(old.c_str(), F_OK) == 0 && ::rename(old.c_str(), out.c_str()) != 0)
+            return host::failed("cannot rename " + old + " to " + out, errno);
+    }
+    return out;
+}
+
+} // namespace qvmremote
