@@ -30,6 +30,8 @@ class home {
     [[nodiscard]] std::string queue() const { return directory_ + "/queue"; }
     [[nodiscard]] std::string config_file() const { return directory_ + "/config"; }
 
+    /// Exists once a verified answer of protocol 2 has come.
+    [[nodiscard]] std::string pin_file() const { return directory_ + "/protocol2"; }
     /// Whether this key has had a verified answer of protocol 2: then nothing falls back to 1.
     [[nodiscard]] bool is_pinned() const;
     /// Remembers that it has; cheap when that is known.
@@ -41,8 +43,6 @@ class home {
     [[nodiscard]] host::outcome<void> store_key(const secret &key) const;
 
   private:
-    [[nodiscard]] std::string pin_file() const { return directory_ + "/protocol2"; }
-
     std::string directory_;
 };
 

@@ -254,8 +254,14 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
             return out;
         // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
         // what somebody could wish that does not want us to use the other.
-        if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms))
-            return tl::unexpected(no_access{stream.error().what, 255});
+        if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms)) {
+            std::string why = stream.error().what;
+            if (has_queue && how.version == protocol::any && where.is_pinned())
+                why += "; dom0 has spoken protocol 2 with this key before, so protocol 1 is not "
+                       "used: if dom0 has gone back to a program without protocol 2, remove " +
+                       where.pin_file();
+            return tl::unexpected(no_access{why, 255});
+        }
         pollfd signal{signal_fd, POLLIN, 0};
         std::uint8_t number = 0;
         // A transport that waits itself is asked again at once.

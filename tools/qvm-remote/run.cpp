@@ -253,8 +253,14 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     }
     if (!*result)
         return std::nullopt;
-    const int code = shown.finish(**result, what.timeout_s);
     using kind = host::run_result::kind;
+    // Protocol 1 confirms nothing: only dom0's program of today ends a command that was taken back.
+    std::optional<host::failure> unconfirmed;
+    if ((*result)->how == kind::interrupted && (*result)->may_have_run)
+        unconfirmed = host::failure{"interrupted; command " + (*result)->id +
+                                        " may go on in dom0: protocol 1 does not confirm its end",
+                                    0};
+    const int code = shown.finish(**result, what.timeout_s, unconfirmed);
     if ((*result)->how == kind::ended && (*result)->end.cause == end_cause::timed_out)
         complain(
             (*result)->may_have_run
