@@ -452,6 +452,21 @@ def records_that_cannot_be_written_change_nothing(f):
 
 
 @case
+def history_and_log_show_what_was_typed(f):
+    f.start()
+    command = r"printf 'a\\tb' \\\\ # " + "\x1b"
+    f.run(command.replace("\x1b", ""))
+    f.run("echo \t x")
+    with open(f.home + "/.qvm-remote/audit.log", "ab") as log:
+        log.write(b"[2026-01-01T00:00:00] garbage \x1b[2J \\x1b\n")
+    for words in (["log"], ["history"]):
+        shown = f.run(*words).stdout.decode()
+        check(command.replace("\x1b", "").rstrip() in shown and r"echo \x09 x" in shown.replace(r"\t", r"\x09"), shown)
+        check("\x1b" not in shown, shown)
+    check(r"garbage \x1b[2J \x1b" in f.run("log").stdout.decode(), "the foreign line")
+
+
+@case
 def signals_that_the_caller_changed(f):
     """Each program's mask and dispositions as /proc shows them, begun with everything blocked and ignored."""
     f.start()

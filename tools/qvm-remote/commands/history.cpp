@@ -41,8 +41,10 @@ int log_command(const settings &, const home &where, std::span<char *> words) {
     if (!text)
         return fail_with(text.error().error_number == ENOENT ? "no command has been run yet"
                                                              : text.error().what);
+    // Not for_terminal, here and in history: it would double the backslashes of what preview() has
+    // escaped already.
     for (const std::string_view line : tail_lines(*text, n))
-        std::printf("%s\n", for_terminal(line).c_str());
+        std::printf("%s\n", preview(line, sanitized_text).c_str());
     return 0;
 }
 
@@ -109,7 +111,7 @@ int history_command(const settings &, const home &where, std::span<char *> words
         if (!entry)
             continue; // half a line, or another program's
         if (entry->kind == history_kind::submit) {
-            commands[std::string(entry->id)] = for_terminal(entry->untrusted_command, 100);
+            commands[std::string(entry->id)] = preview(entry->untrusted_command, client_preview);
         } else if (entry->kind == history_kind::done || entry->kind == history_kind::timeout) {
             const auto at = commands.find(entry->id);
             lines.push_back(
