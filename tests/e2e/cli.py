@@ -301,7 +301,7 @@ def usage_errors(f):
     for words, wanted in [
         (("--nonsense",), b"--nonsense"), (("-t", "0", "true"), b"time-out"),
         (("-t", "-5", "true"), b"time-out"), (("-t", "1.5", "true"), b"time-out"),
-        (("-t", "", "true"), b"time-out"), (("-t", "99999999999", "true"), b"time-out"),
+        (("-t", "", "true"), b"empty value"), (("-t", "99999999999", "true"), b"time-out"),
         (("",), b"empty"), (("   ",), b"empty"), (("--script", "/nowhere"), b"No such file"),
         (("--exec", "--script", "x"), b"exclude"), (("key",), b"usage"), (("key", "x"), b"usage"),
         (("log", "0"), b"number"), (("history", "show", "../x"), b"no ID"),
@@ -464,6 +464,27 @@ def history_and_log_show_what_was_typed(f):
         check(command.replace("\x1b", "").rstrip() in shown and r"echo \x09 x" in shown.replace(r"\t", r"\x09"), shown)
         check("\x1b" not in shown, shown)
     check(r"garbage \x1b[2J \x1b" in f.run("log").stdout.decode(), "the foreign line")
+
+
+@case
+def an_empty_value_is_an_error(f):
+    f.write_key()
+    agent = os.path.join(BUILD, "tools/qvm-remote-agent/qvm-remote-agent")
+    for option in ("-t", "--timeout", "--script", "--transport", "--plugin-dir"):
+        got = f.run(option, "", "true")
+        check(got.returncode == 1 and b"has an empty value" in got.stderr, (option, got))
+    config = f.home + "/.qvm-remote/config"
+    plain = dict.fromkeys(("QVM_REMOTE_TRANSPORT", "QVM_REMOTE_PLUGIN_DIR", "QVM_REMOTE_MOCK_SOCKET"))
+    for name in ("QVM_REMOTE_TRANSPORT", "QVM_REMOTE_PLUGIN_DIR", "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_HISTORY_DAYS",
+                 "QVM_REMOTE_HISTORY_MIB", "QVM_REMOTE_MOCK_SOCKET", "QVM_REMOTE_QREXEC_SOCKET", "QUBES_REMOTE_VM"):
+        for program, words in ((CLIENT, ["true"]), (agent, ["--keep"])):
+            got = f.run(*words, program=program, env=dict(plain, **{name: ""}))
+            check(got.returncode == 1 and f"the variable {name} is empty".encode() in got.stderr, (name, got))
+            with open(config, "w") as c:
+                c.write(f"{name}=''\n")
+            got = f.run(*words, program=program, env=plain)
+            os.unlink(config)
+            check(got.returncode == 1 and f"config: {name} has no value".encode() in got.stderr, (name, got))
 
 
 @case

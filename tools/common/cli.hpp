@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <span>
 #include <string>
@@ -61,7 +62,7 @@ struct old_option {
 
 /// Reads options up to the first word that is none, or "--". Calls `take(key, value)` for each, which
 /// returns false to stop. Returns the index of the first word left, or -1 when an option is unknown,
-/// lacks its argument, or was refused; getopt has then printed what was wrong, after `program`.
+/// lacks its argument, has an empty one, or was refused; getopt or parse has then printed what was wrong, after `program`.
 template <class Take>
 [[nodiscard]] int parse(std::span<const option> table, int argc, char **argv, Take take) {
     std::string letters = "+"; // stop at the command: its options are its own
@@ -76,9 +77,19 @@ template <class Take>
     }
     longs.push_back({});
     ::optind = 0;
-    for (int key; (key = ::getopt_long(argc, argv, letters.c_str(), longs.data(), nullptr)) != -1;)
+    for (int key;
+         (key = ::getopt_long(argc, argv, letters.c_str(), longs.data(), nullptr)) != -1;) {
+        const auto of_key = [key](const option &o) { return o.key == key; };
+        const auto found = std::find_if(table.begin(), table.end(), of_key);
+        if (found != table.end() && found->argument && *::optarg == '\0') {
+            std::fprintf(stderr,
+                         "%s: option '--%s' has an empty value: leave it out, or give a %s\n",
+                         argv[0], found->name, found->argument);
+            return -1;
+        }
         if (key == '?' || !take(key, ::optarg ? ::optarg : ""))
             return -1;
+    }
     return ::optind;
 }
 

@@ -158,7 +158,7 @@ int main(int argument_count, char **arguments) {
     const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
         switch (key) {
         case 't':
-            timeout = *value ? value : "none";
+            timeout = value;
             break;
         case 'n':
             no_stdin = true;
