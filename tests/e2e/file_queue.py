@@ -214,6 +214,51 @@ def a_stream_that_breaks_ends_what_runs_and_the_rest_is_unknown(f):
 
 
 @case
+def what_a_carrier_says_of_entries_that_are_not_ours_is_not_logged(f):
+    """Nobody who has no key may write the log for people full."""
+    f.start()
+    stranger = Carrier(f, "dev")
+    names = [new_id(n) for n in range(300)]
+    for verb in ("failed", "stale", "gone", "done"):
+        stranger.say(*(f"{verb} {name}" for name in names))
+    for name in names:
+        equal(stranger.result(name)[0], 130)
+    for name in names:  # what it was told of them makes them no more ours
+        stranger.say(f"failed {name}")
+    stranger.entry(names[1], b"true", key=None)
+    equal(stranger.hear(), ["drop", names[1]])
+    check("write-failed" not in f.log() and "left in running" not in f.log(), f.log()[-2000:])
+    c = Carrier(f)
+    ran = new_id(7)
+    equal(c.run(ran, b"echo ours")[0], 0)
+    c.say(f"stale {ran}")
+    equal(c.hear()[:2], ["result", ran])
+    c.say(f"failed {ran}")
+    eventually(lambda: f"id={ran} was left in running" in f.log(), "a line about ours")
+    eventually(lambda: f"id={ran} write-failed" in f.log(), "a line about ours")
+
+
+@case
+def one_qube_that_fails_leaves_the_others_their_lines(f):
+    f.start()
+    bad, good = Carrier(f, "dev"), Carrier(f)
+    names = [new_id(n) for n in range(1500)]
+    for name in names:
+        bad.entry(name, b"true", key=None)
+    good.entry(names[0], b"true", key=KEY[::-1])
+    equal(good.hear(), ["drop", names[0]])
+    for name in names:
+        equal(bad.hear(), ["drop", name])
+    lines = f.log().splitlines()
+    equal(sum(f"vm=work id={names[0]} (token" in line for line in lines), 1)
+    failed = [line for line in lines if "vm=dev" in line]
+    check(100 <= len(failed) < 400, len(failed))
+    eventually(lambda: any(r["kind"] == "REFUSED" and r["peer"] == "work" for r in f.audit()), "the record")
+    eventually(lambda: any("vm=dev: " in line and "left out" in line for line in f.log().splitlines()),
+               "the count")
+
+
+@case
 def an_entry_that_is_fetched_and_never_comes_loses_its_slot(f):
     """After the minute that a body of protocol 2 has, too."""
     f.start()

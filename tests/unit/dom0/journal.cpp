@@ -562,32 +562,6 @@ TEST_CASE("daily_quota: what was spent flows back evenly in a day") {
     CHECK_FALSE(small.has_room("work", 2 * 86'400'000ull));
 }
 
-TEST_CASE("refusal_gate: 100 at once, 10 a second, the others summed once a minute") {
-    refusal_gate g;
-    CHECK_FALSE(g.due_ms());
-    int written = 0;
-    for (int i = 0; i < 1000; ++i)
-        written += g.take("work", "denied", true, 1'000'000);
-    CHECK(written == 100);
-    CHECK(g.take("dev", "denied", true, 1'000'000)); // another one's are its own
-    CHECK(g.take("work", "bad_token", true, 1'000'100));
-    CHECK_FALSE(g.take("work", "bad_token", true, 1'000'100));
-    REQUIRE(g.due_ms());
-    auto sum = g.next_sum(1'000'100, false);
-    REQUIRE(sum);
-    CHECK(sum->first == "work");
-    CHECK(sum->second.count == 901);
-    CHECK(sum->second.reason == "bad_token");
-    CHECK_FALSE(g.next_sum(1'000'100, false));
-    CHECK_FALSE(g.due_ms());
-    CHECK_FALSE(g.take("work", "busy", true, 1'000'100));
-    CHECK(g.due_ms() == 1'060'100);
-    CHECK_FALSE(g.next_sum(1'060'099, false));
-    CHECK(g.next_sum(1'060'100, false)->second.count == 1);
-    CHECK_FALSE(g.take("work", "busy", false, 2'000'000)); // no room: none
-    CHECK(g.next_sum(2'000'000, true));
-}
-
 TEST_CASE("append: an act of the administrator, when no daemon holds the log") {
     dom0_files d;
     journal_entry e;

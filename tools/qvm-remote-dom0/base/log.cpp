@@ -48,6 +48,22 @@ void event_log::put(std::string_view text) {
 
 void event_log::write(log_category category, std::string_view text) { begin().add(category, text); }
 
+void event_log::write_for(const std::string &peer, log_category category, std::string_view text) {
+    const bool counts = gate_.due_ms().has_value();
+    if (gate_.take(peer, {}, true, host::boottime_ms()))
+        write(category, text);
+    else if (!counts && on_counting_)
+        on_counting_();
+}
+
+std::optional<std::uint64_t> event_log::write_counts(bool all) {
+    while (const auto sum = gate_.next_sum(host::boottime_ms(), all))
+        write(log_category::info, (sum->first.empty() ? "other qubes" : "vm=" + sum->first) + ": " +
+                                      std::to_string(sum->second.count) +
+                                      " more lines about refusals and failures were left out");
+    return gate_.due_ms();
+}
+
 event_log::lines event_log::begin() { return lines(*this); }
 
 event_log::lines::lines(event_log &log)

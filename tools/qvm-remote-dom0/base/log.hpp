@@ -5,12 +5,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include <qvmremote/history.hpp>
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unique_fd.hpp>
+
+#include "base/line_gate.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -30,6 +34,15 @@ class event_log {
     /// `text` holds no raw bytes of a qube: they have passed for_log or preview.
     void write(log_category category, std::string_view text);
 
+    /// A line that bytes of a peer can cause and that no START bounds: a refusal, a failure, the end of
+    /// a stream. Each peer has a limit of its own (line_gate); one line a minute counts the others.
+    void write_for(const std::string &peer, log_category category, std::string_view text);
+    static constexpr std::uint64_t lines_burst = 100, lines_per_second = 1;
+    /// Writes the counts that are due, or all of them; tells when the next one is due.
+    std::optional<std::uint64_t> write_counts(bool all = false);
+    /// Called when write_for has begun to count, so that somebody calls write_counts in time.
+    void when_counting(std::function<void()> call) { on_counting_ = std::move(call); }
+
     /// Several lines of one moment in one write.
     class lines;
     [[nodiscard]] lines begin();
@@ -42,6 +55,8 @@ class event_log {
     host::unique_fd fd_;
     std::uint64_t size_ = 0;
     bool echo_;
+    line_gate gate_{lines_burst, lines_per_second};
+    std::function<void()> on_counting_;
 };
 
 class event_log::lines {

@@ -117,18 +117,6 @@ void admission::keep_keys(const std::vector<qube_name> &qubes) {
         records_.keep_keys(std::move(standing));
 }
 
-bool admission::may_log_failure(std::uint64_t now_ms) {
-    if (now_ms / 1000 != failure_second_) {
-        if (failures_in_second_ > limits::auth_fail_lines_per_second)
-            log_.write(log_category::auth_fail,
-                       std::to_string(failures_in_second_ - limits::auth_fail_lines_per_second) +
-                           " more failures in that second");
-        failure_second_ = now_ms / 1000;
-        failures_in_second_ = 0;
-    }
-    return ++failures_in_second_ <= limits::auth_fail_lines_per_second;
-}
-
 const admission::good_keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
     if (key_owner_ != qube.text() || key_read_ms_ != now_ms) {
         key_ = keys_.usable(qube, host::local_time::now().seconds);
@@ -138,18 +126,17 @@ const admission::good_keys &admission::keys_of(const qube_name &qube, std::uint6
     return key_;
 }
 
-void admission::log_failure(const peer &from, std::string_view id, errc why, const good_keys &found,
-                            std::uint64_t now_ms) {
-    if (!may_log_failure(now_ms))
-        return;
+void admission::log_failure(const peer &from, std::string_view id, errc why,
+                            const good_keys &found) {
     std::string text = "vm=" + from.name.text() + " id=" + std::string(id);
     if (why == errc::no_key) {
         text += found || found.error().error_number == ENOENT
                     ? " (no key for this VM)"
                     : " (" + for_log(found.error().what) + ")";
-        log_.write(log_category::auth_deny, text);
+        log_.write_for(from.name.text(), log_category::auth_deny, text);
     } else {
-        log_.write(log_category::auth_fail, text + " (" + std::string(message(why)) + ")");
+        log_.write_for(from.name.text(), log_category::auth_fail,
+                       text + " (" + std::string(message(why)) + ")");
     }
     record_refusal(from, nullptr, {why, {}});
 }
@@ -211,7 +198,7 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
         found ? std::span<const secret>(*found) : std::span<const secret>();
     auto checked = stream.verify(event, keys, now_ms);
     if (!checked) {
-        log_failure(from, "?", checked.error().code, found, now_ms);
+        log_failure(from, "?", checked.error().code, found);
         return tl::unexpected(checked.error());
     }
 
@@ -237,7 +224,7 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
         found ? std::span<const secret>(*found) : std::span<const secret>();
     auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
     if (!checked) {
-        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, found, now_ms);
+        log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, found);
         return tl::unexpected(std::nullopt);
     }
     const digest256 mark = sha256(keys[checked->key_index].text());
@@ -419,8 +406,9 @@ void admission::start(peer from, verified<request> what, verdict said, std::opti
                                          std::move(collected), *serial, ceiling));
                        } else {
                            records_.release(from.name, *what->header.id);
-                           log_.write(log_category::error, subject(from, what->header) + " " +
-                                                               for_log(records_.trouble()));
+                           log_.write_for(from.name.text(), log_category::error,
+                                          subject(from, what->header) + " " +
+                                              for_log(records_.trouble()));
                            tell(refusal{errc::not_recorded, for_log(records_.trouble())});
                        }
                        if (--starting_ == 0 && none_starts_)
@@ -471,10 +459,10 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
         describe(*what, entry);
         entry.verdict = name(why.said);
         entry.rule = why.rule;
-        log_.write(log_category::reject,
-                   subject(from, *what) + " " + std::string(name(why.reason)) +
-                       (why.text.empty() ? "" : " " + for_log(why.text)) +
-                       (why.rule.empty() ? "" : " (" + for_log(why.rule) + ")"));
+        log_.write_for(from.name.text(), log_category::reject,
+                       subject(from, *what) + " " + std::string(name(why.reason)) +
+                           (why.text.empty() ? "" : " " + for_log(why.text)) +
+                           (why.rule.empty() ? "" : " (" + for_log(why.rule) + ")"));
     }
     entry.reason = name(why.reason);
     records_.note(std::move(entry));

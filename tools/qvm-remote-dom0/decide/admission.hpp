@@ -175,11 +175,9 @@ class admission {
     void start(peer from, verified<request> what, verdict said, std::optional<account> as,
                consent given, answer tell);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
-    [[nodiscard]] bool may_log_failure(std::uint64_t now_ms);
     using good_keys = host::outcome<std::vector<secret>>;
     [[nodiscard]] const good_keys &keys_of(const qube_name &qube, std::uint64_t now_ms);
-    void log_failure(const peer &from, std::string_view id, errc why, const good_keys &found,
-                     std::uint64_t now_ms);
+    void log_failure(const peer &from, std::string_view id, errc why, const good_keys &found);
     [[nodiscard]] std::optional<refusal> take_id(const peer &from, const command_id &id,
                                                  const digest256 &key_mark);
     void keep_keys(const std::vector<qube_name> &qubes);
@@ -208,10 +206,6 @@ class admission {
     good_keys key_ = host::failed("no key was read yet");
     std::string key_owner_;
     std::uint64_t key_read_ms_ = 0;
-
-    // Failures to authenticate cost their sender nothing, so they are logged at a bounded rate.
-    std::uint64_t failure_second_ = 0;
-    std::size_t failures_in_second_ = 0;
 };
 
 /// The words of a request as the records show them: an argv, or a digest in place of a long body.

@@ -20,6 +20,7 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
+#include "base/line_gate.hpp"
 #include "record/audit_files.hpp"
 #include "record/heads.hpp"
 #include "record/id_index.hpp"
@@ -155,6 +156,10 @@ class journal::state {
         return quota_.has_room(peer, host::boottime_ms());
     }
 
+    bool was_started(const id_hash &h) {
+        return reader_.contains(h).value_or(false) || recent_.contains(h);
+    }
+
     bool reserve(const id_hash &h, const digest256 &mark) {
         if (recent_.contains(h))
             return false;
@@ -174,6 +179,16 @@ class journal::state {
         bool was_empty;
         {
             const std::lock_guard lock(mutex_);
+            // What is counted takes no place in the queue, however fast a peer fails.
+            if (entry.kind == audit_kind::refused && !entry.peer.empty()) {
+                const std::uint64_t now = host::boottime_ms();
+                const bool counts = gate_.due_ms().has_value();
+                if (!gate_.take(entry.peer, entry.reason, quota_.has_room(entry.peer, now), now)) {
+                    if (!counts)
+                        wake_.notify_one(); // it has a date now
+                    return;
+                }
+            }
             was_empty = queue_.empty();
             queue_.push_back({std::move(entry), std::move(tell)});
         }
@@ -486,7 +501,7 @@ class journal::state {
         }
     }
 
-    // When there is something to do that nobody asks for.
+    // When there is something to do that nobody asks for. Called with the mutex held.
     std::optional<std::uint64_t> due_ms() const {
         if (!lapsed_.empty())
             return 0;
@@ -500,16 +515,13 @@ class journal::state {
     void process(std::vector<item> fresh, bool stopping) {
         const std::uint64_t now = host::boottime_ms();
         std::vector<item> batch = std::exchange(held_, {});
-        for (item &i : fresh) {
-            const bool counted =
-                i.entry.kind == audit_kind::refused && !i.entry.peer.empty() &&
-                !gate_.take(i.entry.peer, i.entry.reason, has_room(i.entry.peer), now);
-            if (!counted)
-                batch.push_back(std::move(i));
-        }
-        if (fd_ || stopping)
+        batch.insert(batch.end(), std::make_move_iterator(fresh.begin()),
+                     std::make_move_iterator(fresh.end()));
+        if (fd_ || stopping) {
+            const std::lock_guard lock(mutex_);
             while (auto sum = gate_.next_sum(now, stopping))
                 batch.push_back({sum_entry(std::move(*sum)), {}});
+        }
         if (!batch.empty() || (!fd_ && (stopping || now >= retry_at_ms_))) {
             const auto written = write(batch);
             set_trouble(written ? std::string() : written.error().what);
@@ -525,7 +537,7 @@ class journal::state {
             set_trouble(sent.error().what);
     }
 
-    static journal_entry sum_entry(std::pair<std::string, refusal_gate::sum> of) {
+    static journal_entry sum_entry(std::pair<std::string, line_gate::sum> of) {
         journal_entry out;
         out.kind = audit_kind::refused;
         out.peer = std::move(of.first);
@@ -781,7 +793,6 @@ class journal::state {
     std::uint64_t size_ = 0;
     std::uint64_t retry_at_ms_ = 0;
     head_schedule heads_;
-    refusal_gate gate_;
     std::vector<item> held_;
     std::vector<unindexed> unindexed_;
     std::vector<std::uint64_t> ended_;
@@ -794,6 +805,7 @@ class journal::state {
     std::deque<item> queue_;
     std::vector<std::function<void()>> chores_;
     daily_quota quota_;
+    line_gate gate_{limits::refused_lines_burst, limits::refused_lines_per_second};
     std::string trouble_;
     bool stop_ = false;
 
@@ -827,6 +839,9 @@ bool journal::reserve(const qube_name &peer, const command_id &id, const digest2
 }
 void journal::release(const qube_name &peer, const command_id &id) {
     state_->release(hash_of(peer.text(), id.text()));
+}
+bool journal::was_started(const qube_name &peer, const command_id &id) {
+    return state_->was_started(hash_of(peer.text(), id.text()));
 }
 bool journal::is_outcome_unknown(const qube_name &peer, const command_id &id) {
     return state_->is_unknown(hash_of(peer.text(), id.text()));

@@ -81,6 +81,9 @@ class journal {
                                const digest256 &key_mark);
     void release(const qube_name &peer, const command_id &id);
 
+    /// Whether an ID of that qube's is known here: it runs, or ran so lately that it is remembered.
+    [[nodiscard]] bool was_started(const qube_name &peer, const command_id &id);
+
     /// Whether dom0 ended while this ID ran, so that nobody knows its outcome.
     [[nodiscard]] bool is_outcome_unknown(const qube_name &peer, const command_id &id);
 

@@ -7,11 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
-#include <utility>
-
-#include <qvmremote/limits.hpp>
 
 namespace qvmremote::dom0 {
 
@@ -46,62 +42,6 @@ class daily_quota {
 
     std::uint64_t most_;
     std::map<std::string, account> spent_;
-};
-
-/// Which refusals stand in the log one by one. The others are counted, and summed in one line.
-class refusal_gate {
-  public:
-    struct sum {
-        std::uint64_t count = 0;
-        std::string reason; ///< the last one's
-    };
-
-    /// Whether this one is written. If not, it has been counted.
-    [[nodiscard]] bool take(const std::string &qube, const std::string &reason, bool has_room,
-                            std::uint64_t now_ms) {
-        account &a = of_[qube];
-        constexpr std::uint64_t most = limits::refused_lines_burst * 1000;
-        a.level = std::min(most, a.level + (now_ms - a.at_ms) * limits::refused_lines_per_second);
-        a.at_ms = now_ms;
-        if (has_room && a.level >= 1000) {
-            a.level -= 1000;
-            return true;
-        }
-        ++a.counted.count;
-        a.counted.reason = reason;
-        return false;
-    }
-
-    /// When a sum is due, once a minute; nothing while nothing was counted.
-    [[nodiscard]] std::optional<std::uint64_t> due_ms() const {
-        std::optional<std::uint64_t> out;
-        for (const auto &[qube, a] : of_)
-            if (a.counted.count > 0)
-                out = std::min(out.value_or(UINT64_MAX), a.summed_ms + sum_interval_ms);
-        return out;
-    }
-
-    /// Takes a sum that is due, or any with `all`.
-    [[nodiscard]] std::optional<std::pair<std::string, sum>> next_sum(std::uint64_t now_ms,
-                                                                      bool all) {
-        for (auto &[qube, a] : of_)
-            if (a.counted.count > 0 && (all || now_ms >= a.summed_ms + sum_interval_ms)) {
-                a.summed_ms = now_ms;
-                return std::pair{qube, std::exchange(a.counted, {})};
-            }
-        return std::nullopt;
-    }
-
-  private:
-    static constexpr std::uint64_t sum_interval_ms = 60'000;
-
-    struct account {
-        std::uint64_t level = limits::refused_lines_burst * 1000; // in thousandths of a line
-        std::uint64_t at_ms = 0, summed_ms = 0;
-        sum counted;
-    };
-
-    std::map<std::string, account> of_;
 };
 
 } // namespace qvmremote::dom0

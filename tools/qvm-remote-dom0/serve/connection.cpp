@@ -170,9 +170,9 @@ void connection::on_readable() {
         for (;;) {
             auto event = stream_.next(now);
             if (!event) {
-                context_.log.write(log_category::reject,
-                                   "vm=" + from_.name.text() + " stream closed: " +
-                                       std::string(message(event.error().code)));
+                context_.log.write_for(from_.name.text(), log_category::reject,
+                                       "vm=" + from_.name.text() + " stream closed: " +
+                                           std::string(message(event.error().code)));
                 close();
                 return;
             }
@@ -294,9 +294,10 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
         return request->more_output();
     case kind::closed:
         if (event.reason != errc::session_over)
-            context_.log.write(log_category::reject,
-                               "vm=" + from_.name.text() + " id=" + request->header().id->text() +
-                                   " session ended: " + std::string(message(event.reason)));
+            context_.log.write_for(from_.name.text(), log_category::reject,
+                                   "vm=" + from_.name.text() +
+                                       " id=" + request->header().id->text() +
+                                       " session ended: " + std::string(message(event.reason)));
         return request->abandon(event.reason);
     default: // resize: there is no terminal yet
         return;
@@ -353,8 +354,9 @@ void connection::answer_directly(std::uint32_t number, const candidate &asked) {
     }
     stream_.end(number, {.cause = end_cause::exited});
     context_.records.release(from_.name, *what.id);
-    context_.log.write(log_category::auth_ok, "vm=" + from_.name.text() + " id=" + what.id->text() +
-                                                  " (" + std::string(name(what.kind)) + ")");
+    context_.log.write_for(from_.name.text(), log_category::auth_ok,
+                           "vm=" + from_.name.text() + " id=" + what.id->text() + " (" +
+                               std::string(name(what.kind)) + ")");
 }
 
 void connection::count_failure(std::uint64_t now_ms) {
@@ -375,8 +377,9 @@ void connection::keep_alive(std::uint64_t now_ms, bool all) {
     drop_late_bodies(now_ms);
     if (pinged_ms_ != 0) {
         if (now_ms >= pinged_ms_ + patience_ms) {
-            context_.log.write(log_category::error,
-                               "vm=" + from_.name.text() + " gives no sign of life; stream closed");
+            context_.log.write_for(from_.name.text(), log_category::error,
+                                   "vm=" + from_.name.text() +
+                                       " gives no sign of life; stream closed");
             close();
         }
         return;

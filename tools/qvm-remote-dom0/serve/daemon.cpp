@@ -76,7 +76,7 @@ class daemon final : public coordinator {
           keys_(options.where.keys()), policies_(options.where.policy()),
           signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_), keep_alive_timer_(loop_),
           rate_timer_(loop_), drain_timer_(loop_), watchdog_timer_(loop_), once_timer_(loop_),
-          silence_timer_(loop_), watch_timer_(loop_), expiry_timer_(loop_) {}
+          silence_timer_(loop_), watch_timer_(loop_), counts_timer_(loop_), expiry_timer_(loop_) {}
 
     host::outcome<int> run() {
         auto opened = open();
@@ -88,6 +88,7 @@ class daemon final : public coordinator {
         log_->write(log_category::info, options_.once ? "single run" : "listening");
         notify_supervisor("READY=1");
         loop_.run();
+        log_->write_counts(true);
         log_->write(log_category::info, "shutting down");
         // In this order: what runs reports to the records.
         tags_.reset();
@@ -124,6 +125,7 @@ class daemon final : public coordinator {
         if (!log)
             return tl::unexpected(log.error());
         log_.emplace(std::move(*log));
+        log_->when_counting([this] { write_counts(); });
         auto records =
             journal::open(options_.where, settings_.audit, [this](std::function<void()> work) {
                 boost::asio::post(loop_, std::move(work));
@@ -353,13 +355,14 @@ class daemon final : public coordinator {
     void take_stream(const std::string &transport, host::stream from) {
         auto qube = qube_name::parse(from.peer);
         if (!qube) {
-            log_->write(log_category::auth_deny,
-                        "vm=" + for_log(from.peer) + " (no name of a qube)");
+            log_->write_for(for_log(from.peer), log_category::auth_deny,
+                            "vm=" + for_log(from.peer) + " (no name of a qube)");
             return;
         }
         if (!settings_.transports.serves(transport, qube->text())) {
-            log_->write(log_category::auth_deny, "vm=" + qube->text() + " (not served over " +
-                                                     transport + ": QVM_REMOTE_TRANSPORT)");
+            log_->write_for(qube->text(), log_category::auth_deny,
+                            "vm=" + qube->text() + " (not served over " + transport +
+                                ": QVM_REMOTE_TRANSPORT)");
             return;
         }
         std::size_t have = 0;
@@ -392,6 +395,19 @@ class daemon final : public coordinator {
 
     [[nodiscard]] bool is_idle() const {
         return parts_->execution.running.empty() && admission_->starting() == 0;
+    }
+
+    // Lines that were left out of the log are counted there.
+    void write_counts() {
+        const auto due = log_->write_counts();
+        if (!due)
+            return;
+        const std::uint64_t now = host::boottime_ms();
+        counts_timer_.expires_after(milliseconds(*due > now ? *due - now : 0));
+        counts_timer_.async_wait([this](boost::system::error_code ec) {
+            if (!ec)
+                write_counts();
+        });
     }
 
     void something_ended() override {
@@ -613,9 +629,9 @@ class daemon final : public coordinator {
         if (!serial)
             return serial;
         const open_question &shown = *approvals_.find(*serial);
-        log_->write(log_category::info, "vm=" + shown.from.name.text() + " id=" + shown.id +
-                                            " waits for an operator, serial " +
-                                            std::to_string(*serial));
+        log_->write_for(shown.from.name.text(), log_category::info,
+                        "vm=" + shown.from.name.text() + " id=" + shown.id +
+                            " waits for an operator, serial " + std::to_string(*serial));
         notifier_.show(shown);
         questions_changed();
         return serial;
@@ -856,7 +872,7 @@ class daemon final : public coordinator {
     boost::asio::posix::stream_descriptor warden_, keep_alive_timer_;
     std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
     boost::asio::steady_timer rate_timer_, drain_timer_, watchdog_timer_, once_timer_,
-        silence_timer_, watch_timer_;
+        silence_timer_, watch_timer_, counts_timer_;
     boost::asio::posix::stream_descriptor expiry_timer_;
     bool rescheduling_ = false;
     bool served_ = false;

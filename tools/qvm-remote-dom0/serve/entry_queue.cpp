@@ -16,6 +16,8 @@ namespace qvmremote::dom0 {
 
 namespace {
 
+constexpr std::size_t unconfirmed_results = 1024; // of which "failed" is logged
+
 std::string subject(const peer &from, std::string_view id) {
     return "vm=" + from.name.text() + " id=" + std::string(id);
 }
@@ -85,6 +87,7 @@ class entry_port final : public session_port {
         queue_.machine_.result_of(
             id_, code, format_meta(id_.text(), record.started, record.duration_ms, code),
             line_started(record.started, id_.text(), code, record.duration_ms, shown_));
+        queue_.confirm_later(id_);
         queue_.entries_.erase(id_.text());
         queue_.send();
         return how;
@@ -140,9 +143,9 @@ bool entry_queue::take(bytes_view untrusted, std::uint64_t now_ms) {
     for (;;) {
         auto event = machine_.next();
         if (!event) {
-            context_.log.write(log_category::reject,
-                               "vm=" + owner_.from().name.text() +
-                                   " queue broken: " + std::string(message(event.error().code)));
+            context_.log.write_for(owner_.from().name.text(), log_category::reject,
+                                   "vm=" + owner_.from().name.text() + " queue broken: " +
+                                       std::string(message(event.error().code)));
             return false;
         }
         if (!*event)
@@ -166,14 +169,12 @@ void entry_queue::handle(queue_event event, std::uint64_t now_ms) {
     case kind::stale:
         return on_stale(*event.id);
     case kind::failed:
-        context_.log.write(log_category::error,
-                           subject(owner_.from(), event.id->text()) +
-                               " write-failed: the qube could not store the result");
-        return;
+        return on_failed(*event.id);
     case kind::pong:
         ++answers_;
         return;
     case kind::done:
+        unconfirmed_.erase(event.id->text());
         return;
     case kind::idle:
         return context_.daemon.something_ended();
@@ -223,12 +224,31 @@ void entry_queue::on_gone(const std::string &id) {
     }
 }
 
+// Of an entry that is not ours, the carrier may say what it wants: it is not logged.
+void entry_queue::on_failed(const command_id &id) {
+    if (unconfirmed_.erase(id.text()) == 0 && !entries_.contains(id.text()))
+        return;
+    context_.log.write_for(owner_.from().name.text(), log_category::error,
+                           subject(owner_.from(), id.text()) +
+                               " write-failed: the qube could not store the result");
+}
+
+void entry_queue::confirm_later(const command_id &id) {
+    if (unconfirmed_.size() >= unconfirmed_results)
+        unconfirmed_.erase(unconfirmed_.begin());
+    unconfirmed_.insert(id.text());
+}
+
 // A daemon died while this ran, or its stream broke; nobody can say how far the command came.
 void entry_queue::on_stale(const command_id &id) {
     if (entries_.contains(id.text()))
         return;
-    context_.log.write(log_category::error,
-                       subject(owner_.from(), id.text()) + " was left in running: outcome unknown");
+    if (context_.records.was_started(owner_.from().name, id)) {
+        context_.log.write_for(owner_.from().name.text(), log_category::error,
+                               subject(owner_.from(), id.text()) +
+                                   " was left in running: outcome unknown");
+        confirm_later(id);
+    }
     send_failure(id, 130,
                  "the connection to dom0 ended while this command ran: its outcome is unknown");
 }
@@ -241,6 +261,7 @@ void entry_queue::refuse_entry(const command_id &id, const refusal &why) {
 }
 
 void entry_queue::send_refusal(const command_id &id, const refusal &why) {
+    confirm_later(id);
     send_failure(id, 126,
                  std::string(message(why.reason)) +
                      (why.text.empty() ? "" : " (" + why.text + ")"));

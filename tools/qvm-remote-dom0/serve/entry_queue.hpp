@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include <qvmremote/queue.hpp>
@@ -56,16 +57,19 @@ class entry_queue {
     void on_gone(const std::string &id);
     template <class Call>
     void for_each_request(Call call);
+    void on_failed(const command_id &id);
     void on_stale(const command_id &id);
     void refuse_entry(const command_id &id, const refusal &why);
     void send_refusal(const command_id &id, const refusal &why);
     void send_failure(const command_id &id, int exit_code, std::string_view text);
+    void confirm_later(const command_id &id);
     void send();
 
     service &context_;
     connection &owner_;
     queue_server machine_;
     std::map<std::string, std::shared_ptr<request_pipeline>> entries_;
+    std::set<std::string> unconfirmed_; // results that the carrier has not said to have stored
     std::uint64_t pings_ = 0, answers_ = 0;
     bool said_idle_ = false;
 };
