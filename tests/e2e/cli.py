@@ -225,9 +225,9 @@ def only_the_listed_qubes_are_served(f):
     f.start("--vm", "work")
     equal(f.run("true").returncode, 0)
     f.stop()
-    for bad in ("dom0", "../x", ""):
+    for bad, word in (("dom0", b"not a qube name"), ("../x", b"not a qube name"), ("", b"'--vm' has an empty value")):
         got = f.dom0("--vm", bad, "--transport", "mock", "--plugin-dir", PLUGINS)
-        check(got.returncode == 1 and b"not a qube name" in got.stderr, got)
+        check(got.returncode == 1 and word in got.stderr, got)
     conf = os.path.join(f.root, "etc/qubes/remote.conf")
     with open(conf, "w") as c:
         c.write('QVM_REMOTE_VMS="sys-net-dm"\n')  # a list without a good name is not "all"
