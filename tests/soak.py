@@ -72,7 +72,7 @@ CAMPAIGNS = [
     ("bytes", 1, lambda s: script("every_byte.py", f"SECONDS={s}"), script("every_byte.py", "EVERY=1"),
      line("^ *([0-9]+ faults.*)$")),
     ("hostile", 2, lambda s: [e2e("hostile"), f"seconds={s}"], [e2e("hostile"), "10000"], tries),
-    ("swaps", 0, None, ["env", "QVMREMOTE_SWAPS=1000", *script("approvals.py", SWAPPED)], line("^.*$")),
+    ("swaps", 0, None, ["env", "QVMREMOTE_SWAPS=1000", *script("approvals.py", SWAPPED)], line("^.+$")),
     ("bulk", 0, None, script("bulk.py", "MIB=4096"), line("^ *stalled.*$")),
 ]
 FUZZ_SHARE = 6
