@@ -691,6 +691,22 @@ def a_damaged_index_is_made_anew(f):
             os.unlink(index + suffix)
     f.start()
     equal(f.run("echo alive").stdout, b"alive\n")
+    check(f"it is kept as {index}.damaged" in f.log(), f.log())
+
+
+@case
+def nothing_runs_unrecorded(f):
+    f.start()
+    audit = f.root + "/var/log/qvm-remote/audit.jsonl"
+    os.rename(audit, audit + ".aside")
+    check(b"audit.jsonl was removed or renamed" in f.dom0("status").stdout, "status is content")
+    refused = f.run("touch " + f.path + "/ran")
+    equal(refused.returncode, 126)
+    check(b"was removed or renamed" in refused.stderr, refused.stderr)
+    check(not os.path.exists(f.path + "/ran"), "it ran")
+    os.rename(audit + ".aside", audit)
+    equal(f.run("echo alive").stdout, b"alive\n")
+    check(b"trouble" not in f.dom0("status").stdout, "trouble stays")
 
 
 main()

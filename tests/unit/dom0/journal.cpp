@@ -25,10 +25,13 @@
 
 #include <doctest/doctest.h>
 
+#include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
+#include "base/log.hpp"
 #include "record/audit_files.hpp"
 #include "record/heads.hpp"
+#include "record/memory_clock.hpp"
 #include "record/quota.hpp"
 #include "support/scratch.hpp"
 
@@ -46,6 +49,31 @@ std::atomic<std::latch *> sync_gate{nullptr};
 constexpr std::chrono::seconds hang_guard{60};
 
 } // namespace
+
+namespace {
+
+std::atomic<std::int64_t> wall_shift_s{0}, boottime_shift_s{0};
+
+// What a test did to the clocks, undone when it ends.
+struct shifted_clocks {
+    ~shifted_clocks() { set(0, 0); }
+    static void set(std::int64_t wall_s, std::int64_t boottime_s) {
+        wall_shift_s = wall_s;
+        boottime_shift_s = boottime_s;
+    }
+};
+
+} // namespace
+
+// The clocks as the journal sees them.
+extern "C" int clock_gettime(clockid_t clock, timespec *t) {
+    const int out = static_cast<int>(::syscall(SYS_clock_gettime, clock, t));
+    if (clock == CLOCK_REALTIME)
+        t->tv_sec += wall_shift_s;
+    if (clock == CLOCK_BOOTTIME)
+        t->tv_sec += boottime_shift_s;
+    return out;
+}
 
 // The disk as the journal sees it: counted, and failing or slow on demand.
 extern "C" int fdatasync(int fd) {
@@ -65,6 +93,10 @@ qube_name qube(std::string_view name) { return qube_name::parse(name).value(); }
 command_id id_of(std::string_view text) { return command_id::parse(text).value(); }
 // One that shows its time, and is remembered for some days.
 command_id timed(int n) { return id_of("20260218-101500-1-" + std::to_string(n)); }
+// One that shows the time of dom0's clock.
+command_id fresh(int n) {
+    return id_of(host::local_time::now().compact() + "-1-" + std::to_string(n));
+}
 digest256 mark(std::uint8_t n) {
     digest256 out{};
     out[0] = n;
@@ -513,10 +545,259 @@ TEST_CASE("an index that is full of what is expired shrinks with use") {
                      " INSERT INTO ids SELECT randomblob(16), 1 FROM n RETURNING 7") == 7);
     d.open();
     for (int n = 0; n < 25; ++n)
-        REQUIRE(d.start("work", timed(n)));
+        REQUIRE(d.start("work", fresh(n)));
     d.close();
     CHECK(d.in_index("SELECT count(*) FROM ids WHERE expires = 1") == 0);
     CHECK(d.in_index("SELECT count(*) FROM ids") == 25);
+}
+
+TEST_CASE("memory_clock: it never goes back, and goes forward with the time that the machine ran") {
+    constexpr std::int64_t hour = 3600, day = 24 * hour, t = 1'800'000'000;
+    constexpr std::uint64_t hour_ms = 3'600'000;
+    struct row {
+        const char *name;
+        std::optional<std::int64_t> stored_s;
+        std::int64_t wall_then_s, wall_s;
+        std::uint64_t ran_ms;
+        std::int64_t want_s;
+    };
+    static constexpr row rows[] = {
+        {"it begins at the clock's time", {}, t, t, 0, t},
+        {"it goes with the clock", {}, t, t + hour, hour_ms, t + hour},
+        {"it does not go back", {}, t, t - 300 * day, hour_ms, t},
+        {"nor behind what is stored", t, t - day, t - day, hour_ms, t},
+        {"it does not jump", {}, t, t + 300 * day, 0, t},
+        {"nor at a start", t, t + 300 * day, t + 300 * day, 0, t},
+        {"it follows eight times as fast", {}, t, t + 300 * day, hour_ms, t + 8 * hour},
+        {"as far as the clock's time", t, t + day, t + day, 4 * hour_ms, t + day},
+        {"three hours catch up with a day", t, t + day, t + day, 3 * hour_ms, t + day},
+    };
+    for (const row &r : rows) {
+        CAPTURE(std::string(r.name));
+        memory_clock c(r.stored_s, r.wall_then_s, 5000);
+        CHECK(c.advance(r.wall_s, 5000 + r.ran_ms) == r.want_s);
+        CHECK(c.now_s() == r.want_s);
+    }
+    // Parts of a second are not lost.
+    memory_clock c({}, t, 0);
+    for (std::uint64_t ms = 700; ms <= 70'000; ms += 700)
+        c.advance(t + 1000, ms);
+    CHECK(c.now_s() == t + 560);
+    // What can be forgotten is refused, whatever the clock says and the ID shows.
+    for (const std::int64_t wall : {t - 9 * day, t, t + 9 * day})
+        for (const std::int64_t skew : {-26 * hour, std::int64_t{0}, 26 * hour}) {
+            const memory_clock then(t, wall, 0);
+            const std::int64_t claimed = wall + skew, gone = then.expiry(wall, claimed) + 1;
+            CHECK(claimed < memory_clock(gone, wall, 0).forgotten_before());
+        }
+}
+
+TEST_CASE("I2: dom0's clock goes days forward and back, and a used ID stays used") {
+    constexpr std::int64_t hour = 3600, day = 24 * hour;
+    struct row {
+        const char *name;
+        std::int64_t wall_s, boottime_s; // while other requests come
+        bool forgotten;                  // what was expired from the beginning aside
+    };
+    static constexpr row rows[] = {
+        {"four days ahead at once", 4 * day, 60, false},
+        {"years ahead for eight hours", 4000 * day, 8 * hour, false},
+        {"ahead for good", 8 * day, 8 * day, true},
+        {"back", -300 * day, hour, false},
+    };
+    for (const row &r : rows)
+        for (const bool restarted : {false, true}) {
+            CAPTURE(std::string(r.name));
+            CAPTURE(restarted);
+            const shifted_clocks clocks;
+            dom0_files d;
+            d.open();
+            const command_id id = fresh(1);
+            REQUIRE(d.start("work", id));
+            d.run_until([&] { return d.in_index("SELECT count(*) FROM ids") == 1; });
+            if (restarted) {
+                d.close();
+                shifted_clocks::set(r.wall_s, 0);
+                d.open();
+            }
+            shifted_clocks::set(r.wall_s, r.boottime_s);
+            for (int n = 2; n < 20; ++n)
+                REQUIRE(d.start("work", fresh(n)));
+            shifted_clocks::set(0, r.boottime_s);
+            d.close(); // what is in memory goes
+            d.open();
+            CHECK_FALSE(d->reserve(qube("work"), id, mark(1)));
+            CHECK(d->is_forgotten(id) == r.forgotten);
+            CHECK(d->reserve(qube("work"), fresh(100), mark(1)) == !r.forgotten);
+            d.close();
+        }
+}
+
+TEST_CASE("I2: with the index lost, IDs of the log's files that are gone are refused") {
+    dom0_files d;
+    d.limits.file_bytes = 2048;
+    d.open();
+    for (int n = 0; n < 30; ++n)
+        REQUIRE(d.start("work", fresh(n)));
+    const command_id first = id_of([&] {
+        const std::string line = d.lines().front();
+        return line.substr(line.find("\"id\":\"") + 6, fresh(0).text().size());
+    }());
+    d.close();
+    REQUIRE(d.kept().size() > 2);
+    std::filesystem::remove(d.kept().front().path);
+    d.open(); // the index knows it still
+    CHECK_FALSE(d->reserve(qube("work"), first, mark(1)));
+    CHECK_FALSE(d->is_forgotten(first));
+    d.close();
+    d.lose_index();
+    for (int n = 0; n < 2; ++n) {
+        d.open();
+        CHECK_FALSE(d->reserve(qube("work"), first, mark(1)));
+        CHECK(d->is_forgotten(first));
+        d.close();
+    }
+}
+
+TEST_CASE("only an index that SQLite calls damaged is replaced") {
+    struct row {
+        const char *name;
+        std::function<void(const std::string &index)> harm;
+        bool replaced; // or the start fails, and the file stays
+    };
+    const auto write = [](std::size_t at, std::string_view bytes) {
+        return [at, bytes](const std::string &index) {
+            const host::unique_fd fd(::open(index.c_str(), O_WRONLY | O_CLOEXEC));
+            REQUIRE(::pwrite(fd.get(), bytes.data(), bytes.size(), static_cast<off_t>(at)) > 0);
+        };
+    };
+    static sqlite3 *locking = nullptr;
+    const row rows[] = {
+        {"a foreign file", write(0, "not a database at all, but long"), true},
+        {"the first page overwritten", write(100, std::string_view("\xff\xff\xff\xff\xff", 5)),
+         true},
+        {"locked by another process",
+         [](const std::string &index) {
+             REQUIRE(sqlite3_open(index.c_str(), &locking) == SQLITE_OK);
+             REQUIRE(sqlite3_exec(locking,
+                                  "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; "
+                                  "UPDATE peers SET last = last",
+                                  nullptr, nullptr, nullptr) == SQLITE_OK);
+         },
+         false},
+        {"a symbolic link",
+         [](const std::string &index) {
+             std::filesystem::rename(index, index + ".else");
+             std::filesystem::create_symlink(index + ".else", index);
+         },
+         false},
+        {"a directory",
+         [](const std::string &index) {
+             std::filesystem::remove(index);
+             std::filesystem::create_directory(index);
+         },
+         false},
+    };
+    for (const row &r : rows) {
+        CAPTURE(std::string(r.name));
+        dom0_files d;
+        d.open();
+        REQUIRE(d.start("work", timed(1)));
+        d.close();
+        const std::string index = d.where().index();
+        std::filesystem::create_directories(std::filesystem::path(d.where().log()).parent_path());
+        r.harm(index);
+        const auto opened = journal::open(d.where(), d.limits, [](auto) {});
+        CHECK(opened.has_value() == r.replaced);
+        CHECK(std::filesystem::exists(index + ".damaged") == r.replaced);
+        CHECK((text_of(d.where().log()).find("is damaged") != std::string::npos) == r.replaced);
+        if (opened)
+            CHECK_FALSE((*opened)->reserve(qube("work"), timed(1), mark(1)));
+        sqlite3_close(locking);
+        locking = nullptr;
+    }
+}
+
+TEST_CASE("I8: nothing runs while the file that is written does not have the log's name") {
+    struct row {
+        const char *name;
+        void (*harm)(const std::string &audit);
+        void (*mend)(const std::string &audit);
+        const char *says;
+    };
+    static constexpr auto rename = [](const std::string &from, const std::string &to) {
+        std::filesystem::rename(from, to);
+    };
+    static const std::string aside = ".aside";
+    static const row rows[] = {
+        {"renamed", [](auto &a) { rename(a, a + aside); }, [](auto &a) { rename(a + aside, a); },
+         "was removed or renamed"},
+        {"replaced by a copy",
+         [](auto &a) {
+             rename(a, a + aside);
+             std::filesystem::copy_file(a + aside, a);
+         },
+         [](auto &a) { rename(a + aside, a); }, "another file is in the place"},
+        {"replaced by a symbolic link to itself",
+         [](auto &a) {
+             rename(a, a + aside);
+             std::filesystem::create_symlink(a + aside, a);
+         },
+         [](auto &a) { rename(a + aside, a); }, "another file is in the place"},
+        {"its directory renamed",
+         [](auto &a) {
+             const auto dir = std::filesystem::path(a).parent_path().string();
+             rename(dir, dir + aside);
+             std::filesystem::create_directory(dir);
+         },
+         [](auto &a) {
+             const auto dir = std::filesystem::path(a).parent_path().string();
+             std::filesystem::remove(dir);
+             rename(dir + aside, dir);
+         },
+         "was removed or renamed"},
+        {"removed", [](auto &a) { std::filesystem::remove(a); }, nullptr, "was removed or renamed"},
+    };
+    for (const row &r : rows) {
+        CAPTURE(std::string(r.name));
+        dom0_files d;
+        d.open();
+        const auto serial = d.start("work", timed(1));
+        REQUIRE(serial);
+        r.harm(d.where().audit());
+        CHECK(d->trouble().find(r.says) != std::string::npos); // before anybody asks for anything
+        CHECK_FALSE(d.start("work", timed(2)));
+        CHECK_FALSE(d.start("work", timed(2)));
+        CHECK(d->trouble().find(r.says) != std::string::npos);
+        d.end("work", timed(1), *serial);
+        if (r.mend) {
+            r.mend(d.where().audit());
+            CHECK(d->trouble() == "");
+            CHECK(d.start("work", timed(2)));
+            CHECK(d->trouble() == "");
+        }
+        d.close();
+        if (!r.mend)
+            continue;
+        CHECK(d.count("\"of\":1,\"cause\":\"exited\"") == 1); // it was kept
+        CHECK(d.count("START") == 2);
+        CHECK(d.verifies());
+    }
+}
+
+TEST_CASE("the log for people is begun anew when somebody removes it") {
+    const scratch root;
+    const std::string path = root.path() + "/qvm-remote.log";
+    auto log = event_log::open(path, false).value();
+    log.write(log_category::info, "one");
+    std::filesystem::rename(path, path + ".1");
+    log.write(log_category::info, "two");
+    CHECK(text_of(path).find("two") != std::string::npos);
+    CHECK(text_of(path + ".1").find("two") == std::string::npos);
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink(path + ".1", path); // never followed
+    log.write(log_category::info, "three");
+    CHECK(text_of(path + ".1").find("three") == std::string::npos);
 }
 
 TEST_CASE("one qube that fills its share is refused, and others go on") {

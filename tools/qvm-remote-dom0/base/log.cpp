@@ -31,9 +31,19 @@ host::outcome<void> event_log::reopen() {
     return {};
 }
 
+bool event_log::keeps_its_name() const {
+    struct stat open = {}, named = {};
+    return ::fstat(fd_.get(), &open) == 0 && ::lstat(path_.c_str(), &named) == 0 &&
+           open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+}
+
 void event_log::put(std::string_view text) {
     if (text.empty())
         return;
+    if (!keeps_its_name()) {
+        // Where that fails, all goes on in the open file, and the next line tries again.
+        [[maybe_unused]] const auto opened = reopen();
+    }
     if (size_ >= limits::event_log_file) {
         // Where one of the two fails, all goes on in the open file, and the next line tries again.
         [[maybe_unused]] const int renamed = std::rename(path_.c_str(), (path_ + ".1").c_str());

@@ -19,7 +19,7 @@
 namespace qvmremote::dom0 {
 
 /// Appends lines; with `echo`, to stderr as well. A line that cannot be written is lost: what must
-/// not be lost is in the audit log.
+/// not be lost is in the audit log. Where the file was renamed or removed, another is begun.
 ///
 /// At limits::event_log_file the file becomes PATH.1, in the place of an earlier one, and another is
 /// begun: what qubes do must not fill dom0's disk, whether dom0 rotates its logs or not.
@@ -50,6 +50,8 @@ class event_log {
   private:
     event_log(std::string path, bool echo) : path_(std::move(path)), echo_(echo) {}
     void put(std::string_view text);
+
+    [[nodiscard]] bool keeps_its_name() const;
 
     std::string path_;
     host::unique_fd fd_;

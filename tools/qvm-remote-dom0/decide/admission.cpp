@@ -148,6 +148,9 @@ std::optional<refusal> admission::take_id(const peer &from, const command_id &id
         const std::int64_t off = *claimed - host::local_time::now().seconds;
         if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
             return refusal{errc::id_outdated, {}};
+        if (records_.is_forgotten(id))
+            return refusal{errc::id_outdated, "dom0's clock was ahead of it, and dom0 may have "
+                                              "forgotten whether this ID was used"};
     }
     if (!records_.has_room(from.name))
         return refusal{errc::busy,

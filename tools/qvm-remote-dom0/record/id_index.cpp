@@ -18,7 +18,9 @@ constexpr const char *schema =
     "CREATE TABLE IF NOT EXISTS unknown(h BLOB PRIMARY KEY) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS peers(name TEXT PRIMARY KEY, last INTEGER);"
     "CREATE TABLE IF NOT EXISTS upto(one INTEGER PRIMARY KEY CHECK (one = 1),"
-    " inode INTEGER, offset INTEGER)";
+    " inode INTEGER, offset INTEGER);"
+    "CREATE TABLE IF NOT EXISTS clock(one INTEGER PRIMARY KEY CHECK (one = 1),"
+    " now INTEGER, forgotten_before INTEGER)";
 
 template <std::size_t N>
 void bind(sqlite3_stmt *s, int at, const std::array<std::uint8_t, N> &bytes) {
@@ -49,10 +51,11 @@ id_hash hash_of(std::string_view peer, std::string_view id) {
 
 host::outcome<void> id_index::open(const std::string &path) {
     close();
-    if (sqlite3_open_v2(path.c_str(), &db_,
-                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
-                            SQLITE_OPEN_NOFOLLOW,
-                        nullptr) != SQLITE_OK)
+    damaged_ = false;
+    if (noted(sqlite3_open_v2(path.c_str(), &db_,
+                              SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
+                                  SQLITE_OPEN_NOFOLLOW,
+                              nullptr)) != SQLITE_OK)
         return failure("cannot open " + path);
     sqlite3_busy_timeout(db_, 5000);
     return execute(schema);
@@ -68,9 +71,15 @@ void id_index::close() {
 }
 
 host::outcome<void> id_index::execute(const char *sql) {
-    if (sqlite3_exec(db_, sql, nullptr, nullptr, nullptr) != SQLITE_OK)
+    if (noted(sqlite3_exec(db_, sql, nullptr, nullptr, nullptr)) != SQLITE_OK)
         return failure("the index of used IDs does not answer");
     return {};
+}
+
+int id_index::noted(int code) noexcept {
+    const int primary = code & 0xff; // without the details of an extended code
+    damaged_ = damaged_ || primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB;
+    return code;
 }
 
 tl::unexpected<host::failure> id_index::failure(const std::string &what) const {
@@ -92,17 +101,18 @@ sqlite3_stmt *id_index::prepared(statement which) {
         "SELECT 1 FROM unknown WHERE h = ?",
         "INSERT INTO peers VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET last = ?2",
         "INSERT OR REPLACE INTO upto VALUES(1, ?, ?)",
+        "INSERT OR REPLACE INTO clock VALUES(1, ?, ?)",
     };
     static_assert(std::size(texts) == statements);
     sqlite3_stmt *&s = made_[which];
-    if (!s && sqlite3_prepare_v3(db_, texts[which], -1, SQLITE_PREPARE_PERSISTENT, &s, nullptr) !=
-                  SQLITE_OK)
+    if (!s && noted(sqlite3_prepare_v3(db_, texts[which], -1, SQLITE_PREPARE_PERSISTENT, &s,
+                                       nullptr)) != SQLITE_OK)
         return nullptr;
     return s;
 }
 
 bool id_index::finished(sqlite3_stmt *s) {
-    const int code = sqlite3_step(s);
+    const int code = noted(sqlite3_step(s));
     sqlite3_reset(s);
     return code == SQLITE_DONE;
 }
@@ -110,7 +120,7 @@ bool id_index::finished(sqlite3_stmt *s) {
 template <class Get>
 bool id_index::rows(const char *sql, std::string_view text, std::int64_t number, Get get) {
     sqlite3_stmt *s = nullptr;
-    if (sqlite3_prepare_v2(db_, sql, -1, &s, nullptr) != SQLITE_OK)
+    if (noted(sqlite3_prepare_v2(db_, sql, -1, &s, nullptr)) != SQLITE_OK)
         return false;
     if (sqlite3_bind_parameter_count(s) > 0) {
         if (text.empty())
@@ -119,7 +129,7 @@ bool id_index::rows(const char *sql, std::string_view text, std::int64_t number,
             bind(s, 1, text);
     }
     int code;
-    while ((code = sqlite3_step(s)) == SQLITE_ROW)
+    while ((code = noted(sqlite3_step(s))) == SQLITE_ROW)
         get(s);
     sqlite3_finalize(s);
     return code == SQLITE_DONE;
@@ -129,7 +139,7 @@ host::outcome<bool> id_index::contains(const id_hash &h) {
     int code = SQLITE_ERROR;
     if (sqlite3_stmt *const s = prepared(find)) {
         bind(s, 1, h);
-        code = sqlite3_step(s);
+        code = noted(sqlite3_step(s));
         sqlite3_reset(s);
     }
     if (code != SQLITE_ROW && code != SQLITE_DONE)
@@ -158,13 +168,41 @@ bool id_index::insert(const id_hash &h, std::optional<std::int64_t> expires,
     return finished(s);
 }
 
-bool id_index::forget_expired(std::int64_t now, std::int64_t most) {
+std::optional<int> id_index::forget_expired(std::int64_t now, std::int64_t most) {
     sqlite3_stmt *const s = prepared(expired);
     if (!s)
-        return false;
+        return std::nullopt;
     bind(s, 1, now);
     bind(s, 2, most);
+    if (!finished(s))
+        return std::nullopt;
+    return sqlite3_changes(db_);
+}
+
+host::outcome<std::optional<std::int64_t>> id_index::first_expiry() {
+    std::optional<std::int64_t> out;
+    if (!rows("SELECT expires FROM ids WHERE expires IS NOT NULL ORDER BY expires LIMIT 1", {}, 0,
+              [&](sqlite3_stmt *s) { out = sqlite3_column_int64(s, 0); }))
+        return failure("cannot read the index of used IDs");
+    return out;
+}
+
+bool id_index::set_clock(const clock &c) {
+    sqlite3_stmt *const s = prepared(clock_set);
+    if (!s)
+        return false;
+    bind(s, 1, c.now_s);
+    bind(s, 2, c.forgotten_before_s);
     return finished(s);
+}
+
+host::outcome<std::optional<id_index::clock>> id_index::stored_clock() {
+    std::optional<clock> out;
+    if (!rows("SELECT now, forgotten_before FROM clock", {}, 0, [&](sqlite3_stmt *s) {
+            out = clock{sqlite3_column_int64(s, 0), sqlite3_column_int64(s, 1)};
+        }))
+        return failure("cannot read the index of used IDs");
+    return out;
 }
 
 std::vector<digest256> id_index::marks() {

@@ -38,12 +38,24 @@ class id_index {
     void close();
     [[nodiscard]] host::outcome<void> execute(const char *sql);
 
+    /// Whether SQLite has found since open() that the file is corrupt or is no database. Any other
+    /// failure (a full disk, a lock, no memory) passes, and the file is good then.
+    [[nodiscard]] bool is_damaged() const noexcept { return damaged_; }
+
     /// Used IDs. One without `expires` is remembered as long as the key whose mark is given stands.
     [[nodiscard]] host::outcome<bool> contains(const id_hash &h);
     [[nodiscard]] bool insert(const id_hash &h, std::optional<std::int64_t> expires,
                               const std::optional<digest256> &mark);
-    /// Forgets some that have expired, `most` at once so that nobody waits long.
-    [[nodiscard]] bool forget_expired(std::int64_t now, std::int64_t most);
+    /// Forgets some that have expired, `most` at once so that nobody waits long; how many.
+    [[nodiscard]] std::optional<int> forget_expired(std::int64_t now, std::int64_t most);
+    /// When the first of them expires.
+    [[nodiscard]] host::outcome<std::optional<std::int64_t>> first_expiry();
+    /// The time by which IDs are forgotten, and the time that no forgotten ID shows or exceeds.
+    struct clock {
+        std::int64_t now_s = 0, forgotten_before_s = 0;
+    };
+    [[nodiscard]] bool set_clock(const clock &c);
+    [[nodiscard]] host::outcome<std::optional<clock>> stored_clock();
     /// The keys that IDs without a time are remembered for.
     [[nodiscard]] std::vector<digest256> marks();
     /// Lets some of a key's IDs expire at `when`; whether there may be more.
@@ -85,16 +97,20 @@ class id_index {
         unknown_find,
         peer,
         place,
+        clock_set,
         statements
     };
 
     [[nodiscard]] tl::unexpected<host::failure> failure(const std::string &what) const;
     [[nodiscard]] sqlite3_stmt *prepared(statement which);
-    [[nodiscard]] static bool finished(sqlite3_stmt *s);
+    [[nodiscard]] bool finished(sqlite3_stmt *s);
+    /// Looks for damage in a result code, and gives it back.
+    int noted(int code) noexcept;
     template <class Get>
     [[nodiscard]] bool rows(const char *sql, std::string_view text, std::int64_t number, Get get);
 
     sqlite3 *db_ = nullptr;
+    bool damaged_ = false;
     std::array<sqlite3_stmt *, statements> made_{};
 };
 

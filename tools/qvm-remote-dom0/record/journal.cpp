@@ -2,6 +2,7 @@
 #include "record/journal.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <csignal>
@@ -21,9 +22,11 @@
 #include <qvmremote/limits.hpp>
 
 #include "base/line_gate.hpp"
+#include "base/log.hpp"
 #include "record/audit_files.hpp"
 #include "record/heads.hpp"
 #include "record/id_index.hpp"
+#include "record/memory_clock.hpp"
 #include "record/quota.hpp"
 
 namespace qvmremote::dom0 {
@@ -36,13 +39,34 @@ constexpr std::size_t unindexed_starts = 4096;
 constexpr std::int64_t lapse_step = 1000; // IDs; what the next START may have to wait for
 constexpr int lock_tries = 500;           // of 20 ms: who else appends is done in one
 
-// An ID with a time is refused when that time is a day off, so it need not be remembered for ever.
-std::optional<std::int64_t> expiry_of(std::string_view id, std::int64_t now) {
+// The time that an ID shows; nothing for one that shows none.
+std::optional<std::int64_t> claimed_time_of(std::string_view id) {
     const auto parsed = command_id::parse(id);
-    if (parsed && parsed->claimed_time())
-        return now + limits::id_remembered_s;
-    return std::nullopt;
+    return parsed ? parsed->claimed_time() : std::nullopt;
 }
+
+// A record's local time "YYYY-MM-DDTHH:MM:SS…", in seconds since 1970 as if it were UTC.
+std::optional<std::int64_t> seconds_of(std::string_view record_time) {
+    if (record_time.size() < 19)
+        return std::nullopt;
+    std::string as_id;
+    for (const std::size_t at : {0, 5, 8, 11, 14, 17}) {
+        if (at == 11)
+            as_id += '-';
+        as_id += record_time.substr(at, at == 0 ? 4 : 2);
+    }
+    return claimed_time_of(as_id + "-");
+}
+constexpr std::int64_t widest_zone_s = 14 * 3600;
+
+// Which file it is, whatever its name.
+struct file_identity {
+    dev_t device = 0;
+    ino_t inode = 0;
+
+    static file_identity of(const struct stat &st) { return {st.st_dev, st.st_ino}; }
+    friend bool operator==(const file_identity &, const file_identity &) = default;
+};
 
 std::optional<digest256> digest_of(const std::optional<std::string> &hex) {
     digest256 out;
@@ -128,9 +152,12 @@ class journal::state {
         }
         if (auto locked = take_lock(patience ? lock_tries : 1); !locked)
             return locked;
-        if (auto opened = open_index(); !opened)
+        auto opened = open_records();
+        if (opened || !writer_.is_damaged())
             return opened;
-        return open_audit();
+        if (auto replaced = replace_index(opened.error().what); !replaced)
+            return replaced;
+        return open_records();
     }
 
     host::outcome<void> serve() {
@@ -160,10 +187,18 @@ class journal::state {
         return reader_.contains(h).value_or(false) || recent_.contains(h);
     }
 
-    bool reserve(const id_hash &h, const digest256 &mark) {
+    bool is_forgotten(const command_id &id) const {
+        const auto claimed = id.claimed_time();
+        return claimed && *claimed < forgotten_before_s_;
+    }
+    bool reserve(const id_hash &h, const command_id &id, const digest256 &mark) {
         if (recent_.contains(h))
             return false;
+        if (is_forgotten(id))
+            return false;
         const auto used = reader_.contains(h);
+        if (!used)
+            set_trouble(used.error().what);
         if (!used || *used)
             return false;
         recent_.emplace(h, mark);
@@ -208,6 +243,8 @@ class journal::state {
 
     std::string trouble() const {
         const std::lock_guard lock(mutex_);
+        if (auto named = keeps_its_name(identity_); !named)
+            return named.error().what;
         return trouble_;
     }
 
@@ -241,16 +278,69 @@ class journal::state {
         return {};
     }
 
-    // An index that is damaged is made anew from the log.
-    host::outcome<void> open_index() {
-        auto opened = writer_.open(where_.index());
-        if (!opened) {
-            writer_.close();
-            for (const char *suffix : {"", "-wal", "-shm"})
-                ::unlink((where_.index() + suffix).c_str());
-            opened = writer_.open(where_.index());
+    host::outcome<void> open_records() {
+        if (auto opened = writer_.open(where_.index()); !opened)
+            return opened;
+        if (auto started = start_clock(); !started)
+            return started;
+        return open_audit();
+    }
+
+    // The damaged file is kept for whoever wants to know why.
+    host::outcome<void> replace_index(const std::string &why) {
+        writer_.close();
+        const std::string path = where_.index(), aside = path + ".damaged";
+        if (::rename(path.c_str(), aside.c_str()) != 0)
+            return host::failed("cannot rename the damaged index " + path, errno);
+        for (const char *suffix : {"-wal", "-shm"})
+            ::unlink((path + suffix).c_str());
+        const std::string text = "the index of used IDs is damaged (" + why + "); it is kept as " +
+                                 aside + " and made again from the audit log";
+        if (auto log = event_log::open(where_.log(), false))
+            log->write(log_category::error, for_log(text));
+        return {};
+    }
+
+    host::outcome<void> start_clock() {
+        const std::int64_t wall = host::local_time::now().seconds;
+        auto stored = writer_.stored_clock();
+        if (!stored)
+            return tl::unexpected(stored.error());
+        std::optional<std::int64_t> begin;
+        if (*stored) {
+            begin = (*stored)->now_s;
+            forgotten_before_s_ = (*stored)->forgotten_before_s;
+        } else if (auto first = writer_.first_expiry(); !first) {
+            return tl::unexpected(first.error());
+        } else if (*first) { // an index that is older than the clock in it
+            begin = std::min(wall, **first - limits::id_remembered_s);
         }
-        return opened;
+        clock_ = memory_clock(begin, wall, host::boottime_ms());
+        return {};
+    }
+    bool store_clock() { return writer_.set_clock({clock_.now_s(), forgotten_before_s_}); }
+
+    // A line counts as recorded only in the file that people find under the name. Where none was
+    // begun yet, there is nothing to compare.
+    host::outcome<void> keeps_its_name(const file_identity &file) const {
+        if (file == file_identity())
+            return {};
+        const std::string path = where_.audit();
+        struct stat st {};
+        if (::lstat(path.c_str(), &st) != 0)
+            return host::failed("the audit log " + path + " was removed or renamed; nothing runs " +
+                                    "before it is put back or the daemon is restarted",
+                                errno);
+        if (!S_ISREG(st.st_mode) || file_identity::of(st) != file)
+            return host::failed("another file is in the place of the audit log " + path +
+                                "; nothing runs before the log is put back or the daemon is "
+                                "restarted");
+        return {};
+    }
+
+    void set_identity(const file_identity &file) {
+        const std::lock_guard lock(mutex_);
+        identity_ = file;
     }
 
     host::outcome<void> open_audit() {
@@ -267,6 +357,9 @@ class journal::state {
         if (::fstat(fd_.get(), &st) != 0)
             return host::failed("cannot look at " + path, errno);
         inode_ = st.st_ino;
+        set_identity(file_identity::of(st));
+        if (auto named = keeps_its_name(identity_); !named)
+            return named;
         auto kept = kept_audit_files(where_);
         if (!kept)
             return tl::unexpected(kept.error());
@@ -304,7 +397,8 @@ class journal::state {
     // The first line of a file behind others, by which it can be checked without them. Only when it
     // stands do those go that are too old or too many: it says so.
     host::outcome<void> begin_with_head(const std::vector<kept_audit_file> &kept) {
-        const std::int64_t now = host::local_time::now().seconds;
+        const std::int64_t wall = host::local_time::now().seconds;
+        const std::int64_t now = std::min(wall, clock_.advance(wall, host::boottime_ms()));
         std::uint64_t bytes = 0;
         for (const kept_audit_file &f : kept)
             bytes += f.bytes;
@@ -381,6 +475,9 @@ class journal::state {
                 first = at;
             }
         }
+        if (!writer_.upto())
+            if (auto refused = refuse_ids_of_lost_files(kept, size); !refused)
+                return refused;
         if (auto begun = writer_.execute("BEGIN"); !begun)
             return begun;
         for (; first != kept.end(); ++first, from = 0) {
@@ -396,9 +493,28 @@ class journal::state {
         size_ = *end;
         if (size_ < size && ::ftruncate(fd_.get(), static_cast<off_t>(size_)) != 0)
             return undo(host::failed("cannot repair " + where_.audit(), errno).value());
-        if (!writer_.set_upto(inode_, size_))
+        if (!store_clock() || !writer_.set_upto(inode_, size_))
             return undo(host::failed("cannot write " + where_.index()).value());
         return writer_.execute("COMMIT");
+    }
+
+    // The index is new. IDs that were used in files of the log that are gone are not in it, so IDs
+    // that show a time of those files are refused.
+    host::outcome<void> refuse_ids_of_lost_files(const std::vector<kept_audit_file> &kept,
+                                                 std::uint64_t size) {
+        if (kept.empty() && size == 0)
+            return {};
+        const auto line =
+            kept.empty() ? edge_of(fd_.get(), size, false) : edge_of_kept(kept.front(), false);
+        if (!line)
+            return tl::unexpected(line.error());
+        const auto entry = parse_audit(*line);
+        if (!entry || entry->serial <= 1)
+            return {};
+        if (const auto begin = seconds_of(entry->time().value_or("")))
+            forgotten_before_s_ = std::max(forgotten_before_s_.load(),
+                                           *begin + limits::id_clock_skew_s + widest_zone_s);
+        return {};
     }
 
     host::outcome<void> undo(host::failure why) {
@@ -421,6 +537,12 @@ class journal::state {
             if (!remember_line(**line, now))
                 return host::failed("cannot write the index of used IDs " + where_.index());
         }
+    }
+
+    // An ID that shows no time is remembered as long as its key stands.
+    std::optional<std::int64_t> expiry_of(std::string_view id, std::int64_t wall) const {
+        const auto claimed = claimed_time_of(id);
+        return claimed ? std::optional(clock_.expiry(wall, *claimed)) : std::nullopt;
     }
 
     bool remember_line(std::string_view line, std::int64_t now) {
@@ -505,7 +627,8 @@ class journal::state {
     std::optional<std::uint64_t> due_ms() const {
         if (!lapsed_.empty())
             return 0;
-        std::optional<std::uint64_t> due = fd_ ? heads_.due_ms() : std::optional(retry_at_ms_);
+        std::optional<std::uint64_t> due =
+            fd_ && held_.empty() ? heads_.due_ms() : std::optional(retry_at_ms_);
         if (fd_)
             if (const auto sum = gate_.due_ms())
                 due = std::min(due.value_or(*sum), *sum);
@@ -524,7 +647,8 @@ class journal::state {
         }
         if (!batch.empty() || (!fd_ && (stopping || now >= retry_at_ms_))) {
             const auto written = write(batch);
-            set_trouble(written ? std::string() : written.error().what);
+            // trouble() looks for itself whether the file has its name.
+            set_trouble(written || lost_its_name_ ? std::string() : written.error().what);
             tell(batch, written.has_value());
             if (written)
                 remember(batch);
@@ -560,6 +684,10 @@ class journal::state {
         retry_at_ms_ = host::boottime_ms() + retry_ms;
         if (unindexed_.size() >= unindexed_starts && !write_index())
             return host::failed("cannot write the index of used IDs " + where_.index());
+        const auto named = keeps_its_name(identity_);
+        lost_its_name_ = !named;
+        if (!named)
+            return named;
         if (!fd_)
             if (auto reopened = reopen(); !reopened)
                 return reopened;
@@ -610,6 +738,11 @@ class journal::state {
         // After a failed sync the kernel may have dropped the pages and call the next one good.
         if (sync && ::fdatasync(fd_.get()) != 0)
             return abandon("cannot sync");
+        if (auto named = keeps_its_name(identity_); sync && !named) {
+            lost_its_name_ = true;
+            static_cast<void>(abandon("cannot keep"));
+            return named;
+        }
         chain_ = next;
         size_ += lines.size();
         heads_.lines_written(count, host::boottime_ms());
@@ -651,6 +784,8 @@ class journal::state {
     host::outcome<void> new_file() {
         if (!fd_ || size_ == 0)
             return {};
+        if (auto named = keeps_its_name(identity_); !named)
+            return named;
         if (::fdatasync(fd_.get()) != 0)
             return abandon("cannot sync");
         const std::string kept = kept_audit_path(where_, chain_.next_serial() - 1);
@@ -658,6 +793,7 @@ class journal::state {
             return host::failed(kept + " is there already; move it away and keep it");
         if (::rename(where_.audit().c_str(), kept.c_str()) != 0)
             return host::failed("cannot rename " + where_.audit(), errno);
+        set_identity({}); // no file has the name now
         if (auto opened = open_audit(); !opened) {
             fd_.reset();
             retry_at_ms_ = host::boottime_ms() + retry_ms;
@@ -707,10 +843,8 @@ class journal::state {
         }
         for (const std::uint64_t serial : ended_)
             ok = ok && writer_.remove_open(serial);
-        // Two for each that comes, so the index shrinks to what must be remembered.
-        ok = ok &&
-             writer_.forget_expired(now, 2 * static_cast<std::int64_t>(unindexed_.size()) + 8) &&
-             writer_.set_upto(inode_, size_) && writer_.execute("COMMIT").has_value();
+        ok = ok && forget_some(now) && store_clock() && writer_.set_upto(inode_, size_) &&
+             writer_.execute("COMMIT").has_value();
         if (!ok) {
             static_cast<void>(writer_.execute("ROLLBACK"));
             return false; // they stay in recent_
@@ -729,6 +863,17 @@ class journal::state {
         return true;
     }
 
+    // Two for each that comes, so the index shrinks to what must be remembered. That they are
+    // forgotten is stored, and known to the loop, before they are gone.
+    bool forget_some(std::int64_t wall) {
+        const std::int64_t now = clock_.advance(wall, host::boottime_ms());
+        const auto most = 2 * static_cast<std::int64_t>(unindexed_.size()) + 8;
+        const auto gone = writer_.forget_expired(now, most);
+        if (gone && *gone > 0)
+            forgotten_before_s_ = std::max(forgotten_before_s_.load(), clock_.forgotten_before());
+        return gone.has_value();
+    }
+
     void let_go(const std::vector<digest256> &standing) {
         lapsed_.clear();
         for (const digest256 &mark : writer_.marks())
@@ -739,7 +884,7 @@ class journal::state {
     void lapse_some() {
         if (lapsed_.empty())
             return;
-        const std::int64_t when = host::local_time::now().seconds + limits::id_remembered_s;
+        const std::int64_t when = clock_.expiry(host::local_time::now().seconds, 0);
         if (!writer_.execute("BEGIN"))
             return lapsed_.clear();
         const auto more = writer_.lapse(lapsed_.back(), when, lapse_step);
@@ -788,6 +933,8 @@ class journal::state {
     // The thread's.
     host::unique_fd lock_, fd_;
     id_index writer_;
+    bool lost_its_name_ = false; // found by the last write
+    memory_clock clock_{std::nullopt, 0, 0};
     audit_chain chain_;
     std::uint64_t inode_ = 0;
     std::uint64_t size_ = 0;
@@ -800,6 +947,8 @@ class journal::state {
     std::vector<digest256> lapsed_;
 
     // Shared.
+    std::atomic<std::int64_t> forgotten_before_s_{0}; // IDs that show an earlier time are refused
+    file_identity identity_; // the file that is written; the thread sets it
     mutable std::mutex mutex_;
     std::condition_variable wake_;
     std::deque<item> queue_;
@@ -835,7 +984,7 @@ host::outcome<void> journal::append(const paths &where, const audit_limits &limi
 
 bool journal::has_room(const qube_name &peer) const { return state_->has_room(peer.text()); }
 bool journal::reserve(const qube_name &peer, const command_id &id, const digest256 &key_mark) {
-    return state_->reserve(hash_of(peer.text(), id.text()), key_mark);
+    return state_->reserve(hash_of(peer.text(), id.text()), id, key_mark);
 }
 void journal::release(const qube_name &peer, const command_id &id) {
     state_->release(hash_of(peer.text(), id.text()));
@@ -843,6 +992,7 @@ void journal::release(const qube_name &peer, const command_id &id) {
 bool journal::was_started(const qube_name &peer, const command_id &id) {
     return state_->was_started(hash_of(peer.text(), id.text()));
 }
+bool journal::is_forgotten(const command_id &id) const { return state_->is_forgotten(id); }
 bool journal::is_outcome_unknown(const qube_name &peer, const command_id &id) {
     return state_->is_unknown(hash_of(peer.text(), id.text()));
 }

@@ -59,7 +59,8 @@ class journal {
     /// Hands work to the loop from the journal's thread.
     using poster = std::function<void(std::function<void()>)>;
 
-    /// Opens or makes the files, repairs a line that a crash cut off (it was never acknowledged),
+    /// Opens or makes the files (an index that SQLite calls corrupt or foreign is made anew, and the
+    /// log for people says so), repairs a line that a crash cut off (it was never acknowledged),
     /// brings the index up to the log, and writes an END "unknown" for each START that a daemon
     /// before this one left without. Fails when anything cannot be read, written or trusted.
     [[nodiscard]] static host::outcome<std::unique_ptr<journal>>
@@ -84,6 +85,10 @@ class journal {
     /// Whether an ID of that qube's is known here: it runs, or ran so lately that it is remembered.
     [[nodiscard]] bool was_started(const qube_name &peer, const command_id &id);
 
+    /// Whether an ID shows a time from which IDs may have been forgotten, so that it counts as used.
+    /// dom0's clock went far back when a request comes with one.
+    [[nodiscard]] bool is_forgotten(const command_id &id) const;
+
     /// Whether dom0 ended while this ID ran, so that nobody knows its outcome.
     [[nodiscard]] bool is_outcome_unknown(const qube_name &peer, const command_id &id);
 
@@ -102,8 +107,8 @@ class journal {
     /// Begins a new file, as if this one had become too large.
     void begin_file();
 
-    /// Why nothing is recorded at present; empty when all is well. It is tried again with the next
-    /// request, and once a minute.
+    /// Why nothing is recorded at present; empty when all is well. Looks whether the file that is
+    /// written still has its name. It is tried again with the next request, and once a minute.
     [[nodiscard]] std::string trouble() const;
 
   private:
