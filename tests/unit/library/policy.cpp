@@ -343,7 +343,8 @@ TEST_CASE("the argument of a call only takes away") {
     };
     for (const row &r : rows) {
         INFO(std::string(r.rule), " +", r.argument, " ", r.line);
-        const verdict v = ask(parsed(r.rule), shell(r.line), from("work", {}, r.argument));
+        const peer asking = from("work", std::nullopt, r.argument);
+        const verdict v = ask(parsed(r.rule), shell(r.line), asking);
         CHECK(v.what == r.want);
         if (v.what != action::deny && std::string_view(r.argument) != "full") {
             CHECK_FALSE(v.how.argv.empty());
