@@ -510,7 +510,12 @@ def signals_that_the_caller_changed(f):
         p = subprocess.Popen(words, env=f.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              preexec_fn=disturb, restore_signals=False)
         try:
-            eventually(lambda p=p, ignored=ignored: shown(p, "SigIgn") == ignored, f"ignored by {words[0]}")
+            try:
+                eventually(lambda p=p, ignored=ignored: shown(p, "SigIgn") == ignored, f"ignored by {words[0]}")
+            except AssertionError as e:
+                state = (sorted(shown(p, "SigIgn")), open(f"/proc/{p.pid}/status").read()[:200])
+                p.kill()
+                raise AssertionError(f"{e}: {state}, said {p.communicate()}") from e
             eventually(lambda p=p: not shown(p, "SigBlk") & {signal.SIGALRM, signal.SIGUSR1},
                        f"blocked by {words[0]}")
             p.terminate()

@@ -27,9 +27,10 @@ KEY = "0123456789abcdef" * 4 + "\n"
 HANG = 60
 
 LIBRARIES = {"libc.so.6", "libcrypto.so.3"}
-LOADED_BYTES = 1_580_000  # of the program's segments in the file
-CALLS_VERSION = 60
-CALLS_TRUE = 225
+LOADED_BYTES = 1_720_000  # of the program's segments in the file
+# 62 of them look at the disposition of each signal, which no one call can do for all.
+CALLS_VERSION = 110
+CALLS_TRUE = 285
 
 failures = []
 
