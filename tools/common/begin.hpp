@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 
 #include <pwd.h>
 #include <stdio.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <qvmremote/host/failure.hpp>
@@ -29,6 +31,12 @@ inline void begin_with_own_signals(std::initializer_list<int> kept) {
             ::sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_IGN)
             ::signal(number, SIG_DFL);
     }
+    // Those between the two ranges are the C library's own, so its functions refuse them. The kernel's
+    // structure, all zero, says: by default.
+    constexpr std::size_t kernel_set_size = 8;
+    constexpr std::array<unsigned long, 4> by_default{};
+    for (int number = SIGSYS + 1; number < SIGRTMIN; ++number)
+        ::syscall(SYS_rt_sigaction, number, by_default.data(), nullptr, kernel_set_size);
     ::signal(SIGPIPE, SIG_IGN);
     ::signal(SIGXFSZ, SIG_IGN);
     sigset_t none;
