@@ -50,7 +50,7 @@ std::optional<std::int64_t> seconds_of(std::string_view record_time) {
     if (record_time.size() < 19)
         return std::nullopt;
     std::string as_id;
-    for (const std::size_t at : {0, 5, 8, 11, 14, 17}) {
+    for (const std::size_t at : {0U, 5U, 8U, 11U, 14U, 17U}) {
         if (at == 11)
             as_id += '-';
         as_id += record_time.substr(at, at == 0 ? 4 : 2);
