@@ -147,7 +147,8 @@ def a_script_runs_in_the_interpreter_that_it_names(f):
         with open(path, "w") as s:
             s.write(f"#!{program}{interpreter[len(interpreter.split()[0]):]}\n{text}\n")
         got = f.run("--script", path, *([path] if interpreter.startswith("sed") else [] if interpreter in ("m4", "bc -q") else ["one"]))
-        equal((interpreter, got.returncode, got.stdout.strip()), (interpreter, 0, b"on one"))
+        # To m4 the first line is text, which it copies.
+        equal((interpreter, got.returncode, got.stdout.split(b"\n")[-2:]), (interpreter, 0, [b"on one", b""]))
         tried.append(interpreter)
     check(len(tried) >= 6, f"only {tried}")
     eventually(lambda: not os.listdir(os.path.join(f.root, "var/spool/qvm-remote")), "scripts that ended are gone")
