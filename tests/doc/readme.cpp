@@ -7,9 +7,8 @@ using namespace qvmremote;
 
 int main(int, char **argv) { // DIRECTORY-OF-PLUG-INS KEY-FILE SOCKET COMMAND
     auto key = secret::parse(host::read_trusted(argv[2], host::trusted::secret, 256).value());
-    auto mock =
-        host::transport::load(argv[1], "mock", host::role::qube, {{"socket", argv[3]}}).value();
-    host::client dom0(mock.connect().value(), std::move(key.value()));
+    auto mock = host::transport::load(argv[1], "mock", host::role::qube, {{"socket", argv[3]}});
+    host::client dom0(mock->connect().value(), std::move(key.value()));
     host::command what;
     what.body = argv[4];
     auto done = dom0.collect(std::move(what));
