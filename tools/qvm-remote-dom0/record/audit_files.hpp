@@ -26,6 +26,11 @@ struct kept_audit_file {
     std::int64_t changed_s = 0; ///< since 1970
 };
 
+/// A place in a file of the log, between two lines.
+struct audit_place {
+    std::uint64_t inode = 0, offset = 0;
+};
+
 /// The name under which audit.jsonl is set aside.
 [[nodiscard]] std::string kept_audit_path(const paths &where, std::uint64_t last);
 

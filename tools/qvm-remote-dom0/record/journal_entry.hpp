@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// One record on its way to the audit log.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <qvmremote/audit.hpp>
+
+namespace qvmremote::dom0 {
+
+/// One record on its way to the audit log: audit_record with texts of its own, empty or 0 where a
+/// kind has none.
+struct journal_entry {
+    audit_kind kind{};
+    std::string peer, id, transport, request;
+    std::vector<std::string> argv;
+    std::optional<audit_script> script;
+    std::string verdict, rule, user, reason, cause, started;
+    std::uint32_t protocol = 2;
+    std::optional<std::uint32_t> timeout_s;
+    std::optional<std::uint64_t> of;
+    std::optional<std::int32_t> exit;
+    std::optional<std::uint64_t> stdin_bytes, stdout_bytes, stderr_bytes, duration_ms;
+
+    /// APPROVED: the approval's serial and the digest of what was shown; who said yes is `user`, and
+    /// peer, ID and request are those of the START that follows.
+    std::optional<std::uint64_t> approval;
+    std::optional<digest256> digest;
+
+    // The journal's own.
+    std::optional<digest256> key;
+    std::string previous;
+    std::optional<std::uint64_t> oldest, count;
+};
+
+/// The record that the log shows for it. It borrows the entry's texts.
+[[nodiscard]] audit_record record_of(const journal_entry &e, std::string_view time);
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Which IDs were used, kept in the index beside the audit log.
+
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <qvmremote/digest.hpp>
+#include <qvmremote/host/failure.hpp>
+
+#include "base/settings.hpp"
+#include "record/audit_files.hpp"
+#include "record/id_index.hpp"
+#include "record/memory_clock.hpp"
+
+namespace qvmremote::dom0 {
+
+/// Writes the index: what the log's lines say, what the clock lets be forgotten, and what goes with
+/// a key. The index may lag behind the log, which is read into it at start.
+///
+/// One thread uses it; any thread may call forgotten_before_s().
+class used_ids {
+  public:
+    explicit used_ids(const paths &where) : where_(where) {}
+
+    /// Opens the index and its clock.
+    [[nodiscard]] host::outcome<void> open();
+    [[nodiscard]] bool is_damaged() const noexcept { return index_.is_damaged(); }
+    /// Moves a damaged index out of the way of open(), and tells the log for people why.
+    [[nodiscard]] host::outcome<void> replace(const std::string &why);
+
+    /// Where in which file the next line begins that is not in the index; nothing in a new index.
+    [[nodiscard]] std::optional<audit_place> known_until();
+    /// Reads lines of the log in one transaction: begin(), read_lines() for each file, then commit()
+    /// or undo().
+    [[nodiscard]] host::outcome<void> begin() { return index_.execute("BEGIN"); }
+    /// Returns where the last whole line ends.
+    [[nodiscard]] host::outcome<std::uint64_t> read_lines(int fd, std::uint64_t from,
+                                                          const std::string &path);
+    [[nodiscard]] host::outcome<void> commit(const audit_place &known_until);
+    [[nodiscard]] host::outcome<void> undo(host::failure why);
+
+    /// Refuses IDs that show a time before that of a record, given as the log writes it.
+    void refuse_before(std::string_view record_time);
+    /// IDs that show an earlier time are refused. Any thread may ask.
+    [[nodiscard]] std::int64_t forgotten_before_s() const noexcept { return forgotten_before_s_; }
+
+    /// The time by which IDs and files of the log age.
+    [[nodiscard]] std::int64_t now_s(std::int64_t wall);
+    /// No crash may take the index back to an earlier place.
+    [[nodiscard]] bool settle(const audit_place &known_until);
+
+    /// STARTs from a serial on that have no END.
+    [[nodiscard]] host::outcome<std::vector<id_index::open_start>> open_starts(std::uint64_t from) {
+        return index_.open_starts(from);
+    }
+    /// These have an END now.
+    [[nodiscard]] host::outcome<void> close_starts(const std::vector<id_index::open_start> &starts,
+                                                   bool outcome_unknown,
+                                                   const audit_place &known_until);
+
+    /// What was written to the log since the last write_index().
+    void add_start(id_index::open_start start, const std::optional<digest256> &key);
+    void add_end(std::uint64_t of) { ended_.push_back(of); }
+    [[nodiscard]] std::size_t waiting_starts() const noexcept { return unindexed_.size(); }
+    [[nodiscard]] std::size_t waiting_ends() const noexcept { return ended_.size(); }
+    [[nodiscard]] bool write_index(const audit_place &known_until);
+    /// IDs that the index holds now, once there are enough to be worth the call.
+    [[nodiscard]] std::vector<id_hash> take_indexed();
+
+    /// Which keys stand: IDs of others lapse, some with each call of lapse_some().
+    void keep_keys(const std::vector<digest256> &standing);
+    [[nodiscard]] bool has_lapsed() const noexcept { return !lapsed_.empty(); }
+    void lapse_some();
+
+  private:
+    struct unindexed {
+        id_index::open_start start;
+        std::optional<digest256> key;
+    };
+
+    host::outcome<void> start_clock();
+    bool store_clock() { return index_.set_clock({clock_.now_s(), forgotten_before_s_}); }
+    bool set_place(const audit_place &p) { return index_.set_upto(p.inode, p.offset); }
+    std::optional<std::int64_t> expiry_of(std::string_view id, std::int64_t wall) const;
+    bool remember_line(std::string_view line, std::int64_t now);
+    bool forget_some(std::int64_t wall);
+
+    const paths where_;
+    id_index index_;
+    memory_clock clock_{std::nullopt, 0, 0};
+    std::atomic<std::int64_t> forgotten_before_s_{0};
+    std::vector<unindexed> unindexed_;
+    std::vector<std::uint64_t> ended_;
+    std::vector<id_hash> indexed_;
+    std::vector<digest256> lapsed_;
+};
+
+} // namespace qvmremote::dom0
