@@ -3,6 +3,7 @@
 // unit's; limits need controllers, which are not everywhere: tests/vm has them. Who may not make a
 // group sees the cases that need none.
 #include "execute/cgroups.hpp"
+#include "execute/process_tree.hpp"
 #include "execute/warden.hpp"
 
 #include <chrono>
@@ -204,8 +205,8 @@ TEST_CASE("who is inside a command of ours") {
     for (const cgroup_home &home : {the_home, cgroup_home()}) {
         CAPTURE(home.directory);
         CHECK(is_inside_our_command(one.pid, home, the_warden->pid()));
-        const auto below = detail::processes_below(parent_of(one.pid));
-        REQUIRE(soon([&] { return detail::processes_below(parent_of(one.pid)).size() == 2; }));
+        const auto below = processes_below(parent_of(one.pid));
+        REQUIRE(soon([&] { return processes_below(parent_of(one.pid)).size() == 2; }));
         for (const pid_t pid : below)
             CHECK(is_inside_our_command(pid, home, the_warden->pid()));
         CHECK_FALSE(is_inside_our_command(::getpid(), home, the_warden->pid()));

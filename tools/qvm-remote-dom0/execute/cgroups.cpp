@@ -16,7 +16,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include "execute/warden.hpp"
+#include "execute/process_tree.hpp"
 
 namespace qvmremote::dom0 {
 namespace {
@@ -306,7 +306,7 @@ bool has_terminal_of_its_own(pid_t pid, pid_t warden) {
     const auto found = stat_of(pid);
     if (!found || found->terminal == 0)
         return false;
-    const auto below = detail::processes_below(warden);
+    const auto below = processes_below(warden);
     return std::none_of(below.begin(), below.end(), [&](pid_t one) {
         const auto other = stat_of(one);
         return other && other->terminal == found->terminal;

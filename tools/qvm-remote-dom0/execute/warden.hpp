@@ -21,45 +21,18 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <utility>
-#include <vector>
 
 #include <sys/types.h>
 
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
-#include "base/containment.hpp"
-#include "decide/account.hpp"
+#include "execute/launch.hpp"
 
 namespace qvmremote::dom0 {
 
 struct cgroup_home;
-
-/// What to run. Descriptors are borrowed for the call; everything else is copied.
-///
-/// The command gets its own session and process group, default signal dispositions, an empty signal
-/// mask, the limits the daemon had when it forked the warden, and no descriptor but those named.
-/// What has no controller in a cgroup is bounded as far as rlimits go: memory for each process alone
-/// (RLIMIT_DATA), processes for an account other than root (RLIMIT_NPROC, all that it runs counted),
-/// processor time not at all. A bounded command leaves no core file.
-struct launch {
-    /// With a '/' as it is (a relative one from `directory`), else searched in
-    /// /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin; the environment's PATH does not count.
-    std::string program;
-    std::vector<std::string> argv;        ///< not empty
-    std::vector<std::string> environment; ///< "NAME=value"; exactly this
-    std::string directory;                ///< "/" where it cannot be entered, or is empty
-    mode_t umask = 022;
-    std::optional<identity> user;     ///< absent: as the daemon
-    std::optional<int> oom_score_adj; ///< absent: as the daemon
-    bool no_new_privs = false;
-    bool confined = false; ///< in the view of base/confinement.hpp; it fails where none can be had
-    resources most;
-    int in = -1, out = -1, err = -1;        ///< become 0, 1, 2
-    std::vector<std::pair<int, int>> extra; ///< descriptor -> its number there, from 3
-};
 
 /// What a keeper reports, in this order: started, exited, empty; or failed alone. `lost` may stand
 /// in place of any of them. After failed, empty or lost nothing comes.
@@ -144,18 +117,5 @@ class warden {
     host::unique_fd socket_; // SOCK_SEQPACKET
     pid_t pid_;
 };
-
-namespace detail {
-
-/// Where it stands which process is below which. The first names children alone and is current for
-/// each process asked; the second reads of every process of the machine who its parent is, for
-/// kernels without CONFIG_PROC_CHILDREN.
-enum class listing { children_files, whole_proc };
-
-/// The processes below `root`, parents before their children.
-[[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing how);
-[[nodiscard]] std::vector<pid_t> processes_below(pid_t root); ///< in the better way there is
-
-} // namespace detail
 
 } // namespace qvmremote::dom0

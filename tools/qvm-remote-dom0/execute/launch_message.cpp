@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "execute/launch_message.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+using host::unique_fd;
+
+constexpr std::array<std::string_view, 4> program_directories = {
+    "/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/", "/usr/bin/"};
+constexpr std::size_t inline_block = 64 * 1024;        // what a default socket buffer surely takes
+constexpr std::size_t largest_block = 8 * 1024 * 1024; // execve's own limit lies below
+constexpr std::size_t most_extra = 16;
+constexpr std::size_t most_descriptors = 4 + most_extra + 1;
+
+// The launch block: `launch` as bytes, without its descriptors. Each string has its NUL with it, so
+// that argv can point into the block.
+
+void put_string(byte_writer &to, std::string_view text) {
+    to.u32(static_cast<std::uint32_t>(text.size() + 1));
+    to.put(text);
+    to.u8(0);
+}
+
+void put_strings(byte_writer &to, const std::vector<std::string> &strings) {
+    to.u32(static_cast<std::uint32_t>(strings.size()));
+    for (const std::string &s : strings)
+        put_string(to, s);
+}
+
+enum : std::uint8_t { has_user = 1, has_oom_score = 2, has_no_new_privs = 4, is_confined = 8 };
+
+void put_launch(byte_writer &to, const launch &what) {
+    to.u8(static_cast<std::uint8_t>(
+        (what.user ? has_user : 0) | (what.oom_score_adj ? has_oom_score : 0) |
+        (what.no_new_privs ? has_no_new_privs : 0) | (what.confined ? is_confined : 0)));
+    to.u32(what.umask);
+    to.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
+    to.u64(what.most.memory_bytes);
+    to.u32(what.most.pids);
+    to.u32(what.most.cpu_percent);
+    const identity as = what.user.value_or(identity{});
+    to.u32(as.uid);
+    to.u32(as.gid);
+    to.u32(static_cast<std::uint32_t>(as.groups.size()));
+    for (const gid_t g : as.groups)
+        to.u32(g);
+    to.u32(static_cast<std::uint32_t>(what.extra.size()));
+    for (const auto &[from, number] : what.extra)
+        to.u32(static_cast<std::uint32_t>(number));
+    put_string(to, what.program);
+    put_string(to, what.directory);
+    put_strings(to, what.argv);
+    put_strings(to, what.environment);
+}
+
+[[nodiscard]] bool has_nul(const std::string &text) { return text.find('\0') != std::string::npos; }
+
+[[nodiscard]] char *take_string(byte_reader &from) {
+    const auto size = from.u32();
+    const auto text = from.take(size.value_or(0));
+    if (!text || text->empty() || text->back() != 0)
+        return nullptr;
+    // execve takes char *const and leaves it alone.
+    return const_cast<char *>(as_text(*text).data());
+}
+
+[[nodiscard]] bool take_strings(byte_reader &from, std::vector<char *> &to) {
+    const std::uint32_t n = from.u32().value_or(0);
+    if (n > from.left())
+        return false;
+    to.reserve(n + 1);
+    for (std::uint32_t i = 0; i < n; ++i)
+        if (to.emplace_back(take_string(from)) == nullptr)
+            return false;
+    to.push_back(nullptr);
+    return true;
+}
+
+[[nodiscard]] host::outcome<unique_fd> file_of(bytes_view data) {
+    unique_fd out(::memfd_create("qvm-remote launch", MFD_CLOEXEC));
+    if (!out)
+        return host::failed("cannot make a file in memory", errno);
+    while (!data.empty()) {
+        const ssize_t n = ::write(out.get(), data.data(), data.size());
+        if (n < 0 && errno != EINTR)
+            return host::failed("cannot write a file in memory", errno);
+        if (n > 0)
+            data = data.subspan(static_cast<std::size_t>(n));
+    }
+    return out;
+}
+
+} // namespace
+
+const char *why_not(const launch &what) {
+    if (what.program.empty() || what.argv.empty())
+        return "a command needs a program and an argv";
+    if (has_nul(what.program) || has_nul(what.directory) ||
+        std::any_of(what.argv.begin(), what.argv.end(), has_nul) ||
+        std::any_of(what.environment.begin(), what.environment.end(), has_nul))
+        return "a command holds a NUL byte";
+    if (what.in < 0 || what.out < 0 || what.err < 0 || what.extra.size() > most_extra)
+        return "a command lacks a descriptor or has too many";
+    for (auto at = what.extra.begin(); at != what.extra.end(); ++at)
+        if (at->first < 0 || at->second < 3 || at->second > 1023 ||
+            std::any_of(what.extra.begin(), at,
+                        [&](const auto &other) { return other.second == at->second; }))
+            return "a command's descriptor has no number of its own";
+    return nullptr;
+}
+
+host::outcome<void> send_launch(int socket, int control, const launch &what) {
+    bytes block;
+    byte_writer to(block);
+    to.u8(0); // see take_message
+    put_launch(to, what);
+    if (block.size() > largest_block)
+        return host::failed("a command is too long", E2BIG);
+
+    std::vector<int> descriptors = {control, what.in, what.out, what.err};
+    for (const auto &[fd, number] : what.extra)
+        descriptors.push_back(fd);
+    unique_fd file;
+    if (block.size() > inline_block) {
+        auto made = file_of(bytes_view(block).subspan(1));
+        if (!made)
+            return tl::unexpected(made.error());
+        file = std::move(*made);
+        descriptors.push_back(file.get());
+        block.resize(1);
+    }
+
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary{};
+    const std::size_t size = descriptors.size() * sizeof(int);
+    iovec part{block.data(), block.size()};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = ancillary.data();
+    message.msg_controllen = CMSG_SPACE(size);
+    cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(size);
+    std::memcpy(CMSG_DATA(header), descriptors.data(), size);
+
+    for (bool waited = false;;) {
+        if (::sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            break;
+        if (errno == EINTR)
+            continue;
+        if (errno == EPIPE || errno == ECONNRESET)
+            return host::failed("the process that starts commands is gone", errno);
+        if (errno != EAGAIN || waited)
+            return host::failed("cannot reach the process that starts commands", errno);
+        // Rather than a queue of our own: a start takes the warden a tenth of a millisecond.
+        pollfd p{socket, POLLOUT, 0};
+        waited = ::poll(&p, 1, 1000) == 0;
+    }
+    return {};
+}
+
+std::optional<launch_message> take_message(int socket, int flags) {
+    // Not on the stack, and the kernel gives memory only to what is written.
+    static std::array<std::uint8_t, inline_block> text;
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary;
+    iovec part{text.data(), text.size()};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = ancillary.data();
+    message.msg_controllen = ancillary.size();
+    const ssize_t n = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC | flags);
+    launch_message out;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
+        return out;
+    if (n <= 0)
+        return {};
+    for (cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (std::size_t i = 0; i < count; ++i) {
+            int fd;
+            std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            out.received.emplace_back(fd);
+        }
+    }
+    // Without its first byte, which says nothing: an empty message would be taken for the end.
+    out.block = bytes_view(text.data(), static_cast<std::size_t>(n)).subspan(1);
+    return out;
+}
+
+bytes_view map_block(int fd) noexcept {
+    struct stat at {};
+    if (::fstat(fd, &at) != 0 || at.st_size <= 0)
+        return {};
+    const auto size = static_cast<std::size_t>(at.st_size);
+    const void *data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    return data == MAP_FAILED ? bytes_view()
+                              : bytes_view(static_cast<const std::uint8_t *>(data), size);
+}
+
+bool take_launch(bytes_view block, preparation &p) {
+    byte_reader from(block);
+    const std::uint8_t has = from.u8().value_or(0);
+    p.mask = from.u32().value_or(077);
+    const auto score = static_cast<std::int32_t>(from.u32().value_or(0));
+    if (has & has_oom_score)
+        p.oom_score = std::to_string(score);
+    p.no_new_privs = has & has_no_new_privs;
+    p.confined = has & is_confined;
+    p.most.memory_bytes = from.u64().value_or(0);
+    p.most.pids = from.u32().value_or(0);
+    p.most.cpu_percent = from.u32().value_or(0);
+    const auto uid = from.u32();
+    const auto gid = from.u32();
+    const auto groups = from.u32();
+    if (!groups || *groups > from.left())
+        return false;
+    identity as{*uid, *gid, {}};
+    for (std::uint32_t i = 0; i < *groups; ++i)
+        as.groups.push_back(from.u32().value_or(0));
+    if (has & has_user)
+        p.user = std::move(as);
+    const auto extra = from.u32();
+    if (!extra || *extra > most_extra)
+        return false;
+    p.descriptors = {{-1, 0}, {-1, 1}, {-1, 2}};
+    for (std::uint32_t i = 0; i < *extra; ++i)
+        p.descriptors.emplace_back(-1, static_cast<int>(from.u32().value_or(0)));
+    const char *program = take_string(from);
+    p.directory = take_string(from);
+    if (!program || !p.directory || !take_strings(from, p.argv) ||
+        !take_strings(from, p.environment) || from.left() != 0)
+        return false;
+    if (std::strchr(program, '/'))
+        p.places.emplace_back(program);
+    else
+        for (const std::string_view directory : program_directories)
+            p.places.push_back(std::string(directory) + program);
+    return true;
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "execute/process_tree.hpp"
+
+#include <charconv>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/sanitize.hpp>
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+constexpr std::size_t processes_per_pass = 4096;
+
+// Processes and their children, as /proc has it.
+class process_table {
+  public:
+    explicit process_table(listing how) : how_(how) {
+        if (how_ == listing::whole_proc)
+            scan();
+    }
+
+    // The kernel promises all children only while none of them ends; who must not miss one asks
+    // again.
+    void append_children(pid_t of, std::vector<pid_t> &to) const {
+        if (how_ == listing::whole_proc) {
+            const auto [first, last] = children_.equal_range(of);
+            for (auto at = first; at != last; ++at)
+                to.push_back(at->second);
+            return;
+        }
+        // Each thread has its own children.
+        const std::string tasks = "/proc/" + std::to_string(of) + "/task/";
+        for_each_number(tasks.c_str(), [&](const char *thread) {
+            const std::string text = read_file(tasks + thread + "/children");
+            const char *at = text.data();
+            const char *const end = at + text.size();
+            while (at != end) {
+                pid_t pid = 0;
+                const auto [next, error] = std::from_chars(at, end, pid);
+                if (error == std::errc())
+                    to.push_back(pid);
+                at = next == at ? at + 1 : next;
+            }
+        });
+    }
+
+  private:
+    template <class Take>
+    static void for_each_number(const char *directory, Take take) {
+        const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory), ::closedir);
+        while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
+            if (is_digit(entry->d_name[0]))
+                take(entry->d_name);
+    }
+
+    [[nodiscard]] static std::string read_file(const std::string &path) {
+        std::string out;
+        const host::unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+        char piece[4096];
+        ssize_t n;
+        while (fd && (n = ::read(fd.get(), piece, sizeof piece)) > 0)
+            out.append(piece, static_cast<std::size_t>(n));
+        return out;
+    }
+
+    void scan() {
+        for_each_number("/proc", [this](const char *number) {
+            const std::string text = read_file(std::string("/proc/") + number + "/stat");
+            // "PID (NAME) STATE PPID …": a name may hold anything, ")" too.
+            const std::size_t name_end = text.rfind(')');
+            if (name_end == std::string::npos || text.size() < name_end + 5)
+                return;
+            pid_t parent = 0;
+            std::from_chars(text.data() + name_end + 4, text.data() + text.size(), parent);
+            children_.emplace(parent, static_cast<pid_t>(std::atoi(number)));
+        });
+    }
+
+    listing how_;
+    std::multimap<pid_t, pid_t> children_; // of parent; whole_proc alone
+};
+
+[[nodiscard]] listing best_listing() noexcept {
+    static const auto best = ::access("/proc/thread-self/children", R_OK) == 0
+                                 ? listing::children_files
+                                 : listing::whole_proc;
+    return best;
+}
+
+} // namespace
+
+std::vector<pid_t> processes_below(pid_t root, listing how) {
+    const process_table table(how);
+    std::vector<pid_t> found;
+    table.append_children(root, found);
+    for (std::size_t i = 0; i < found.size() && i < processes_per_pass; ++i)
+        table.append_children(found[i], found);
+    return found;
+}
+
+std::vector<pid_t> processes_below(pid_t root) { return processes_below(root, best_listing()); }
+
+// Stop, list, kill, parents first. A stopped process neither forks nor reaps, so its list is complete
+// and the numbers on it stay whose they are; the killed one's children become ours, and we reap between
+// passes alone. What slips through (another thread of the same process, a chain that forks and ends)
+// is there in the next pass. A process that restarts what dies is dead before it learns of it.
+bool kill_all_below_us(const std::function<bool(pid_t)> &spare) {
+    const process_table table(best_listing());
+    std::vector<pid_t> found;
+    table.append_children(::getpid(), found);
+    if (spare)
+        std::erase_if(found, spare);
+    for (std::size_t i = 0; i < found.size() && i < processes_per_pass; ++i) {
+        const pid_t pid = found[i];
+        ::kill(pid, SIGSTOP);
+        table.append_children(pid, found);
+        ::kill(pid, SIGKILL);
+    }
+    return !found.empty();
+}
+
+volatile std::sig_atomic_t child_ended = 0;
+void on_child_ended(int) { child_ended = 1; }
+
+void wait_for(std::span<pollfd> watched, std::uint64_t until_ms) noexcept {
+    sigset_t all_but_child;
+    ::sigfillset(&all_but_child);
+    ::sigdelset(&all_but_child, SIGCHLD);
+    timespec left{};
+    if (until_ms != never) {
+        const std::uint64_t now = now_ms();
+        const std::uint64_t ms = until_ms > now ? until_ms - now : 0;
+        left.tv_sec = static_cast<time_t>(ms / 1000);
+        left.tv_nsec = static_cast<long>(ms % 1000 * 1'000'000);
+    }
+    if (::ppoll(watched.data(), watched.size(), until_ms == never ? nullptr : &left,
+                &all_but_child) < 0)
+        for (pollfd &one : watched)
+            one.revents = 0;
+}
+
+pid_t reap(int &status) noexcept {
+    child_ended = 0;
+    return ::waitpid(-1, &status, WNOHANG | __WALL);
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The processes below one: how they are found, killed, and waited for.
+
+#pragma once
+
+#include <algorithm>
+#include <csignal>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include <poll.h>
+#include <sys/types.h>
+#include <time.h>
+
+namespace qvmremote::dom0 {
+
+/// Where it stands which process is below which. The first names children alone and is current for
+/// each process asked; the second reads of every process of the machine who its parent is, for
+/// kernels without CONFIG_PROC_CHILDREN.
+enum class listing { children_files, whole_proc };
+
+/// The processes below `root`, parents before their children.
+[[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing how);
+/// The same in the better way that there is.
+[[nodiscard]] std::vector<pid_t> processes_below(pid_t root);
+
+/// One pass over what is below us. Returns whether there was anybody; it spares children of ours
+/// that `spare` names, with all below them.
+bool kill_all_below_us(const std::function<bool(pid_t)> &spare = {});
+
+/// Milliseconds of the monotonic clock.
+[[nodiscard]] inline std::uint64_t now_ms() noexcept {
+    timespec t{};
+    ::clock_gettime(CLOCK_MONOTONIC, &t);
+    return static_cast<std::uint64_t>(t.tv_sec) * 1000 +
+           static_cast<std::uint64_t>(t.tv_nsec) / 1'000'000;
+}
+inline constexpr std::uint64_t never = ~std::uint64_t{0};
+
+/// When to kill again: soon, then less and less often, for what does not die at once (a process in
+/// the middle of a write to a broken disk, one of another user).
+class kill_clock {
+  public:
+    void start() noexcept { interval_ = 1; }
+    [[nodiscard]] bool due() noexcept {
+        const std::uint64_t now = now_ms();
+        if (now < next_)
+            return false;
+        next_ = now + interval_;
+        interval_ = std::min(interval_ * 2, longest_interval_ms);
+        return true;
+    }
+    [[nodiscard]] std::uint64_t next() const noexcept { return next_; }
+
+  private:
+    static constexpr std::uint64_t longest_interval_ms = 64;
+
+    std::uint64_t next_ = 0;
+    std::uint64_t interval_ = 1;
+};
+
+/// SIGCHLD's handler, and what it sets.
+void on_child_ended(int);
+extern volatile std::sig_atomic_t child_ended;
+
+/// Waits until a descriptor (-1: none) is ready, a child has ended, or the time has come. All
+/// signals are blocked elsewhere, so no end of a child is missed between looking and waiting.
+void wait_for(std::span<pollfd> watched, std::uint64_t until_ms) noexcept;
+
+/// The children that have ended, one a call; 0 when none has now, -1 when there is no child. __WALL:
+/// whatever signal the child was to send us at its end.
+[[nodiscard]] pid_t reap(int &status) noexcept;
+
+} // namespace qvmremote::dom0
