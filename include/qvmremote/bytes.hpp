@@ -20,7 +20,7 @@ namespace qvmremote {
 using bytes_view = std::span<const std::uint8_t>;
 using bytes = std::vector<std::uint8_t>;
 
-/// The same bytes seen as text or as numbers; the view borrows, as all views here do.
+/// The same bytes as text or as numbers. The view borrows them, as all views here do.
 [[nodiscard]] inline bytes_view as_bytes(std::string_view text) noexcept {
     return {reinterpret_cast<const std::uint8_t *>(text.data()), text.size()};
 }
@@ -29,9 +29,8 @@ using bytes = std::vector<std::uint8_t>;
 }
 
 /// Reads big-endian fields from the front of a view. Each call either takes a whole field and moves
-/// on or fails with errc::incomplete at the field's offset; after one failure all further calls
-/// fail too. So a row of fields may be read and only the last one asked: were a shorter field still
-/// taken behind a longer one that failed, the last would be there and those before it not.
+/// on, or fails with errc::incomplete at the field's offset. Errors are sticky: after one failure
+/// all further calls fail too, so a caller may read several fields and check only the last one.
 class byte_reader {
   public:
     explicit constexpr byte_reader(bytes_view data) noexcept : data_(data) {}
@@ -119,7 +118,7 @@ inline void store_u64(std::uint8_t *at, std::uint64_t v) noexcept {
            at[3];
 }
 
-/// Lower-case hexadecimal digits, two a byte.
+/// Lower-case hexadecimal digits, two for each byte.
 [[nodiscard]] inline std::string to_hex(bytes_view data) {
     constexpr char digits[] = "0123456789abcdef";
     std::string out;
@@ -131,7 +130,7 @@ inline void store_u64(std::uint8_t *at, std::uint64_t v) noexcept {
     return out;
 }
 
-/// ASCII alone, and no locale: what std::isxdigit and friends cannot promise.
+/// Only ASCII, whatever the locale, which std::isxdigit and the like cannot promise.
 [[nodiscard]] constexpr int hex_value(char c) noexcept {
     if (c >= '0' && c <= '9')
         return c - '0';

@@ -19,12 +19,12 @@
 
 namespace qvmremote {
 
-/// The ID of one command of one qube. Holding one proves its form, so that a path may be built from
-/// it: 1 to 128 of [A-Za-z0-9._-], not beginning with '.' or '-', not ending in ".auth" or ".cmd"
+/// The ID of one command of one qube. The type guarantees the form, so a path may be built from it:
+/// 1 to 128 of [A-Za-z0-9._-], not beginning with '.' or '-', not ending in ".auth" or ".cmd"
 /// (COMPAT-V1.md).
 class command_id {
   public:
-    /// Fails with errc::bad_command_id at the first byte that does not belong.
+    /// Fails with errc::bad_command_id at the first bad byte.
     [[nodiscard]] static result<command_id> parse(std::string_view untrusted) {
         if (untrusted.empty() || untrusted.size() > limits::command_id)
             return fail(errc::bad_command_id, untrusted.empty() ? 0 : limits::command_id);
@@ -43,8 +43,8 @@ class command_id {
     [[nodiscard]] const std::string &text() const noexcept { return text_; }
 
     /// The time that an ID of the form YYYYmmdd-HHMMSS-… claims, in seconds since 1970 as if the
-    /// qube's local time were UTC; nothing for an ID of another form. Who compares it with a clock
-    /// allows for that (limits::id_clock_skew_s).
+    /// qube's local time were UTC; nothing for an ID of another form. A caller that compares it
+    /// with a clock allows for the time zone (limits::id_clock_skew_s).
     [[nodiscard]] std::optional<std::int64_t> claimed_time() const noexcept {
         if (text_.size() < 16 || text_[8] != '-' || text_[15] != '-')
             return std::nullopt;
@@ -80,13 +80,13 @@ class command_id {
     std::string text_;
 };
 
-/// The name of a qube, safe as a path component: a letter, then letters, digits, '_' and '-', 31 at
-/// most (qubes.vm.validate_name). Not dom0 by any of its names: those of Qubes and Xen (dom0,
-/// Domain-0) are refused in any case; a number, a UUID and @adminvm are no such names at all. Not
-/// none or default, and not a stub domain (*-dm): none of these can be a peer.
+/// The name of a qube, safe as a path component: a letter, then letters, digits, '_' and '-', at
+/// most 31 (qubes.vm.validate_name). It is never dom0: dom0 and Domain-0, the names of Qubes and
+/// Xen, are refused in upper and lower case, and a number, a UUID and @adminvm do not have this
+/// form. none, default and a stub domain (*-dm) are refused too, since they cannot be peers.
 class qube_name {
   public:
-    /// Fails with errc::bad_qube_name at the first byte that does not belong.
+    /// Fails with errc::bad_qube_name at the first bad byte.
     [[nodiscard]] static result<qube_name> parse(std::string_view untrusted) {
         if (untrusted.empty() || !is_alpha(untrusted[0]))
             return fail(errc::bad_qube_name);

@@ -23,44 +23,43 @@
 
 namespace qvmremote {
 
-/// What one configuration file says, with what the environment lays over it. The form of a line:
+/// The settings of one configuration file, and what the environment overrides. The form of a line:
 ///
 ///     blanks KEY blanks = blanks VALUE blanks [# comment]
 ///
 /// - KEY is `[A-Za-z_][A-Za-z0-9_]*`. `export KEY=...` is refused: systemd does not know it.
-/// - VALUE is bare, or in single quotes (every byte as it is), or in double quotes (`\` takes the
-///   meaning from `"`, `\`, `$` and backquote, and stands for itself elsewhere). In a bare value
-///   `\` takes the meaning from any byte; blanks may stand inside, and a quote may not. Nothing is
-///   expanded: `$` is a dollar sign.
-/// - A value ends on its line. Where shell and systemd would go on (open quote, `\` at the end of
-/// the
-///   line), this is an error, since half a value must not count.
-/// - `#` opens a comment at the beginning of a line and after a blank. A line may end in CR LF, the
-///   last one in nothing. Of two lines with one key the last wins.
+/// - VALUE is bare, or in single quotes (every byte as it is), or in double quotes (`\` escapes
+///   `"`, `\`, `$` and backquote, and is itself before any other byte). In a bare value `\`
+///   escapes any byte; it may hold blanks, but not a quote. Nothing is expanded: `$` is a dollar
+///   sign.
+/// - A value ends on its line. Where shell and systemd would go on to the next line (an open quote,
+///   or `\` at the end), this is an error, so that half a value is never used.
+/// - `#` begins a comment at the beginning of a line and after a blank. A line may end in CR LF;
+///   the last one needs no line end. Of two lines with the same key the last wins.
 class config {
   public:
-    /// errc::bad_config where a line is not of this form (at the byte that shows it: an open quote,
+    /// errc::bad_config if a line does not have this form (at the byte that shows it: an open quote,
     /// a control byte, the first byte of a line without `=`) or at a NUL; errc::bad_value above
     /// limits::config_file.
     [[nodiscard]] static result<config> parse(std::string_view text);
 
-    /// The value of a key; nothing where it is missing or empty, which means the same here.
+    /// The value of a key; nothing if it is missing or empty, which means the same here.
     [[nodiscard]] std::optional<std::string_view> get(std::string_view key) const;
 
-    /// One entry a key, in the order of first appearance, the empty ones too.
+    /// One entry for each key, in the order of first appearance, with the empty ones.
     [[nodiscard]] const std::vector<std::pair<std::string, std::string>> &entries() const noexcept {
         return entries_;
     }
 
-    /// Lays a value, of the environment say, over the file's. An empty one changes nothing: an
-    /// empty variable counts as unset, and the file's value shows through.
+    /// Overrides the file's value, for instance with one of the environment. An empty value changes
+    /// nothing: an empty variable counts as unset, and the file's value stays.
     void set(std::string_view key, std::string_view value);
 
-    /// The keys that nobody asks for, so that a program can warn of a misspelt one.
+    /// The keys that are not known, so that a program can warn of a misspelt one.
     [[nodiscard]] std::vector<std::string_view>
     unknown_keys(std::span<const std::string_view> known) const;
 
-    /// The line, from 1, that an error's offset into `text` lies in.
+    /// The number of the line, from 1, of an error's offset into `text`.
     [[nodiscard]] static std::uint32_t line_of(std::string_view text, std::uint32_t offset);
 
   private:
@@ -70,10 +69,10 @@ class config {
 };
 
 /// `text` with `key` set to `value`, and every other byte as it was: comments, order, line ends.
-/// The line changed is the last one with the key, since that one counts; without one, a line is
-/// added at the end. The value is put in double quotes where a shell would otherwise not read it as
-/// one word. Lines that do not parse are passed over, so parse first. `key` is a key and `value`
-/// holds no control byte: both are ours, and checked by assertion.
+/// The last line with the key is changed, since that one counts; if there is none, a line is
+/// added at the end. The value is put in double quotes if a shell would otherwise not read it as
+/// one word. Lines that do not parse are skipped, so parse first. `key` must have the form of a key
+/// and `value` must hold no control byte: both come from us, and an assertion checks them.
 [[nodiscard]] inline std::string with_value(std::string_view text, std::string_view key,
                                             std::string_view value);
 
@@ -81,16 +80,17 @@ class config {
 [[nodiscard]] inline std::vector<std::string_view> split_words(std::string_view text);
 
 /// 1 to 2^31-1 in decimal digits: no sign, no blank, no leading zero (some readers take `010` for
-/// 8). errc::bad_value at the first byte that does not fit.
+/// 8). errc::bad_value at the first bad byte.
 [[nodiscard]] inline result<std::uint32_t> parse_positive(std::string_view untrusted_text);
 
-/// What a value like `auto work=both dev=2` says for a qube: its own word if it has one, else the
-/// word without `=`, else nothing. The last of several wins; `work=` says nothing about work.
+/// What a value like `auto work=both dev=2` says for a qube: the word with its name if there is one,
+/// else the word without `=`, else nothing. The last of several wins; `work=` is ignored.
 [[nodiscard]] inline std::optional<std::string_view> choose_for(std::string_view spec,
                                                                 std::string_view qube);
 
-/// The qubes that dom0 is to serve: the words of the first that has any of QVM_REMOTE_VMS,
-/// QUBES_REMOTE_VMS, QVM_REMOTE_VM, QUBES_REMOTE_VM; each once. The names are not checked here.
+/// The qubes that dom0 is to serve: the words of the first variable that is not empty among
+/// QVM_REMOTE_VMS, QUBES_REMOTE_VMS, QVM_REMOTE_VM, QUBES_REMOTE_VM; each once. The names are not
+/// checked here.
 [[nodiscard]] inline std::vector<std::string_view> listed_qubes(const config &settings);
 
 namespace detail {
@@ -106,9 +106,8 @@ namespace detail {
     return at;
 }
 
-// A whole number as programs print it: digits, `-` before them for a signed type, no leading zero,
-// no
-// `-0`; so one number has one spelling.
+// A whole number as programs print it: digits, with `-` before them for a signed type, no leading
+// zero, no `-0`. So each number has one spelling.
 template <class T>
 [[nodiscard]] std::optional<T> parse_decimal(std::string_view untrusted_text) noexcept {
     std::string_view digits = untrusted_text;
@@ -135,7 +134,7 @@ struct config_line {
     std::size_t value_end = 0;
 };
 
-// A quoted value; `at` is the opening quote. Leaves value_end behind the closing one.
+// A quoted value; `at` is the opening quote. Sets value_end to after the closing one.
 [[nodiscard]] inline result<config_line> parse_quoted(std::string_view line, std::size_t at,
                                                       config_line parsed) {
     const char quote = line[at];
@@ -204,7 +203,7 @@ struct config_line {
     at = skip_blanks(line, after_equals);
     const bool comment = at < line.size() && line[at] == '#' && at > after_equals;
     if (at == line.size() || comment) {
-        // A value put in later goes before the blanks, or it would swallow the comment.
+        // A value that is set later goes before the blanks, since after them it would join the comment.
         parsed.value_begin = parsed.value_end = after_equals;
         return parsed;
     }

@@ -30,8 +30,8 @@ using digest256 = std::array<std::uint8_t, 32>;
 
 namespace detail {
 
-// libcrypto fails here only when it is out of memory or has no such algorithm; nothing that
-// authenticates may go on then, in a release build either.
+// libcrypto fails here only if it is out of memory or has no such algorithm. Then nothing that
+// authenticates may go on, not even in a release build.
 inline void require(bool ok) noexcept {
     if (!ok)
         std::abort();
@@ -44,7 +44,7 @@ struct evp_cipher_free {
     void operator()(EVP_CIPHER_CTX *p) const noexcept { EVP_CIPHER_CTX_free(p); }
 };
 
-// Fetched once and kept: the search through the providers is most of a short hash's cost.
+// Fetched once and kept: the search through the providers takes most of the time of a short hash.
 inline const EVP_MD *sha256_algorithm() noexcept {
     static EVP_MD *const md = EVP_MD_fetch(nullptr, "SHA256", nullptr);
     require(md != nullptr);
@@ -67,9 +67,9 @@ inline const EVP_CIPHER *gcm_algorithm() noexcept {
 
 /// A SHA-256 in progress. Copying copies the state, so that a common beginning is hashed once.
 ///
-/// This form calls libcrypto's SHA256_* directly. They are deprecated, and yet what a program that
-/// lives for a few milliseconds wants: the search through the providers that EVP begins with took
-/// 0.7 ms, a fifth of a whole `qvm-remote true`. The macro is for all units of a program or none.
+/// This form calls libcrypto's SHA256_* directly. They are deprecated, but they suit a program that
+/// lives for a few milliseconds: EVP first searches through the providers, which took 0.7 ms, a
+/// fifth of a whole `qvm-remote true`. Define the macro in all units of a program or in none.
 class sha256_hash {
   public:
     sha256_hash() { detail::require(SHA256_Init(&context_) == 1); }
@@ -140,8 +140,8 @@ class sha256_hash {
     return sha256_hash().update(data).finish();
 }
 
-/// HMAC-SHA256 under one key, for any number of messages: the two padded blocks are hashed once,
-/// and each message starts from copies of those states.
+/// HMAC-SHA256 under one key, for any number of messages. The two padded blocks are hashed once,
+/// and each message starts from copies of these states.
 class hmac_sha256 {
   public:
     explicit hmac_sha256(bytes_view key) {
@@ -162,7 +162,7 @@ class hmac_sha256 {
         OPENSSL_cleanse(block.data(), block.size());
     }
 
-    /// The code of the parts, one behind the other.
+    /// The code of the parts, one after the other.
     [[nodiscard]] digest256 of(std::initializer_list<bytes_view> parts) {
         work_ = inner_;
         for (const bytes_view part : parts)
@@ -184,8 +184,8 @@ class hmac_sha256 {
 /// AES-256-GMAC: a 16-byte tag over data that is not encrypted. A nonce must never repeat under one
 /// key; callers pass the frame's sequence number, which does not (doc/PROTOCOL.md, "Tags").
 ///
-/// Direct as well, for the same reason. Nothing of EVP is used then, and a program that links
-/// libcrypto's archive takes in these few functions alone.
+/// This form calls libcrypto directly too, for the same reason. The program then uses nothing of
+/// EVP, and takes only these few functions from libcrypto's archive.
 class gmac {
   public:
     explicit gmac(const digest256 &key) : schedule_(new AES_KEY) {
@@ -263,7 +263,8 @@ class gmac {
 
 #endif
 
-/// Compares without telling by its time where the difference is. Lengths are public.
+/// Compares in constant time: how long it takes does not show where the difference is. Lengths are
+/// public.
 [[nodiscard]] inline bool equal_constant_time(bytes_view a, bytes_view b) noexcept {
     return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Fields of foreign text as rows of a screen, so that whoever reads them can tell one from two.
+/// Shows fields of foreign text as rows of a screen, so that one field never looks like two.
 ///
 /// Each row is a label of fixed width, a mark, and a piece of text in printable ASCII:
 ///
@@ -11,8 +11,8 @@
 ///     script 2      | exit 0
 ///     script        . 17 bytes; its last line does not end with a newline
 ///
-/// The mark always stands in the same column, and text begins after it: so no text can look like
-/// the beginning of another field.
+/// The mark is always in the same column, and text begins after it, so no text can look like the
+/// beginning of another field.
 
 #pragma once
 
@@ -34,10 +34,10 @@ class field_rows {
 
     /// What the mark before a piece of text says about it.
     enum mark : char {
-        fact = '.',      ///< words of ours
+        fact = '.',      ///< text of this program
         word = ':',      ///< one value, in quotation marks
         line = '|',      ///< one line of a text
-        continued = '+', ///< goes on where the row before ended
+        continued = '+', ///< the rest of the row before
     };
 
     /// No row is longer than `width`, or least_width.
@@ -49,13 +49,13 @@ class field_rows {
         add(label, fact, for_terminal(text, std::string_view::npos));
     }
 
-    /// A value that is one, whatever is in it.
+    /// One value, whatever is in it.
     void add_word(std::string_view label, std::string_view untrusted_word) {
         add(label, word, quoted(untrusted_word));
     }
 
-    /// A text, line by line. Blanks at the end of a line are escaped, and whether the last line has
-    /// an end is said.
+    /// A text, line by line. Blanks at the end of a line are escaped, and a row says if the last
+    /// line has no newline.
     void add_text(std::string_view label, std::string_view untrusted_text) {
         const std::size_t size = untrusted_text.size();
         const bool is_ended = size == 0 || untrusted_text.back() == '\n';
@@ -72,7 +72,8 @@ class field_rows {
 
     [[nodiscard]] const std::vector<std::string> &rows() const noexcept { return rows_; }
 
-    /// A value between quotation marks; one inside is escaped, so the text can be turned back.
+    /// A value between quotation marks. Quotation marks inside it are escaped, so the text can be
+    /// turned back into the value.
     [[nodiscard]] static std::string quoted(std::string_view untrusted_word) {
         return '"' +
                detail::escape_bytes(untrusted_word, std::string_view::npos,
@@ -85,7 +86,7 @@ class field_rows {
     }
 
   private:
-    // A blank at a line's end cannot be seen.
+    // A blank at the end of a line is invisible.
     static std::string line_of(std::string_view untrusted_line) {
         const std::size_t last = untrusted_line.find_last_not_of(' ');
         const std::size_t blanks =

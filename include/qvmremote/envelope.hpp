@@ -27,9 +27,9 @@ namespace qvmremote {
 /// What is asked for. Numbers are frozen.
 enum class request_kind : std::uint8_t {
     shell = 1,  ///< the body is a command line for bash
-    exec = 2,   ///< the arguments are an argv, run as they are
+    exec = 2,   ///< the arguments are an argv, run without a shell
     script = 3, ///< the body is a file, run by bash with the arguments
-    ping = 4,   ///< nothing runs; proves both ends and the key
+    ping = 4,   ///< nothing runs; the answer proves both ends and the key
     status = 5, ///< nothing runs; dom0 describes itself
 };
 
@@ -53,8 +53,7 @@ enum class request_kind : std::uint8_t {
 namespace feature {
 inline constexpr std::uint32_t gmac = 1u << 0; ///< large data frames carry AES-256-GMAC tags
 inline constexpr std::uint32_t no_wait =
-    1u
-    << 1; ///< END follows the first process; the output of what it left running is not waited for
+    1u << 1; ///< END follows the first process, without waiting for output of what it left running
 inline constexpr std::uint32_t known = gmac | no_wait;
 } // namespace feature
 
@@ -78,14 +77,14 @@ struct envelope {
     std::vector<std::pair<std::string, std::string>> environment;
     std::vector<std::string> arguments;
 
-    /// The body: a command line or a script, at most limits::command bytes. In the header when it
-    /// is small; else it follows, and the header holds its length and digest.
+    /// The body: a command line or a script, at most limits::command bytes. A small one is in the
+    /// header; a larger one follows, and the header holds its length and digest.
     std::string body;
     bool body_follows = false;
     std::uint32_t body_length = 0;
     digest256 body_digest{};
 
-    /// Puts a body in, choosing where it travels.
+    /// Sets the body, and chooses whether it travels in the header.
     void set_body(std::string text) {
         body = std::move(text);
         body_length = static_cast<std::uint32_t>(body.size());
@@ -94,13 +93,13 @@ struct envelope {
     }
 
     /// The header's bytes. Fails with errc::frame_too_large when they exceed
-    /// limits::request_header, errc::command_too_large when the body does its own limit,
-    /// errc::bad_envelope when there is no ID or the body was not put in by set_body, and as decode
-    /// does when dom0 would refuse it: what encodes, decodes.
+    /// limits::request_header, errc::command_too_large when the body exceeds limits::command,
+    /// errc::bad_envelope when there is no ID or the body was not set by set_body. It also fails
+    /// where decode would fail, so what encodes also decodes.
     [[nodiscard]] result<bytes> encode() const {
         if (body.size() > limits::command || body_length > limits::command)
             return fail(errc::command_too_large);
-        // One that decode returned lacks the body that follows it.
+        // An envelope that decode returned lacks the body that follows it.
         if (body.size() != body_length && !(body_follows && body.empty()))
             return fail(errc::bad_envelope);
         bytes out;
@@ -140,8 +139,8 @@ struct envelope {
         return out;
     }
 
-    /// Parses a header whose token has verified: request_verifier is the only caller in a daemon.
-    /// Strict: every field in its range, no byte left over, no NUL in text that becomes an argv, an
+    /// Parses a header whose token has verified; in a daemon only request_verifier calls it. It is
+    /// strict: every field in its range, no byte left over, no NUL in text that becomes an argv, an
     /// environment or a command line. Fails with errc::bad_envelope (or incomplete, bad_version,
     /// bad_command_id, command_empty, command_too_large, unsupported) at the offset of the field.
     [[nodiscard]] static result<envelope> decode(bytes_view header) {
@@ -206,7 +205,7 @@ struct envelope {
             auto value = take_string(r);
             if (!value)
                 return tl::unexpected(value.error());
-            // Twice the same name: the record would show one value and the command see the other.
+            // With the same name twice, the record could show one value and the command get the other.
             if (!is_variable_name(*key) ||
                 std::any_of(out.environment.begin(), out.environment.end(),
                             [&](const auto &seen) { return seen.first == *key; }))
@@ -259,8 +258,8 @@ struct envelope {
         return out;
     }
 
-    /// Whether a body's bytes can be what the kind says: no NUL in a command line, which would end
-    /// there for bash and go on for whoever reads the record. A script may hold any byte.
+    /// Whether a body's bytes are allowed for its kind. A command line holds no NUL: bash would stop
+    /// there, while the record shows the rest too. A script may hold any byte.
     [[nodiscard]] static result<std::monostate> check_content(request_kind kind,
                                                               std::string_view body) {
         if (kind == request_kind::shell)
@@ -269,8 +268,8 @@ struct envelope {
         return std::monostate{};
     }
 
-    /// Whether a text can be an entry of the queue: not empty, not above limits::command, and
-    /// without a control character that no text has. Fails with errc::command_empty,
+    /// Whether a text can be an entry of the queue: not empty, at most limits::command bytes, and
+    /// without control characters that do not belong into text. Fails with errc::command_empty,
     /// command_too_large or binary_content.
     [[nodiscard]] static result<std::monostate> check_entry(std::string_view untrusted_text) {
         if (untrusted_text.empty())
@@ -313,7 +312,7 @@ struct envelope {
                            [](char c) { return is_alnum(c) || c == '_'; });
     }
 
-    // Which fields go with which kind, so that nothing signed is silently ignored.
+    // Which fields each kind may have, so that nothing signed is silently ignored.
     [[nodiscard]] result<std::monostate> check_shape(std::size_t at) const {
         switch (kind) {
         case request_kind::shell:

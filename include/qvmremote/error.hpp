@@ -12,8 +12,8 @@
 
 namespace qvmremote {
 
-/// The reasons. Name, value, text for people. A value is frozen once released: it stands in the
-/// audit log and in REFUSED frames (doc/PROTOCOL.md, "Reasons"). A removed row stays as a comment.
+/// The reasons: name, value, text for people. A value is frozen once released: the audit log and
+/// REFUSED frames hold it (doc/PROTOCOL.md, "Reasons"). A removed row stays as a comment.
 // clang-format off
 #define QVMREMOTE_ERRORS(X)                                                                         \
     X(incomplete, 1, "the input ends too early")                                                    \
@@ -55,15 +55,15 @@ namespace qvmremote {
     X(panicked, 37, "an operator in dom0 has stopped everything (panic)")
 // clang-format on
 
-/// One reason; the value is what crosses the wire and stands in records.
+/// One reason. The value is what crosses the wire and what records hold.
 enum class errc : std::uint16_t {
 #define QVMREMOTE_X(name, value, text) name = value,
     QVMREMOTE_ERRORS(QVMREMOTE_X)
 #undef QVMREMOTE_X
 };
 
-/// The text for people: one clause, no full stop. "unknown reason" for a value not in the table,
-/// which is how a reason from a newer peer shows.
+/// The text for people: one clause, no full stop. "unknown reason" for a value that is not in the
+/// table, such as a reason from a newer peer.
 [[nodiscard]] constexpr std::string_view message(errc code) noexcept {
     switch (code) {
 #define QVMREMOTE_X(name, value, text)                                                             \
@@ -75,7 +75,7 @@ enum class errc : std::uint16_t {
     return "unknown reason";
 }
 
-/// The name as it stands in the audit log ("bad_token"); "unknown" when not in the table.
+/// The name that the audit log uses ("bad_token"); "unknown" when it is not in the table.
 [[nodiscard]] constexpr std::string_view name(errc code) noexcept {
     switch (code) {
 #define QVMREMOTE_X(name, value, text)                                                             \
@@ -87,7 +87,7 @@ enum class errc : std::uint16_t {
     return "unknown";
 }
 
-/// What went wrong and where in the input (byte offset; 0 when there is no place to point at).
+/// What went wrong, and where in the input (byte offset; 0 when no place can be named).
 struct error {
     errc code;
     std::uint32_t offset = 0;
@@ -95,8 +95,8 @@ struct error {
     friend bool operator==(const error &, const error &) = default;
 };
 
-/// A value, or why there is none. Functions that return it are marked [[nodiscard]] one by one:
-/// tl::expected 1.0 (Debian 12) is not.
+/// A value, or why there is none. Each function that returns it is marked [[nodiscard]], since the
+/// class itself is not in tl::expected 1.0 (Debian 12).
 template <class T>
 using result = tl::expected<T, error>;
 

@@ -26,8 +26,8 @@ namespace qvmremote {
 
 inline constexpr std::uint16_t protocol_version = 2;
 
-/// What the qube's end writes first. Begins and ends with bytes that no login profile prints, so
-/// that dom0 finds it behind one's chatter.
+/// What the qube's end writes first. It begins and ends with bytes that no login profile prints, so
+/// that dom0 finds it after the output of a profile.
 inline constexpr std::array<std::uint8_t, 16> preamble = {
     0, 'q', 'v', 'm', '-', 'r', 'e', 'm', 'o', 't', 'e', ' ', '2', '\r', '\n', 0xff};
 
@@ -45,7 +45,7 @@ enum class tagging : std::uint8_t { none, tagged };
     X(pending, 6, dom0, tagged)                                                                    \
     X(accepted, 7, dom0, tagged)                                                                   \
     X(refused, 8, dom0, tagged)                                                                    \
-    X(rejected, 9, dom0, none) /* a refusal before the token verified: nobody vouches for it */    \
+    X(rejected, 9, dom0, none) /* a refusal before the token verified: not authentic */            \
     X(stdin_data, 10, qube, tagged)                                                                \
     X(stdin_eof, 11, qube, tagged)                                                                 \
     X(stdout_data, 12, dom0, tagged)                                                               \
@@ -101,7 +101,7 @@ struct frame_header {
 
     static constexpr std::size_t size = 12;
 
-    /// Checks the length against the limit before anybody takes memory for it, and that the type is
+    /// Checks the length against the limit before memory is taken for it, and that the type is
     /// known and the reserved bytes are zero.
     [[nodiscard]] static result<frame_header> decode(std::span<const std::uint8_t, size> untrusted,
                                                      std::size_t payload_limit) {
@@ -133,8 +133,8 @@ struct frame_view {
 
 namespace detail {
 
-// Room that is not written before it is used. A buffer of a frame's size is mostly room, and zeroes
-// would touch each of its pages for a stream that carries a hundred bytes.
+// Memory that is not set to zero. Most of a buffer of a frame's size stays unused, and zeroes would
+// touch each of its pages for a stream that carries a hundred bytes.
 class raw_buffer {
   public:
     [[nodiscard]] std::uint8_t *data() const noexcept { return data_.get(); }
@@ -160,19 +160,19 @@ class raw_buffer {
 
 } // namespace detail
 
-/// Cuts a stream into frames. Holds one frame of the largest permitted size, no more: what a peer
-/// can make this end keep is the limit given here (I4).
+/// Cuts a stream into frames. It holds at most one frame of the largest permitted size, so a peer
+/// cannot make this end keep more than the limit given here (I4).
 class frame_reader {
   public:
     explicit frame_reader(std::size_t payload_limit) : limit_(payload_limit) {}
 
-    /// Raises (never lowers) the largest payload, when a peer has proven who it is.
+    /// Raises (never lowers) the largest payload, after a peer has proven who it is.
     void raise_limit(std::size_t payload_limit) noexcept {
         limit_ = std::max(limit_, payload_limit);
     }
 
-    /// Where the next bytes go; never empty once next() has said that it needs more. Frames that
-    /// next() returned are gone after this.
+    /// Where the next bytes go; never empty after next() has said that it needs more. Frames that
+    /// next() returned are invalid after this.
     [[nodiscard]] std::span<std::uint8_t> prepare() {
         const std::size_t capacity = limit_ + frame_header::size;
         if (begin_ > 0) {
@@ -189,7 +189,7 @@ class frame_reader {
         end_ += n;
     }
 
-    /// Copies bytes in where the caller has them already; returns how many fitted.
+    /// Copies bytes that the caller already has; returns how many were taken.
     std::size_t push(bytes_view untrusted) {
         const auto room = prepare();
         const std::size_t n = std::min(room.size(), untrusted.size());
@@ -199,7 +199,7 @@ class frame_reader {
     }
 
     /// The next whole frame, borrowed from the buffer until prepare() or push(); nothing when more
-    /// bytes are needed. An error is final for the stream: there is no way to find the next frame.
+    /// bytes are needed. An error is final for the stream, because the next frame cannot be found.
     [[nodiscard]] result<std::optional<frame_view>> next() {
         const bytes_view held = unread();
         if (held.size() < frame_header::size)
@@ -237,16 +237,16 @@ class frame_reader {
     std::size_t limit_;
 };
 
-/// Bytes on their way out. Frames are built in place, so that data read from a pipe is not copied
-/// again before it is written to the stream.
+/// Bytes to be sent. Frames are built in place, so that data read from a pipe is not copied again
+/// before it is written to the stream.
 class out_buffer {
   public:
-    /// Room for n bytes behind what is pending; invalidates earlier spans.
+    /// Room for n bytes after what is pending; invalidates earlier spans.
     [[nodiscard]] std::span<std::uint8_t> prepare(std::size_t n) {
         if (begin_ == end_)
             begin_ = end_ = 0;
-        // Only when that frees at least as much as it moves: else a peer that takes one byte at a
-        // time could have all that is pending moved for each.
+        // Only when that frees at least as much as it moves: otherwise a peer that takes one byte
+        // at a time could make us move all that is pending for each byte.
         if (buffer_.size() - end_ < n && begin_ > 0 && begin_ >= end_ - begin_) {
             std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
             end_ -= begin_;

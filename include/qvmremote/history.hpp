@@ -3,9 +3,10 @@
 /// The text records of protocol 1: a result's meta and exit files, the qube's audit.log, dom0's
 /// log.
 ///
-/// Pure text: whoever calls has the clock and the files. A `timestamp` is local time to the second,
-/// `YYYY-MM-DDTHH:MM:SS`, an `id` is a valid command ID; both have passed their parsers. The
-/// functions that return a line of a file return it with its newline, ready for one write.
+/// These functions only make and read text; the caller has the clock and the files. A `timestamp` is
+/// local time to the second, `YYYY-MM-DDTHH:MM:SS`, and an `id` is a valid command ID; both have
+/// passed their parsers. A function that returns a line of a file returns it with its newline, ready
+/// for one write.
 
 #pragma once
 
@@ -37,7 +38,7 @@ struct run_meta {
     std::string id;
     std::string started; ///< the timestamp
     std::uint64_t duration_ms = 0;
-    std::int32_t exit_code = 0; ///< negative: killed by that signal, as Python has it
+    std::int32_t exit_code = 0; ///< negative: killed by that signal, as in Python
 
     friend bool operator==(const run_meta &, const run_meta &) = default;
 };
@@ -46,14 +47,15 @@ struct run_meta {
 [[nodiscard]] inline std::string format_meta(std::string_view id, std::string_view started,
                                              std::uint64_t duration_ms, std::int32_t exit_code);
 
-/// Reads a meta file. Accepts the four lines in any order, CR LF too, the last newline missing, and
-/// passes over `KEY=` lines of other names. errc::bad_value at a line or value that is not of its
-/// form or comes twice, or at the limit of 4096 bytes; errc::incomplete when one of the four lacks.
+/// Reads a meta file. Accepts the four lines in any order, also with CR LF or without the last
+/// newline, and skips `KEY=` lines of other names. errc::bad_value at a line or value that does not
+/// have its form or comes twice, or at the limit of 4096 bytes; errc::incomplete when one of the
+/// four is missing.
 [[nodiscard]] inline result<run_meta> parse_meta(std::string_view untrusted_text);
 
-/// Reads an exit file: a whole number of 32 bits in decimal digits, `-` before a negative one,
-/// nothing else. errc::bad_value otherwise, for the empty file too, which a Python daemon leaves
-/// for an instant before it writes the digits.
+/// Reads an exit file: a whole number of 32 bits in decimal digits, with `-` before a negative one,
+/// and nothing else. errc::bad_value otherwise, also for an empty file: a Python daemon creates the
+/// file a moment before it writes the digits.
 [[nodiscard]] inline result<std::int32_t> parse_exit(std::string_view untrusted_text);
 
 /// Lines of the qube's audit.log, by the client: `[TS] SUBMIT id=ID size=NB cmd=PREVIEW`,
@@ -68,15 +70,15 @@ struct run_meta {
                                                   std::uint64_t removed);
 
 /// dom0's line in the qube's audit.log, written when the command has ended:
-/// `[STARTED] id=ID exit=N duration=Nms cmd=PREVIEW`, the time being that of its start.
+/// `[STARTED] id=ID exit=N duration=Nms cmd=PREVIEW`, where STARTED is the time of its start.
 [[nodiscard]] inline std::string line_started(std::string_view started, std::string_view id,
                                               std::int32_t exit_code, std::uint64_t duration_ms,
                                               std::string_view untrusted_command);
 
 enum class history_kind : std::uint8_t { submit, done, timeout, queue_clean, started };
 
-/// One line of the qube's audit.log. The views borrow the line; a member that the kind does not
-/// carry is empty or 0.
+/// One line of the qube's audit.log. The views borrow the line; a member that the kind does not have
+/// is empty or 0.
 struct history_line {
     history_kind kind;
     std::string_view timestamp;
@@ -92,14 +94,14 @@ struct history_line {
 };
 
 /// Reads one line of the qube's audit.log, without its newline. The Python programs wrote previews
-/// raw and any program of the qube can write the file, so the preview is whatever bytes stand
-/// there: it goes through for_terminal before it is shown. errc::bad_value where the line leaves
-/// its form.
+/// raw, and any program of the qube can write the file, so the preview can hold any bytes: pass it
+/// through for_terminal before you show it. errc::bad_value at the byte where the line does not
+/// have its form.
 [[nodiscard]] inline result<history_line> parse_audit_line(std::string_view untrusted_line);
 
 /// The last `n` lines of a block, oldest first, without line ends. If the block begins in the
-/// middle of a file, its first line may be half of one: ask for fewer lines than come back, or read
-/// more.
+/// middle of a file, its first line may be half a line: use fewer lines than come back, or read a
+/// larger block.
 [[nodiscard]] inline std::vector<std::string_view> tail_lines(std::string_view block,
                                                               std::size_t n);
 
@@ -138,11 +140,11 @@ enum class log_category : std::uint8_t {
 }
 
 /// A line of dom0's log: `[TS] CATEGORY text`. Foreign bytes in the text have passed for_log or
-/// preview; a control byte that comes this far is our own fault, and an assertion.
+/// preview; a control byte here would be our own fault, so an assertion checks it.
 [[nodiscard]] inline std::string log_line(std::string_view timestamp, log_category category,
                                           std::string_view text);
 
-/// What dom0's log shows of a command's output, kept while the bytes pass by, however many they are.
+/// Collects what dom0's log shows of a command's output, in little memory however long the output is.
 class output_lines {
   public:
     /// The next piece of the output.
@@ -162,7 +164,7 @@ class output_lines {
     std::vector<std::string> untrusted_first_; // three at most
     std::string untrusted_last_, untrusted_current_;
     std::uint64_t ended_ = 0; // lines with a newline
-    bool open_ = false;       // something stands behind the last newline
+    bool open_ = false;       // there are bytes after the last newline
 };
 
 namespace detail {
@@ -176,8 +178,8 @@ inline constexpr std::size_t meta_file = 4096;
                       [](char c, char f) { return f == 'd' ? is_digit(c) : c == f; });
 }
 
-// One piece of text and where the next field of it begins. A call that fails leaves the place,
-// which is then the error's offset.
+// A text and where its next field begins. A call that fails does not move that place, which is then
+// the error's offset.
 class line_cursor {
   public:
     explicit line_cursor(std::string_view line) noexcept : line_(line) {}
@@ -210,7 +212,7 @@ class line_cursor {
         return true;
     }
 
-    // A number with its unit behind it.
+    // A number with its unit after it.
     template <class T>
     [[nodiscard]] bool number(T &out, std::string_view unit = {}) noexcept {
         const std::string_view word = until_blank();
@@ -240,7 +242,7 @@ class line_cursor {
     std::size_t at_ = 0;
 };
 
-// The pieces one behind the other, with one allocation.
+// The pieces one after the other, with one allocation.
 template <class... Piece>
 [[nodiscard]] std::string join(const Piece &...pieces) {
     std::string out;
@@ -400,7 +402,7 @@ inline std::string log_line(std::string_view timestamp, log_category category,
 
 inline void output_lines::feed(std::string_view untrusted_output) {
     while (!untrusted_output.empty()) {
-        // Beyond the third line only the number counts, and the last one.
+        // After the third line, only the number of lines and the last line are kept.
         const std::size_t end =
             ended_ < 3 ? untrusted_output.find('\n') : untrusted_output.rfind('\n');
         if (end == untrusted_output.npos) {

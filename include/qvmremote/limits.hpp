@@ -17,7 +17,7 @@ inline constexpr std::size_t command_id = 128;
 inline constexpr std::size_t qube_name = 31;            ///< what Qubes allows for a local qube
 inline constexpr std::size_t preamble_skip = 64 * 1024; ///< what a login profile may print first
 inline constexpr std::size_t window = 256 * 1024;       ///< unacknowledged data, per direction
-inline constexpr std::size_t inline_body = 12 * 1024;   ///< a body this small travels in the header
+inline constexpr std::size_t inline_body = 12 * 1024;   ///< a body up to this travels in the header
 inline constexpr std::size_t reason_text = 512;         ///< words in a REFUSED or PENDING frame
 inline constexpr std::size_t recorded_output = 10 * 1024 * 1024; ///< per stream, in history
 inline constexpr std::size_t queue_line = 512;        ///< of the queue's messages, newline included
@@ -31,10 +31,10 @@ inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an o
 inline constexpr std::size_t qube_tag = 255;
 inline constexpr std::size_t audit_line = 32 * 1024;
 inline constexpr std::size_t audit_argument = 8 * 1024;       ///< argv as recorded, before escaping
-inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024; ///< then a new one is begun
-/// Files together, but for the last days' (id_remembered_s).
+inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024; ///< at this size a new one is begun
+/// All files together, without those of the last days (id_remembered_s).
 inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024;
-inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one qube, a day
+inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one qube, per day
 inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024;
 
@@ -52,23 +52,23 @@ inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`; Linu
 
 inline constexpr std::size_t policy_files = 256;
 inline constexpr std::size_t policy_rules = 20'000;
-inline constexpr std::size_t policy_problems = 100; ///< the rest of them is not listed
+inline constexpr std::size_t policy_problems = 100; ///< the others are not listed
 
 inline constexpr std::size_t auth_fail_lines_per_second = 10;
-inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< and one before it is kept
+inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< one earlier file is kept
 inline constexpr std::size_t refused_lines_per_second = 10;       ///< in the audit log, per qube
 inline constexpr std::size_t refused_lines_burst = 100;
 inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in the system journal
 
 // Times.
 inline constexpr std::uint32_t default_timeout_s = 300;
-inline constexpr std::uint64_t beginning_ms = 100; ///< of a command, while it counts as new
+inline constexpr std::uint64_t beginning_ms = 100; ///< how long a command counts as new
 inline constexpr std::uint64_t challenge_ms = 30'000;
 inline constexpr std::uint64_t preamble_ms = 30'000;
 inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< of ttl= and timeout=
 inline constexpr std::int64_t id_clock_skew_s = 26 * 3600;
 inline constexpr std::int64_t id_remembered_s = 72 * 3600;
-inline constexpr std::uint64_t audit_head_ms = 600'000; ///< between two heads, when lines came
+inline constexpr std::uint64_t audit_head_ms = 600'000; ///< between two heads, if lines were added
 inline constexpr std::int64_t audit_kept_s = 90 * 86400;
 
 } // namespace qvmremote::limits

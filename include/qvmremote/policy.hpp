@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The one decision point (I12): the policy as text, and decide(): may this peer have this request,
-/// and how? Pure and total.
+/// The one decision point (I12): the policy as text, and decide(), which says whether this peer may
+/// have this request, and how it runs. It is a pure function with an answer for every input.
 
 #pragma once
 
@@ -27,15 +27,15 @@
 
 namespace qvmremote {
 
-/// Who asks, as the transport proves it and dom0 knows it.
+/// The qube that asks, as the transport proves it and dom0 knows it.
 struct peer {
     qube_name name;
-    std::string transport;        ///< through which it came
-    std::string service_argument; ///< what a qrexec call was made with; empty, or a level
+    std::string transport;        ///< that carried the request
+    std::string service_argument; ///< the argument of a qrexec call; empty, or a level
     std::optional<std::vector<std::string>> tags; ///< nothing: unknown
 };
 
-/// The levels, each holding those before it. `read-only` is another name of monitor.
+/// The levels. Each includes those before it. `read-only` is another name for monitor.
 enum class access_level : std::uint8_t { deny, monitor, manage, full };
 
 [[nodiscard]] constexpr std::string_view name(access_level level) noexcept {
@@ -61,16 +61,16 @@ enum class access_level : std::uint8_t { deny, monitor, manage, full };
     return std::nullopt;
 }
 
-/// What a command has for standard input.
+/// What a command gets as standard input.
 enum class stdin_mode : std::uint8_t {
     closed,    ///< /dev/null
-    collected, ///< read whole, at most limits::collected_stdin, before an operator is asked
+    collected, ///< all of it, at most limits::collected_stdin, read before an operator is asked
     live,      ///< streamed
 };
 
 // ---- Policy text ----
 
-/// A mistake in a policy file, or a doubt about one, and where it is. Lines and columns count from
+/// A mistake in a policy file, or something doubtful, and where it is. Lines and columns count from
 /// 1, columns in bytes.
 struct policy_problem {
     std::string file;
@@ -84,7 +84,7 @@ struct policy_problem {
     friend bool operator==(const policy_problem &, const policy_problem &) = default;
 };
 
-/// The first column: whom a rule is about.
+/// The first column: the qubes that a rule is about.
 struct qube_selector {
     enum class kind : std::uint8_t { name, tag, any };
     kind what = kind::any;
@@ -98,10 +98,10 @@ struct word_pattern {
     enum class kind : std::uint8_t {
         literal, ///< exactly this
         word,    ///< `*`: one word, not empty, not beginning with `-`, without control characters
-        qube,   ///< `{qube:GLOB}`: the name of a qube (never dom0) in which `*` stands for anything
-        number, ///< `{number}`: 1 to 18 digits
-        name,   ///< `{name}`: a letter or digit, then any of [A-Za-z0-9_.@:+,-]: no option, no path
-        rest,   ///< `**`: all that follows, which may be nothing
+        qube,    ///< `{qube:GLOB}`: the name of a qube (never dom0); `*` in GLOB is any text
+        number,  ///< `{number}`: 1 to 18 digits
+        name, ///< `{name}`: a letter or digit, then any of [A-Za-z0-9_.@:+,-]: not option or path
+        rest, ///< `**`: all words that follow, or none
     };
     kind what = kind::literal;
     std::string text; ///< of a literal, or the glob
@@ -110,7 +110,7 @@ struct word_pattern {
 };
 using argv_pattern = std::vector<word_pattern>;
 
-/// Whether a pattern takes the whole of an argv.
+/// Whether a pattern matches a whole argv.
 [[nodiscard]] inline bool matches(std::span<const word_pattern> pattern,
                                   std::span<const std::string> argv);
 
@@ -119,23 +119,24 @@ struct request_pattern {
     enum class kind : std::uint8_t { level, exec, script, any };
     kind what = kind::any;
     access_level level = access_level::deny;
-    argv_pattern words; ///< the first one is the program's bare name
+    argv_pattern words; ///< the first word is the name of the program, without a directory
     digest256 digest{}; ///< of a script (request_kind::script), which must have no arguments
 
     friend bool operator==(const request_pattern &, const request_pattern &) = default;
 };
 
-/// A variable that a rule lets through.
+/// A variable that a rule passes on.
 struct passed_variable {
     std::string name;
-    /// `env!=NAME`: below full too, whatever it is. With `env=NAME` only one that is known to be
-    /// harmless passes there (locale, terminal, time zone, colours), with a value that is no path.
+    /// `env!=NAME`: also below full, whatever it is. With `env=NAME`, a variable passes below full
+    /// only if it is known to be harmless (locale, terminal, time zone, colours) and its value is
+    /// not a path.
     bool whatever_it_is = false;
 
     friend bool operator==(const passed_variable &, const passed_variable &) = default;
 };
 
-/// The options that follow the action. What is absent is as decide() says.
+/// The options that follow the action. decide() says what holds if an option is absent.
 struct rule_options {
     std::optional<std::uint32_t> ttl_s;       ///< `ttl=10m`: the longest that an approval may last
     std::optional<std::uint32_t> timeout_s;   ///< `timeout=60`: ceiling of the command's time
@@ -174,35 +175,35 @@ struct policy_rule {
     policy_action action = policy_action::deny;
     rule_options options;
 
-    /// The rule in its one spelling, which parses to the same rule.
+    /// The rule in its standard spelling, which parses to the same rule.
     [[nodiscard]] std::string text() const;
     /// FILE:LINE and the text, as records show it.
     [[nodiscard]] std::string reference() const {
         return file + ":" + std::to_string(line) + " " + text();
     }
 
-    /// Of what they say, wherever they stand.
+    /// Equal, ignoring file and line.
     [[nodiscard]] bool says_as(const policy_rule &other) const {
         return who == other.who && request == other.request && action == other.action &&
                options == other.options;
     }
 };
 
-/// What the levels between deny and full hold: two lists of argv patterns, shipped and compiled in.
-/// Without them a level holds nothing.
+/// What the levels between deny and full allow: two lists of argv patterns, compiled into the
+/// program. Without them a level allows nothing.
 class level_rules {
   public:
     level_rules() = default;
 
-    /// Each text is lines of one `exec:` pattern, `#` comments and empty lines; `manage` is what it
-    /// has beyond `monitor`.
+    /// Each line of a text is an `exec:` pattern, a `#` comment or empty. `manage` is only what that
+    /// level has in addition to `monitor`.
     [[nodiscard]] static tl::expected<level_rules, std::vector<policy_problem>>
     parse(std::string_view monitor, std::string_view manage);
 
-    /// Whether a level below full holds this argv.
+    /// Whether a level below full allows this argv.
     [[nodiscard]] bool allow(access_level level, std::span<const std::string> argv) const;
 
-    /// The patterns that a level below full holds.
+    /// The patterns of a level below full.
     [[nodiscard]] std::vector<argv_pattern> lines(access_level level) const;
 
   private:
@@ -215,33 +216,33 @@ struct policy_file {
     std::string text;
 };
 
-/// What the operator has written down. A default-constructed one denies everything.
+/// The rules that the operator has written. A default-constructed policy denies everything.
 ///
-/// A file is lines of QUBE REQUEST ACTION [OPTION=VALUE…], split by blanks; `#` opens a comment at
-/// the beginning of a line and behind a blank:
+/// A file is lines of QUBE REQUEST ACTION [OPTION=VALUE…], split by blanks; `#` begins a comment at
+/// the beginning of a line and after a blank:
 ///
 /// - QUBE: a name, `@tag:TAG` or `@anyvm`.
 /// - REQUEST: `level:monitor|read-only|manage|full`; `exec:PROGRAM WORD…`, each WORD a text of
 ///   [A-Za-z0-9_@%+:,./=-], `*`, `{qube:GLOB}`, `{number}`, `{name}`, or `**` as the last; `script:sha256:HEX`, for
-///   a script of exactly these bytes; `*` for anything, which cannot be with `allow` (that is level:full).
-/// - ACTION: `allow`, `ask` or `deny`. In an exec pattern, it is the last such word.
-/// - OPTION: as rule_options. `deny` takes none; `ttl` and `stdin=collected` go with `ask` alone.
-///   Below full, `env=NAME` lets through harmless variables alone, and `env!=NAME` any.
+///   a script of exactly these bytes; `*` for anything, but not with `allow` (write level:full).
+/// - ACTION: `allow`, `ask` or `deny`. After an exec pattern, it is the last such word.
+/// - OPTION: as in rule_options. `deny` takes none; `ttl` and `stdin=collected` need `ask`.
+///   Below full, `env=NAME` passes only harmless variables, and `env!=NAME` any.
 ///
-/// Files count in the order of their names, lines in theirs; the first rule that matches decides,
-/// and none denies.
+/// Files count in the order of their names, and lines in the order of the file. The first rule that
+/// matches decides; if none matches, the request is denied.
 class policy {
   public:
-    /// All problems, in order, or a policy. One mistake anywhere is no policy: half of one could
-    /// allow what the line that is missing denies.
+    /// All problems, in order, or a policy. With one mistake anywhere there is no policy, because
+    /// the rest of it could allow what the bad line denies.
     [[nodiscard]] static tl::expected<policy, std::vector<policy_problem>>
     parse(std::vector<policy_file> files, level_rules levels);
 
     [[nodiscard]] const std::vector<policy_rule> &rules() const noexcept { return rules_; }
     [[nodiscard]] const level_rules &levels() const noexcept { return levels_; }
-    /// Whether any rule asks for a tag; if not, nobody needs to know the qubes' tags.
+    /// Whether any rule names a tag; if not, nobody needs to know the tags of the qubes.
     [[nodiscard]] bool uses_tags() const noexcept;
-    /// What is well-formed and probably not meant, for `policy lint`.
+    /// Lines that are well-formed but probably not meant, for `policy lint`.
     [[nodiscard]] std::vector<policy_problem> doubts() const;
 
   private:
@@ -251,49 +252,49 @@ class policy {
 
 // ---- Requests ----
 
-/// A command line as the argv that any shell would make of it; nothing when it needs a shell: when
-/// it holds a byte outside [A-Za-z0-9_@%+:,./=-] and blanks (one newline may end it), when its
-/// first word has a `=` or `/`, or is a keyword or builtin of bash for which there is no program,
-/// or when it has more than limits::arguments words or limits::inline_body bytes.
+/// The argv that any shell would make of a command line; nothing if the line needs a shell. It needs
+/// one if it holds a byte outside [A-Za-z0-9_@%+:,./=-] and blanks (one newline may end it), if its
+/// first word has a `=` or `/`, or is a keyword or builtin of bash without a program of that name,
+/// or if it has more than limits::arguments words or limits::inline_body bytes.
 [[nodiscard]] inline std::optional<std::vector<std::string>> simple_command(std::string_view text);
 
-/// Whether a program may run what its arguments or input say, so that its argv does not tell what
-/// will happen: shells, interpreters, programs that start others (env, xargs, find -exec, sudo …),
-/// and every program that is not known to be none of these.
+/// Whether a program may run what its arguments or input say, so that its argv does not show what
+/// will happen: shells, interpreters, programs that start others (env, xargs, find -exec, sudo …).
+/// True for every program that is not known to be harmless in this way.
 [[nodiscard]] inline bool interprets(std::span<const std::string> argv);
 
 // ---- The decision ----
 
-/// How a request runs: what it asks for, cut down to what the rule lets through.
+/// How a request runs: what it asks for, reduced to what the rule allows.
 struct run_terms {
-    std::vector<std::string> argv; ///< runs as it is, without a shell; empty: the body runs in bash
+    std::vector<std::string> argv; ///< runs without a shell; empty: the body runs in bash
     std::uint32_t timeout_s = 0;   ///< 0: none
     stdin_mode input = stdin_mode::closed;
     bool tty = false;
-    std::vector<std::pair<std::string, std::string>> environment; ///< of the client's
+    std::vector<std::pair<std::string, std::string>> environment; ///< from the client
     std::string user;                                             ///< empty: the daemon's own
     std::optional<std::uint64_t> memory, output;                  ///< bytes
     std::optional<std::uint32_t> pids, cpu;                       ///< count, percent of a processor
     std::optional<std::uint32_t> ttl_s; ///< of an ask: the longest that an approval may last
     bool full = false;                  ///< by full access, not by a narrower rule
-    bool may_last = false; ///< of an ask: an approval may stand for a while (never for one that
-                           ///< interprets what it is given)
+    bool may_last = false; ///< of an ask: an approval may last for a while (never if the program
+                           ///< interprets its arguments or input)
 
     friend bool operator==(const run_terms &, const run_terms &) = default;
 };
 
 /// Names what an operator approves: SHA-256 over the peer's name, the kind, the argv or the script
 /// with its arguments, and the terms: environment, tty, user, limits and stdin (its mode, and the
-/// bytes when they were collected). Whatever differs in how it would run has another digest.
+/// bytes when they were collected). Any difference in how it would run gives another digest.
 [[nodiscard]] inline digest256 request_digest(const peer &who, const envelope &what,
                                               const run_terms &how,
                                               std::optional<std::string_view> collected_stdin);
 
-/// What operators have granted for a while (`approvals allow --for`). An approval for once is no
-/// grant: who keeps it compares digests and asks decide() again, which must not say deny.
+/// What operators have granted for a while (`approvals allow --for`). An approval for one run is not
+/// a grant: the code that keeps it compares digests and calls decide() again, which must not deny.
 class grants {
   public:
-    /// Until a moment of CLOCK_BOOTTIME, in milliseconds; a longer one of the same replaces it.
+    /// Until a time of CLOCK_BOOTTIME, in milliseconds. A later time for the same digest replaces it.
     void add(const qube_name &qube, const digest256 &request, std::uint64_t until_ms) {
         std::uint64_t &until = until_[{qube.text(), request}];
         until = std::max(until, until_ms);
@@ -303,7 +304,7 @@ class grants {
         const auto at = until_.find({qube.text(), request});
         return at != until_.end() && now_ms < at->second;
     }
-    /// Takes away what a qube has, when its key is gone.
+    /// Removes the grants of a qube, when its key is gone.
     void revoke(const qube_name &qube) {
         std::erase_if(until_, [&](const auto &e) { return e.first.first == qube.text(); });
     }
@@ -324,39 +325,41 @@ struct verdict {
     action what = action::deny;
     std::string rule;           ///< policy_rule::reference, or "no rule matches"
     errc reason = errc::denied; ///< of a deny or ask
-    std::string why;            ///< words for the qube; they tell nothing about the policy's text
+    std::string why;            ///< text for the qube; it does not reveal the policy
     run_terms how;              ///< of an ask or allow
-    bool granted = false;       ///< the rule says ask, and a grant has answered
+    bool granted = false;       ///< the rule says ask, and a grant is the answer
 
     [[nodiscard]] bool allowed() const noexcept { return what == action::allow; }
 };
 
-/// Decides. `now_ms` is dom0's CLOCK_BOOTTIME. `collected_stdin` is what a request to be asked
-/// about has for input, once that is known; until then a grant that covers input does not count.
+/// Decides. `now_ms` is dom0's CLOCK_BOOTTIME. `collected_stdin` is the input of a request that an
+/// operator is asked about, after it is known; until then a grant that covers input does not count.
 ///
 /// - A rule below full matches an argv: that of an exec request, or of a command line that is a
 ///   simple_command, which then runs without a shell. Every other command line is for bash, and
-///   only level:full or an `ask` lets it run; a script, those or its digest. The digest holds for a
-///   script alone: the same bytes as a command line would run in bash, whatever `#!` they name.
-/// - Where tags are unknown, the first rule that could match by tag denies.
-/// - Below full stdin is closed (under `ask`: collected), there is no tty and none of the client's
-///   environment, unless the rule says so; under full, all that is asked for, unless the rule does.
-/// - A service argument is a level and only takes away: what that level does not hold is denied,
-///   and what it holds runs as below full. Another word denies.
+///   only level:full or an `ask` allows it. A script can also be allowed by its digest. The digest
+///   holds only for a script: the same bytes as a command line would run in bash, whatever their
+///   `#!` names.
+/// - If tags are unknown, the first rule that could match by tag denies.
+/// - Below full, stdin is closed (under `ask`: collected), there is no tty, and nothing of the
+///   client's environment passes, unless the rule says otherwise. Under full, all that the request
+///   asks for is allowed, unless the rule says otherwise.
+/// - A service argument is a level, and can only take away: what that level does not allow is
+///   denied, and what it allows runs as below full. Any other argument denies.
 ///
-/// The request may still lack a body that follows its header: what is decided then is decided again
-/// when it is whole. For a text of which not even the digest is known, see could_allow().
+/// The request may still lack a body that follows its header. Then it is decided again when it is
+/// complete. For a text of which not even the digest is known, see could_allow().
 [[nodiscard]] inline verdict decide(const peer &who, const envelope &what, const policy &rules,
                                     const grants &given, std::uint64_t now_ms,
                                     std::optional<std::string_view> collected_stdin = {});
 
-/// What both verdicts about one request allow: a deny of either, else an ask of either, with the
-/// narrower of each term. Two rules that name different accounts have no narrower one: that denies.
-/// Used while policy on disk is no longer the policy that was loaded.
+/// What both of two verdicts about one request allow: deny if one denies, else ask if one asks, with
+/// the narrower of each term. If the two rules name different accounts, neither is narrower, so that
+/// denies. Used while the policy on disk is no longer the policy that was loaded.
 [[nodiscard]] inline verdict narrower(const verdict &one, const verdict &other);
 
-/// For an entry of the queue, whose text comes after its header: a deny when no text at all could
-/// be allowed or asked about. Anything else means: fetch the text, and decide() then.
+/// For an entry of the queue, whose text comes after its header: deny when no text could be allowed
+/// or asked about. Any other answer means: fetch the text, and then call decide().
 [[nodiscard]] inline verdict could_allow(const peer &who, const policy &rules);
 
 } // namespace qvmremote

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Protocol 1 on its way between a qube and dom0 (doc/PROTOCOL.md, "Queue"): both ends as state
-/// machines over bytes. What a token proves and which files there are is other people's business.
+/// Protocol 1 between a qube and dom0 (doc/PROTOCOL.md, "Queue"): both ends as state machines over
+/// bytes. Other code checks tokens and handles files.
 
 #pragma once
 
@@ -26,11 +26,11 @@
 
 namespace qvmremote {
 
-/// What the carrier without frames writes first, in place of `preamble`.
+/// What a carrier that uses no frames writes first, in place of `preamble`.
 inline constexpr std::array<std::uint8_t, 16> queue_preamble = {
     0, 'q', 'v', 'm', '-', 'r', 'e', 'm', 'o', 't', 'e', ' ', '1', '\r', '\n', 0xff};
 
-/// What follows an output that was cut at limits::recorded_output (COMPAT-V1.md).
+/// The text after an output that was cut at limits::recorded_output (COMPAT-V1.md).
 inline constexpr std::string_view queue_cut_mark = "\n[truncated at 10485760 bytes]\n";
 static_assert(limits::recorded_output == 10485760);
 
@@ -40,8 +40,8 @@ class queue_end {
     /// The next input. It is borrowed until next() has returned nothing.
     void feed(bytes_view untrusted) noexcept { untrusted_ = untrusted; }
 
-    /// What is to be sent, as it goes into a stream or, in pieces of limits::queue_piece, into
-    /// QUEUE frames.
+    /// The bytes to send, directly into a stream or, in pieces of limits::queue_piece, in QUEUE
+    /// frames.
     [[nodiscard]] out_buffer &output() noexcept { return out_; }
 
   protected:
@@ -61,7 +61,7 @@ class queue_end {
             return std::nullopt;
         return std::string_view(held_);
     }
-    // At most `most` counted bytes, as many as are there.
+    // The counted bytes that have come, at most `most`.
     [[nodiscard]] bytes_view take_bytes(std::size_t most) noexcept {
         const bytes_view out = untrusted_.first(std::min(most, untrusted_.size()));
         untrusted_ = untrusted_.subspan(out.size());
@@ -76,7 +76,7 @@ class queue_end {
         out_.put(as_bytes(line));
     }
 
-    // The words of a line, one blank between two of them.
+    // The words of a line, with one blank between two words.
     class line_words {
       public:
         explicit line_words(std::string_view line) noexcept : left_(line) {}
@@ -113,14 +113,14 @@ struct queue_event {
     std::optional<command_id> id{}; ///< of all but idle and pong
     std::string untrusted_token{};  ///< entry: 64 digits, or empty when there is none
     std::uint64_t length = 0;       ///< entry: bytes of the command
-    std::string untrusted_body{};   ///< body: as it lay in the file
+    std::string untrusted_body{};   ///< body: the bytes of the file
     std::uint64_t number = 0;       ///< pong
 };
 
-/// dom0's end. Holds a line, and one body that it asked for (I4).
+/// dom0's end. It holds at most one line, and one body that it asked for (I4).
 class queue_server : public queue_end {
   public:
-    /// The next event; nothing when more input is needed. An error is the stream's.
+    /// The next event; nothing when more input is needed. An error ends the stream.
     [[nodiscard]] result<std::optional<queue_event>> next() {
         for (;;) {
             if (body_) {
@@ -154,15 +154,15 @@ class queue_server : public queue_end {
     void later(const command_id &id) { put_line("later", id.text()); }
     void ping(std::uint64_t number) { put_line("ping", std::to_string(number)); }
 
-    /// Room for a piece of output, at most limits::queue_output; commit_output sends what was put
-    /// there. Nothing else is to be said between the two.
+    /// Room for a piece of output, at most limits::queue_output. commit_output sends what was written
+    /// there. Call nothing else that sends between the two.
     [[nodiscard]] std::span<std::uint8_t> prepare_output(std::size_t most) {
         return output()
             .prepare(line_room + std::min(most, limits::queue_output))
             .subspan(line_room);
     }
     void commit_output(const command_id &id, bool is_stdout, std::size_t n) {
-        // The line's length depends on n, so the piece moves up to it: once, and at most that far.
+        // The line's length depends on n, so the piece is moved up to the line, once.
         const std::string line =
             std::string(is_stdout ? "out " : "err ") + id.text() + ' ' + std::to_string(n) + '\n';
         const auto room = output().prepare(line_room + n);
@@ -241,7 +241,7 @@ class queue_server : public queue_end {
                });
     }
 
-    std::set<std::string> asked_; // bodies that may come; as many as dom0 lets run
+    std::set<std::string> asked_; // bodies that may come; at most as many as dom0 lets run
     std::optional<queue_event> body_;
     std::size_t body_left_ = 0;
 };
@@ -253,12 +253,12 @@ struct queue_order {
     std::optional<command_id> id{}; ///< of all but ping
     bool is_stdout = false;         ///< output
     bytes_view data{};              ///< output: borrowed until the next feed()
-    int exit_code = 0;              ///< result: negative for a signal, as Python has it
+    int exit_code = 0;              ///< result: negative for a signal, as in Python
     std::string meta{}, audit{};    ///< result: one text, one line with its newline
     std::uint64_t number = 0;       ///< ping
 };
 
-/// The carrier's end, for one that is written in C++.
+/// The carrier's end, for a carrier that is written in C++.
 class queue_client : public queue_end {
   public:
     [[nodiscard]] result<std::optional<queue_order>> next() {
@@ -365,7 +365,7 @@ class queue_client : public queue_end {
     }
 
     queue_order order_{};
-    std::size_t left_ = 0; // of the bytes behind its line
+    std::size_t left_ = 0; // of the bytes after its line
     std::size_t meta_size_ = 0;
     std::string text_;
 };

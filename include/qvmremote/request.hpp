@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What a user typed, as the request that dom0 is sent. qvm-remote sends it and `policy check` asks
-/// about it, so both mean the same by the same words.
+/// Makes a request from what a user typed. qvm-remote sends it, and `policy check` asks about it, so
+/// the same words mean the same in both.
 
 #pragma once
 
@@ -17,9 +17,9 @@
 
 namespace qvmremote {
 
-/// How the words of a command line are to be understood.
+/// What the words of a command line mean.
 enum class command_form : std::uint8_t {
-    line,   ///< one line for a shell; without words, the text is a script for it
+    line,   ///< one line for a shell; without words, the text is a script for the shell
     argv,   ///< `--exec`: a program and its arguments, without a shell
     script, ///< `--script`: arguments of the text
 };
@@ -28,8 +28,8 @@ enum class command_form : std::uint8_t {
 struct typed_command {
     command_form form = command_form::line;
     std::vector<std::string> words;
-    std::string text;       ///< of the script's file; or of standard input, when there are no words
-    bool has_input = false; ///< standard input may hold something for the command to read
+    std::string text;       ///< of the script's file; or of standard input, if there are no words
+    bool has_input = false; ///< standard input may hold input for the command
 };
 
 /// The part of an envelope that the user's words decide.
@@ -39,7 +39,7 @@ struct typed_request {
     std::string body;                   ///< a command line or a script
     bool stdin_live = false;
 
-    /// The request in one text, for records and screens.
+    /// The request as one text, for records and screens.
     [[nodiscard]] std::string shown() const;
 };
 
@@ -75,7 +75,7 @@ inline std::string typed_request::shown() const {
         out.body = std::move(typed.text);
         break;
     case command_form::line:
-        // A script that came by standard input has used it up.
+        // A script that came through standard input has used it up.
         out.stdin_live = out.stdin_live && !typed.words.empty();
         out.body = typed.words.empty() ? std::move(typed.text) : detail::joined(typed.words);
         break;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How an agent carries the sessions of many clients over one stream (doc/PROTOCOL.md, "Stream"):
-/// whose each frame is, and what a client may pass on. It holds no key and changes no byte of a
-/// session.
+/// How an agent carries the sessions of many clients over one stream (doc/PROTOCOL.md, "Stream"): to
+/// which client each frame belongs, and what a client may send. It holds no key and changes no byte
+/// of a session.
 
 #pragma once
 
@@ -28,19 +28,19 @@ struct route_event {
     enum class kind : std::uint8_t {
         deliver, ///< data: as it is, to `client`
         queue,   ///< data: for the carrier of protocol 1
-        hello,   ///< hello() is there now: clients that wait can have it
+        hello,   ///< hello() has come: send it to the clients that wait for it
     };
     kind what;
     std::uint32_t client = 0;
     bytes_view data{}; ///< borrowed from what was fed, or until the next call
 };
 
-/// Clients are numbers that the caller gives, each once and none of them 0.
+/// Clients are numbers that the caller gives. Each is used once, and none is 0.
 class agent_router {
   public:
     agent_router() { to_dom0_.put(preamble); }
 
-    /// What the agent itself has to say to dom0, the preamble first. It goes between two frames.
+    /// What the agent itself sends to dom0, the preamble first. Send it between two frames.
     [[nodiscard]] out_buffer &to_dom0() noexcept { return to_dom0_; }
 
     /// The HELLO frame as dom0 sent it, which every client gets first; empty before it has come.
@@ -53,9 +53,9 @@ class agent_router {
     /// The next bytes; borrowed until next() has returned nothing.
     void feed(bytes_view untrusted) noexcept { input_ = untrusted; }
 
-    /// What is to be done with them; nothing when more are needed. A frame is passed on as it
-    /// comes, in pieces: two pieces that follow each other in memory may be written as one. An error
-    /// is the stream's.
+    /// What to do with them; nothing when more are needed. A frame is passed on as it comes, in
+    /// pieces: two pieces that follow each other in memory may be written as one. An error ends the
+    /// stream.
     [[nodiscard]] result<std::optional<route_event>> next(std::uint64_t now_ms) {
         for (;;) {
             if (payload_left_ > 0) {
@@ -81,7 +81,7 @@ class agent_router {
             if (auto known = address(*header, now_ms); !known)
                 return tl::unexpected(known.error());
             payload_left_ = header->length;
-            // Behind its header in memory, unless that came in two pieces.
+            // After its header in memory, unless the header came in two pieces.
             if (auto event = pass(whole ? bytes_view(begin, frame_header::size) : header_))
                 return event;
         }
@@ -89,14 +89,14 @@ class agent_router {
 
     // From a client.
 
-    /// How many sessions may wait for a challenge's use at a time, so that dom0 refuses none.
+    /// How many challenges may be unused at a time, so that dom0 refuses no OPEN.
     static constexpr std::size_t open_at_once = limits::open_challenges - 4;
 
-    /// The beginning of `untrusted` that can be sent to dom0 as it is: whole frames of this client
-    /// that keep to the rules. Shorter than that when a frame is not whole, when its time has not come
-    /// (held() then), or before one that breaks a rule. The caller sends all of it before anything
-    /// else, and asks again for what is behind it. An error means that the first frame breaks a rule:
-    /// remove() the client.
+    /// The beginning of `untrusted` that can be sent to dom0 unchanged: whole frames of this client
+    /// that obey the rules. It ends before a frame that is not complete, that has to wait (then
+    /// held() is true), or that breaks a rule. The caller sends all of it before anything else, and
+    /// then calls again with the rest. An error means that the first frame breaks a rule: remove()
+    /// the client.
     [[nodiscard]] result<std::size_t> accept(std::uint32_t client, bytes_view untrusted,
                                              std::uint64_t now_ms) {
         held_ = false;
@@ -105,7 +105,8 @@ class agent_router {
             const bytes_view left = untrusted.subspan(size);
             if (left.size() < frame_header::size)
                 return size;
-            // What was looked at before is counted: it has to go, though its client has to as well.
+            // The frames before this one are counted already, so they must be sent, although the
+            // client is removed afterwards.
             auto header = frame_header::decode(left.first<frame_header::size>(), limits::frame);
             if (!header && size > 0)
                 return size;
@@ -125,10 +126,10 @@ class agent_router {
             size += frame_header::size + header->length;
         }
     }
-    /// Whether the last accept() stopped at a frame that has to wait for another client.
+    /// Whether the last accept() stopped at a frame that must wait for another client.
     [[nodiscard]] bool held() const noexcept { return held_; }
 
-    /// A client has gone: its sessions are closed, and answers to it are dropped.
+    /// A client is gone: its sessions are closed, and answers to it are dropped.
     void remove(std::uint32_t client) {
         std::replace(openers_.begin(), openers_.end(), client, std::uint32_t{0});
         std::replace(pingers_.begin(), pingers_.end(), client, std::uint32_t{0});
@@ -150,7 +151,7 @@ class agent_router {
         std::uint64_t challenged_ms;
         bool requested = false;
     };
-    // What becomes of the frame whose payload is passing.
+    // What is done with the frame whose payload is passing.
     enum class target : std::uint8_t { nobody, client, queue, hello, ping };
 
     [[nodiscard]] bytes_view take(std::size_t most) noexcept {
@@ -191,7 +192,7 @@ class agent_router {
         return std::nullopt;
     }
 
-    // Finds out whose a frame of dom0's is.
+    // Finds out for which client a frame from dom0 is.
     [[nodiscard]] result<bool> address(const frame_header &header, std::uint64_t now_ms) {
         const frame_rule &rule = *rule_of(header.type);
         if (rule.from == sender::qube)
@@ -253,7 +254,7 @@ class agent_router {
         }
         const auto at = sessions_.find(number);
         if (at == sessions_.end())
-            return true; // given up here, and dom0 does not know yet
+            return true; // the client is gone, and dom0 does not know yet
         to(at->second.client);
         if (header.type == frame_type::end || header.type == frame_type::refused ||
             header.type == frame_type::rejected || header.type == frame_type::close)
@@ -261,15 +262,15 @@ class agent_router {
         return true;
     }
 
-    // Whether a client may send a frame, now: dom0 would end the stream for all over one that it may
-    // not.
+    // Whether a client may send this frame now. For a frame that it may not send, dom0 would end the
+    // stream of all clients.
     [[nodiscard]] result<bool> check(std::uint32_t client, const frame_header &header,
                                      std::uint64_t now_ms) {
         const frame_rule &rule = *rule_of(header.type);
         const std::uint32_t number = header.session;
         if (rule.from == sender::dom0 || header.type == frame_type::queue)
             return fail(errc::unknown_frame);
-        // dom0 takes large frames once it has vouched for somebody; so do we.
+        // dom0 takes large frames after a token has verified; so do we.
         if (header.length > largest_request && (!verified_ || header.type == frame_type::request))
             return fail(errc::frame_too_large);
         if (header.type == frame_type::open) {
@@ -290,7 +291,7 @@ class agent_router {
             return fail(errc::bad_frame);
         const auto at = sessions_.find(number);
         if (at == sessions_.end()) {
-            // It is over, and the client may not know yet: dom0 ignores the frame.
+            // The session is over, and the client may not know yet. dom0 ignores the frame.
             if (number > last_number_)
                 return fail(errc::bad_frame);
             return true;
@@ -304,7 +305,7 @@ class agent_router {
         return true;
     }
 
-    // Challenges that dom0 still holds open for us, or is about to.
+    // Challenges that dom0 holds open for us, or soon will.
     [[nodiscard]] std::size_t open_sessions(std::uint64_t now_ms) const {
         const auto waiting = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto &s) {
             return !s.second.requested && now_ms <= s.second.challenged_ms + limits::challenge_ms;
@@ -331,7 +332,7 @@ class agent_router {
     bytes_view input_;
     std::array<std::uint8_t, frame_header::size> header_{};
     std::size_t header_size_ = 0, payload_left_ = 0;
-    bool in_payload_ = false; // of the present frame, its header has passed
+    bool in_payload_ = false; // the header of the present frame has passed
     target target_ = target::nobody;
     std::uint32_t client_ = 0;
     bytes hello_, ping_;
@@ -341,7 +342,7 @@ class agent_router {
 
     std::map<std::uint32_t, session> sessions_;
     std::uint32_t last_number_ = 0;
-    // Who waits for an answer, oldest first; 0 for one that has gone.
+    // The clients that wait for an answer, oldest first; 0 for a client that is gone.
     std::deque<std::uint32_t> openers_, pingers_;
 };
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bytes of others on their way to a terminal, a log, JSON, markup or a file name: one function a
-/// sink.
+/// Makes foreign bytes safe for a terminal, a log, JSON, markup or a file name: one function for
+/// each sink.
 ///
-/// A hostile byte is shown, not dropped: whoever reads `\x1b[2J` learns that somebody sent it.
+/// A hostile byte is shown and not dropped: whoever reads `\x1b[2J` learns that somebody sent it.
 
 #pragma once
 
@@ -18,64 +18,64 @@
 
 namespace qvmremote {
 
-/// What one piece of foreign text may take of a screen or a log, unless the caller says otherwise.
+/// How many bytes one piece of foreign text may take on a screen or in a log, by default.
 inline constexpr std::size_t sanitized_text = 4096;
 
-/// For a terminal: bytes 0x20 to 0x7e and nothing else, so nothing that a terminal obeys. Newline,
-/// tab and carriage return become `\n`, `\t`, `\r`, the backslash `\\`, every other byte `\xNN`
-/// (two lower-case digits). Uncut, the text can be turned back into the bytes.
+/// For a terminal: only bytes 0x20 to 0x7e, so nothing that controls a terminal. Newline, tab and
+/// carriage return become `\n`, `\t`, `\r`, the backslash becomes `\\`, every other byte `\xNN`
+/// (two lower-case digits). If it was not cut, the text can be turned back into the bytes.
 ///
-/// Here and below, a result never exceeds `limit` bytes; one that was cut ends in `...`, and no
-/// escape is cut in two.
+/// Here and below, a result never exceeds `limit` bytes. A result that was cut ends in `...`, and
+/// no escape is cut in two.
 [[nodiscard]] inline std::string for_terminal(std::string_view untrusted_text,
                                               std::size_t limit = sanitized_text);
 
-/// The bytes that for_terminal() shows as this text; bad_value at the first place that it cannot have
+/// The bytes that for_terminal() shows as this text; bad_value at the first byte that it cannot have
 /// written. A text that was cut comes back with its `...`.
 [[nodiscard]] inline result<std::string> from_terminal(std::string_view untrusted_text);
 
-/// For one line of a log: the same set as for_terminal, so there is no newline to forge a line
-/// with.
+/// For one line of a log: the same set as for_terminal. It has no newline, so nobody can forge a
+/// line.
 [[nodiscard]] inline std::string for_log(std::string_view untrusted_text,
                                          std::size_t limit = sanitized_text);
 
-/// A command as the logs of protocol 1 show it (its PREVIEW): the first `max_bytes` bytes, newlines
-/// as blanks, other bytes outside 0x20 to 0x7e as in for_log. The backslash stays as it is, since
-/// the Python programs left it so; `\x1b` may therefore be four characters that somebody typed.
+/// A command as the logs of protocol 1 show it (PREVIEW): the first `max_bytes` bytes, newlines as
+/// blanks, other bytes outside 0x20 to 0x7e as in for_log. A backslash stays as it is, as in the
+/// Python programs; so `\x1b` may also be four characters that somebody typed.
 [[nodiscard]] inline std::string preview(std::string_view untrusted_text, std::size_t max_bytes);
 
-/// For the inside of a JSON string (RFC 8259); the quotes are the caller's. Valid UTF-8 passes
-/// (no overlong form, no surrogate, nothing above U+10FFFF), but for `"`, `\`, the controls (C0,
-/// DEL, C1), U+2028, U+2029 and the marks that turn the direction of text, which are escaped.
+/// For the inside of a JSON string (RFC 8259); the caller writes the quotes. Valid UTF-8 passes
+/// (no overlong form, no surrogate, nothing above U+10FFFF), except `"`, `\`, the controls (C0,
+/// DEL, C1), U+2028, U+2029 and the marks that change the direction of text. These are escaped.
 ///
-/// A byte that is not part of valid UTF-8 becomes `\u00NN`, NN being that byte. A reader cannot
-/// tell it from the character U+00NN: JSON has no way to carry a byte, and whoever needs the exact
-/// bytes records their digest beside.
+/// A byte NN that is not part of valid UTF-8 becomes `\u00NN`. A reader cannot tell it from the
+/// character U+00NN, since JSON cannot carry a byte. A caller that needs the exact bytes also
+/// records their digest.
 [[nodiscard]] inline std::string for_json(std::string_view untrusted_text,
                                           std::size_t limit = std::string_view::npos);
 
-/// For the text between tags, or in a quoted attribute, of HTML and Pango markup: as for_terminal,
-/// and `& < > " '` as `&amp; &lt; &gt; &quot; &#39;`. Bytes outside ASCII stay visible as `\xNN`
-/// rather than as numeric references: Pango refuses a whole text for one `&#x1b;` or one bad UTF-8
-/// sequence, and a `?` in its place would make two different commands look alike to who approves.
+/// For text between tags, or in a quoted attribute, of HTML and Pango markup: as for_terminal, and
+/// `& < > " '` as `&amp; &lt; &gt; &quot; &#39;`. Bytes outside ASCII are shown as `\xNN`, not as
+/// numeric references: Pango refuses a whole text because of one `&#x1b;` or one bad UTF-8
+/// sequence, and with a `?` instead two different commands would look alike to an operator.
 [[nodiscard]] inline std::string for_markup(std::string_view untrusted_text,
                                             std::size_t limit = sanitized_text);
 
 /// For one component of a path. Accepts 1 to 128 of `[A-Za-z0-9._-]`, not beginning with `.` or
-/// `-`. All else is errc::bad_value at the first byte that does not fit: a repaired name would be
-/// another name, and two of them might meet.
+/// `-`. Anything else is errc::bad_value at the first bad byte. It is not repaired, because two
+/// different names could be repaired to the same one.
 [[nodiscard]] inline result<std::string> for_file_name(std::string_view untrusted_name);
 
 namespace detail {
 
-// Appends pieces to a string up to a limit. The first piece that does not fit ends the text with
+// Appends pieces to a string up to a limit. The first piece that is too long ends the text with
 // "..." at the last boundary that leaves room for it.
 class bounded_text {
   public:
     bounded_text(std::string &out, std::size_t limit) noexcept
         : out_(out), start_(out.size()), keep_(out.size()), limit_(limit) {}
 
-    // False when the piece did not fit: nothing may be added any more.
+    // False when the piece was too long: nothing may be added any more.
     [[nodiscard]] bool add(std::string_view piece) {
         if (piece.size() > limit_ - used()) {
             out_.resize(keep_);
@@ -113,8 +113,8 @@ class bounded_text {
 
 inline constexpr char hex_digits[] = "0123456789abcdef";
 
-// Shared by the sinks that take printable ASCII alone. `replacement(c)` is what stands for a byte
-// in that sink, or empty for the common rule.
+// Shared by the sinks that take only printable ASCII. `replacement(c)` is the text for a byte in
+// that sink, or empty for the common rule.
 template <class Replacement>
 [[nodiscard]] std::string escape_bytes(std::string_view untrusted_text, std::size_t limit,
                                        Replacement replacement) {
@@ -169,16 +169,16 @@ struct utf8_character {
     return {code, length};
 }
 
-// What a screen obeys or a person cannot see: the controls, the line separators, and the marks that
-// make text read in another order than it has ("Trojan Source", CVE-2021-42574).
+// What controls a screen or is invisible: the controls, the line separators, and the marks that
+// show text in another order than it has ("Trojan Source", CVE-2021-42574).
 [[nodiscard]] constexpr bool is_json_escaped(std::uint32_t code) noexcept {
     return code < 0x20 || code == '"' || code == '\\' || (code >= 0x7f && code <= 0x9f) ||
            code == 0x61c || code == 0x200e || code == 0x200f ||
            (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
 }
 
-// for_json into a string that is already there: the audit builds a line of many such texts. False
-// when the text was cut.
+// for_json, appended to a string: the audit log builds a line from many such texts. False when the
+// text was cut.
 [[nodiscard]] inline bool append_json(std::string &out, std::string_view untrusted_text,
                                       std::size_t limit) {
     bounded_text text(out, limit);

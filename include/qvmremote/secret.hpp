@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Key material: moved, never copied, wiped when it goes, compared in constant time.
+/// Key material: moved, never copied, wiped when it is destroyed, compared in constant time.
 
 #pragma once
 
@@ -23,7 +23,7 @@ template <std::size_t N>
 class secret_bytes {
   public:
     secret_bytes() noexcept = default;
-    /// Takes the value over: what it came in is wiped, a temporary of a MAC's result above all.
+    /// Takes the value over and wipes its source, which is often a temporary with a MAC.
     explicit secret_bytes(std::array<std::uint8_t, N> &&value) noexcept : value_(value) {
         OPENSSL_cleanse(value.data(), value.size());
     }
@@ -52,13 +52,13 @@ class secret_bytes {
     std::array<std::uint8_t, N> value_{};
 };
 
-/// A key as it is registered: the text of 64 hexadecimal digits, in the case it was typed in. The
-/// text itself, not the 32 bytes it spells, is the HMAC key of both protocols (COMPAT-V1.md).
+/// A key as it is registered: the text of 64 hexadecimal digits, in the case that was typed. The
+/// HMAC key of both protocols is this text, not the 32 bytes that it spells (COMPAT-V1.md).
 class secret {
   public:
-    /// Takes 64 digits of [0-9a-fA-F], blanks and newlines around them allowed. Fails with
-    /// errc::bad_key and the offset of the first byte that does not belong: no prefix, no sign, no
-    /// separator. The caller wipes the text it passed.
+    /// Takes 64 digits of [0-9a-fA-F], with blanks and newlines around them allowed, and no prefix,
+    /// sign or separator. Fails with errc::bad_key at the first bad byte. The caller wipes the text
+    /// that it passed.
     [[nodiscard]] static result<secret> parse(std::string_view untrusted_text) {
         std::size_t begin = 0;
         std::size_t end = untrusted_text.size();
@@ -88,7 +88,7 @@ class secret {
         return out;
     }
 
-    /// The digits as stored. Borrowed; goes to a MAC or to a key file, nowhere else.
+    /// The digits as stored, borrowed. Pass them only to a MAC or into a key file.
     [[nodiscard]] bytes_view text() const noexcept { return text_.view(); }
 
     [[nodiscard]] secret duplicate() const {
@@ -101,8 +101,8 @@ class secret {
         return text_.equals(other.text_.view());
     }
 
-    /// "SHA256:" and the base64 of the text's SHA-256 without padding, as ssh-keygen -l writes one:
-    /// what people compare at both ends. A hash, so that it gives no digit away.
+    /// "SHA256:" and the base64 of the text's SHA-256 without padding, as ssh-keygen -l prints it.
+    /// People compare it at both ends. It is a hash, so it shows no digit of the key.
     [[nodiscard]] std::string fingerprint() const {
         constexpr char alphabet[] =
             "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

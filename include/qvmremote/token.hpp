@@ -25,8 +25,8 @@
 
 namespace qvmremote {
 
-/// Proof that a T was authenticated: only request_verifier makes one, and what starts processes
-/// takes nothing else.
+/// Proof that a T was authenticated: only request_verifier makes one, and the code that starts
+/// processes takes nothing else.
 template <class T>
 class verified {
   public:
@@ -50,16 +50,16 @@ inline constexpr std::size_t token_size = 32;
 /// The largest payload that still leaves room for its tag.
 inline constexpr std::size_t max_tagged_payload = limits::frame - tag_size;
 /// With feature::gmac, data frames with at least this much data carry GMAC tags. Below it HMAC is
-/// as fast, and a short command never pays for setting AES up.
+/// as fast, and a short command need not set AES up.
 inline constexpr std::size_t gmac_threshold = 4096;
 
-/// Seals or opens the frames of one session in one direction. Keeps the sequence number, which both
-/// ends count and nobody sends.
+/// Seals or opens the frames of one session in one direction. It keeps the sequence number, which
+/// both ends count and never send.
 class frame_authenticator {
   public:
     explicit frame_authenticator(const secret_bytes<32> &key) : mac_(key.view()) {}
 
-    /// Large data frames use GMAC from now on: the signed header said so.
+    /// Large data frames use GMAC from now on, because the signed header says so.
     void use_gmac() noexcept { use_gmac_ = true; }
 
     /// The tag of the next frame; counts it.
@@ -71,7 +71,7 @@ class frame_authenticator {
         prefix[12] = static_cast<std::uint8_t>(type);
         std::array<std::uint8_t, tag_size> out;
         if (use_gmac_ && is_data(type) && payload.size() >= gmac_threshold) {
-            // Shorter than any tagged input, so that no tag is ever this key's beginning.
+            // Shorter than any tagged input, so that no tag is ever the beginning of this key.
             if (!gmac_)
                 gmac_.emplace(secret_bytes<32>(mac_.of({as_bytes({"gmac\0", 5})})).value());
             out = gmac_->of(sequence_, {prefix, payload});
@@ -95,8 +95,8 @@ class frame_authenticator {
         return payload;
     }
 
-    /// Finishes a frame that lies in place: room for a header, then `length` bytes of payload, then
-    /// room for a tag. Returns the size of the whole.
+    /// Finishes a frame in place: room for a header, then `length` bytes of payload, then room for a
+    /// tag. Returns the size of the whole.
     std::size_t seal(std::uint8_t *frame, std::uint32_t session, frame_type type,
                      std::size_t length) {
         std::uint8_t *const payload = frame + frame_header::size;
@@ -130,10 +130,10 @@ struct session_keys {
     }
 };
 
-/// A fresh random value of dom0's, good for one request.
+/// A fresh random value from dom0, good for one request.
 using challenge = std::array<std::uint8_t, 32>;
 
-/// Derives everything from a registered key, and so is as secret as that.
+/// Derives everything from a registered key, so it is as secret as that key.
 class request_signer {
   public:
     explicit request_signer(const secret &key) : mac_(root(key).view()) {}
@@ -149,7 +149,7 @@ class request_signer {
     }
 
   private:
-    // The labels count with their final NUL, so that none is the beginning of another.
+    // The labels include their final NUL, so that no label is the beginning of another.
     template <std::size_t N>
     [[nodiscard]] static bytes_view label(const char (&text)[N]) noexcept {
         return as_bytes({text, N});
@@ -164,20 +164,20 @@ class request_signer {
 /// A header whose token verified, before anything in it was read.
 struct signed_header {
     bytes_view header;     ///< borrowed from the REQUEST frame
-    std::size_t key_index; ///< which of the keys that were offered
+    std::size_t key_index; ///< which of the given keys it was
     digest256 token;
 };
 
 /// A whole request: its header, and the body that the header promised.
 struct request {
-    envelope header; ///< with `body` filled in, wherever it travelled
+    envelope header; ///< with `body` filled in, in the header or after it
 };
 
 /// The one way from bytes to a request that may run: token, then header, then body.
 class request_verifier {
   public:
-    /// `untrusted_payload` is a token and a header; nothing of the header is looked at. Fails with
-    /// errc::bad_token. All keys are tried, so that time does not tell which one fits.
+    /// `untrusted_payload` is a token and a header; the header is not parsed. Fails with
+    /// errc::bad_token. All keys are tried, so that the time does not show which one matches.
     [[nodiscard]] static result<verified<signed_header>> verify(std::span<const secret> keys,
                                                                 const digest256 &t,
                                                                 const challenge &c,
@@ -205,7 +205,7 @@ class request_verifier {
     }
 
     /// Protocol 1: the token of an entry of the queue under any of `keys`, errc::bad_token otherwise.
-    /// It proves that a holder of the key chose the ID; the body, fetched later, is nobody's word.
+    /// It proves that a holder of the key chose the ID. The body, fetched later, is not authentic.
     struct entry_verified {
         verified<envelope> header; ///< kind shell, protocol 1, body to follow
         std::size_t key_index;
@@ -229,10 +229,10 @@ class request_verifier {
         return entry_verified{verified<envelope>(std::move(header)), fits};
     }
 
-    /// Joins the body; `untrusted_body` is empty for one that came within the header. Fails with
+    /// Joins the body; `untrusted_body` is empty for a body that came in the header. Fails with
     /// errc::bad_digest, or errc::binary_content for a command line with a NUL; for an entry of the
-    /// queue with errc::command_empty, command_too_large, or binary_content for any control
-    /// character that no text has.
+    /// queue with errc::command_empty, command_too_large, or binary_content for control characters
+    /// that do not belong into text.
     [[nodiscard]] static result<verified<request>> complete(verified<envelope> header,
                                                             std::string untrusted_body) {
         envelope out = std::move(header.value_);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A pipe that turns out to carry much.
+/// Enlarges a pipe that carries much data.
 
 #pragma once
 
@@ -11,17 +11,17 @@
 
 namespace qvmremote::host {
 
-/// Enlarges a pipe, once, when a large piece has gone through it: every piece is a wake-up for who
-/// is at the other end. A descriptor that is no pipe stays as it is, and so does one that the kernel
-/// gives no more room (F_SETPIPE_SZ in fcntl(2)).
+/// Enlarges a pipe, once, after a large piece has gone through it, because each piece wakes up the
+/// process at the other end. A descriptor that is not a pipe stays as it is, and so does a pipe that
+/// the kernel does not enlarge (F_SETPIPE_SZ in fcntl(2)).
 class bulk_pipe {
   public:
-    /// Of an ordinary pipe of 64 KiB this is nearly all.
+    /// Nearly all of an ordinary pipe of 64 KiB.
     static constexpr std::size_t large_piece = 60 * 1024;
     static constexpr int enlarged = 256 * 1024;
 
-    /// Says that a piece of `n` bytes was read from `fd` or is about to be written there; returns
-    /// whether that was a large one.
+    /// Call this for a piece of `n` bytes that was read from `fd` or is about to be written to it.
+    /// Returns whether it was a large piece.
     bool saw(int fd, std::size_t n) noexcept {
         if (n < large_piece)
             return false;

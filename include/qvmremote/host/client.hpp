@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The client: runs commands in dom0 over a stream that is kept, one after the other.
+/// The client: runs commands in dom0 one after the other, over a stream that it keeps.
 ///
 /// @code
 /// auto link = transport::load(directory, "mock", role::qube, options);
@@ -51,25 +51,25 @@ struct command {
     std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
     bool dry_run = false;                                ///< only ask what dom0 would decide
     bool no_wait =
-        false; ///< end with the first process, whatever it leaves running may still write
-    std::optional<command_id> id; ///< made up when absent
+        false; ///< end with the first process, even if what it left running may still write
+    std::optional<command_id> id; ///< when absent, a new one is made
 };
 
-/// Takes one stream of output. An implementation never blocks for long: it takes what it can.
+/// Takes one stream of output. An implementation never blocks for long; it takes what it can.
 class output_sink {
   public:
     virtual ~output_sink() = default;
-    /// Takes a beginning of `data`, perhaps none of it, and says how many bytes.
+    /// Takes the first bytes of `data`, perhaps none, and returns how many it took.
     [[nodiscard]] virtual std::size_t take(bytes_view data) = 0;
-    /// When take() left something: the descriptor to wait for, or -1 to be asked again soon.
+    /// When take() left something: the descriptor to wait for, or -1 to be called again soon.
     [[nodiscard]] virtual int blocked_on() const { return -1; }
-    /// Nobody will ever take more (EPIPE): the command is given up.
+    /// The sink will never take more (EPIPE): the command is given up.
     [[nodiscard]] virtual bool broken() const { return false; }
-    /// The command has closed this stream and goes on.
+    /// The command has closed this stream and still runs.
     virtual void end() {}
 };
 
-/// Keeps all in memory.
+/// Keeps everything in memory.
 class string_sink final : public output_sink {
   public:
     std::string text;
@@ -92,9 +92,9 @@ class callback_sink final : public output_sink {
     std::function<void(bytes_view)> call_;
 };
 
-/// Writes to a descriptor that others share (a standard stream): its flags stay as they are. So a
-/// pipe or a terminal is opened a second time, without blocking; a socket is asked not to block per
-/// call; where neither is possible, small pieces go when poll allows them.
+/// Writes to a descriptor that other processes share (a standard stream), so its flags stay as they
+/// are. A pipe or a terminal is opened a second time, without blocking; for a socket each call says
+/// not to block. Where neither is possible, small pieces are written when poll allows it.
 class descriptor_sink final : public output_sink {
   public:
     /// Borrows the descriptor.
@@ -132,9 +132,9 @@ class descriptor_sink final : public output_sink {
     }
     [[nodiscard]] int blocked_on() const override { return own_ ? own_.get() : fd_; }
     [[nodiscard]] bool broken() const override { return broken_; }
-    /// Lets go of what was opened here; the descriptor itself is the caller's to close.
+    /// Closes what was opened here. The caller closes the descriptor itself.
     void end() override { own_.reset(); }
-    /// errno of what broke it: EPIPE when the reader went, ENOSPC and so on.
+    /// The errno of what broke it: EPIPE when the reader is gone, ENOSPC and so on.
     [[nodiscard]] int error() const noexcept { return error_; }
 
   private:
@@ -162,19 +162,19 @@ class descriptor_sink final : public output_sink {
     int error_ = 0;
 };
 
-/// How a run stands, for whoever shows it to a person.
+/// The state of a run, to be shown to a person.
 enum class run_state : std::uint8_t {
     sent,    ///< dom0 has not answered yet
-    pending, ///< dom0 waits for its operator: `text` says for what
+    pending, ///< dom0 waits for its operator; the text says for what
     running,
 };
 
-/// What a run is connected to; all is borrowed for the call, and descriptors keep their flags.
+/// What a run is connected to. All of it is borrowed for the call, and descriptors keep their flags.
 struct run_streams {
     output_sink *out = nullptr; ///< required
     output_sink *err = nullptr; ///< required
-    int stdin_fd = -1;  ///< read from once dom0 has accepted; -1: the command gets /dev/null
-    int signal_fd = -1; ///< each byte that can be read is a signal to forward
+    int stdin_fd = -1;          ///< read after dom0 has accepted; -1: the command gets /dev/null
+    int signal_fd = -1;         ///< each byte read from it is a signal to forward
     /// Called when the state changes. `untrusted_text` may be empty.
     std::function<void(run_state, std::string_view untrusted_text)> changed{};
     /// Called every `tick_ms` while waiting, when set.
@@ -185,13 +185,13 @@ struct run_streams {
 /// How a run ended.
 struct run_result {
     enum class kind : std::uint8_t {
-        ended,       ///< end: what dom0 vouches for, and every byte arrived
+        ended,       ///< end: an authentic result, and every byte arrived
         refused,     ///< dom0 refuses: reason, text
-        rejected,    ///< a refusal that nobody vouches for: reason, text
-        lost,        ///< the stream broke, or what came was not authentic: text says so
+        rejected,    ///< a refusal that is not authentic: reason, text
+        lost,        ///< the stream broke, or what came was not authentic; text says which
         not_sent,    ///< the request cannot be sent: reason
         interrupted, ///< given up after a second signal, or before dom0 had accepted
-        sink_broken, ///< nobody takes the output any more; the command was given up
+        sink_broken, ///< a sink takes no more output; the command was given up
     };
     kind how = kind::lost;
     std::string id;
@@ -199,7 +199,7 @@ struct run_result {
     errc reason = errc::session_over;
     std::string untrusted_text;
     int signal = 0;            ///< the first one that was forwarded
-    bool may_have_run = false; ///< dom0 had been sent the request, and has not refused it
+    bool may_have_run = false; ///< the request was sent, and dom0 did not refuse it
 
     /// SPEC §1.2.
     [[nodiscard]] int exit_code() const noexcept {
@@ -227,8 +227,8 @@ struct collected {
     std::string out, err;
 };
 
-/// One stream to dom0 and the key that speaks on it. Used from one thread. SIGPIPE should be
-/// ignored in the process: a stream that broke then is a result like others.
+/// One stream to dom0, and the key that it uses. Use it from one thread. Ignore SIGPIPE in the
+/// process; then a broken stream is a result like any other.
 class client {
   public:
     client(stream to_dom0, secret key) : link_(std::move(to_dom0)), key_(std::move(key)) {
@@ -236,11 +236,11 @@ class client {
             ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
     }
 
-    /// How long dom0 may take for its first word, where somebody may have to be asked before the
-    /// call reaches it; else as long as for any other.
+    /// How long dom0 may take for its first byte, if the platform may ask somebody before the call
+    /// reaches dom0. Otherwise as long as for any other answer.
     void wait_for_first_answer(std::uint64_t ms) noexcept { first_answer_ms_ = ms; }
 
-    /// Runs one command to its end. Never throws for what dom0 or the machine does.
+    /// Runs one command to its end. Whatever dom0 or the machine does, it does not throw.
     [[nodiscard]] run_result run(command what, const run_streams &io);
 
     /// Runs one command without stdin and keeps its output.
@@ -253,7 +253,7 @@ class client {
         return done;
     }
 
-    /// The name that dom0 knows this qube by; empty before the first answer. Untrusted.
+    /// The name of this qube in dom0; empty before the first answer. Untrusted.
     [[nodiscard]] const std::string &untrusted_peer() const noexcept { return untrusted_peer_; }
 
     /// Whether another command can be run on this stream.
@@ -272,7 +272,7 @@ class client {
     class running;
 
     static void fill_random(std::span<std::uint8_t> out) {
-        // 256 bytes or less come whole, once the kernel's generator is seeded.
+        // 256 bytes or less come in one piece after the kernel's generator is seeded.
         qvmremote::detail::require(::getrandom(out.data(), out.size(), 0) ==
                                    static_cast<ssize_t>(out.size()));
     }
@@ -282,7 +282,7 @@ class client {
     client_stream machine_;
     std::string untrusted_peer_;
     bool usable_ = true;
-    bool answered_ = false; // a byte has come
+    bool answered_ = false; // a byte has come from dom0
     std::uint64_t first_answer_ms_ = 30'000;
 };
 

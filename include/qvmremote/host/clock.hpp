@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The clocks: one that only counts, and local time as the records write it.
+/// The clocks: one that only counts, and local time in the forms of the records.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace qvmremote::host {
 
-/// Milliseconds since boot, suspends included: what the session machines are given as `now_ms`.
+/// Milliseconds since boot, with the time in suspend: the `now_ms` of the session machines.
 [[nodiscard]] inline std::uint64_t boottime_ms() noexcept {
     timespec t{};
     ::clock_gettime(CLOCK_BOOTTIME, &t);

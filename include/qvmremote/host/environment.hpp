@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Configuration that reaches us beside the files: variables, and what a plug-in is told.
+/// Configuration that does not come from files: variables, and the options of a plug-in.
 
 #pragma once
 
@@ -14,8 +14,8 @@
 
 namespace qvmremote::host {
 
-/// Lays QVM_REMOTE_* and QUBES_REMOTE_* of an environment over a file's settings. An empty variable
-/// counts as unset (COMPAT-V1.md).
+/// Overrides a file's settings with QVM_REMOTE_* and QUBES_REMOTE_* of an environment. An empty
+/// variable counts as unset (COMPAT-V1.md).
 inline void overlay_environment(config &settings, const char *const *environment) {
     for (; environment && *environment; ++environment) {
         const std::string_view entry = *environment;
@@ -28,7 +28,7 @@ inline void overlay_environment(config &settings, const char *const *environment
     }
 }
 
-/// The options of one plug-in, out of all settings.
+/// The options of one plug-in, taken from all settings.
 [[nodiscard]] inline transport_options options_of(const config &settings,
                                                   std::string_view transport_name) {
     transport_options out;

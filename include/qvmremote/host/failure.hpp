@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How host/ fails: the machine's fault, in words for people, with errno where there is one.
+/// How host/ fails: what went wrong on this machine, as text for people, with errno if there is one.
 
 #pragma once
 
@@ -12,17 +12,17 @@
 
 namespace qvmremote::host {
 
-/// Why something could not be done on this machine. Peers' faults are qvmremote::error instead.
+/// Why something could not be done on this machine. The faults of peers are qvmremote::error instead.
 struct failure {
-    std::string what;     ///< one line that names the remedy, without "qvm-remote: " or full stop
-    int error_number = 0; ///< errno, 0 where the machine gave none
+    std::string what;     ///< one line that says what to do, without "qvm-remote: " or full stop
+    int error_number = 0; ///< errno, or 0 if there is none
 };
 
 /// A value, or the failure. Functions that return it are marked [[nodiscard]] one by one.
 template <class T>
 using outcome = tl::expected<T, failure>;
 
-/// The failing branch. With `error_number`, ": " and the system's words for it are appended.
+/// The failing branch. With `error_number`, ": " and the system's text for it are appended.
 [[nodiscard]] inline tl::unexpected<failure> failed(std::string what, int error_number = 0) {
     if (error_number != 0) {
         what += ": ";

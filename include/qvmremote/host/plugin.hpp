@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The loader of plug-ins: transport::load. Apart from transport.hpp, since it alone needs
+/// The loader of plug-ins: transport::load. It is not in transport.hpp, since only it needs
 /// Boost.DLL.
 
 #pragma once
@@ -29,7 +29,7 @@
 namespace qvmremote::host {
 namespace detail {
 
-// "mock, qrexec": for the message alone. A name that could not be configured is not listed.
+// "mock, qrexec": only for the message. A name that cannot be configured is not listed.
 [[nodiscard]] inline std::string installed_transports(const std::string &directory) {
     std::vector<std::string> names;
     const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory.c_str()), ::closedir);
@@ -63,11 +63,10 @@ inline outcome<transport> transport::load(const std::string &directory, const st
                     EINVAL});
     const std::string path = directory + "/" + name + ".so";
 
-    // What is checked here is looked at again by name, by library_info and by dlopen. Nobody can
-    // swap it in between: the directory, those above it and the file are closed to all but root and
-    // ourselves, and whoever is one of these need not race us. Loading /proc/self/fd/N instead
-    // would bring a fault of its own: the dynamic linker takes a name that it has seen for the same
-    // library, and a descriptor's number comes again.
+    // library_info and dlopen open the file again, by name. Nobody can swap it in between: only root
+    // and our own user can write to the file, its directory and those above, and they need not race
+    // us. Loading /proc/self/fd/N instead would bring another fault: the dynamic linker takes a name
+    // that it has seen for the same library, and descriptor numbers are used again.
     if (auto trusted_directory = open_trusted(directory, trusted::directory); !trusted_directory)
         return refused("cannot be loaded: " + trusted_directory.error().what,
                        trusted_directory.error().error_number);
@@ -80,10 +79,10 @@ inline outcome<transport> transport::load(const std::string &directory, const st
         return refused("cannot be loaded: " + file.error().what, file.error().error_number);
     }
 
-    // Boost throws, and differs by release in what; one net for all of it.
+    // Boost throws different types in different releases; this catches all of them.
     try {
-        // Read, not loaded: dlopen would already have run the constructors of a file that only
-        // happens to lie here. Throws when it is not ELF of this machine, or cut short.
+        // This reads the file and does not load it: dlopen would run the constructors of any file
+        // that happens to be here. It throws when the file is not ELF of this machine, or is cut.
         const auto symbols = [&]() -> std::vector<std::string> {
             try {
                 return boost::dll::library_info(path).symbols();
@@ -100,8 +99,8 @@ inline outcome<transport> transport::load(const std::string &directory, const st
         // RTLD_LOCAL (Boost's default): two plug-ins see nothing of each other.
         const auto table = boost::dll::import_symbol<const qvmremote_transport_ops>(
             path, QVMREMOTE_TRANSPORT_SYMBOL, boost::dll::load_mode::rtld_now);
-        // Boost's pointer keeps the library, ours keeps Boost's (which pointer type depends on the
-        // release).
+        // Boost's pointer keeps the library loaded, and ours keeps Boost's (whose type depends on
+        // the release).
         std::shared_ptr<const void> library(table.get(), [table](const void *) {});
         return from_table(table.get(), std::move(library), name, as, options);
     } catch (const std::exception &why) {

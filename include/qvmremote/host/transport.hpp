@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A transport as the host sees it: the C table of transport_abi.h, checked, owned and in our
-/// types.
+/// A transport for the host: the C table of transport_abi.h, checked, owned, and with C++ types.
 
 #pragma once
 
@@ -27,37 +26,37 @@ enum class role : std::uint32_t { qube = QVMREMOTE_ROLE_QUBE, dom0 = QVMREMOTE_R
 using transport_options = std::vector<std::pair<std::string, std::string>>;
 
 /// The option that a configuration key sets for the transport `name`:
-/// ("qvm-run", "QVM_REMOTE_QVM_RUN_USER") gives "user". None when the key is not that transport's.
+/// ("qvm-run", "QVM_REMOTE_QVM_RUN_USER") gives "user". None for a key of another transport.
 [[nodiscard]] inline std::optional<std::string> option_name(std::string_view name,
                                                             std::string_view configuration_key);
 
-/// Bytes both ways and who is at the other end, as the transport proves it (invariant I3).
-/// `in` and `out` are two descriptors even for one socket, so closing one does not end a direction
-/// of it; shut it down.
+/// Bytes both ways, and the name of the other end, as the transport proves it (invariant I3).
+/// `in` and `out` are two descriptors even for one socket, so closing one does not end a direction:
+/// call shutdown.
 struct stream {
     unique_fd in;
     unique_fd out;
     std::string peer;       ///< the qube in dom0, "dom0" in a qube
-    std::string argument{}; ///< in dom0 what the platform's call was made with; empty elsewhere
+    std::string argument{}; ///< in dom0, the argument of the platform's call; empty elsewhere
 };
 
-/// One opened transport in one role. Move-only; it closes itself, then lets go of its library.
+/// One opened transport in one role. Move-only; it closes itself, and then unloads its library.
 /// Use it from one thread at a time.
 ///
-/// The failures of what the plug-in does carry its own words, made safe for a terminal, and as
-/// error_number: EINVAL for a bad option, ECONNREFUSED when nobody is at the other end now (later
-/// there may be), EACCES when the platform forbids it, EPROTO when the plug-in broke the contract,
-/// EIO otherwise.
+/// A failure in the plug-in carries the plug-in's text, made safe for a terminal, and as
+/// error_number: EINVAL for a bad option, ECONNREFUSED when nobody is at the other end now (a later
+/// try may succeed), EACCES when the platform forbids it, EPROTO when the plug-in broke the
+/// contract, EIO otherwise.
 class transport {
   public:
-    /// A plug-in: NAME.so in `directory`, both checked by open_trusted. Nothing of the file runs
-    /// until its symbol table lists QVMREMOTE_TRANSPORT_SYMBOL. The body is in host/plugin.hpp, so
-    /// that a program which only has compiled-in transports needs no Boost.
+    /// A plug-in: NAME.so in `directory`, both checked by open_trusted. No code of the file runs
+    /// before its symbol table was found to list QVMREMOTE_TRANSPORT_SYMBOL. The body is in
+    /// host/plugin.hpp, so that a program with only compiled-in transports needs no Boost.
     [[nodiscard]] static outcome<transport> load(const std::string &directory,
                                                  const std::string &name, role as,
                                                  const transport_options &options);
 
-    /// One that is compiled in. `table` outlives the transport.
+    /// A compiled-in transport. `table` must outlive it.
     [[nodiscard]] static outcome<transport> from_table(const qvmremote_transport_ops *table,
                                                        role as, const transport_options &options) {
         return from_table(table, nullptr, {}, as, options);
@@ -80,20 +79,20 @@ class transport {
     /// Role qube: a stream to dom0. May block for 15 s.
     [[nodiscard]] outcome<stream> connect();
 
-    /// Role qube: why the stream that connect() gave last ended before a byte came from it, as
-    /// connect() would have failed; nothing when the transport knows no more than that it did.
+    /// Role qube: why the last stream of connect() ended before a byte came from it, as a failure of
+    /// connect() would say it; nothing when the transport does not know.
     [[nodiscard]] std::optional<failure> explain();
 
     /// Role dom0, once: a descriptor that is readable when accept has something to do. Borrowed:
     /// the transport closes it.
     [[nodiscard]] outcome<int> listen();
 
-    /// Role dom0: the next stream, none when all is done for now. Never blocks. After a failure the
-    /// transport is as good as before; wait a moment before asking again, as what caused it may
+    /// Role dom0: the next stream, or none when nothing is left to do now. Never blocks. After a
+    /// failure the transport still works; wait a moment before the next call, since the cause may
     /// last.
     [[nodiscard]] outcome<std::optional<stream>> accept();
 
-    /// Role dom0: all qubes that are authorised now. A transport that only listens has no use for
+    /// Role dom0: all qubes that are authorised now. A transport that only listens does not need
     /// them: then takes_peers() is false and this does nothing.
     [[nodiscard]] outcome<void> set_peers(std::span<const std::string> names);
     [[nodiscard]] bool takes_peers() const noexcept { return ops_.set_peers != nullptr; }
@@ -117,9 +116,9 @@ class transport {
         std::swap(name_, other.name_);
     }
 
-    // First, so that it goes last: close() above is code of the library.
+    // First, so that it is destroyed last: close() above is code of the library.
     std::shared_ptr<const void> library_;
-    qvmremote_transport_ops ops_{}; // a copy in our size: what the plug-in does not have is null
+    qvmremote_transport_ops ops_{}; // a copy of our size; functions that the plug-in lacks are null
     void *self_ = nullptr;
     role role_ = role::qube;
     std::string name_;

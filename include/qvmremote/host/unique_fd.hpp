@@ -10,7 +10,7 @@
 
 namespace qvmremote::host {
 
-/// Owns a descriptor, or none (-1), and closes it when it goes. Moved, never copied. get() lends.
+/// Owns a descriptor, or none (-1), and closes it when destroyed. Moved, never copied. get() lends it.
 class unique_fd {
   public:
     unique_fd() noexcept = default;
@@ -31,8 +31,8 @@ class unique_fd {
     /// Hands the descriptor to the caller, who closes it.
     [[nodiscard]] int release() noexcept { return std::exchange(fd_, -1); }
 
-    /// Closes what is owned and owns `fd` from now on. What close says is ignored: on Linux the
-    /// descriptor is gone even after EINTR, and data that must be on disk is synced before.
+    /// Closes the owned descriptor and owns `fd` from now on. The result of close is ignored: on
+    /// Linux the descriptor is gone even after EINTR, and data that must be on disk is synced before.
     void reset(int fd = -1) noexcept {
         const int old = std::exchange(fd_, fd);
         if (old >= 0)
