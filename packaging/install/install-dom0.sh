@@ -1,20 +1,20 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Installs qvm-remote-dom0 in dom0, from a package that lies in a running qube:
+# Installs qvm-remote-dom0 in dom0, from a package in a running qube:
 #
 #     sudo bash install-dom0.sh [--sha256 DIGEST [--yes]] QUBE PACKAGE
 #
-# PACKAGE is the path of the .rpm in the qube, absolute or from its user's home; PACKAGE.sha256 lies
-# beside it, as sha256sum writes it. The script itself comes into dom0 with
+# PACKAGE is the path of the .rpm in the qube, absolute or from its user's home. PACKAGE.sha256, as
+# sha256sum writes it, is in the same directory. Copy this script into dom0 with
 #
 #     qvm-run --pass-io QUBE 'cat /usr/share/qvm-remote/install-dom0.sh' >install-dom0.sh
 #
-# and wants to be read before it is run. It shows the SHA-256 of what arrived, to be compared with the
-# one that was published with the package and that the qube's user reads out, from somewhere else than
-# this qube if the qube is not trusted. --sha256 compares here; --yes asks nothing and needs it.
+# and read it before you run it. It shows the SHA-256 of what arrived. Compare that with the digest that
+# was published with the package; if you do not trust the qube, read that digest in another place. With
+# --sha256 this script compares; with --yes, which needs --sha256, it asks nothing.
 #
-# What a qube sends is hostile until somebody has said yes to its digest. Until then its bytes are
-# counted, kept in a directory that is root's alone, and hashed; rpm reads them only afterwards. When a
+# What a qube sends is hostile until somebody has said yes to its digest. Until then its bytes are only
+# counted, hashed, and kept in a directory that only root can enter; rpm reads them afterwards. When a
 # step fails, dom0 is as it was before.
 set -euo pipefail
 shopt -s inherit_errexit
@@ -37,18 +37,18 @@ fail() {
     exit 1
 }
 
-# What a program said, as the end of a message: printable, one line, short.
+# The output of a program, for the end of a message: printable, one line, short.
 words() {
     local untrusted_text=''
     IFS= read -r -N 300 untrusted_text <"$directory/untrusted_words" || true
     printf '%s' "${untrusted_text//[^ -~]/ }"
 }
 
-# The version that rpm has, and nothing when it has none; fails when rpm cannot tell.
+# The installed version, or nothing if none is installed; fails when rpm cannot tell.
 installed() { rpm -qa --queryformat '%{VERSION}-%{RELEASE}\n' "$name" </dev/null; }
 version_of() { rpm -qp --queryformat '%{NAME} %{VERSION}-%{RELEASE}' "$1" </dev/null 2>"$directory/untrusted_words"; }
 
-# The digest that was compared stands for the package, which need not be signed.
+# The package need not be signed, since its digest was compared.
 upgrade() { rpm -U --define '_pkgverify_level digest' "$@" </dev/null >"$directory/untrusted_words" 2>&1; }
 
 # What rpm did before it failed, if anything.
@@ -79,8 +79,8 @@ leave() {
     exit "$code"
 }
 
-# fetch PATH FILE KIB: a file of the qube, at most so large. The limit holds for the relay's own writes:
-# a reader that stopped at the limit would leave it running for as long as the qube sends.
+# fetch PATH FILE KIB: a file of the qube, at most KIB large. The limit is on the writes of the relay
+# itself: if only its reader stopped, the relay would run for as long as the qube sends.
 fetch() {
     local code=0 size
     (

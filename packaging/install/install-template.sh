@@ -1,17 +1,18 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Installs the client in a template, from a package that lies in a running qube. Run in dom0:
+# Installs the client in a template, from a package in a running qube. Run it in dom0:
 #
 #     bash install-template.sh [--sha256 DIGEST [--yes]] TEMPLATE QUBE PACKAGE
 #
-# PACKAGE is the path of the .rpm, .deb or .pkg.tar.zst in the qube, absolute or from its user's home;
-# PACKAGE.sha256 lies beside it, as sha256sum writes it. The digest of what arrived is shown, to be
-# compared with the one that was published with the package. --sha256 compares here; --yes asks nothing
-# and needs it. A template that was off is started for it and shut down again, whatever happens.
+# PACKAGE is the path of the .rpm, .deb or .pkg.tar.zst in the qube, absolute or from its user's home.
+# PACKAGE.sha256, as sha256sum writes it, is in the same directory. The script shows the digest of what
+# arrived; compare it with the digest that was published with the package. With --sha256 the script
+# compares; with --yes, which needs --sha256, it asks nothing. A template that was off is started, and
+# shut down again, whatever happens.
 #
-# What a qube sends is hostile until somebody has said yes to its digest: here its bytes are counted and
-# hashed, and nothing looks into them; after the yes they go to the template, which checks the digest
-# again. dom0's side of it is the same as in install-dom0.sh: either script is copied into dom0 alone.
+# What a qube sends is hostile until somebody has said yes to its digest. Until then its bytes are only
+# counted and hashed. After the yes they go to the template, which checks the digest again. The code for
+# dom0 is the same as in install-dom0.sh, because each script is copied into dom0 without the other.
 set -euo pipefail
 shopt -s inherit_errexit
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
@@ -31,14 +32,14 @@ fail() {
     exit 1
 }
 
-# What a program said, as the end of a message: printable, one line, short.
+# The output of a program, for the end of a message: printable, one line, short.
 words() {
     local untrusted_text=''
     IFS= read -r -N 300 untrusted_text <"$directory/untrusted_words" || true
     printf '%s' "${untrusted_text//[^ -~]/ }"
 }
 
-# Learns the template's class and state. An answer that is none is not taken for "off".
+# Finds the class and the state of the template. An answer that is not a state does not count as "off".
 look() {
     local all name of at
     class='' state=''
@@ -76,8 +77,8 @@ leave() {
     exit "$code"
 }
 
-# fetch PATH FILE KIB: a file of the qube, at most so large. The limit holds for the relay's own writes:
-# a reader that stopped at the limit would leave it running for as long as the qube sends.
+# fetch PATH FILE KIB: a file of the qube, at most KIB large. The limit is on the writes of the relay
+# itself: if only its reader stopped, the relay would run for as long as the qube sends.
 fetch() {
     local code=0 size
     (

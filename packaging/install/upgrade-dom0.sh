@@ -5,16 +5,17 @@
 #     upgrade-dom0.sh [--yes] PACKAGE
 #
 # PACKAGE is an .rpm in this qube. It goes to dom0 through qvm-remote, with its SHA-256 in the signed
-# request, and is staged and tried there (rpm --test) before anything changes. Then a unit of its own in
-# dom0 installs it and restarts the daemon, since the daemon's end is also the end of every command it
-# runs. What counts as an answer of the new version is a command that this qube runs through it: when
-# none comes in time, because the daemon does not start, is not reached or does not let this qube in, the
-# unit installs the version before and restarts that. Only install-dom0.sh and this keep a package to
-# go back to, and without one nothing is done.
+# request, and is tested there (rpm --test) before anything changes. Then a systemd unit in dom0 installs
+# it and restarts the daemon. It is a unit, because every command of the daemon ends with the daemon.
 #
-# When dom0 restarts meanwhile, that unit is gone: the new version stays, unconfirmed, with the one before
-# still kept. The next call of this that gets through is its answer, and says so. If none does, in dom0
-# `rpm -U --oldpackage --replacepkgs /var/lib/qvm-remote/installed.rpm` goes back by hand.
+# The new version is confirmed when this qube runs a command through it. If that does not happen in time,
+# because the daemon does not start, cannot be reached or refuses this qube, the unit installs the old
+# version and restarts the daemon. Only install-dom0.sh and this script keep a package to go back to;
+# without one nothing is done.
+#
+# If dom0 restarts meanwhile, the unit is gone. The new version stays, unconfirmed, and the old package is
+# still kept. The next call of this script that reaches dom0 confirms the version, and says so. If none
+# does, go back by hand: in dom0, `rpm -U --oldpackage --replacepkgs /var/lib/qvm-remote/installed.rpm`.
 set -euo pipefail
 shopt -s inherit_errexit
 export LC_ALL=C

@@ -1,6 +1,6 @@
-# /srv/user_pillar/qvm-remote.sls, for dom0 alone: an example, in which each line has its say.
+# /srv/user_pillar/qvm-remote.sls, only for dom0: an example with every setting.
 qvm-remote:
-  # true: the daemon runs, and at every boot. false: it does not. Without this line: as it is.
+  # true: the daemon runs, now and after every boot. false: it does not. Without this line nothing changes.
   enabled: false
 
   # remote.conf, see qvm-remote-dom0(8). Without this the file is not touched.
@@ -9,7 +9,7 @@ qvm-remote:
     QVM_REMOTE_MAX_MEMORY: 2G
 
   qubes:
-    # Made from a template, with what qvm-prefs and qvm-tags know. `level` must be said: deny, monitor,
+    # Made from a template, with prefs (qvm-prefs) and tags (qvm-tags). `level` is required: deny, monitor,
     # manage or full, and with full the qube IS dom0.
     dev-remote:
       template: fedora-41-xfce
@@ -19,13 +19,13 @@ qvm-remote:
         maxmem: 1024
       tags: [agent]
       level: monitor
-      # Before the level: what stands after the qube's name in a line of policy.
+      # Lines of policy that come before the level: what follows the name of the qube in each.
       rules:
         - 'exec:qvm-start {qube:dev-*} ask ttl=10m'
-    # One that exists. With `key`, dom0 and the qube (qvm-remote.key) get it from the pillar.
+    # A qube that exists. With `key`, dom0 and the qube (qvm-remote.key) get it from the pillar.
     # work:
     #   level: manage
     #   key: 64 hex digits
-    # One that is let in no longer.
+    # A qube that loses its access.
     # old:
     #   absent: true

@@ -1,5 +1,5 @@
-# dom0: the daemon, its settings and its policy. It is switched on or off only where the pillar says
-# `enabled`: a qube with full access IS dom0, so that is nobody's default.
+# dom0: the daemon, its settings and its policy. It is switched on or off only if the pillar says
+# `enabled`: a qube with full access IS dom0, so there is no default.
 {%- from "qvm-remote/map.jinja" import settings with context %}
 qvm-remote-dom0-package:
   pkg.installed:
@@ -22,7 +22,7 @@ qvm-remote-config:
       - pkg: qvm-remote-dom0-package
 {%- endif %}
 
-# Before the 50-VM.policy that `authorize` writes, so what the pillar says of a qube is what counts.
+# It comes before the 50-VM.policy that `authorize` writes, so for a qube the pillar decides.
 qvm-remote-policy:
   file.managed:
     - name: /etc/qubes/remote-policy.d/40-salt.policy
@@ -40,7 +40,7 @@ qvm-remote-policy:
     - require:
       - pkg: qvm-remote-dom0-package
 
-# While policy has a mistake nothing new is let in, and this says where it is.
+# While policy has a mistake, no new request is allowed. This says where the mistake is.
 qvm-remote-policy-lint:
   cmd.run:
     - name: qvm-remote-dom0 policy lint

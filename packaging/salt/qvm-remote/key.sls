@@ -1,4 +1,4 @@
-# A qube whose key the pillar of dom0 holds: the same key here. The pillar gives each qube its own alone.
+# In a qube: the key that the pillar of dom0 holds for it. The pillar gives each qube only its own key.
 {%- set key = salt['pillar.get']('qvm-remote:key') %}
 {%- if not key %}
 {{ raise('qvm-remote.key: the pillar has no qvm-remote:key for this qube') }}

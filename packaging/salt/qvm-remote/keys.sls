@@ -1,6 +1,6 @@
-# dom0: keys. A qube makes its own, and dom0 takes it over qvm-run, from pipe to pipe: it stands in no
-# pillar, argument, environment or output. That needs the qube running with the client installed, and
-# this starts it. With `key` in the pillar it is the other way round: see qvm-remote.key.
+# dom0: keys. A qube makes its own key, and dom0 takes it over qvm-run, from pipe to pipe, so that the key
+# is never in a pillar, argument, environment or output. For this the qube must run with the client
+# installed; this state starts it. With `key` in the pillar, the qube gets the key: see qvm-remote.key.
 {%- from "qvm-remote/map.jinja" import settings with context %}
 include:
   - qvm-remote.dom0
