@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What the command line says about the daemon.
+
+#pragma once
+
+#include <string>
+
+#include "base/settings.hpp"
+
+namespace qvmremote::dom0 {
+
+struct daemon_options {
+    paths where;
+    std::string plugin_directory;
+    std::string vm;            ///< --vm; empty: as configured
+    std::string transport;     ///< --transport; empty: as configured
+    bool once = false;         ///< end when the first clients have been served
+    unsigned once_wait_s = 60; ///< and fail when none came within this time
+    bool dry_run = false;      ///< run nothing
+    bool verbose = false;      ///< the log on stderr as well
+};
+
+} // namespace qvmremote::dom0

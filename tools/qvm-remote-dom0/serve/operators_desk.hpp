@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What operators and root ask of the running daemon, over its control socket.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/host/failure.hpp>
+
+#include "decide/approvals.hpp"
+#include "execute/cgroups.hpp"
+#include "execute/warden.hpp"
+#include "serve/control.hpp"
+#include "serve/daemon_options.hpp"
+#include "serve/notifier.hpp"
+#include "serve/service.hpp"
+#include "serve/ways_in.hpp"
+
+namespace qvmremote::dom0 {
+
+/// Shows operators the questions that wait, takes their answers, and tells how the daemon is.
+class operators_desk {
+  public:
+    /// `reload` returns what is wrong, or nothing.
+    operators_desk(service &parts, const daemon_options &options, const cgroup_home &home,
+                   const warden &children, notifier &desktop, const ways_in &ways,
+                   std::function<std::string()> reload)
+        : parts_(parts), options_(options), home_(home), children_(children), notifier_(desktop),
+          ways_(ways), reload_(std::move(reload)), silence_timer_(parts.loop),
+          watch_timer_(parts.loop) {}
+
+    /// Opens the control socket.
+    [[nodiscard]] host::outcome<void> open();
+
+    /// Puts a question to the operators. Returns its serial, or nothing when too many wait.
+    [[nodiscard]] std::optional<std::uint64_t> ask(question what, approvals::answer tell);
+
+    /// Tells those who watch, and sees to it that silence ends.
+    void questions_changed();
+
+  private:
+    using reply = control_server::reply;
+
+    void answer(std::string_view request, const requester &who, reply tell);
+    void on_status(std::string_view request, const requester &who, reply tell);
+    void on_reload(std::string_view request, const requester &who, reply tell);
+    void on_panic(std::string_view request, const requester &who, reply tell);
+    void on_audit(std::string_view request, const requester &who, reply tell);
+    void on_approvals(std::string_view request, const requester &who, reply tell);
+    void on_wait(std::string_view request, const requester &who, reply tell);
+    void on_question(std::string_view request, const requester &who, reply tell);
+    void on_allow(std::string_view request, const requester &who, reply tell);
+    void on_deny(std::string_view request, const requester &who, reply tell);
+
+    [[nodiscard]] std::string questions() const;
+    [[nodiscard]] std::string status() const;
+    [[nodiscard]] const char *why_no_operator(const requester &who) const;
+
+    service &parts_;
+    const daemon_options &options_;
+    const cgroup_home &home_;
+    const warden &children_;
+    notifier &notifier_;
+    const ways_in &ways_;
+    std::function<std::string()> reload_;
+    std::vector<reply> watchers_;
+    std::uint64_t told_version_ = 0;
+    std::unique_ptr<control_server> control_;
+    boost::asio::steady_timer silence_timer_, watch_timer_;
+};
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "serve/reload.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <qvmremote/sanitize.hpp>
+
+#include "serve/connection.hpp"
+
+namespace qvmremote::dom0 {
+
+std::string reload(const reloaded &all) {
+    std::string problem;
+    auto read = load_settings(all.options.where, all.options.vm, all.options.transport);
+    if (!read) {
+        problem = read.error().what;
+    } else {
+        // Which of those that are there serves whom can change now.
+        for (const std::string &name : read->transports.all())
+            if (std::none_of(all.ways.all().begin(), all.ways.all().end(),
+                             [&](const auto &way) { return way->transport.name() == name; }))
+                problem = "another transport is configured: restart the daemon for it";
+        all.config = std::move(*read);
+        all.parts.execution.ceiling = all.config.ceiling;
+        all.notifier.use(notify_program(all.config));
+        report_settings(all.config, all.parts.log);
+        all.tags.forget(tag_origin::of(all.config, all.options.where));
+    }
+    const auto loaded = all.parts.admission.reload(all.config.qubes, protocols(all.config));
+    if (!loaded)
+        problem = loaded.error().what;
+    // Whatever else went wrong, a key that is gone ends its sessions, and so does a list without the qube.
+    const auto connections = all.parts.connections;
+    for (const auto &c : connections)
+        if (all.config.transports.serves(c->from().transport, c->from().name.text()))
+            c->recheck_keys();
+        else
+            c->close();
+    if (loaded)
+        if (auto told = all.ways.tell_peers(); !told)
+            problem = told.error().what;
+    if (auto opened = all.parts.log.reopen(); !opened && problem.empty())
+        problem = opened.error().what;
+    if (problem.empty())
+        problem = all.parts.admission.trouble();
+    return problem;
+}
+
+void report_settings(const settings &config, event_log &log) {
+    for (const std::string &name : config.ignored)
+        log.write(log_category::error,
+                  "'" + for_log(name) + "' in the list of qubes is no qube name; ignored");
+    for (const std::string &text : config.warnings)
+        log.write(log_category::info, for_log(text));
+}
+
+std::string policy_trouble(const admission &by) {
+    std::string out;
+    if (const std::string broken = by.trouble(); !broken.empty())
+        out += "policy: broken, nothing new is let in: " + for_terminal(broken) + "\n";
+    for (const std::string &qube : by.without_rules())
+        out += "policy: " + qube +
+               " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
+    return out;
+}
+
+std::string protocols(const settings &config) {
+    return std::string(config.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
+}
+
+std::string notify_program(const settings &config) {
+    return std::string(config.values.get("QVM_REMOTE_NOTIFY").value_or(""));
+}
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// `--once`: when a daemon that serves whoever is there has served them.
+
+#pragma once
+
+#include <functional>
+#include <set>
+#include <string>
+#include <utility>
+
+#include <boost/asio/steady_timer.hpp>
+
+#include "base/settings.hpp"
+#include "serve/service.hpp"
+#include "serve/ways_in.hpp"
+
+namespace qvmremote::dom0 {
+
+/// Knows who is expected, and when the last of them has been served.
+class single_run {
+  public:
+    /// `on_end` is called with an exit code when the time is up.
+    single_run(service &parts, const ways_in &ways, const settings &config, unsigned wait_s,
+               std::function<void(int)> on_end)
+        : parts_(parts), ways_(ways), settings_(config), wait_s_(wait_s),
+          on_end_(std::move(on_end)), timer_(parts.loop) {}
+
+    void start();
+    void stream_came() { served_ = true; }
+    /// To be called when something ended; `idle` says that nothing runs.
+    [[nodiscard]] bool is_over(bool idle);
+
+  private:
+    [[nodiscard]] std::set<std::string> running_peers() const;
+    void time_is_up();
+
+    service &parts_;
+    const ways_in &ways_;
+    const settings &settings_;
+    const unsigned wait_s_;
+    std::function<void(int)> on_end_;
+    boost::asio::steady_timer timer_;
+    std::set<std::string> expected_; // who is not served yet
+    bool served_ = false;
+};
+
+} // namespace qvmremote::dom0

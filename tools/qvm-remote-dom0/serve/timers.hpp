@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The daemon's clocks that run by themselves.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <qvmremote/host/failure.hpp>
+
+#include "base/log.hpp"
+#include "decide/keyring.hpp"
+#include "serve/service.hpp"
+
+namespace qvmremote::dom0 {
+
+/// One timer for all streams: idle ones are asked together, once a minute, so that 64 quiet qubes
+/// wake this process as often as one does. A timerfd of our own, since it can be put off: Asio's
+/// would fire when its first date comes, and on a clock that stands still during a suspend.
+class keep_alive_timer {
+  public:
+    explicit keep_alive_timer(service &parts) : parts_(parts), timer_(parts.loop) {}
+
+    [[nodiscard]] host::outcome<void> start();
+    /// To be called when there is another connection, or when a connection's keep_alive_due may have
+    /// changed.
+    void arm();
+
+  private:
+    void await();
+    void fire();
+
+    service &parts_;
+    boost::asio::posix::stream_descriptor timer_;
+    std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
+};
+
+/// Keys run out at a time of day (`authorize --until`, rotate): on that clock, and also when
+/// somebody sets it.
+class expiry_timer {
+  public:
+    expiry_timer(boost::asio::io_context &loop, const keyring &keys, std::function<void()> on_due)
+        : keys_(keys), on_due_(std::move(on_due)), timer_(loop) {}
+
+    [[nodiscard]] host::outcome<void> start();
+    /// To be called when the keys may have changed.
+    void arm();
+
+  private:
+    void await();
+
+    const keyring &keys_;
+    std::function<void()> on_due_;
+    boost::asio::posix::stream_descriptor timer_;
+};
+
+/// Tells the supervisor that the loop turns, where the unit asks for it.
+class watchdog {
+  public:
+    explicit watchdog(boost::asio::io_context &loop) : timer_(loop) {}
+    void start();
+
+  private:
+    boost::asio::steady_timer timer_;
+};
+
+/// Counts in the log, from time to time, the lines that were left out of it.
+class counts_timer {
+  public:
+    counts_timer(boost::asio::io_context &loop, event_log &log) : log_(log), timer_(loop) {}
+    void write();
+
+  private:
+    event_log &log_;
+    boost::asio::steady_timer timer_;
+};
+
+} // namespace qvmremote::dom0
