@@ -44,9 +44,6 @@ class attacker {
     /// Gives the machine what it wants instead of a frame.
     std::function<std::vector<bytes>(bytes)> on_frame;
 
-    /// Sends what the machine wants to say by itself, such as signs of life.
-    bool answers = false;
-
     /// The next event; nothing at the end of the stream.
     std::optional<client_event> next() {
         for (;;) {
@@ -57,8 +54,6 @@ class attacker {
             }
             if (*event)
                 return std::move(**event);
-            if (answers)
-                flush();
             pollfd wait{fd_.get(), POLLIN, 0};
             require(::poll(&wait, 1, hang_guard_ms) == 1, "the daemon does not answer");
             if (on_frame ? !read_frames() : !read_bytes()) {

@@ -20,6 +20,15 @@ namespace qvmremote::host {
            static_cast<std::uint64_t>(t.tv_nsec) / 1'000'000;
 }
 
+/// The same without suspends: for limits on how long somebody may take, who is given that time anew
+/// when the machine wakes up.
+[[nodiscard]] inline std::uint64_t awake_ms() noexcept {
+    timespec t{};
+    ::clock_gettime(CLOCK_MONOTONIC, &t);
+    return static_cast<std::uint64_t>(t.tv_sec) * 1000 +
+           static_cast<std::uint64_t>(t.tv_nsec) / 1'000'000;
+}
+
 /// A moment of local time.
 struct local_time {
     std::int64_t seconds = 0; ///< since 1970, UTC

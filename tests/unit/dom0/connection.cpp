@@ -311,7 +311,10 @@ const point points[] = {
          h.say();
      }},
     {"late body", "work level:full allow\n", reach_body,
-     [](house &h) { h.stream().keep_alive(host::boottime_ms() + 2 * body_patience_ms, false); }},
+     [](house &h) {
+         h.context().body_patience_ms = 0;
+         h.stream().keep_alive(host::boottime_ms(), false);
+     }},
     {"START on its way", "work level:full allow\n", reach_start, nothing},
     {"START written", "work level:full allow\n", reach_start,
      [](house &h) { // and its answer is queued
@@ -415,6 +418,39 @@ TEST_CASE(
         return h.has_heard(client_event::kind::pending) || h.has_heard(client_event::kind::refused);
     });
     CHECK_FALSE(h.has_heard(client_event::kind::refused));
+}
+
+TEST_CASE("a stream that gives no sign of life stays open, and its commands go on") {
+    house h("work level:full allow\n");
+    h.request("read x; echo \"$x\"", true);
+    h.turn_until([&] { return h.has_heard(client_event::kind::accepted); });
+    // The client is stopped: for an hour it answers no ping.
+    std::uint64_t now = host::boottime_ms();
+    for (int i = 0; i < 240; ++i)
+        h.stream().keep_alive(now += 15'000, i % 4 == 0);
+    CHECK_FALSE(h.stream().is_closed());
+    CHECK(h.stream().is_busy());
+    CHECK(h.stream().keep_alive_due() == UINT64_MAX); // nothing wakes the daemon for it meanwhile
+    // It goes on.
+    const auto room = h.client.prepare_stdin(h.number);
+    std::copy_n("on\n", 3, room.begin());
+    h.client.commit_stdin(h.number, 3);
+    h.turn_until([&] { return h.has_heard(client_event::kind::ended); });
+    CHECK(h.heard.back().end.exit_code() == 0);
+    CHECK(h.stream().keep_alive_due() == UINT64_MAX); // idle
+}
+
+TEST_CASE("a body that is late leaves its slot to others, and its command runs when it has come") {
+    house h("work level:full allow\n");
+    reach_body(h);
+    h.stream().keep_alive(host::boottime_ms(), false);
+    CHECK(h.context().scheduler.running() == 1); // it has a minute
+    h.context().body_patience_ms = 0;
+    h.stream().keep_alive(host::boottime_ms(), false);
+    CHECK(h.context().scheduler.running() == 0);
+    CHECK(h.stream().is_busy());
+    h.turn_until([&] { return h.has_heard(client_event::kind::ended); }); // now the client hears
+    CHECK(h.heard.back().end.exit_code() == 0);
 }
 
 int main(int argc, char **argv) {

@@ -288,7 +288,7 @@ const closing closings[] = {
          const std::string much(limits::collected_stdin + 1, 'x');
          r->stdin_data(as_bytes(std::string_view(much)));
      }},
-    {"a late body", [](small_dom0 &, const auto &r) { r->drop_late_body(~std::uint64_t{0}); }},
+    {"a late body", [](small_dom0 &, const auto &r) { r->check_body_time(~std::uint64_t{0}); }},
     {"a revoked key", [](small_dom0 &, const auto &r) { r->cancel(errc::key_revoked); }},
     {"draining",
      [](small_dom0 &d, const auto &r) {
@@ -359,7 +359,7 @@ void drive(const place &at, const closing &what, bool closing_first) {
     CHECK(to.last_words <= 1);
     CHECK(to.forgotten == 1);
     d.until([&] { return d.context->scheduler.running() == 0; });
-    CHECK(d.context->questions_of.empty());
+    CHECK(d.context->places_of.empty());
     CHECK(d.questions().open().empty());
     const auto starts = count(d.audit(), "\"kind\":\"START\"");
     CHECK(starts <= 1);
@@ -391,7 +391,34 @@ TEST_CASE("I4: what waits for an operator with its stdin is bounded for a qube")
     CHECK(to.back().words == "body? busy ");
     for (const auto &request : all)
         request->abandon(errc::session_over);
-    CHECK(d.context->questions_of.empty());
+    CHECK(d.context->places_of.empty());
+}
+
+TEST_CASE(
+    "I4: a late body leaves its slot to others, and how many are late is bounded for a qube") {
+    small_dom0 d;
+    std::vector<heard> to(approvals::most_of_a_qube + 1);
+    std::vector<std::shared_ptr<request_pipeline>> all;
+    for (heard &one : to) {
+        all.push_back(d.make({"sleep", "0"}, false, one));
+        all.back()->begin(100);
+        d.until([&] { return one.words == "body? "; });
+        all.back()->check_body_time(0);
+        CHECK(d.context->scheduler.running() == 1);
+        all.back()->check_body_time(~std::uint64_t{0});
+        CHECK(d.context->scheduler.running() == 0);
+    }
+    CHECK(to.back().words == "body? busy ");
+    // The first one's body comes after all, and its command runs; then there is a place again.
+    all.front()->on_body(*to.front().body);
+    d.until([&] { return to.front().words == "body? accepted end "; });
+    d.until([&] { return d.context->scheduler.running() == 0; });
+    CHECK(d.context->places_of.at("work") == approvals::most_of_a_qube - 1);
+    for (std::size_t i = 1; i < approvals::most_of_a_qube; ++i)
+        CHECK(to[i].words == "body? ");
+    for (const auto &request : all)
+        request->abandon(errc::session_over);
+    CHECK(d.context->places_of.empty());
 }
 
 TEST_CASE("a request is refused once, whoever refuses it") {

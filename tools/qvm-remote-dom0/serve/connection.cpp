@@ -20,7 +20,8 @@ namespace {
 // Reads of one wake-up: enough to keep a fast peer busy, few enough to let the others on.
 constexpr int reads_in_a_row = 4;
 
-// A silent stream is asked for a sign of life, and closed when none comes.
+// A stream from which nothing comes is asked for a sign of life. It counts as silent when none comes, and
+// stays open: its qube may be paused, its agent or its client stopped. It ends when it is closed.
 constexpr std::uint64_t busy_interval_ms = 10'000;
 constexpr std::uint64_t patience_ms = 15'000;
 // So many bad tokens in so long a time, then the stream is not read until that is over.
@@ -167,6 +168,9 @@ void connection::on_readable() {
         heard_ms_ = now;
         if (std::exchange(pinged_ms_, 0) != 0)
             context_.daemon.keep_alive_changed();
+        if (std::exchange(silent_, false))
+            context_.log.write_for(from_.name.text(), log_category::info,
+                                   "vm=" + from_.name.text() + " answers again");
         for (;;) {
             auto event = stream_.next(now);
             if (!event) {
@@ -367,20 +371,21 @@ void connection::count_failure(std::uint64_t now_ms) {
     ++failures_;
 }
 
-void connection::drop_late_bodies(std::uint64_t now_ms) {
-    for_each_request([now_ms](request_pipeline &request) { request.drop_late_body(now_ms); });
+void connection::check_body_times(std::uint64_t awake_ms) {
+    for_each_request([=](request_pipeline &request) { request.check_body_time(awake_ms); });
     if (queue_)
-        queue_->drop_late_bodies(now_ms);
+        queue_->check_body_times(awake_ms);
 }
 
 void connection::keep_alive(std::uint64_t now_ms, bool all) {
-    drop_late_bodies(now_ms);
+    check_body_times(host::awake_ms());
     if (pinged_ms_ != 0) {
-        if (now_ms >= pinged_ms_ + patience_ms) {
-            context_.log.write_for(from_.name.text(), log_category::error,
-                                   "vm=" + from_.name.text() +
-                                       " gives no sign of life; stream closed");
-            close();
+        if (!silent_ && now_ms >= pinged_ms_ + patience_ms) {
+            silent_ = true;
+            context_.log.write_for(
+                from_.name.text(), log_category::info,
+                "vm=" + from_.name.text() +
+                    " gives no sign of life; its stream stays open until it ends");
         }
         return;
     }
@@ -397,6 +402,8 @@ void connection::keep_alive(std::uint64_t now_ms, bool all) {
 }
 
 std::uint64_t connection::keep_alive_due() const {
+    if (silent_)
+        return UINT64_MAX;
     if (pinged_ms_ != 0)
         return pinged_ms_ + patience_ms;
     return is_busy() ? heard_ms_ + busy_interval_ms : UINT64_MAX;

@@ -43,9 +43,9 @@ class connection : public std::enable_shared_from_this<connection> {
     void close();
 
     /// The keep-alive (DESIGN.md §5): asks for a sign of life when the last one is old, at whatever
-    /// time when `all`, and closes a stream that has not answered in time.
+    /// time when `all`, and says once that a stream does not answer.
     void keep_alive(std::uint64_t now_ms, bool all);
-    /// When keep_alive has something to do; UINT64_MAX while the stream is idle and has answered.
+    /// When keep_alive has something to do; UINT64_MAX while the stream is idle or silent.
     [[nodiscard]] std::uint64_t keep_alive_due() const;
 
     /// Nothing is going on and nothing waits in the qube: its carrier says that the queue is empty, or
@@ -81,7 +81,7 @@ class connection : public std::enable_shared_from_this<connection> {
     void answer_directly(std::uint32_t number, const candidate &asked);
     template <class Call>
     void for_each_request(Call call);
-    void drop_late_bodies(std::uint64_t now_ms);
+    void check_body_times(std::uint64_t awake_ms);
     void wait_for_preamble();
 
     service &context_;
@@ -94,6 +94,7 @@ class connection : public std::enable_shared_from_this<connection> {
     std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
     std::size_t failures_ = 0;               // in the present window
     std::uint64_t failures_since_ms_ = 0;
+    bool silent_ = false; // the question was not answered in time
     bool reading_ = false;
     bool writing_ = false;
     bool closed_ = false;

@@ -292,8 +292,8 @@ void entry_queue::recheck_keys() {
     });
 }
 
-void entry_queue::drop_late_bodies(std::uint64_t now_ms) {
-    for_each_request([now_ms](request_pipeline &request) { request.drop_late_body(now_ms); });
+void entry_queue::check_body_times(std::uint64_t awake_ms) {
+    for_each_request([=](request_pipeline &request) { request.check_body_time(awake_ms); });
 }
 
 void entry_queue::refuse_waiting(errc why) {

@@ -42,7 +42,7 @@ class entry_queue {
     void close();
     /// As connection's.
     void recheck_keys();
-    void drop_late_bodies(std::uint64_t now_ms);
+    void check_body_times(std::uint64_t awake_ms);
     void refuse_waiting(errc why);
     /// The stream drained.
     void more_output();

@@ -28,7 +28,7 @@ void request_pipeline::wait_for_slot(step waiting, std::size_t held_bytes) {
                                                       return true;
                                                   }));
     if (!queued)
-        return waiting == step::approved ? give_up({errc::busy, {}}) : turn_away();
+        return waiting == step::waiting_again ? give_up({errc::busy, {}}) : turn_away();
     context_.daemon.reschedule();
 }
 
@@ -47,6 +47,11 @@ void request_pipeline::on_slot() {
         place_.reset();
         return admit(std::move(back->what));
     }
+    if (late_body_) {
+        auto body = std::exchange(late_body_, std::nullopt);
+        place_.reset();
+        return admit(std::move(*body));
+    }
     enter(step::waiting_for_body);
     if (port_->ask_for_body())
         port_->flush();
@@ -59,7 +64,10 @@ void request_pipeline::on_body(result<verified<request>> whole, const std::strin
         return;
     if (!whole)
         return give_up({whole.error().code, reason});
-    admit(std::move(*whole));
+    if (slot_)
+        return admit(std::move(*whole));
+    late_body_.emplace(std::move(*whole));
+    wait_for_slot(step::waiting_again, 0);
 }
 
 void request_pipeline::admit(verified<request> what) {
@@ -113,7 +121,7 @@ void request_pipeline::run(admitted what) {
 // When its stdin is part of the question, that is read first.
 void request_pipeline::on_held(held what) {
     slot_.reset();
-    place_ = question_place::take(context_, from_.name.text());
+    place_ = waiting_place::take(context_, from_.name.text());
     if (!place_)
         return give_up({errc::busy, too_many_questions});
     const bool reads_stdin = what.said.how.input == stdin_mode::collected;
@@ -153,7 +161,7 @@ void request_pipeline::on_word(tl::expected<approval, errc> word) {
     if (!word)
         return give_up({word.error(), {}});
     consent_.by = std::move(*word);
-    wait_for_slot(step::approved, consent_.collected.value_or("").size());
+    wait_for_slot(step::waiting_again, consent_.collected.value_or("").size());
     port_->flush();
 }
 
@@ -222,9 +230,14 @@ void request_pipeline::refuse_waiting(errc why) {
     cancel(why);
 }
 
-void request_pipeline::drop_late_body(std::uint64_t now_ms) {
-    if (step_ == step::waiting_for_body && slot_->is_overdue(now_ms))
-        give_up({errc::incomplete, "its body did not come within a minute"});
+void request_pipeline::check_body_time(std::uint64_t awake_ms) {
+    if (step_ != step::waiting_for_body || !slot_ || !slot_->is_overdue(awake_ms))
+        return;
+    // Its client may be stopped, and its qube paused: that ends no request.
+    place_ = waiting_place::take(context_, from_.name.text());
+    if (!place_)
+        return give_up({errc::busy, "too many requests of this qube wait for their bodies"});
+    slot_.reset();
 }
 
 // After this no handler of its finds it any more.

@@ -92,8 +92,9 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     /// Refuses it unless it runs. One that only waits for a slot is postponed where it can be and the
     /// daemon is draining: the next daemon finds it.
     void refuse_waiting(errc why);
-    /// Gives its slot up when its body has not come in time.
-    void drop_late_body(std::uint64_t now_ms);
+    /// Leaves its slot to others when its body has not come in time. Refuses it where its qube has too
+    /// many such requests.
+    void check_body_time(std::uint64_t awake_ms);
 
     [[nodiscard]] const envelope &header() const noexcept { return *header_; }
     [[nodiscard]] const verified<envelope> &verified_header() const noexcept { return header_; }
@@ -103,11 +104,11 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     enum class step : std::uint8_t {
         begun,
         waiting_for_slot,
-        waiting_for_body,
+        waiting_for_body, ///< with a slot, until that takes too long
         admitting,        ///< START is on its way to the disk
         collecting_stdin, ///< for an operator to see
         asking_operator,
-        approved, ///< and waiting for a slot again
+        waiting_again, ///< for a slot: with an operator's word, or with a body that came late
         running,
         over
     };
@@ -156,7 +157,9 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
 
     // While an operator is asked. It holds no slot meanwhile.
     std::optional<held> held_;
-    std::optional<question_place> place_;
+    // With this a request keeps something large and holds no slot.
+    std::optional<waiting_place> place_;
+    std::optional<verified<request>> late_body_; // has come after its slot was left to others
     std::optional<standing_question> question_;
     std::optional<boost::asio::steady_timer> stdin_limit_;
     consent consent_;

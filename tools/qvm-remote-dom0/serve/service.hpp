@@ -74,22 +74,21 @@ struct service : std::enable_shared_from_this<service> {
     bool draining = false;
     /// How long standard input that an operator is to see may take to end.
     std::uint64_t stdin_patience_ms = dom0::approvals::patience_ms;
+    /// How long a request may hold a slot without its body, in time that the machine is awake. After
+    /// that it leaves the slot to others, and waits for another one when its body has come.
+    std::uint64_t body_patience_ms = 60'000;
 
     std::set<std::shared_ptr<connection>> connections;
 
-    /// How many requests of each qube are kept for an operator to see (question_place).
-    std::map<std::string, std::size_t> questions_of;
+    /// How many requests of each qube keep something large without a slot (waiting_place).
+    std::map<std::string, std::size_t> places_of;
 };
-
-/// How long a request may hold a slot without its body: what runs has a time-out, and what only says
-/// that it will run must have one too.
-inline constexpr std::uint64_t body_patience_ms = 60'000;
 
 /// One of the scheduler's slots, for as long as something may run in it.
 class slot {
   public:
     slot(service &parts, std::string qube)
-        : parts_(parts.weak_from_this()), qube_(std::move(qube)), since_ms_(host::boottime_ms()) {}
+        : parts_(parts.weak_from_this()), qube_(std::move(qube)), since_ms_(host::awake_ms()) {}
     slot(slot &&) noexcept = default;
     slot &operator=(slot &&) = delete;
     ~slot() {
@@ -101,8 +100,9 @@ class slot {
     }
 
     /// Whether its holder has had all the time that there is for a body to come.
-    [[nodiscard]] bool is_overdue(std::uint64_t now_ms) const noexcept {
-        return now_ms >= since_ms_ + body_patience_ms;
+    [[nodiscard]] bool is_overdue(std::uint64_t awake_ms) const noexcept {
+        const auto parts = parts_.lock();
+        return parts && awake_ms >= since_ms_ + parts->body_patience_ms;
     }
 
   private:
@@ -111,38 +111,39 @@ class slot {
     std::uint64_t since_ms_;
 };
 
-/// One of the places for requests that wait for an operator, from the moment on when their standard input
-/// is collected. They bound what a qube can make dom0 keep in this way: limits::collected_stdin for each.
-class question_place {
+/// One of the places for requests that keep something large while they hold no slot: standard input that
+/// is collected for an operator to see, or a body that did not come in time. They bound what a qube can
+/// make dom0 keep in this way: limits::collected_stdin and limits::command for each.
+class waiting_place {
   public:
-    [[nodiscard]] static std::optional<question_place> take(service &context,
-                                                            const std::string &qube) {
+    [[nodiscard]] static std::optional<waiting_place> take(service &context,
+                                                           const std::string &qube) {
         std::size_t all = 0;
-        for (const auto &[name, count] : context.questions_of)
+        for (const auto &[name, count] : context.places_of)
             all += count;
-        const auto of_qube = context.questions_of.find(qube);
+        const auto of_qube = context.places_of.find(qube);
         if (all >= approvals::most_in_all ||
-            (of_qube != context.questions_of.end() && of_qube->second >= approvals::most_of_a_qube))
+            (of_qube != context.places_of.end() && of_qube->second >= approvals::most_of_a_qube))
             return std::nullopt;
-        ++context.questions_of[qube];
-        return question_place(context, qube);
+        ++context.places_of[qube];
+        return waiting_place(context, qube);
     }
-    question_place(question_place &&) noexcept = default;
-    question_place &operator=(question_place &&other) noexcept {
+    waiting_place(waiting_place &&) noexcept = default;
+    waiting_place &operator=(waiting_place &&other) noexcept {
         std::swap(context_, other.context_);
         std::swap(qube_, other.qube_);
         return *this;
     }
-    ~question_place() {
+    ~waiting_place() {
         const auto context = context_.lock(); // gone: moved from, or the daemon is ending
         if (!context)
             return;
-        if (const auto at = context->questions_of.find(qube_); --at->second == 0)
-            context->questions_of.erase(at);
+        if (const auto at = context->places_of.find(qube_); --at->second == 0)
+            context->places_of.erase(at);
     }
 
   private:
-    question_place(service &context, std::string qube)
+    waiting_place(service &context, std::string qube)
         : context_(context.weak_from_this()), qube_(std::move(qube)) {}
 
     std::weak_ptr<service> context_;
