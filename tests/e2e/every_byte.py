@@ -9,6 +9,7 @@ Of the bytes every Nth; and again with other bits while SECONDS last.
 """
 
 import collections
+import contextlib
 import os
 import random
 import re
@@ -72,7 +73,7 @@ class Sessions:
     def ids(self):
         """The IDs that ran, by mark."""
         found = collections.defaultdict(list)
-        with open(self.ran) as lines:
+        with contextlib.suppress(FileNotFoundError), open(self.ran) as lines:
             for line in lines:
                 command, mark = line.split()
                 found[mark].append(command)
@@ -129,14 +130,15 @@ def whatever_happens_at_a_byte_is_no_false_result(f):
 
 
 @case
-def a_stream_that_stalls_is_given_up_by_itself(f):
-    """Each place a client of its own, all at once: half a minute is what each takes."""
+def a_stream_that_stalls_before_dom0_has_spoken_is_given_up_by_itself(f):
+    """Each place a client of its own, all at once: half a minute is what each takes. Once dom0 has spoken,
+    a client waits for as long as its stream is there: the case above gives those up."""
     f.start()
     sessions = Sessions(f)
-    places = [f"{way}:stall:{at}" for way in ("in", "out") for at in range(1, 240, 40)]
+    places = [f"{way}:stall:{at}" for way in ("in", "out") for at in range(1, 10, 2)]
     with ThreadPoolExecutor(len(places)) as pool:
         for fault, result in zip(places, pool.map(sessions.run, places)):
-            check(judge(fault, result, sessions.ids()) in ("lost", "refused"), fault)
+            equal((fault, judge(fault, result, sessions.ids())), (fault, "lost"))
 
 
 main()

@@ -201,7 +201,9 @@ class shown_run {
     void changed(host::run_state state, std::string_view untrusted_text) {
         switch (state) {
         case host::run_state::sent:
-            record_.begin(); // dom0 is at work meanwhile
+            line_.set("waiting for dom0");
+            if (!std::exchange(begun_, true))
+                record_.begin(); // dom0 is at work meanwhile
             break;
         case host::run_state::pending:
             line_.set("waiting for approval in dom0" +
@@ -210,10 +212,14 @@ class shown_run {
         case host::run_state::running:
             line_.set("running in dom0");
             break;
+        case host::run_state::silent:
+            line_.set("nothing comes from dom0; waiting (Ctrl-C twice gives up)");
+            break;
         }
     }
 
     bool quiet_, terminal_;
+    bool begun_ = false;
     recorder record_;
     waiting_line line_;
     recorded_sink out_{STDOUT_FILENO, &record_, &line_}, err_{STDERR_FILENO, &record_, &line_};

@@ -167,6 +167,7 @@ enum class run_state : std::uint8_t {
     sent,    ///< dom0 has not answered yet
     pending, ///< dom0 waits for its operator; the text says for what
     running,
+    silent, ///< nothing has come for a while; the last state is told again when something comes
 };
 
 /// What a run is connected to. All of it is borrowed for the call, and descriptors keep their flags.
@@ -282,7 +283,7 @@ class client {
     client_stream machine_;
     std::string untrusted_peer_;
     bool usable_ = true;
-    bool answered_ = false; // a byte has come from dom0
+    bool answered_ = false; // HELLO has come from dom0
     std::uint64_t first_answer_ms_ = 30'000;
 };
 

@@ -21,7 +21,7 @@ class client::running {
             return std::move(result_);
         }
         c_.machine_.open();
-        heard_ms_ = host::boottime_ms();
+        heard_ms_ = host::awake_ms();
         while (!done_) {
             if (!flush())
                 break;
@@ -35,8 +35,10 @@ class client::running {
   private:
     using kind = run_result::kind;
 
-    // No answer for this long is a dead stream; asked after for a sign of life at half of it.
+    // When nothing came for this long the user is told; dom0 is asked for a sign of life at half of it.
     static constexpr std::uint64_t silence_ms = 30'000;
+    // A wait that takes so much longer than it should: this process was stopped meanwhile.
+    static constexpr std::uint64_t stopped_ms = 1'000;
     static constexpr std::size_t most_reads = 4;
 
     void finish(kind how) {
@@ -95,10 +97,13 @@ class client::running {
                     timeout = std::min(timeout, 10);
             }
 
+        const std::uint64_t began_ms = host::awake_ms();
         const int ready = ::poll(fds.data(), count, timeout);
         if (ready < 0 && errno != EINTR)
             return lose("poll failed");
-        const std::uint64_t now = host::boottime_ms();
+        const std::uint64_t now = host::awake_ms();
+        if (now - began_ms > static_cast<std::uint64_t>(timeout) + stopped_ms)
+            heard_ms_ = now; // counted anew: dom0 may have had no chance to answer
         if (io_.tick && now - ticked_ms_ >= static_cast<std::uint64_t>(io_.tick_ms)) {
             ticked_ms_ = now;
             io_.tick();
@@ -120,9 +125,15 @@ class client::running {
         }
     }
 
+    // A stream that has never said a word may lead nowhere. One that has ends when it is closed: dom0 may
+    // be suspended or busy, and what was asked of it goes on.
     void check_silence(std::uint64_t now) {
-        if (now - heard_ms_ > (c_.answered_ ? silence_ms : c_.first_answer_ms_))
-            return lose(c_.answered_ ? "dom0 does not answer any more" : "dom0 does not answer");
+        if (!c_.answered_ && now - heard_ms_ > c_.first_answer_ms_)
+            return lose("dom0 does not answer");
+        if (now - heard_ms_ > silence_ms && !silent_) {
+            silent_ = true;
+            changed(run_state::silent, {});
+        }
         if (now - heard_ms_ > silence_ms / 2 && pinged_ms_ < heard_ms_ + 1) {
             pinged_ms_ = now;
             c_.machine_.ping(now);
@@ -138,7 +149,8 @@ class client::running {
             if (n <= 0)
                 return lose("the stream to dom0 ended");
             heard_ms_ = now;
-            c_.answered_ = true;
+            if (std::exchange(silent_, false))
+                changed(state_, std::string(state_text_));
             c_.machine_.commit(static_cast<std::size_t>(n));
             while (!done_) {
                 auto event = c_.machine_.next();
@@ -158,6 +170,7 @@ class client::running {
         using what = client_event::kind;
         switch (event.what) {
         case what::hello:
+            c_.answered_ = true;
             c_.untrusted_peer_ = std::move(event.text);
             return;
         case what::challenged:
@@ -232,6 +245,10 @@ class client::running {
     }
 
     void changed(run_state state, std::string_view text) {
+        if (state != run_state::silent) {
+            state_ = state;
+            state_text_ = text;
+        }
         if (io_.changed)
             io_.changed(state, text);
     }
@@ -344,12 +361,15 @@ class client::running {
     run_result result_;
     std::uint32_t session_ = 0;
     bool accepted_ = false;
+    bool silent_ = false;
+    run_state state_ = run_state::sent; // as it is but for a silence
+    std::string state_text_;
     bool stdin_ended_ = false;
     bulk_pipe stdin_pipe_;
     bool writable_ = true;
     bool done_ = false;
     lane out_{{}, false, false, true}, err_{{}, false, false, false};
-    std::uint64_t heard_ms_ = 0, pinged_ms_ = 0, ticked_ms_ = host::boottime_ms();
+    std::uint64_t heard_ms_ = 0, pinged_ms_ = 0, ticked_ms_ = host::awake_ms();
 };
 
 inline run_result client::run(command what, const run_streams &io) {
