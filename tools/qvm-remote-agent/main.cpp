@@ -58,12 +58,12 @@ flock whole_file() {
 
 // Until the lock is ours or so much time has passed.
 bool lock_within(int fd, std::uint64_t ms) {
-    const std::uint64_t end = host::boottime_ms() + ms;
+    const std::uint64_t end = host::awake_ms() + ms;
     for (;;) {
         flock lock = whole_file();
         if (::fcntl(fd, F_SETLK, &lock) == 0)
             return true;
-        if (host::boottime_ms() >= end)
+        if (host::awake_ms() >= end)
             return false;
         ::poll(nullptr, 0, 50);
     }

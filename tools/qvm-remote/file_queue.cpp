@@ -246,7 +246,7 @@ host::outcome<std::optional<run_result>> run_queued(const home &where, const sec
         return tl::unexpected(left.error());
     entry &e = *left;
     const std::string socket = where.directory() + "/agent.sock";
-    const std::uint64_t begin_ms = host::boottime_ms();
+    const std::uint64_t begin_ms = host::awake_ms();
     const std::uint64_t end_ms =
         what.timeout_s > 0 ? begin_ms + std::uint64_t{what.timeout_s} * 1000 : UINT64_MAX;
     std::uint64_t gone_ms = 0, finished_ms = 0, tick_ms = begin_ms;
@@ -256,7 +256,7 @@ host::outcome<std::optional<run_result>> run_queued(const home &where, const sec
     for (;;) {
         e.read_events();
         const entry::place now_at = e.look();
-        const std::uint64_t now_ms = host::boottime_ms();
+        const std::uint64_t now_ms = host::awake_ms();
         std::uint64_t next_ms = std::min(now_ms + look_again_ms, end_ms);
         r.may_have_run = e.was_taken();
         if (now_at == entry::place::finished) {

@@ -238,7 +238,7 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
     const bool has_queue = how.transport == "qvm-run";
     if (has_queue && how.version == protocol::one)
         return out;
-    const std::uint64_t begin_ms = host::boottime_ms();
+    const std::uint64_t begin_ms = host::awake_ms();
     for (;;) {
         auto stream = out.way.transport->connect();
         if (stream) {
@@ -248,7 +248,7 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         const int error = stream.error().error_number;
         if (error != ECONNREFUSED || !(has_queue || is_call(how)))
             return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
-        const std::uint64_t waited_ms = host::boottime_ms() - begin_ms;
+        const std::uint64_t waited_ms = host::awake_ms() - begin_ms;
         if (has_queue && how.version == protocol::any && !where.is_pinned() &&
             (by_protocol_1 || waited_ms >= agent_start_ms))
             return out;

@@ -41,11 +41,11 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     write_end.reset();
 
     helper_result out;
-    const auto end_ms = host::boottime_ms() + static_cast<std::uint64_t>(time.count());
+    const auto end_ms = host::awake_ms() + static_cast<std::uint64_t>(time.count());
     std::array<char, 4096> piece;
     int failure = 0;
     for (;;) {
-        const std::uint64_t now_ms = host::boottime_ms();
+        const std::uint64_t now_ms = host::awake_ms();
         pollfd wait{read_end.get(), POLLIN, 0};
         if (now_ms >= end_ms) {
             failure = ETIMEDOUT;
@@ -68,7 +68,7 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     pid_t ended = 0;
     // One that has closed its output may still not end.
     while (failure == 0 && (ended = ::waitpid(pid, &status, WNOHANG)) == 0) {
-        if (host::boottime_ms() >= end_ms)
+        if (host::awake_ms() >= end_ms)
             failure = ETIMEDOUT;
         else
             ::poll(nullptr, 0, 1);

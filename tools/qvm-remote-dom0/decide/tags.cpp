@@ -66,9 +66,9 @@ reached ask_qubesd(const qube_name &qube, const std::string &path, known_tags &o
         ::shutdown(fd.get(), SHUT_WR) != 0)
         return reached::no;
     std::string answer;
-    const std::uint64_t end_ms = host::boottime_ms() + answer_limit_ms;
+    const std::uint64_t end_ms = host::awake_ms() + answer_limit_ms;
     for (std::array<char, 4096> piece;;) {
-        const std::uint64_t now_ms = host::boottime_ms();
+        const std::uint64_t now_ms = host::awake_ms();
         pollfd wait{fd.get(), POLLIN, 0};
         if (now_ms >= end_ms || answer.size() > largest_answer)
             return reached::yes;
