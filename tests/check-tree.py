@@ -24,7 +24,7 @@ ROOT = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.pat
 FLOORS = [
     {"error", "limits", "transport_abi"},
     {"bytes"},
-    {"digest"},
+    {"digest", "amounts"},
     {"sanitize", "secret", "command_id", "frame", "config"},
     {"display", "envelope", "history", "queue", "route"},
     {"token", "policy", "audit", "request"},

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include <qvmremote/amounts.hpp>
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/error.hpp>
 #include <qvmremote/limits.hpp>
@@ -43,40 +44,21 @@ class command_id {
     [[nodiscard]] const std::string &text() const noexcept { return text_; }
 
     /// The time that an ID of the form YYYYmmdd-HHMMSS-… claims, in seconds since 1970 as if the
-    /// qube's local time were UTC; nothing for an ID of another form. A caller that compares it
+    /// qube's local time were UTC; nothing for an ID of another form
+    /// or of a time that no calendar holds. A caller that compares it
     /// with a clock allows for the time zone (limits::id_clock_skew_s).
     [[nodiscard]] std::optional<std::int64_t> claimed_time() const noexcept {
-        if (text_.size() < 16 || text_[8] != '-' || text_[15] != '-')
+        if (text_.size() < 16)
             return std::nullopt;
-        for (std::size_t i = 0; i < 15; ++i)
-            if (i != 8 && !is_digit(text_[i]))
-                return std::nullopt;
-        const int year = number(0, 4), month = number(4, 2), day = number(6, 2);
-        const int hour = number(9, 2), minute = number(11, 2), second = number(13, 2);
-        if (month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 ||
-            second > 60)
-            return std::nullopt;
-        // Days since 1970-01-01 in the proleptic Gregorian calendar, with March as first month.
-        const std::int64_t y = month <= 2 ? year - 1 : year;
-        const std::int64_t era = (y >= 0 ? y : y - 399) / 400;
-        const std::int64_t of_era = y - era * 400;
-        const std::int64_t of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
-        const std::int64_t days =
-            era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719468;
-        return days * 86400 + hour * 3600 + minute * 60 + second;
+        const auto time =
+            parse_calendar_time(std::string_view(text_).substr(0, 16), "YYYYMMDD-hhmmss-");
+        return time ? std::optional(time->utc_seconds()) : std::nullopt;
     }
 
     friend bool operator==(const command_id &, const command_id &) = default;
 
   private:
     explicit command_id(std::string text) noexcept : text_(std::move(text)) {}
-    [[nodiscard]] int number(std::size_t at, std::size_t length) const noexcept {
-        int value = 0;
-        for (std::size_t i = at; i < at + length; ++i)
-            value = value * 10 + (text_[i] - '0');
-        return value;
-    }
-
     std::string text_;
 };
 

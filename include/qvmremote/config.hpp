@@ -6,17 +6,16 @@
 
 #include <algorithm>
 #include <cassert>
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <qvmremote/amounts.hpp>
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/error.hpp>
 #include <qvmremote/limits.hpp>
@@ -79,10 +78,6 @@ class config {
 /// The words of a value, between blanks, tabs or line ends; views into `text`.
 [[nodiscard]] inline std::vector<std::string_view> split_words(std::string_view text);
 
-/// 1 to 2^31-1 in decimal digits: no sign, no blank, no leading zero (some readers take `010` for
-/// 8). errc::bad_value at the first bad byte.
-[[nodiscard]] inline result<std::uint32_t> parse_positive(std::string_view untrusted_text);
-
 /// What a value like `auto work=both dev=2` says for a qube: the word with its name if there is one,
 /// else the word without `=`, else nothing. The last of several wins; `work=` is ignored.
 [[nodiscard]] inline std::optional<std::string_view> choose_for(std::string_view spec,
@@ -104,26 +99,6 @@ namespace detail {
     while (at < line.size() && is_blank(line[at]))
         ++at;
     return at;
-}
-
-// A whole number as programs print it: digits, with `-` before them for a signed type, no leading
-// zero, no `-0`. So each number has one spelling.
-template <class T>
-[[nodiscard]] std::optional<T> parse_decimal(std::string_view untrusted_text) noexcept {
-    std::string_view digits = untrusted_text;
-    if (std::is_signed_v<T> && digits.size() > 1 && digits[0] == '-') {
-        digits.remove_prefix(1);
-        if (digits[0] == '0')
-            return std::nullopt;
-    }
-    if (digits.empty() || !is_digit(digits[0]) || (digits[0] == '0' && digits.size() > 1))
-        return std::nullopt;
-    T value{};
-    const char *const end = untrusted_text.data() + untrusted_text.size();
-    const auto [stop, code] = std::from_chars(untrusted_text.data(), end, value);
-    if (code != std::errc() || stop != end)
-        return std::nullopt;
-    return value;
 }
 
 // A line of configuration. Without a key it was blank or a comment.
@@ -326,23 +301,6 @@ inline std::vector<std::string_view> split_words(std::string_view text) {
         begin = text.find_first_not_of(blanks, end);
     }
     return out;
-}
-
-inline result<std::uint32_t> parse_positive(std::string_view untrusted_text) {
-    constexpr std::uint32_t most = 0x7fffffff;
-    if (untrusted_text.empty() || untrusted_text[0] == '0')
-        return fail(errc::bad_value);
-    std::uint32_t value = 0;
-    for (std::size_t i = 0; i < untrusted_text.size(); ++i) {
-        const char c = untrusted_text[i];
-        if (!is_digit(c))
-            return fail(errc::bad_value, i);
-        const auto digit = static_cast<std::uint32_t>(c - '0');
-        if (value > (most - digit) / 10)
-            return fail(errc::bad_value, i);
-        value = value * 10 + digit;
-    }
-    return value;
 }
 
 inline std::optional<std::string_view> choose_for(std::string_view spec, std::string_view qube) {

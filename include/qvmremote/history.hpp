@@ -172,10 +172,7 @@ namespace detail {
 inline constexpr std::size_t meta_file = 4096;
 
 [[nodiscard]] constexpr bool is_timestamp(std::string_view text) noexcept {
-    constexpr std::string_view form = "dddd-dd-ddTdd:dd:dd";
-    return text.size() == form.size() &&
-           std::equal(text.begin(), text.end(), form.begin(),
-                      [](char c, char f) { return f == 'd' ? is_digit(c) : c == f; });
+    return parse_calendar_time(text, "YYYY-MM-DDThh:mm:ss").has_value();
 }
 
 // A text and where its next field begins. A call that fails does not move that place, which is then

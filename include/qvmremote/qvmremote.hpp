@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <qvmremote/amounts.hpp>
 #include <qvmremote/audit.hpp>
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/command_id.hpp>

@@ -11,7 +11,6 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -19,7 +18,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -29,6 +27,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <qvmremote/amounts.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
 namespace mock {
@@ -67,15 +66,6 @@ class prng {
     std::uint64_t state_;
 };
 
-/// A whole decimal number, nothing around it.
-[[nodiscard]] inline std::optional<std::uint64_t> parse_number(std::string_view text) noexcept {
-    std::uint64_t out = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);
-    if (error != std::errc{} || end != text.data() + text.size() || text.empty())
-        return std::nullopt;
-    return out;
-}
-
 /// One element of the list: [in:|out:]KIND:(N|?). `out`, the default, is what the process that
 /// loaded the plug-in writes.
 [[nodiscard]] inline std::optional<fault> parse_fault(std::string_view text) noexcept {
@@ -95,7 +85,7 @@ class prng {
         text.remove_prefix(prefix.size());
         if (text == "?")
             return out;
-        out.value = parse_number(text);
+        out.value = qvmremote::detail::parse_decimal<std::uint64_t>(text);
         if (!out.value || (kind == fault_kind::delay && *out.value > 3'600'000))
             return std::nullopt;
         return out;

@@ -69,10 +69,7 @@ std::uint64_t visit_entry(int day, const std::string &name, bool remove) {
     return bytes;
 }
 
-bool is_day(const std::string &name) {
-    return name.size() == 10 && name[4] == '-' && name[7] == '-' &&
-           name.find_first_not_of("0123456789-") == name.npos;
-}
+bool is_day(const std::string &name) { return parse_calendar_time(name, "YYYY-MM-DD").has_value(); }
 
 // The first day that is kept; every day's name is larger than an empty one.
 std::string first_day_kept(const history_limits &most) {

@@ -109,12 +109,8 @@ class entry {
     // What .exit says, once that is a number.
     [[nodiscard]] std::optional<int> read_exit_code() const {
         const std::string text = read_result(".exit", 16);
-        const std::string_view digits =
-            std::string_view(text).substr(text.starts_with('-') ? 1 : 0);
-        const auto number = qvmremote::detail::parse_decimal<std::uint32_t>(digits);
-        if (!number || *number > 255)
-            return std::nullopt;
-        return digits.size() < text.size() ? -static_cast<int>(*number) : static_cast<int>(*number);
+        const auto number = qvmremote::detail::parse_decimal<std::int32_t>(text);
+        return number && *number >= -255 && *number <= 255 ? number : std::nullopt;
     }
     // Whether nothing of the result is still being written.
     [[nodiscard]] bool is_whole() const {

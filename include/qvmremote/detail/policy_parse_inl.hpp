@@ -104,35 +104,6 @@ inline bool policy_reader::split(std::string_view line, std::vector<policy_word>
     return true;
 }
 
-[[nodiscard]] inline std::optional<std::uint64_t>
-read_number(std::string_view text, std::string_view units, std::span<const std::uint64_t> factors,
-            std::uint64_t most) {
-    std::uint64_t factor = 1;
-    if (!text.empty())
-        if (const std::size_t unit = units.find(text.back()); unit != std::string_view::npos) {
-            factor = factors[unit];
-            text.remove_suffix(1);
-        }
-    const auto number = parse_positive(text);
-    if (!number || *number > most / factor)
-        return std::nullopt;
-    return *number * factor;
-}
-[[nodiscard]] inline std::optional<std::uint32_t> read_duration(std::string_view text) {
-    static constexpr std::uint64_t factors[] = {1, 60, 3600, 86400};
-    const auto out = read_number(text, "smhd", factors, limits::policy_seconds);
-    return out ? std::optional(static_cast<std::uint32_t>(*out)) : std::nullopt;
-}
-[[nodiscard]] inline std::optional<std::uint64_t> read_size(std::string_view text) {
-    static constexpr std::uint64_t factors[] = {std::uint64_t{1} << 10, std::uint64_t{1} << 20,
-                                                std::uint64_t{1} << 30};
-    return read_number(text, "KMG", factors, std::uint64_t{1} << 50);
-}
-[[nodiscard]] inline std::optional<std::uint32_t> read_count(std::string_view text) {
-    const auto number = parse_positive(text);
-    return number && *number <= 1'000'000 ? std::optional(*number) : std::nullopt;
-}
-
 [[nodiscard]] inline bool is_account(std::string_view text) {
     return !text.empty() && text.size() <= 32 && (is_alpha(text[0]) || text[0] == '_') &&
            std::all_of(text.begin(), text.end(),
@@ -320,18 +291,18 @@ inline bool policy_reader::read_option(const policy_word &word, policy_rule &out
     constexpr std::string_view size = "bytes, or a number with K, M or G";
     constexpr std::string_view count = "a number from 1 to 1000000";
     if (key == "ttl")
-        return once(o.ttl_s, read_duration(value), duration);
+        return once(o.ttl_s, parse_duration(value), duration);
     if (key == "timeout")
-        return once(o.timeout_s, read_duration(value), duration);
+        return once(o.timeout_s, parse_duration(value), duration);
     if (key == "memory")
-        return once(o.memory, read_size(value), size);
+        return once(o.memory, parse_size(value), size);
     if (key == "output")
-        return once(o.output, read_size(value), size);
+        return once(o.output, parse_size(value), size);
     if (key == "pids")
-        return once(o.pids, read_count(value), count);
+        return once(o.pids, parse_count(value), count);
     if (key == "cpu")
         return once(o.cpu,
-                    value.ends_with('%') ? read_count(value.substr(0, value.size() - 1))
+                    value.ends_with('%') ? parse_count(value.substr(0, value.size() - 1))
                                          : std::nullopt,
                     "a percentage of one processor, like 50%");
     if (key == "user")

@@ -80,6 +80,17 @@ TEST_CASE("only what is beyond a limit that the user has set is removed") {
     }
 }
 
+TEST_CASE("a directory that is no day of the calendar is not of the history") {
+    const history h;
+    const fs::path strange = h.base / "history/2001-02-31/id";
+    fs::create_directories(strange);
+    std::ofstream(strange / "out") << "x";
+    const fs::path old_entry = h.add(400);
+    h.prune({90, {}});
+    CHECK(fs::exists(strange / "out"));
+    CHECK_FALSE(fs::exists(old_entry / "out"));
+}
+
 TEST_CASE("without a limit nothing is written either, and it is never due") {
     const history h;
     static_cast<void>(h.add(400));
@@ -93,8 +104,9 @@ TEST_CASE("a limit is a whole number of its range, or is named") {
         bool is_good;
     };
     const row rows[] = {
-        {"1", true},  {"90", true},  {"0", false},   {"-1", false},
-        {"x", false}, {"9x", false}, {"1.5", false}, {"99999999999999999999", false}};
+        {"1", true},   {"90", true},  {"0", false},   {"-1", false},
+        {"x", false},  {"9x", false}, {"1.5", false}, {"99999999999999999999", false},
+        {"+1", false}, {" 1", false}, {"01", false},  {"0x1", false}};
     for (const char *const name : {"QVM_REMOTE_HISTORY_DAYS", "QVM_REMOTE_HISTORY_MIB"})
         for (const row &r : rows) {
             CAPTURE(name);

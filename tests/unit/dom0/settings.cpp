@@ -2,13 +2,73 @@
 #include "base/settings.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
+
+#include <sys/stat.h>
 
 #include <doctest/doctest.h>
 
 using namespace qvmremote::dom0;
+
+namespace {
+// A directory of the test's for --root, with a remote.conf.
+struct root {
+    root() {
+        char name[] = "/tmp/qvm-remote-settings-XXXXXX";
+        REQUIRE(::mkdtemp(name) != nullptr);
+        directory = name;
+        std::filesystem::create_directories(directory + "/etc/qubes");
+    }
+    ~root() {
+        std::error_code ignored;
+        std::filesystem::remove_all(directory, ignored);
+    }
+    root(const root &) = delete;
+    root &operator=(const root &) = delete;
+
+    [[nodiscard]] auto read(const std::string &text) const {
+        const auto where = paths::below(directory).value();
+        std::ofstream(where.config()) << text;
+        ::chmod(where.config().c_str(), 0644);
+        return load_settings(where, {}, {});
+    }
+
+    std::string directory;
+};
+} // namespace
+
+TEST_CASE("a ceiling or a limit of the audit log that is out of range is no setting") {
+    struct row {
+        const char *key, *text;
+        bool good;
+    };
+    static constexpr row rows[] = {
+        {"MAX_MEMORY", "1", true},           {"MAX_MEMORY", "1048576G", true},
+        {"MAX_MEMORY", "1048577G", false},   {"MAX_MEMORY", "0", false},
+        {"MAX_MEMORY", "-1G", false},        {"MAX_MEMORY", "+1G", false},
+        {"MAX_MEMORY", "1GB", false},        {"MAX_MEMORY", "1k", false},
+        {"MAX_MEMORY", "0x1G", false},       {"MAX_OUTPUT", "2147483647", true},
+        {"MAX_OUTPUT", "2147483648", false}, {"MAX_OUTPUT", "1048577G", false},
+        {"MAX_PROCESSES", "1000000", true},  {"MAX_PROCESSES", "1000001", false},
+        {"MAX_PROCESSES", "1K", false},      {"MAX_CPU", "1000000", true},
+        {"MAX_CPU", "1000001", false},       {"MAX_CPU", "50%", false},
+        {"AUDIT_KEEP_DAYS", "36500", true},  {"AUDIT_KEEP_DAYS", "0", false},
+        {"AUDIT_KEEP_DAYS", "7d", false},    {"AUDIT_FILE_MIB", "2147483648", false},
+    };
+    const root machine;
+    for (const row &r : rows) {
+        CAPTURE(r.key);
+        CAPTURE(r.text);
+        CHECK(machine.read(std::string("QVM_REMOTE_") + r.key + "=" + r.text + "\n").has_value() ==
+              r.good);
+    }
+}
 
 TEST_CASE("QVM_REMOTE_TRANSPORT: a default, then qubes by name") {
     struct row {

@@ -147,41 +147,6 @@ TEST_CASE("split_words") {
     CHECK(split_words(" a\tb\nc  d ") == std::vector<std::string_view>{"a", "b", "c", "d"});
 }
 
-TEST_CASE("parse_positive: digits and nothing else") {
-    CHECK(parse_positive("1").value() == 1);
-    CHECK(parse_positive("300").value() == 300);
-    CHECK(parse_positive("2147483647").value() == 2147483647);
-    struct row {
-        const char *name;
-        std::string_view in;
-        std::uint32_t at;
-    };
-    static constexpr row bad[] = {
-        {"empty", "", 0},
-        {"zero", "0", 0},
-        {"leading zero", "010", 0},
-        {"sign", "+1", 0},
-        {"negative", "-1", 0},
-        {"blank before", " 1", 0},
-        {"blank behind", "1 ", 1},
-        {"newline", "1\n", 1},
-        {"hexadecimal", "0x10", 0},
-        {"fraction", "1.5", 1},
-        {"unit", "10s", 2},
-        {"one too large", "2147483648", 9},
-        {"wraps in 32 bits", "4294967297", 9},
-        {"twenty digits", "18446744073709551617", 10},
-        {"Arabic digits", "\xd9\xa1", 0},
-        {"NUL", "1\0"sv, 1},
-    };
-    for (const row &r : bad) {
-        INFO(std::string(r.name));
-        const auto number = parse_positive(r.in);
-        REQUIRE_FALSE(number);
-        CHECK(number.error() == error{errc::bad_value, r.at});
-    }
-}
-
 TEST_CASE("choose_for: a default, then qubes by name") {
     constexpr std::string_view spec = "auto work=both dev=2";
     CHECK(choose_for(spec, "work") == "both");

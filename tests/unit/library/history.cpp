@@ -112,6 +112,16 @@ TEST_CASE("audit.log: every line as protocol 1 has it, and read back") {
     CHECK(parsed->untrusted_command == "a cmd=b exit=0");
 }
 
+TEST_CASE("audit.log: a time that does not exist makes a line that is none of ours") {
+    for (const std::string_view bad :
+         {"2027-02-29T10:00:00", "2027-13-01T10:00:00", "2027-02-03T24:00:00",
+          "2027-02-03T10:60:00", "2027-02-03 10:00:00"}) {
+        CAPTURE(bad);
+        CHECK_FALSE(parse_audit_line("[" + std::string(bad) + "] DONE id=x exit=0"));
+    }
+    CHECK(parse_audit_line("[2028-02-29T23:59:60] DONE id=x exit=0"));
+}
+
 TEST_CASE("audit.log: a command forges no line and sends no escape sequence") {
     const std::string forged =
         "true\n[2026-02-18T10:15:00] DONE id=x exit=0\n\x1b[2J" + std::string(500, 'x');

@@ -264,6 +264,7 @@ TEST_CASE("bad options are refused by name") {
          "option 'fault': 'melt:2'"},
         {"no number", role::qube, {{"socket", "/x"}, {"fault", "cut:"}}, "option 'fault'"},
         {"negative", role::qube, {{"socket", "/x"}, {"fault", "cut:-1"}}, "option 'fault'"},
+        {"a leading zero", role::qube, {{"socket", "/x"}, {"fault", "cut:010"}}, "option 'fault'"},
         {"direction", role::qube, {{"socket", "/x"}, {"fault", "up:cut:1"}}, "option 'fault'"},
         {"long delay",
          role::qube,

@@ -29,6 +29,7 @@
 #include <qvmremote/secret.hpp>
 
 #include "administer/audit_commands.hpp"
+#include "administer/moment.hpp"
 #include "administer/typed_answer.hpp"
 #include "base/helper.hpp"
 #include "common/cli.hpp"
@@ -160,26 +161,6 @@ host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool w
                                   host::durability::synced);
 }
 
-// "30m", "8h", "7d" from now on, or a moment of the local clock.
-std::optional<std::int64_t> parse_moment(const std::string &text, std::int64_t now) {
-    if (const std::size_t unit = std::string_view("mhd").find(text.back());
-        unit != std::string_view::npos) {
-        constexpr std::int64_t seconds[] = {60, 3600, 86400};
-        const auto number = parse_positive(std::string_view(text).substr(0, text.size() - 1));
-        return number ? std::optional(now + *number * seconds[unit]) : std::nullopt;
-    }
-    for (const char *const form : {"%Y-%m-%d", "%Y-%m-%dT%H:%M"}) {
-        std::tm at{};
-        const char *const end = ::strptime(text.c_str(), form, &at);
-        if (!end || *end != '\0')
-            continue;
-        at.tm_isdst = -1;
-        const time_t moment = std::mktime(&at);
-        return moment < 0 ? std::nullopt : std::optional<std::int64_t>(moment);
-    }
-    return std::nullopt;
-}
-
 int let_in(const invocation &in, const char *verb, bool listed) {
     static constexpr cli::option table[] = {
         {'l', "level", "LEVEL", "deny, monitor, read-only, manage or full (full)"},
@@ -223,8 +204,9 @@ int let_in(const invocation &in, const char *verb, bool listed) {
         const std::int64_t now = host::local_time::now().seconds;
         until = parse_moment(until_text, now);
         if (!until || *until <= now)
-            return fail_with("--until '" + for_terminal(until_text, 32) +
-                             "' is no time to come: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM");
+            return fail_with(
+                "--until '" + for_terminal(until_text, 32) +
+                "' is no time that will come: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM");
     }
     if (in.where.is_real()) {
         const auto checked = run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);

@@ -182,8 +182,9 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
         if (words[0] != std::string_view("--for") || words.size() > 2)
             return fail_with(usage);
         const auto minutes = parse_positive(words.size() == 2 ? words[1] : "");
-        if (!minutes || *minutes > UINT32_MAX / 60)
-            return fail_with("--for takes a number of minutes, 1 or more");
+        constexpr std::uint64_t most = limits::policy_seconds / 60;
+        if (!minutes || *minutes > most)
+            return fail_with("--for takes a number of minutes from 1 to " + std::to_string(most));
         lasts = std::to_string(*minutes * 60);
     }
     const std::string number = std::to_string(serial);

@@ -48,21 +48,6 @@ host::outcome<audit_limits> audit_limits_of(const config &values) {
     return out;
 }
 
-[[nodiscard]] std::optional<std::uint64_t> parse_number(std::string_view text) {
-    const auto number = parse_positive(text);
-    return number ? std::optional<std::uint64_t>(*number) : std::nullopt;
-}
-
-// "256M": a number of bytes, or of KiB, MiB, GiB.
-[[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text) {
-    static constexpr std::string_view units = "KMG";
-    const std::size_t unit = text.empty() ? units.npos : units.find(text.back());
-    if (unit == units.npos)
-        return parse_number(text);
-    const auto number = parse_number(text.substr(0, text.size() - 1));
-    return number ? std::optional<std::uint64_t>(*number << (10 * (unit + 1))) : std::nullopt;
-}
-
 } // namespace
 
 host::outcome<paths> paths::below(const std::string &dir) {
@@ -201,10 +186,15 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
         const auto value = out.values.get(key);
         if (!value)
             return 0;
-        if (const auto number = is_size ? parse_size(*value) : parse_number(*value))
-            return *number;
+        if (is_size)
+            if (const auto size = parse_size(*value))
+                return *size;
+        if (!is_size)
+            if (const auto count = parse_count(*value))
+                return *count;
         return host::failed(std::string(key) + "='" + for_terminal(*value, 64) + "' is no " +
-                            (is_size ? "size: a number, which K, M or G may follow" : "number"));
+                            (is_size ? "size: a number, which K, M or G may follow; 1 PiB at most"
+                                     : "number from 1 to 1000000"));
     };
     const auto memory = ceiling("QVM_REMOTE_MAX_MEMORY", true);
     const auto pids = ceiling("QVM_REMOTE_MAX_PROCESSES", false);

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Numbers, durations, sizes and dates as people write them. Each function takes one spelling of one
+/// value and refuses all else: what is out of range, what no calendar holds, signs, blanks, leading
+/// zeros, other bases, and text that is left over.
+
+#pragma once
+
+#include <charconv>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+
+#include <qvmremote/bytes.hpp>
+#include <qvmremote/error.hpp>
+#include <qvmremote/limits.hpp>
+
+namespace qvmremote {
+
+/// 1 to 2^31-1 in decimal digits: no sign, no blank, no leading zero (some readers take `010` for
+/// 8). errc::bad_value at the first bad byte.
+[[nodiscard]] inline result<std::uint32_t> parse_positive(std::string_view untrusted_text) {
+    constexpr std::uint32_t most = 0x7fffffff;
+    if (untrusted_text.empty() || untrusted_text[0] == '0')
+        return fail(errc::bad_value);
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < untrusted_text.size(); ++i) {
+        const char c = untrusted_text[i];
+        if (!is_digit(c))
+            return fail(errc::bad_value, i);
+        const auto digit = static_cast<std::uint32_t>(c - '0');
+        if (value > (most - digit) / 10)
+            return fail(errc::bad_value, i);
+        value = value * 10 + digit;
+    }
+    return value;
+}
+
+namespace detail {
+
+// A whole number as programs print it: digits, with `-` before them for a signed type, no leading
+// zero, no `-0`. So each number has one spelling.
+template <class T>
+[[nodiscard]] std::optional<T> parse_decimal(std::string_view untrusted_text) noexcept {
+    std::string_view digits = untrusted_text;
+    if (std::is_signed_v<T> && digits.size() > 1 && digits[0] == '-') {
+        digits.remove_prefix(1);
+        if (digits[0] == '0')
+            return std::nullopt;
+    }
+    if (digits.empty() || !is_digit(digits[0]) || (digits[0] == '0' && digits.size() > 1))
+        return std::nullopt;
+    T value{};
+    const char *const end = untrusted_text.data() + untrusted_text.size();
+    const auto [stop, code] = std::from_chars(untrusted_text.data(), end, value);
+    if (code != std::errc() || stop != end)
+        return std::nullopt;
+    return value;
+}
+
+// A positive number and one letter of `units`, which may be missing; at most `most` altogether.
+[[nodiscard]] inline std::optional<std::uint64_t>
+parse_with_unit(std::string_view text, std::string_view units,
+                std::span<const std::uint64_t> factors, std::uint64_t most) {
+    std::uint64_t factor = 1;
+    if (!text.empty())
+        if (const std::size_t unit = units.find(text.back()); unit != std::string_view::npos) {
+            factor = factors[unit];
+            text.remove_suffix(1);
+        }
+    const auto number = parse_positive(text);
+    if (!number || *number > most / factor)
+        return std::nullopt;
+    return *number * factor;
+}
+
+} // namespace detail
+
+/// "90", "90s", "30m", "8h", "7d": seconds, limits::policy_seconds at most.
+[[nodiscard]] inline std::optional<std::uint32_t> parse_duration(std::string_view untrusted_text) {
+    static constexpr std::uint64_t factors[] = {1, 60, 3600, 86400};
+    const auto out =
+        detail::parse_with_unit(untrusted_text, "smhd", factors, limits::policy_seconds);
+    return out ? std::optional(static_cast<std::uint32_t>(*out)) : std::nullopt;
+}
+
+/// "1000", "64K", "256M", "2G": bytes, 1 PiB at most.
+[[nodiscard]] inline std::optional<std::uint64_t> parse_size(std::string_view untrusted_text) {
+    static constexpr std::uint64_t factors[] = {std::uint64_t{1} << 10, std::uint64_t{1} << 20,
+                                                std::uint64_t{1} << 30};
+    return detail::parse_with_unit(untrusted_text, "KMG", factors, std::uint64_t{1} << 50);
+}
+
+/// How many processes, or percent of one processor: 1 to 1000000.
+[[nodiscard]] inline std::optional<std::uint32_t> parse_count(std::string_view untrusted_text) {
+    const auto number = parse_positive(untrusted_text);
+    return number && *number <= 1'000'000 ? std::optional(*number) : std::nullopt;
+}
+
+/// A day of the Gregorian calendar and a time of that day, in no time zone.
+struct calendar_time {
+    int year = 0, month = 0, day = 0, hour = 0, minute = 0, second = 0;
+
+    /// Whether the calendar holds that day (29 February only in a leap year) and the day that time. A
+    /// leap second, 60, counts: clocks show it.
+    [[nodiscard]] constexpr bool exists() const noexcept {
+        constexpr int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+        if (month < 1 || month > 12)
+            return false;
+        const bool leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+        return year >= 0 && day >= 1 && day <= days[month - 1] + (month == 2 && leap ? 1 : 0) &&
+               hour >= 0 && hour <= 23 && minute >= 0 && minute <= 59 && second >= 0 &&
+               second <= 60;
+    }
+    /// Seconds since 1970 as if it were UTC; it must exist.
+    [[nodiscard]] constexpr std::int64_t utc_seconds() const noexcept {
+        // Days since 1970-01-01 in the proleptic Gregorian calendar, with March as first month.
+        const std::int64_t y = month <= 2 ? year - 1 : year;
+        const std::int64_t era = (y >= 0 ? y : y - 399) / 400;
+        const std::int64_t of_era = y - era * 400;
+        const std::int64_t of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
+        const std::int64_t days =
+            era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719468;
+        return days * 86400 + hour * 3600 + minute * 60 + second;
+    }
+
+    friend bool operator==(const calendar_time &, const calendar_time &) = default;
+};
+
+/// Reads a time by its form, where Y, M, D, h, m and s stand for one digit each and every other byte
+/// for itself: "YYYY-MM-DDThh:mm". Nothing if the text has another form or such a time does not exist.
+[[nodiscard]] constexpr std::optional<calendar_time>
+parse_calendar_time(std::string_view untrusted_text, std::string_view form) noexcept {
+    if (untrusted_text.size() != form.size())
+        return std::nullopt;
+    calendar_time out{0, 1, 1, 0, 0, 0};
+    const struct {
+        char letter;
+        int &value;
+    } fields[] = {{'Y', out.year}, {'M', out.month},  {'D', out.day},
+                  {'h', out.hour}, {'m', out.minute}, {'s', out.second}};
+    char last = '\0';
+    for (std::size_t i = 0; i < form.size(); ++i) {
+        int *value = nullptr;
+        for (const auto &field : fields)
+            if (field.letter == form[i])
+                value = &field.value;
+        if (value ? !is_digit(untrusted_text[i]) : untrusted_text[i] != form[i])
+            return std::nullopt;
+        if (value)
+            *value = (form[i] == last ? *value * 10 : 0) + (untrusted_text[i] - '0');
+        last = form[i];
+    }
+    return out.exists() ? std::optional(out) : std::nullopt;
+}
+
+} // namespace qvmremote
