@@ -5,6 +5,7 @@ Usage: admin.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
+import signal
 import subprocess
 import time
 
@@ -202,6 +203,44 @@ def a_single_run_serves_each_that_runs_and_ends(f):
         with open(os.path.join(results, found[0])) as out:
             equal(out.read(), "once\n")
     equal(house.machine.violations(), "")
+
+
+@case
+def who_is_listed_in_vain_is_named(f):
+    """By status, by the log once a reload, and by a single run, which serves the others and ends with 1."""
+    house = House(f, "work", key=KEY)
+    house.add("off", state="Halted")
+    conf = os.path.join(f.root, "etc/qubes/remote.conf")
+    with open(conf, "w") as c:
+        c.write("QVM_REMOTE_VMS='work off nokey late -'\n")
+    os.chmod(conf, 0o644)
+    equal(f.dom0("authorize", "late", stdin=KEY.encode()).returncode, 0)
+    until = os.path.join(f.root, "etc/qubes/remote.d/late.until")
+    with open(until, "w") as u:
+        u.write("1\n")
+    os.chmod(until, 0o600)
+    before = f.log()
+    f.daemon.send_signal(signal.SIGHUP)
+    wanted = "qube nokey: listed, but has no key: qvm-remote-dom0 authorize nokey"
+    eventually(lambda: "read again" in f.log()[len(before):], "the reload")
+    said = f.log()[len(before):]
+    equal(said.count(wanted), said.count("read again"))
+    house.wait_for_agent("work")
+    lines = admin(house, "status").stdout.decode().splitlines()
+    equal(lines.count(wanted), 1)
+    late = [line for line in lines if line.startswith("qube late: listed, but its key is not used: ")]
+    equal(len(late), 1)
+    check(not any("qube -" in line or "'-'" in line for line in lines), lines)
+    f.stop()
+    got = single_run(house)
+    equal((got.returncode, got.stderr.decode().splitlines()),
+          (1, ["qvm-remote-dom0: " + line for line in (wanted, *late)]))
+    with open(conf, "w") as c:
+        c.write("QVM_REMOTE_VMS='work off'\n")
+    got = single_run(house)
+    equal((got.returncode, got.stderr), (0, b""))
+    got = single_run(house, "--vm", "nokey")
+    check(got.returncode == 1 and wanted.encode() in got.stderr, got)
 
 
 @case

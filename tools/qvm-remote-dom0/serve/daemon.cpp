@@ -150,7 +150,7 @@ class daemon final : public coordinator {
         admission_->when_none_starts([this] { something_ended(); });
         notifier_.use(notify_program(settings_));
         find_account();
-        report_settings(settings_, *log_);
+        report_settings(settings_, keys_, *log_);
         return {};
     }
 
@@ -168,8 +168,9 @@ class daemon final : public coordinator {
         warden_.assign(warden_fd);
         watch_warden();
 
-        desk_.emplace(*parts_, options_, home_, children_, notifier_, *ways_,
-                      [this] { return reload(); });
+        desk_.emplace(
+            *parts_, options_, home_, children_, notifier_, *ways_, [this] { return reload(); },
+            [this] { return unserved(settings_, keys_); });
         if (auto control = desk_->open(); !control)
             return control;
         await_signals();
@@ -180,6 +181,10 @@ class daemon final : public coordinator {
         if (auto made = expiry_.start(); !made)
             return made;
         if (options_.once) {
+            for (const std::string &sentence : unserved(settings_, keys_)) {
+                std::fprintf(stderr, "qvm-remote-dom0: %s\n", sentence.c_str());
+                exit_code_ = 1;
+            }
             single_.emplace(*parts_, *ways_, settings_, options_.once_wait_s, [this](int code) {
                 if (code != 0)
                     exit_code_ = code;
@@ -272,7 +277,7 @@ class daemon final : public coordinator {
     // Returns what is wrong, or nothing.
     std::string reload() {
         const std::string problem =
-            dom0::reload({options_, settings_, *parts_, *ways_, *tags_, notifier_});
+            dom0::reload({options_, settings_, *parts_, *ways_, *tags_, keys_, notifier_});
         expiry_.arm();
         desk_->questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,

@@ -260,6 +260,8 @@ std::string operators_desk::status() const {
                     missing.insert(qube);
     for (const std::string &qube : missing)
         out += "qube " + qube + ": not connected\n";
+    for (const std::string &sentence : unserved_())
+        out += sentence + "\n";
     return out;
 }
 

@@ -31,13 +31,14 @@ namespace qvmremote::dom0 {
 /// Shows operators the questions that wait, takes their answers, and tells how the daemon is.
 class operators_desk {
   public:
-    /// `reload` returns what is wrong, or nothing.
+    /// `reload` returns what is wrong, or nothing; `unserved` says which listed qubes cannot come in.
     operators_desk(service &parts, const daemon_options &options, const cgroup_home &home,
                    const warden &children, notifier &desktop, const ways_in &ways,
-                   std::function<std::string()> reload)
+                   std::function<std::string()> reload,
+                   std::function<std::vector<std::string>()> unserved)
         : parts_(parts), options_(options), home_(home), children_(children), notifier_(desktop),
-          ways_(ways), reload_(std::move(reload)), silence_timer_(parts.loop),
-          watch_timer_(parts.loop) {}
+          ways_(ways), reload_(std::move(reload)), unserved_(std::move(unserved)),
+          silence_timer_(parts.loop), watch_timer_(parts.loop) {}
 
     /// Opens the control socket.
     [[nodiscard]] host::outcome<void> open();
@@ -73,6 +74,7 @@ class operators_desk {
     notifier &notifier_;
     const ways_in &ways_;
     std::function<std::string()> reload_;
+    std::function<std::vector<std::string>()> unserved_;
     std::vector<reply> watchers_;
     std::uint64_t told_version_ = 0;
     std::unique_ptr<control_server> control_;

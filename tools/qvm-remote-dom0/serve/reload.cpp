@@ -2,8 +2,12 @@
 #include "serve/reload.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <string_view>
 #include <utility>
 
+#include <qvmremote/host/clock.hpp>
 #include <qvmremote/sanitize.hpp>
 
 #include "serve/connection.hpp"
@@ -24,7 +28,7 @@ std::string reload(const reloaded &all) {
         all.config = std::move(*read);
         all.parts.execution.ceiling = all.config.ceiling;
         all.notifier.use(notify_program(all.config));
-        report_settings(all.config, all.parts.log);
+        report_settings(all.config, all.keys, all.parts.log);
         all.tags.forget(tag_origin::of(all.config, all.options.where));
     }
     const auto loaded = all.parts.admission.reload(all.config.qubes, protocols(all.config));
@@ -47,10 +51,31 @@ std::string reload(const reloaded &all) {
     return problem;
 }
 
-void report_settings(const settings &config, event_log &log) {
+std::vector<std::string> unserved(const settings &config, const keyring &keys) {
+    constexpr std::string_view nobody = "-"; // what `disconnect` leaves of a list that it empties
+    std::vector<std::string> out;
     for (const std::string &name : config.ignored)
-        log.write(log_category::error,
-                  "'" + for_log(name) + "' in the list of qubes is no qube name; ignored");
+        if (name != nobody)
+            out.push_back("'" + for_terminal(name, 64) +
+                          "' in the list of qubes (QVM_REMOTE_VMS) is not the name of a qube");
+    if (!config.qubes)
+        return out;
+    const std::int64_t now = host::local_time::now().seconds;
+    for (const qube_name &qube : *config.qubes) {
+        const auto key = keys.usable(qube, now);
+        if (key)
+            continue;
+        const std::string begin = "qube " + qube.text() + ": listed, but ";
+        out.push_back(key.error().error_number == ENOENT
+                          ? begin + "has no key: qvm-remote-dom0 authorize " + qube.text()
+                          : begin + "its key is not used: " + for_terminal(key.error().what));
+    }
+    return out;
+}
+
+void report_settings(const settings &config, const keyring &keys, event_log &log) {
+    for (const std::string &sentence : unserved(config, keys))
+        log.write(log_category::error, for_log(sentence));
     for (const std::string &text : config.warnings)
         log.write(log_category::info, for_log(text));
 }

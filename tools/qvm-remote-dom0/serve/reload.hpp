@@ -5,10 +5,12 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/log.hpp"
 #include "base/settings.hpp"
 #include "decide/admission.hpp"
+#include "decide/keyring.hpp"
 #include "decide/tags.hpp"
 #include "serve/daemon_options.hpp"
 #include "serve/notifier.hpp"
@@ -24,6 +26,7 @@ struct reloaded {
     service &parts;
     ways_in &ways;
     tag_source &tags;
+    const keyring &keys;
     class notifier &notifier;
 };
 
@@ -31,8 +34,13 @@ struct reloaded {
 /// then.
 [[nodiscard]] std::string reload(const reloaded &all);
 
-/// Logs what of the settings was ignored, and their warnings.
-void report_settings(const settings &config, event_log &log);
+/// What the list of qubes (QVM_REMOTE_VMS, --vm) names and nobody can come from, with what to do, one
+/// sentence each: a name that no qube can have, and a qube without a key or with one that is not used
+/// (expired, unreadable, open to others).
+[[nodiscard]] std::vector<std::string> unserved(const settings &config, const keyring &keys);
+
+/// Logs whom the settings list in vain, and their warnings.
+void report_settings(const settings &config, const keyring &keys, event_log &log);
 
 /// What is wrong with the policy, one line each, for status and stderr.
 [[nodiscard]] std::string policy_trouble(const admission &by);
