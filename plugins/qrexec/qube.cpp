@@ -71,8 +71,11 @@ problem meaning_of(const call_settings &how, const child_end &end, const std::st
                                            " without a word; the log of qvm-remote-dom0 there "
                                            "says why"};
     case 125:
-        return {QVMREMOTE_FAILED, "qrexec could not make the call to " + what + " in " +
-                                      how.target + words + "; is Qubes' qrexec agent running?"};
+        // Qubes' own word for a socket that nobody listens on, which a daemon that was killed leaves.
+        return {QVMREMOTE_UNREACHABLE, "qrexec could not make the call to " + what + " in " +
+                                           how.target + words +
+                                           "; is qvm-remote-dom0 running there, and Qubes' qrexec "
+                                           "agent here?"};
     case 126:
         return {QVMREMOTE_REFUSED, "the policy of qrexec refuses the call to " + what + " in " +
                                        how.target + words +
@@ -130,22 +133,29 @@ void caller::connect(qvmremote_stream &out) {
         return;
     calls_.remove_if([](call &c) { return c.process.take_end().has_value(); });
     unique_fd slot = take_slot();
-    int ends[2], err[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+    // A pair for each direction: qrexec-client-vm says that dom0 is done by closing its descriptor 1,
+    // which ends nothing while the same socket is its descriptor 0 too.
+    int up[2], down[2], err[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, up) != 0)
         fail_errno("cannot make a socket pair");
-    unique_fd near(ends[0]);
-    const unique_fd far(ends[1]);
+    unique_fd up_near(up[0]);
+    const unique_fd up_far(up[1]);
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, down) != 0)
+        fail_errno("cannot make a socket pair");
+    unique_fd down_near(down[0]);
+    const unique_fd down_far(down[1]);
     if (::pipe2(err, O_CLOEXEC) != 0)
         fail_errno("cannot make a pipe");
     unique_fd err_read(err[0]);
     const unique_fd err_write(err[1]);
-    auto process = child::start(call_of(how_), far.get(), far.get(), err_write.get());
+    auto process = child::start(call_of(how_), up_far.get(), down_far.get(), err_write.get());
     if (!process)
         throw problem{QVMREMOTE_FAILED, process.error().what +
                                             "; the transport qrexec needs Qubes' program in the "
                                             "qube, and option 'client' names another place"};
     calls_.push_back({std::move(*process), std::move(err_read), std::move(slot)});
-    out.in_fd = out.out_fd = near.release();
+    out.in_fd = down_near.release();
+    out.out_fd = up_near.release();
 }
 
 // Whether an agent has a call that can be shared. It is found as qvm-run's is, at a name of its own.

@@ -404,9 +404,9 @@ struct in_qube {
 
 } // namespace
 
-TEST_CASE("a call is qrexec-client-vm's, on a socket, and ends with its owner") {
+TEST_CASE("a call is qrexec-client-vm's, on two sockets, and ends with its owner") {
     const in_qube q("echo $$ \"$@\"; echo words >&2; [ -S /proc/self/fd/0 ] && echo socket; "
-                    "[ /proc/$$/fd/0 -ef /proc/$$/fd/1 ] && echo one; cat");
+                    "[ /proc/$$/fd/0 -ef /proc/$$/fd/1 ] || echo two; cat");
     pid_t pid = 0;
     {
         auto way = q.open({{"target", "mgmt"}, {"argument", "monitor"}});
@@ -414,7 +414,7 @@ TEST_CASE("a call is qrexec-client-vm's, on a socket, and ends with its owner") 
         auto stream = way->connect();
         REQUIRE(stream);
         std::string line;
-        while (!line.ends_with("one\n")) {
+        while (!line.ends_with("two\n")) {
             const std::string more = receive(stream->in.get(), 1);
             REQUIRE(more.size() == 1);
             line += more;
@@ -440,12 +440,13 @@ TEST_CASE("why a call ended before dom0 said a word") {
          "(Request refused)"},
         {"exit 126", EACCES, "/etc/qubes/policy.d"},
         {"exit 127", ECONNREFUSED, "there is no service qvmremote.Exec in dom0"},
-        {"printf 'cannot connect\\033[2J\\n' >&2; exit 125", EIO,
+        {"printf 'cannot connect\\033[2J\\n' >&2; exit 125", ECONNREFUSED,
          "qrexec could not make the call to qvmremote.Exec in dom0 (cannot connect?[2J)"},
         {"exit 0", ECONNREFUSED, "ended the call to qvmremote.Exec without a word"},
         {"exit 1", EIO, "ended with 1"},
         {"kill -9 $$", EIO, "was killed by signal 9"},
         {"exec >&- <&-; sleep 1000", 0, ""},
+        {"exec >&-; sleep 1000", 0, ""}, // its standard input is still open
     };
     for (const row &r : rows) {
         CAPTURE(r.script);
