@@ -26,7 +26,8 @@ namespace qvmremote {
 ///
 ///     blanks KEY blanks = blanks VALUE blanks [# comment]
 ///
-/// - KEY is `[A-Za-z_][A-Za-z0-9_]*`. `export KEY=...` is refused: systemd does not know it.
+/// - KEY is `[A-Za-z_][A-Za-z0-9_]*`. `export KEY=...` sets the key `export KEY`, which no program
+///   reads: systemd does not know such a line, and the Python programs ignored it.
 /// - VALUE is bare, or in single quotes (every byte as it is), or in double quotes (`\` escapes
 ///   `"`, `\`, `$` and backquote, and is itself before any other byte). In a bare value `\`
 ///   escapes any byte; it may hold blanks, but not a quote. Nothing is expanded: `$` is a dollar
@@ -169,6 +170,15 @@ struct config_line {
     while (is_alnum(line[at]) || line[at] == '_') // ends at the '=' at the latest
         ++at;
     config_line parsed;
+    if (const std::size_t name = skip_blanks(line, at);
+        line.substr(begin, at - begin) == "export" && name > at && line[name] != '=') {
+        if (is_digit(line[name]))
+            return fail(errc::bad_config, name);
+        for (at = name; is_alnum(line[at]) || line[at] == '_';)
+            ++at;
+        if (at == name)
+            return fail(errc::bad_config, name);
+    }
     parsed.key = line.substr(begin, at - begin);
     at = skip_blanks(line, at);
     if (parsed.key.empty() || line[at] != '=')

@@ -39,13 +39,13 @@ constexpr std::string_view start_agent =
     "[ -x /usr/lib/qvm-remote/qvm-remote-agent ] && exec /usr/lib/qvm-remote/qvm-remote-agent; "
     "eval \"$(echo ";
 constexpr std::string_view end_of_command = " | base64 -d | gzip -dc)\"'";
-constexpr std::string_view qrexec_user = "DEFAULT:nogui:";
+constexpr std::string_view no_gui = ":nogui:";
 
 constexpr std::size_t command_size =
     start_agent.size() + queue_program.size() + end_of_command.size();
 // One message of qrexec's control channel, beyond which a qube's qrexec daemon ends; and what Linux
 // takes as one argument, with what qvm-run puts behind it.
-static_assert(qrexec_user.size() + command_size <= 4000);
+static_assert(longest_user + no_gui.size() + command_size <= 4000);
 static_assert(command_size <= 120 * 1024);
 
 [[noreturn]] void fail_errno(const std::string &what) {
@@ -74,8 +74,14 @@ std::string command_for_qube() {
 
 std::vector<std::string> call_of(const settings &how, const std::string &qube) {
     if (!how.qrexec_client.empty())
-        return {how.qrexec_client, "-d", qube, std::string(qrexec_user) + command_for_qube()};
-    return {how.qvm_run, "--no-gui", "--no-autostart", "--pass-io", qube, command_for_qube()};
+        return {how.qrexec_client, "-d", qube,
+                (how.user.empty() ? "DEFAULT" : how.user) + std::string(no_gui) +
+                    command_for_qube()};
+    std::vector<std::string> out = {how.qvm_run, "--no-gui", "--no-autostart", "--pass-io"};
+    if (!how.user.empty())
+        out.push_back("--user=" + how.user);
+    out.insert(out.end(), {qube, command_for_qube()});
+    return out;
 }
 
 caller::caller(settings how, ms (*now)())

@@ -32,11 +32,15 @@ using plugins::problem;
 using qvmremote::host::unique_fd;
 
 /// Absolute paths; empty where there is none.
+/// The longest name of a user, as useradd(8) has it.
+inline constexpr std::size_t longest_user = 32;
+
 struct settings {
     std::string qubesd = "/var/run/qubesd.sock";
     std::string qrexec_client;
     std::string qvm_run = "/usr/bin/qvm-run";
     std::string qvm_check = "/usr/bin/qvm-check";
+    std::string user; ///< whose home in a qube the queue is in; empty: the qube's default user
 };
 
 /// What the qube's shell is given: our agent, or the shell program where there is none.

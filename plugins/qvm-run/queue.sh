@@ -10,6 +10,7 @@
 # running, x for what could not be taken.
 export LC_ALL=C
 umask 077
+R=$(printf '\r')
 cd || exit
 [ -e .qvm-remote ] || [ ! -e .qubes-remote ] || mv .qubes-remote .qvm-remote
 mkdir -p .qvm-remote/queue && cd .qvm-remote/queue && mkdir -p pending running results || exit
@@ -39,13 +40,19 @@ consider() {
     esac
     t=
     ! is_file pending/$1.auth || read -r t <pending/$1.auth
+    t=${t%"$R"}
     case ${#t}/$t in 64/*[!0-9a-f]*) t=;; 64/*);; *) t=;; esac
     [ -n "$t" ] || { [ $((n - ${s#l})) -ge 20 ] || return; t=-; }
-    z=$(wc -c <pending/$1) || return
+    # What cannot be read waits for nobody.
+    z=$(wc -c <pending/$1) || { put $1 x; return; }
     put $1 a
     say entry $1 $t $((z))
 }
+# Where somebody removed or moved the queue, this call ends; dom0's next one makes it again.
 look() {
+    for d in pending running results; do
+        [ $d -ef ~/.qvm-remote/queue/$d ] || { kill $$; exit; }
+    done
     n=$((n + 1))
     for f in pending/*; do
         i=${f#*/}
@@ -110,7 +117,7 @@ speak() {
 bytes() { [ $1 = 0 ] || dd bs=$1 count=1 iflag=fullblock; }
 # A file that cannot be opened would leave its bytes in the stream.
 output() {
-    case $O in *" $1 "*);; *) rm -f results/.$1.*; O="$O$1 ";; esac
+    case $O in *" $1 "*);; *) rm -f results/.$1.out results/.$1.err; O="$O$1 ";; esac
     f=results/.$1.$2
     true >>$f || f=/dev/null
     bytes $3 >>$f && [ $f != /dev/null ] && return
@@ -131,16 +138,22 @@ finish() {
     # Nothing else is left when the exit code appears; speak publishes what a crash kept hidden.
     rm -f running/$1 pending/$1 pending/$1.auth
     mv -f results/.$1.exit results/$1.exit || v=failed
+    forget $1
+    say $v $1
+}
+forget() {
     O="${O%% $1 *} ${O#* $1 }"
     case $F in *" $1 "*) F="${F%% $1 *} ${F#* $1 }";; esac
-    say $v $1
 }
 listen() {
     O=' ' F=' '
     while read -r v i x m k; do
         case $v in
         fetch|later|ping) say $v $i;;
-        drop) rm -f pending/$i pending/$i.auth pending/$i.cmd; say drop $i;;
+        drop)
+            rm -f pending/$i pending/$i.auth pending/$i.cmd results/.$i.out results/.$i.err
+            case $O in *" $i "*) forget $i;; esac
+            say drop $i;;
         out|err) output $i $v $x;;
         result) finish $i $x $m $k;;
         *) break;;

@@ -6,6 +6,7 @@
 /// Options in a qube: `socket`. In dom0: `qubesd`, `qrexec-client` (each a path or "none"),
 /// `qvm-run`, `qvm-check`. doc/TRANSPORTS.md has them all.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -16,6 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <qvmremote/bytes.hpp>
 #include <qvmremote/transport_abi.h>
 
 #include "../common/border.hpp"
@@ -30,6 +32,14 @@ struct transport {
     std::unique_ptr<caller> dom0;
     void *qube = nullptr;
 };
+
+// What useradd(8) makes, and nothing that qrexec would take for more than a name.
+bool is_user(std::string_view name) {
+    return !name.empty() && name.size() <= longest_user && name.front() != '-' &&
+           std::all_of(name.begin(), name.end(), [](char c) {
+               return qvmremote::is_alnum(c) || c == '_' || c == '-' || c == '.';
+           });
+}
 
 settings parse_options(const qvmremote_options &options) {
     settings out;
@@ -49,7 +59,12 @@ settings parse_options(const qvmremote_options &options) {
     for (uint32_t i = 0; i < options.count; ++i) {
         const std::string key = options.items[i].key;
         const std::string value = options.items[i].value;
-        bool is_known = false;
+        bool is_known = key == "user";
+        if (is_known && !is_user(value))
+            throw problem{QVMREMOTE_BAD_OPTION,
+                          "option 'user': '" + value + "' is not the name of a user"};
+        if (is_known)
+            out.user = value;
         for (const auto &row : known) {
             if (key != row.key)
                 continue;
@@ -67,7 +82,7 @@ settings parse_options(const qvmremote_options &options) {
             throw problem{QVMREMOTE_BAD_OPTION,
                           "option '" + key +
                               "' is unknown here; there are qubesd, qrexec-client, qvm-run, "
-                              "qvm-check"};
+                              "qvm-check, user"};
     }
     if (out.qubesd.size() >= sizeof(sockaddr_un::sun_path))
         throw problem{QVMREMOTE_BAD_OPTION, "option 'qubesd': " + out.qubesd + " exceeds " +

@@ -175,13 +175,6 @@ def status_names_who_is_not_there(f):
     check(b"qube work: running=0 waiting=0\n" in got.stdout and b"qube off: not connected\n" in got.stdout, got)
 
 
-def single_run(house, *options):
-    return subprocess.run([DAEMON, "--root", house.f.root, "--transport", "qvm-run", "--plugin-dir",
-                           os.path.join(BUILD, "plugins", "qvm-run"), "--once", *options],
-                          env=house.f.env(QVM_REMOTE_MOCK_SOCKET=None, **house.how),
-                          stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG)
-
-
 @case
 def a_single_run_serves_each_that_runs_and_ends(f):
     house = House(f, "work", key=KEY)
@@ -194,7 +187,7 @@ def a_single_run_serves_each_that_runs_and_ends(f):
                                stdout=subprocess.PIPE, check=True).stdout.split()[-1].decode()
         leave(house, name, "pending", stamp + ".auth", token)
         leave(house, name, "pending", stamp, "echo once\n")
-    got = single_run(house)
+    got = house.single_run()
     equal((got.returncode, got.stderr), (0, b""))
     for name in ("work", "shell"):
         results = os.path.join(house.machine.home(name), ".qvm-remote", "queue", "results")
@@ -248,7 +241,7 @@ def a_single_run_says_who_could_not_be_reached(f):
     house = House(f, "work")
     house.add("broken", faults="refuse")
     f.stop()
-    got = single_run(house, "--wait", "2")
+    got = house.single_run("--wait", "2")
     check(got.returncode == 1 and b"broken" in got.stderr and b"work" not in got.stderr, got)
 
 
@@ -257,7 +250,7 @@ def a_single_run_without_a_running_qube_has_nothing_to_do(f):
     house = House(f)
     house.add("off", state="Halted")
     f.stop()
-    equal(single_run(house).returncode, 0)
+    equal(house.single_run().returncode, 0)
 
 
 main()

@@ -189,6 +189,7 @@ def an_entry_that_vanishes_cancels_its_command(f):
     eventually(lambda: survivors("MARK=" + mark), "it runs")
     c.say(f"gone {name}")
     eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
+    equal(c.hear(), ["drop", name])  # for what there is of its output
     equal(c.run(new_id(2), b"echo next")[1], b"next\n")
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from fixture import BUILD, CLIENT, HANG, KEY, check, eventually
+from fixture import BUILD, CLIENT, DAEMON, HANG, KEY, check, eventually
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "standin"))
 from machine import Machine  # noqa: E402
@@ -36,6 +36,13 @@ class House:
 
     def start(self):
         self.f.spawn("qvm-run", *self.options, **self.how)
+
+    def single_run(self, *options):
+        """What `--once` does and says."""
+        return subprocess.run([DAEMON, "--root", self.f.root, "--transport", "qvm-run", "--plugin-dir",
+                               os.path.join(BUILD, "plugins", "qvm-run"), "--once", *options],
+                              env=self.f.env(QVM_REMOTE_MOCK_SOCKET=None, **self.how),
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG)
 
     def close(self):
         self.machine.stop_qubesd()

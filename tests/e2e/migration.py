@@ -47,9 +47,9 @@ def old_dom0(root, conf, key=KEY):
     put(f"[{STAMP}] INFO listening\n", root, "var/log/qubes/qvm-remote.log")
 
 
-def migrated(f, name, conf, agent=True, key=KEY):
+def migrated(f, name, conf, agent=True, key=KEY, **more):
     """The programs of today over those files, and what a person then does."""
-    house = House(f)
+    house = House(f, **more)
     f.stop()
     old_qube(house.machine.add("work", agent=agent), name, key)
     old_dom0(f.root, conf, key)
@@ -91,6 +91,54 @@ def a_bash_installation_goes_on_under_its_new_names(f):
     with open(os.path.join(f.root, "etc/qubes/remote.conf")) as conf:
         text = conf.read()
     check("QVM_REMOTE_VMS=" in text and "work dev" in text, text)
+
+
+@case
+def settings_of_the_python_daemon_go_on(f):
+    """What it passed over stops nothing, and whose home the queue is in is still heard."""
+    for programs, user in (("qvm-run", "--user=anna"), ("qrexec-client", "anna:nogui:")):
+        f.renew(programs)
+        house = migrated(f, ".qvm-remote", "export QVM_REMOTE_VMS=other\nQVM_REMOTE_VMS=work\n"
+                                           "QVM_REMOTE_VM_USER=anna\nexport EDITOR=vi\nQUBES_REMOTE_VM=\n",
+                         programs=programs)
+        house.wait_for_agent("work")
+        works(f, house, house.machine.home("work"))
+        check(any(user in call for call in house.machine.calls()), house.machine.calls())
+        for key in ("export QVM_REMOTE_VMS", "export EDITOR"):
+            check(f"{key} is not a setting of ours and is ignored" in f.log(), f.log())
+        f.stop()
+        f.on_stop()
+
+
+@case
+def settings_that_are_not_made_start_nothing(f):
+    house = migrated(f, ".qvm-remote", "QVM_REMOTE_VMS=work\n")
+    f.stop()
+    path = os.path.join(f.root, "etc/qubes/remote.conf")
+    for line, says in (("QVM_REMOTE_MAX_MEMORY=", "QVM_REMOTE_MAX_MEMORY is empty: give it a value, or remove the line"),
+                       ("QVM_REMOTE_TRANSPORT=''", "QVM_REMOTE_TRANSPORT is empty"),
+                       ("QVM_REMOTE_QVM_RUN_USER=", "QVM_REMOTE_QVM_RUN_USER is empty"),
+                       ("QVM_REMOTE_QVM_RUN_USER=a:b", "option 'user': 'a:b' is not the name of a user"),
+                       ("export QVM_REMOTE_MAX_CPU=50", "write QVM_REMOTE_MAX_CPU=... without 'export'")):
+        with open(path, "w") as conf:
+            conf.write("QVM_REMOTE_VMS=work\n" + line + "\n")
+        got = house.single_run()
+        check(got.returncode == 1 and says in got.stderr.decode() and got.stderr.count(b"\n") == 1, got)
+
+
+@case
+def numbers_of_lines_may_be_options(f):
+    house = migrated(f, ".qvm-remote", "QVM_REMOTE_VMS=work\n")
+    house.wait_for_agent("work")
+    works(f, house, house.machine.home("work"))
+    for words in (("1",), ("-n", "1"), ("-n1",)):
+        for run in (lambda *w: house.run("work", *w), f.dom0):
+            got = run("log", *words)
+            equal((words, got.returncode, got.stdout.count(b"\n"), got.stderr), (words, 0, 1, b""))
+        equal(house.run("work", "history", *words).stdout.count(b"\n"), 1)
+    for words in (("0",), ("-n",), ("-n", "-1"), ("-x", "1"), ("1", "2"), ("-n", "1", "2")):
+        got = house.run("work", "log", *words)
+        check(got.returncode == 1 and b"is not a number of lines: use 1 or more" in got.stderr, got)
 
 
 @case

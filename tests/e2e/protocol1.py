@@ -113,6 +113,16 @@ def a_script_on_standard_input_is_the_entry(f):
     equal(body, b"x=1\necho $x\n")
     q.answer(name, b"1\n")
     equal((c.stdout.read(), c.wait(HANG)), (b"1\n", 0))
+    # One of the largest size has no room for a newline, and goes as it is.
+    largest = b"echo 1;#" + b"x" * (2**20 - 8)
+    c = subprocess.Popen([CLIENT], env=q.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE)
+    c.stdin.write(largest)
+    c.stdin.close()
+    name, body = q.take()
+    check(body == largest, "another body")
+    q.answer(name, b"1\n")
+    equal((c.stdout.read(), c.wait(HANG)), (b"1\n", 0))
 
 
 @case

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 from entries import token
-from fixture import KEY, case, check, equal, eventually, main, survivors
+from fixture import BUILD, KEY, case, check, equal, eventually, main, survivors
 from house import House
 
 LIMIT = 1 << 20
@@ -65,8 +65,8 @@ class Qube:
             return f.read()
 
 
-def house_of(f, **more):
-    """One qube for each program that can be `sh` there, which runs what dom0 sends."""
+def house_of(f, agent=False, **more):
+    """One qube for each program that can be `sh` there, which runs what dom0 sends; and one with our agent."""
     tools = os.path.join(f.path, "busybox")
     os.mkdir(tools)
     subprocess.run(["busybox", "--install", "-s", tools], check=True)
@@ -80,10 +80,12 @@ def house_of(f, **more):
             os.mkdir(path)
             os.symlink(shutil.which(shell), os.path.join(path, "sh"))
         house.machine.write(path + "\n", "qubes", name, "path")
+    if agent:
+        house.add("agent")
     f.stop()
     house.calls_before = len(house.machine.calls())
     house.start()
-    return house, [Qube(house, name).ready() for name in ("bash", "dash", "busybox")]
+    return house, [Qube(house, name).ready() for name in ("bash", "dash", "busybox") + ("agent",) * agent]
 
 
 @case
@@ -271,6 +273,99 @@ def many_at_once(f):
     names = [(q, n, q.leave(b"echo %d\n" % n)) for n in range(40) for q in qubes]
     for q, n, name in names:
         equal(q.result(name)[:2], [b"0", b"%d\n" % n])
+
+
+@case
+def tokens_come_as_they_were_typed(f):
+    house, qubes = house_of(f, agent=True)
+    for q in qubes:
+        for before, after in (("", "\r\n"), ("  ", " \n"), ("\t", ""), ("", "\r")):
+            q.count += 1
+            name = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}-{q.count:08x}"
+            with open(q.path("pending", name + ".auth"), "w", newline="") as t:
+                t.write(before + token(name, KEY) + after)
+            equal((q.name, before, after, q.run(b"echo x\n", name=name, key=None)), (q.name, before, after, (0, b"x\n", b"")))
+
+
+@case
+def a_command_may_have_the_largest_size_and_no_last_newline(f):
+    house, qubes = house_of(f, agent=True)
+    for q in qubes:
+        body = b"echo y;#" + b"x" * (LIMIT - 8)
+        equal((len(body), q.run(body)[:2]), (LIMIT, (0, b"y\n")))
+
+
+@case
+def what_cannot_be_read_holds_up_nothing(f):
+    house, qubes = house_of(f, agent=True)
+    for q in qubes:
+        name = q.leave(b"echo never\n", name="unreadable-1")
+        os.chmod(q.path("pending", name), 0)
+        equal(q.run(b"echo on\n")[1], b"on\n")
+    f.stop()
+    # All that waits is served, and then it ends: what nobody can read does not count.
+    got = house.single_run()
+    equal((got.returncode, got.stderr), (0, b""))
+    for q in qubes:
+        check(os.path.exists(q.path("pending", "unreadable-1")), f"{q.name}: it is gone")
+
+
+@case
+def what_is_withdrawn_leaves_nothing_behind(f):
+    house, qubes = house_of(f, agent=True)
+    for q in qubes:
+        mark = f"withdrawn-{q.name}-{os.getpid()}"
+        name = q.leave(f"export MARK={mark}; echo up; sleep 1000\n".encode())
+        os.unlink(q.path("pending", name + ".cmd"))
+        eventually(lambda: "." + name + ".out" in os.listdir(q.path("results")), "output")
+        os.unlink(q.path("running", name))
+        eventually(lambda: not survivors("MARK=" + mark), "the end of its command")
+        eventually(lambda: not os.listdir(q.path("results")), f"{q.name}: nothing in results")
+        equal(q.run(b"echo on\n")[1], b"on\n")
+
+
+@case
+def a_queue_that_was_removed_is_made_again(f):
+    house, qubes = house_of(f, agent=True)
+    for q in qubes:
+        for lost in (("pending",), ("results",), ("running",), (), None) if q.name == "agent" else (("running",), None):
+            if lost is None:
+                os.rename(q.base, q.base + ".old")
+            else:
+                shutil.rmtree(q.path(*lost), ignore_errors=True)  # the agent is that fast
+            eventually(lambda: all(os.path.isdir(q.path(d)) for d in ("pending", "running", "results")),
+                       f"{q.name}: the queue without {lost}")
+            equal((q.name, lost, q.run(b"echo on\n")[1]), (q.name, lost, b"on\n"))
+        if q.name == "agent":
+            eventually(lambda: os.path.exists(os.path.join(q.base, "agent.sock")), "its socket")
+            os.unlink(os.path.join(q.base, "agent.sock"))
+            eventually(lambda: os.path.exists(os.path.join(q.base, "agent.sock")), "its socket again")
+            with open(os.path.join(q.base, "auth.key"), "w") as key:
+                key.write(KEY + "\n")
+            os.chmod(os.path.join(q.base, "auth.key"), 0o600)
+            equal(house.run("agent", "echo two").stdout, b"two\n")
+
+
+@case
+def an_agent_that_can_watch_nothing_looks_now_and_then(f):
+    house = House(f)
+    tools = os.path.join(f.path, "agent-without-inotify")
+    os.mkdir(tools)
+    with open(os.path.join(tools, "qvm-remote-agent"), "w") as program:
+        program.write("#!/bin/sh\nASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 exec strace -fqqo/dev/null "
+                      "-e trace=inotify_init1 -e inject=inotify_init1:error=EMFILE "
+                      f"{BUILD}/tools/qvm-remote-agent/qvm-remote-agent \"$@\" 2>{f.path}/said\n")
+    os.chmod(program.name, 0o755)
+    house.add("work", agent=tools)
+    q = Qube(house, "work").ready()
+    for words in (b"one\n", b"two\n"):
+        equal(q.run(b"echo " + words)[1], words)
+    equal(house.run("work", "echo three").stdout, b"three\n")
+    os.unlink(os.path.join(q.base, "agent.sock"))
+    eventually(lambda: os.path.exists(os.path.join(q.base, "agent.sock")), "its socket again")
+    with open(os.path.join(f.path, "said")) as said:
+        text = said.read()
+    check("looked at once a second" in text and text.count("\n") == 1, text)
 
 
 @case

@@ -16,7 +16,7 @@ int main(int argc, char **argv) {
             ++at;
         else if (word == "-q" || word == "--quiet")
             quiet = true;
-        else if (word != "--no-gui") {
+        else if (word != "--no-gui" && !word.starts_with("--user=")) {
             std::fprintf(stderr, "qvm-run: error: unrecognized arguments: %s\n", argv[at]);
             return 2;
         }

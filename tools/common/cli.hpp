@@ -5,13 +5,17 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include <getopt.h>
+
+#include <qvmremote/config.hpp>
 
 namespace qvmremote::cli {
 
@@ -91,6 +95,21 @@ template <class Take>
             return -1;
     }
     return ::optind;
+}
+
+/// How many lines are asked for: `otherwise` without a word, else the number of `N`, or of `-n N` and
+/// `-nN` as tail(1) and the programs before 1.0 have it. Nothing when the words are anything else.
+[[nodiscard]] inline std::optional<std::uint32_t> count_of(std::span<const std::string_view> words,
+                                                           std::uint32_t otherwise) {
+    if (words.empty())
+        return otherwise;
+    std::string_view number = words.back();
+    if (words.size() == 1 && number.starts_with("-n"))
+        number.remove_prefix(2);
+    else if (words.size() > 2 || (words.size() == 2 && words[0] != "-n"))
+        return std::nullopt;
+    const auto n = parse_positive(number);
+    return n ? std::optional<std::uint32_t>(*n) : std::nullopt;
 }
 
 /// The options as lines for --help, in the table's order.

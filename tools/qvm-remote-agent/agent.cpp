@@ -14,6 +14,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/inotify.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -35,6 +36,7 @@ namespace {
 using host::unique_fd;
 
 constexpr std::size_t most_clients = 512;
+constexpr std::uint64_t socket_again_ms = 1'000;
 // What may wait for dom0 before clients are read no more; a frame of each comes on top.
 constexpr std::size_t congested_at = 128 * 1024;
 // dom0 never sends a client more than its sessions have credit for.
@@ -74,6 +76,7 @@ enum : std::uint64_t {
     of_dom0_out,
     of_listener,
     of_files,
+    of_base,
     of_timer,
     of_signals
 };
@@ -134,10 +137,12 @@ class loop {
             if (!files)
                 return tl::unexpected(files.error());
             carrier_.emplace(std::move(*files));
-            watch(carrier_->descriptor(), of_files, EPOLLIN);
         }
         if (auto listening = listen(); !listening)
             return listening;
+        base_watch_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+        watch(base_watch_.get(), of_base, EPOLLIN);
+        guard_socket();
         watch(timer_.get(), of_timer, EPOLLIN);
         watch(signals_.get(), of_signals, EPOLLIN);
         prune_due_ms_ = prune_history(base_, now_ms_, history_);
@@ -167,6 +172,25 @@ class loop {
         return {};
     }
 
+    // Clients find us by a file that anybody of this user can remove, with its directory: both are
+    // made again. What cannot be watched or made now is tried again in a moment.
+    void guard_socket() {
+        const bool is_there = static_cast<bool>(open_directory(AT_FDCWD, base_.c_str()));
+        const bool is_watched =
+            ::inotify_add_watch(base_watch_.get(), base_.c_str(),
+                                IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF | IN_MOVE_SELF) >= 0;
+        struct stat st {};
+        const bool listens = ::lstat(socket_path().c_str(), &st) == 0 || listen();
+        socket_due_ms_ = is_there && is_watched && listens ? UINT64_MAX : now_ms_ + socket_again_ms;
+    }
+
+    void on_base() {
+        std::array<char, 4096> events; // whatever they are
+        while (::read(base_watch_.get(), events.data(), events.size()) > 0) {
+        }
+        guard_socket();
+    }
+
     bool watch(int fd, std::uint64_t id, std::uint32_t events) {
         epoll_event event{};
         event.events = events;
@@ -193,6 +217,8 @@ class loop {
             return take_clients();
         case of_files:
             return carrier_->look(now_ms_);
+        case of_base:
+            return on_base();
         case of_timer:
             return on_time();
         case of_signals:
@@ -221,13 +247,20 @@ class loop {
         armed_ms_ = UINT64_MAX;
         if (carrier_)
             carrier_->tick(now_ms_);
+        if (now_ms_ >= socket_due_ms_)
+            guard_socket();
         if (now_ms_ >= prune_due_ms_)
             prune_due_ms_ = prune_history(base_, now_ms_, history_);
     }
 
     void arm() {
+        // A carrier that has begun anew has another descriptor.
+        if (const int files = carrier_ ? carrier_->descriptor() : -1; files != watched_files_) {
+            watched_files_ = files;
+            watch(files, of_files, EPOLLIN);
+        }
         const std::uint64_t due =
-            std::min(carrier_ ? carrier_->due_ms() : UINT64_MAX, prune_due_ms_);
+            std::min({carrier_ ? carrier_->due_ms() : UINT64_MAX, prune_due_ms_, socket_due_ms_});
         if (due == armed_ms_)
             return;
         armed_ms_ = due;
@@ -528,8 +561,10 @@ class loop {
     carrying carrying_;
     history_limits history_;
     std::unique_ptr<std::uint8_t[]> scratch_;
-    unique_fd epoll_, signals_, timer_, listener_;
+    unique_fd epoll_, signals_, timer_, listener_, base_watch_;
     ino_t socket_inode_ = 0;
+    std::uint64_t socket_due_ms_ = UINT64_MAX;
+    int watched_files_ = -1;
     agent_router router_;
     std::optional<carrier> carrier_; // of protocol 1's files
     std::unordered_map<std::uint32_t, client> clients_;

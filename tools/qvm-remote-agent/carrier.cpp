@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <vector>
 
 #include <fcntl.h>
@@ -22,27 +23,23 @@ using host::unique_fd;
 // A command without a token for so long is announced without one.
 constexpr std::uint64_t token_patience_ms = 5'000;
 constexpr std::uint64_t later_ms = 1'000;
+constexpr std::uint64_t look_again_ms = 1'000;
 // For a client of ours that left an entry since there was no agent: it sees one, and takes it back.
 constexpr std::uint64_t take_back_ms = 500;
 } // namespace
 
 host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_ms) {
-    auto opened = queue_directories::open(base);
-    if (!opened)
+    carrier out(base);
+    if (auto opened = out.open_directories(); !opened)
         return tl::unexpected(opened.error());
-    opened->sweep();
-    carrier out;
-    out.files_ = std::move(*opened);
-    out.inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
-    constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
-    if (!out.inotify_)
-        return host::failed("this user has too many inotify instances "
-                            "(fs.inotify.max_user_instances)",
-                            errno);
-    if (watch_directory(out.inotify_.get(), out.files_.pending.get(),
-                        gone | IN_CLOSE_WRITE | IN_MOVED_TO) < 0 ||
-        watch_directory(out.inotify_.get(), out.files_.running.get(), gone) < 0)
-        return host::failed("cannot watch " + base + "/queue", errno);
+    out.files_.sweep();
+    if (!out.inotify_) {
+        std::fprintf(stderr,
+                     "qvm-remote-agent: cannot watch %s/queue: %s. It is looked at once a second, "
+                     "until fs.inotify.max_user_instances is raised\n",
+                     base.c_str(), std::strerror(errno));
+        out.look_due_ms_ = now_ms + look_again_ms;
+    }
     out.publish_results();
     for (const std::string &name : names_in(out.files_.running.get())) {
         struct stat st {};
@@ -60,6 +57,35 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
             out.entries_[name].not_before_ms = now_ms + take_back_ms;
     out.say_idle();
     return out;
+}
+
+// Opens and watches. Without inotify this succeeds, inotify_ is empty, and errno says why.
+host::outcome<void> carrier::open_directories() {
+    auto opened = queue_directories::open(base_);
+    if (!opened)
+        return tl::unexpected(opened.error());
+    files_ = std::move(*opened);
+    inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+    constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
+    // The directories that we hold open do not say that they were removed: the one above does.
+    const host::unique_fd queue = open_directory(files_.base.get(), "queue");
+    const auto watches = [&](const host::unique_fd &directory, std::uint32_t events) {
+        return watch_directory(inotify_.get(), directory.get(), events) >= 0;
+    };
+    if (inotify_ && (!watches(files_.pending, gone | IN_CLOSE_WRITE | IN_MOVED_TO) ||
+                     !watches(files_.running, gone) || !watches(files_.base, IN_MOVE_SELF) ||
+                     !watches(queue, gone | IN_DELETE_SELF | IN_MOVE_SELF)))
+        inotify_.reset();
+    return {};
+}
+
+// Somebody removed a directory of the queue, or moved it away: it is made again. What ran from the
+// old one counts as withdrawn.
+void carrier::reopen(std::uint64_t now_ms) {
+    look_due_ms_ = UINT64_MAX;
+    if (!open_directories() || !inotify_)
+        look_due_ms_ = now_ms + look_again_ms;
+    scan(now_ms);
 }
 
 // An exit code is whole when its entry is gone.
@@ -88,7 +114,7 @@ void carrier::scan(std::uint64_t now_ms) {
 
 void carrier::look(std::uint64_t now_ms) {
     alignas(inotify_event) std::array<char, 16 * 1024> buffer;
-    bool overflow = false;
+    bool overflow = false, lost = false;
     for (;;) {
         const ssize_t n = ::read(inotify_.get(), buffer.data(), buffer.size());
         if (n <= 0)
@@ -100,6 +126,7 @@ void carrier::look(std::uint64_t now_ms) {
                 overflow = true;
                 continue;
             }
+            lost = lost || (event->mask & (IN_ISDIR | IN_DELETE_SELF | IN_MOVE_SELF)) != 0;
             if (event->len == 0)
                 continue;
             std::string name = event->name;
@@ -109,6 +136,8 @@ void carrier::look(std::uint64_t now_ms) {
                 consider(name, now_ms);
         }
     }
+    if (lost)
+        return reopen(now_ms);
     if (overflow)
         scan(now_ms);
     say_idle();
@@ -162,7 +191,7 @@ void carrier::consider(const std::string &id, std::uint64_t now_ms) {
 }
 
 std::uint64_t carrier::due_ms() const {
-    std::uint64_t due = UINT64_MAX;
+    std::uint64_t due = look_due_ms_;
     for (const auto &[id, e] : entries_)
         if (e.at == entry::stage::seen)
             due = std::min(due,
@@ -171,6 +200,8 @@ std::uint64_t carrier::due_ms() const {
 }
 
 void carrier::tick(std::uint64_t now_ms) {
+    if (now_ms >= look_due_ms_)
+        return reopen(now_ms);
     std::vector<std::string> waiting;
     for (const auto &[id, e] : entries_)
         if (e.at == entry::stage::seen)
@@ -208,6 +239,7 @@ void carrier::obey(const queue_order &order, std::uint64_t now_ms) {
     case kind::drop:
         for (const char *suffix : {"", ".auth", ".cmd"})
             ::unlinkat(files_.pending.get(), (order.id->text() + suffix).c_str(), 0);
+        forget_output(order.id->text());
         entries_.erase(order.id->text());
         return;
     case kind::later:
@@ -255,14 +287,19 @@ void carrier::fetch(const command_id &id) {
     machine_.body(id, as_bytes(body));
 }
 
+// Output that no result has been given for.
+void carrier::forget_output(const std::string &id) const {
+    for (const char *suffix : {".out", ".err"})
+        ::unlinkat(files_.results.get(), ("." + id + suffix).c_str(), 0);
+}
+
 void carrier::write_output(const queue_order &order) {
     const std::string &name = order.id->text();
     entry &e = entries_[name]; // a stale one is not known here
     if (e.at == entry::stage::seen)
         e.at = entry::stage::announced;
     if (!std::exchange(e.written, true))
-        for (const char *suffix : {".out", ".err"})
-            ::unlinkat(files_.results.get(), ("." + name + suffix).c_str(), 0);
+        forget_output(name);
     const std::string file = "." + name + (order.is_stdout ? ".out" : ".err");
     const unique_fd fd(::openat(files_.results.get(), file.c_str(),
                                 O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));

@@ -22,10 +22,11 @@ namespace qvmremote::agent {
 class carrier {
   public:
     /// Makes the directories below `base` (~/.qvm-remote) where they are missing, sweeps what is
-    /// older than an hour, watches, and announces what is there.
+    /// older than an hour, watches, and announces what is there. Where the user has no inotify left
+    /// it looks once a second instead.
     [[nodiscard]] static host::outcome<carrier> open(const std::string &base, std::uint64_t now_ms);
 
-    /// Readable when files have changed: call look() then.
+    /// Readable when files have changed: call look() then. -1 while nothing can be watched.
     [[nodiscard]] int descriptor() const noexcept { return inotify_.get(); }
     void look(std::uint64_t now_ms);
 
@@ -55,19 +56,24 @@ class carrier {
     };
     using entries = std::map<std::string, entry>;
 
-    carrier() = default;
+    explicit carrier(std::string base) : base_(std::move(base)) {}
+    [[nodiscard]] host::outcome<void> open_directories();
+    void reopen(std::uint64_t now_ms);
     void publish_results() const;
     void scan(std::uint64_t now_ms);
     void consider(const std::string &id, std::uint64_t now_ms);
     void obey(const queue_order &order, std::uint64_t now_ms);
     void fetch(const command_id &id);
+    void forget_output(const std::string &id) const;
     void write_output(const queue_order &order);
     void write_result(const queue_order &order);
     void say_idle();
     [[nodiscard]] std::string token_of(const std::string &id) const;
 
+    std::string base_;
     queue_directories files_;
     host::unique_fd inotify_;
+    std::uint64_t look_due_ms_ = UINT64_MAX; // nothing is watched, or a directory is missing
     queue_client machine_;
     entries entries_;
     bool idle_ = false;

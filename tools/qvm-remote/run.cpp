@@ -237,7 +237,8 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     if (const std::string why = needs_agent(request); !why.empty())
         return refuse(why);
     queued_command what{host::client::make_id(), request.what.body, request.what.timeout_s};
-    if (!what.text.ends_with('\n'))
+    // A script of the largest size has no room for it, and is none the worse.
+    if (!what.text.ends_with('\n') && what.text.size() < limits::command)
         what.text += '\n';
     if (const auto fits = envelope::check_entry(what.text); !fits)
         return refuse(std::string(message(fits.error().code)) + ", which protocol 1 cannot carry");

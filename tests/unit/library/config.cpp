@@ -43,6 +43,8 @@ TEST_CASE("parse: the forms that old files have") {
         {"empty quotes", "KEY=\"\"\n", ""},
         {"UTF-8", "KEY=\xc3\xa9\n", "\xc3\xa9"},
         {"empty lines", "\n \n\t\n\r\nKEY=a\n\n", "a"},
+        {"export", "KEY=a\nexport KEY=b\n", "a"},
+        {"a key of that name", "export =b\nKEY=a\n", "a"},
         {"another key", "KEYS=a\nXKEY=b\n", ""},
         {"nothing", "", ""},
     };
@@ -65,7 +67,8 @@ TEST_CASE("parse: what is refused, and where") {
     static constexpr row rows[] = {
         {"no equals sign", "A=1\nwork\n", 4, 2},
         {"blank, no equals sign", "\n  work", 3, 2},
-        {"export", "export A=1\n", 7, 1},
+        {"export of nothing", "export -n=1\n", 7, 1},
+        {"export of a number", "export 1A=1\n", 7, 1},
         {"no key", "=1\n", 0, 1},
         {"digit first", "1A=1\n", 0, 1},
         {"dash in the key", "A=1\r\nA-B=1\r\n", 6, 2},

@@ -531,12 +531,17 @@ TEST_CASE(
     CHECK(command.starts_with("exec sh -c '"));
     CHECK(command.find_first_of("\\!\n") == command.npos);
     CHECK(std::count(command.begin(), command.end(), '\'') == 2);
-    const std::vector<std::string> direct = call_of({"", "/q", "/r", "/c"}, "work");
+    const std::vector<std::string> direct = call_of({"", "/q", "/r", "/c", ""}, "work");
     CHECK(direct == std::vector<std::string>{"/q", "-d", "work", "DEFAULT:nogui:" + command});
     CHECK(direct.back().size() <= 4000);
     CHECK(
-        call_of({"", "", "/r", "/c"}, "work") ==
+        call_of({"", "", "/r", "/c", ""}, "work") ==
         std::vector<std::string>{"/r", "--no-gui", "--no-autostart", "--pass-io", "work", command});
+
+    CHECK(call_of({"", "/q", "/r", "/c", "anna"}, "work").back() == "anna:nogui:" + command);
+    CHECK(call_of({"", "", "/r", "/c", "anna"}, "work") ==
+          std::vector<std::string>{"/r", "--no-gui", "--no-autostart", "--pass-io", "--user=anna",
+                                   "work", command});
 
     const machine m; // for its rights
     REQUIRE(::mkdir((m.dir() / "bin").c_str(), 0700) == 0);

@@ -490,24 +490,19 @@ int status(const invocation &in) {
 }
 
 int log(const invocation &in) {
-    std::uint32_t lines = 20;
-    if (in.arguments.size() > 1)
-        return fail_with("usage: qvm-remote-dom0 log [N]");
-    if (in.arguments.size() == 1) {
-        const auto n = parse_positive(in.arguments[0]);
-        if (!n)
-            return fail_with("'" + for_terminal(in.arguments[0], 32) +
-                             "' is no number of lines: use 1 or more");
-        lines = *n;
-    }
+    const std::vector<std::string_view> words(in.arguments.begin(), in.arguments.end());
+    const auto lines = cli::count_of(words, 20);
+    if (!lines)
+        return fail_with("'" + for_terminal(words.back(), 32) +
+                         "' is not a number of lines: use 1 or more");
     // The daemon may have begun another just now, or be about to.
-    const std::size_t most = std::size_t{lines} * 1024 + 4096;
+    const std::size_t most = std::size_t{*lines} * 1024 + 4096;
     const auto before = host::read_tail(in.where.log() + ".1", most);
     const auto now = host::read_tail(in.where.log(), most);
     if (!now && !(before && now.error().error_number == ENOENT))
         return fail_with(now.error());
     const std::string text = before.value_or("") + now.value_or("");
-    for (const std::string_view line : tail_lines(text, lines))
+    for (const std::string_view line : tail_lines(text, *lines))
         std::printf("%s\n", for_terminal(line).c_str());
     return 0;
 }

@@ -41,7 +41,7 @@ host::outcome<audit_limits> audit_limits_of(const config &values) {
         const auto number = parse_positive(*text);
         if (!number)
             return host::failed(std::string(row.key) + ": '" + for_terminal(*text, 32) +
-                                "' is no whole number above 0");
+                                "' is not a whole number above 0");
         row.value = std::uint64_t{*number} * row.unit;
     }
     out.kept_s = static_cast<std::int64_t>(kept_days) * 86400;
@@ -131,6 +131,53 @@ std::string transport_choice::text() const {
     return out;
 }
 
+namespace {
+
+// Those of the programs before 1.0, to which an empty value meant none.
+constexpr std::string_view old_keys[] = {
+    "QVM_REMOTE_VMS", "QVM_REMOTE_VM_USER", "QVM_REMOTE_VM", "QUBES_REMOTE_VMS", "QUBES_REMOTE_VM",
+};
+constexpr std::string_view new_keys[] = {
+    "QVM_REMOTE_PROTOCOL",        "QVM_REMOTE_TRANSPORT",      "QVM_REMOTE_QVM_TAGS",
+    "QVM_REMOTE_NOTIFY",          "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB",
+    "QVM_REMOTE_AUDIT_KEEP_DAYS", "QVM_REMOTE_AUDIT_QUBE_MIB", "QVM_REMOTE_MAX_MEMORY",
+    "QVM_REMOTE_MAX_PROCESSES",   "QVM_REMOTE_MAX_CPU",        "QVM_REMOTE_MAX_OUTPUT",
+};
+
+[[nodiscard]] bool is_one_of(std::span<const std::string_view> keys, std::string_view key) {
+    return std::find(keys.begin(), keys.end(), key) != keys.end();
+}
+[[nodiscard]] bool is_new(std::string_view key) {
+    return is_one_of(new_keys, key) || key.starts_with("QVM_REMOTE_MOCK_") ||
+           key.starts_with("QVM_REMOTE_QVM_RUN_") || key.starts_with("QVM_REMOTE_QREXEC_");
+}
+
+// A setting that somebody meant to make and did not make is a failure; a key of another program is
+// worth a warning, as an old name is.
+host::outcome<void> check_keys(const std::string &path, const config &values,
+                               std::vector<std::string> &warnings) {
+    for (const auto &[key, value] : values.entries()) {
+        const bool is_exported = key.starts_with("export") && key.find_first_of(" \t") != key.npos;
+        const std::string_view name =
+            is_exported ? std::string_view(key).substr(key.find_last_of(" \t") + 1) : key;
+        if (is_new(name) && is_exported)
+            return host::failed(path + ": write " + std::string(name) + "=... without 'export'");
+        if (is_new(name) && value.empty())
+            return host::failed(path + ": " + key +
+                                " is empty: give it a value, or remove the line");
+        if (!is_new(key) && !is_one_of(old_keys, key))
+            warnings.push_back(path + ": " + for_terminal(key) +
+                               " is not a setting of ours and is ignored");
+    }
+    for (const std::string_view key : {"QUBES_REMOTE_VMS", "QUBES_REMOTE_VM"})
+        if (values.get(key))
+            warnings.push_back(path + ": " + std::string(key) +
+                               " is taken; it is called QVM_REMOTE_VMS now");
+    return {};
+}
+
+} // namespace
+
 host::outcome<settings> load_settings(const paths &where, const std::string &vm,
                                       const std::string &transport) {
     settings out;
@@ -145,27 +192,13 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     } else if (text.error().error_number != ENOENT) {
         return tl::unexpected(text.error());
     }
-    // clang-format off
-    static constexpr std::string_view known[] = {
-        "QVM_REMOTE_VMS", "QVM_REMOTE_VM_USER", "QVM_REMOTE_VM",
-        "QUBES_REMOTE_VMS", "QUBES_REMOTE_VM",
-        "QVM_REMOTE_PROTOCOL", "QVM_REMOTE_TRANSPORT", "QVM_REMOTE_QVM_TAGS", "QVM_REMOTE_NOTIFY",
-        "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB",
-        "QVM_REMOTE_AUDIT_KEEP_DAYS", "QVM_REMOTE_AUDIT_QUBE_MIB",
-        "QVM_REMOTE_MAX_MEMORY", "QVM_REMOTE_MAX_PROCESSES", "QVM_REMOTE_MAX_CPU",
-        "QVM_REMOTE_MAX_OUTPUT",
-    };
-    // clang-format on
-    for (const std::string_view key : out.values.unknown_keys(known))
-        if (!key.starts_with("QVM_REMOTE_MOCK_") && !key.starts_with("QVM_REMOTE_QVM_RUN_") &&
-            !key.starts_with("QVM_REMOTE_QREXEC_"))
-            out.warnings.push_back(where.config() + ": " + for_terminal(key) +
-                                   " is not a setting of ours and is ignored");
-    for (const std::string_view key : {"QUBES_REMOTE_VMS", "QUBES_REMOTE_VM"})
-        if (out.values.get(key))
-            out.warnings.push_back(where.config() + ": " + std::string(key) +
-                                   " is taken; it is called QVM_REMOTE_VMS now");
+    if (auto good = check_keys(where.config(), out.values, out.warnings); !good)
+        return tl::unexpected(good.error());
     host::overlay_environment(out.values, environ);
+    // What the Python daemon called it, with the default `user`: whose home the queue is in.
+    if (const auto user = out.values.get("QVM_REMOTE_VM_USER");
+        user && *user != "user" && !out.values.get("QVM_REMOTE_QVM_RUN_USER"))
+        out.values.set("QVM_REMOTE_QVM_RUN_USER", *user);
 
     if (auto audit = audit_limits_of(out.values))
         out.audit = *audit;

@@ -51,6 +51,15 @@ class entry_port final : public session_port {
     entry_port(std::shared_ptr<connection> stream, entry_queue &queue, command_id id,
                std::string shown)
         : stream_(std::move(stream)), queue_(queue), id_(std::move(id)), shown_(std::move(shown)) {}
+    // The last word about an entry that gets no result: the carrier removes what it has of its output.
+    ~entry_port() override {
+        if (!has_ended_ && out_ + err_ > 0) {
+            queue_.machine_.drop(id_);
+            queue_.send();
+        }
+    }
+    entry_port(const entry_port &) = delete;
+    entry_port &operator=(const entry_port &) = delete;
 
     void accept(std::uint32_t, bool) override {}
     [[nodiscard]] bool stalled() const override { return stream_->stream().congested(); }
@@ -71,6 +80,7 @@ class entry_port final : public session_port {
     void grant_stdin(std::size_t) override {}
 
     run_end end(run_end how, const run_record &record) override {
+        has_ended_ = true;
         how.stdout_bytes = out_;
         how.stderr_bytes = err_;
         for (const bool is_stdout : {true, false})
@@ -106,6 +116,7 @@ class entry_port final : public session_port {
     command_id id_;
     std::string shown_;
     std::uint64_t out_ = 0, err_ = 0;
+    bool has_ended_ = false;
 };
 
 /// The entry as its request speaks to it. The queue owns the request, and this with it.

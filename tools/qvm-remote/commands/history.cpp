@@ -15,20 +15,19 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "common/cli.hpp"
+
 namespace qvmremote::qube {
 
 namespace {
 
-// How many lines or entries are asked for; 0 and a message when the word is no number.
+// How many lines or entries are asked for; 0 and a message when the words do not say it.
 std::uint32_t count_of(std::span<char *> words, std::uint32_t otherwise) {
-    if (words.empty())
-        return otherwise;
-    const auto n = parse_positive(words[0]);
-    if (!n || words.size() > 1) {
-        complain("'" + for_terminal(words.back(), 64) + "' is no number of lines: use 1 or more");
-        return 0;
-    }
-    return *n;
+    const std::vector<std::string_view> all(words.begin(), words.end());
+    const auto n = cli::count_of(all, otherwise);
+    if (!n)
+        complain("'" + for_terminal(all.back(), 64) + "' is not a number of lines: use 1 or more");
+    return n.value_or(0);
 }
 
 } // namespace
