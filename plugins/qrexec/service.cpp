@@ -86,6 +86,11 @@ int main() {
         return fail(trouble, "cannot make a socket");
     if (::connect(socket, reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
         return fail(no_service, "qvm-remote-dom0 does not serve qrexec now");
+    // Whatever qrexec's daemon left to us: nothing blocked, and a child that can be waited for.
+    sigset_t none;
+    ::sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+    ::signal(SIGCHLD, SIG_DFL);
     ::signal(SIGPIPE, SIG_IGN);
     if (!write_all(socket, text.c_str(), text.size() + 1))
         return fail(trouble, "cannot write to qvm-remote-dom0");

@@ -402,4 +402,23 @@ def tags_come_from_qvm_tags_where_there_is_no_qubesd(f):
     equal(f.run("true").returncode, 0)
 
 
+@case
+def signals_of_whoever_started_the_daemon_reach_nobody(f):
+    program, said = os.path.join(f.path, "qvm-tags"), os.path.join(f.path, "said")
+    with open(program, "w") as p:
+        p.write(f"#!/bin/sh\ngrep -E '^Sig(Blk|Ign)' /proc/self/status >{said}\necho agent\n")
+    os.chmod(program, 0o755)
+    f.under = ["/usr/bin/python3", "-c",
+               "import os, signal, sys\n"
+               "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+               "for s in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}: signal.signal(s, signal.SIG_IGN)\n"
+               "os.execv(sys.argv[1], sys.argv[1:])"]
+    begin(f, "@tag:agent exec:grep ** allow\n", QVM_REMOTE_QVM_TAGS=program)
+    clean = b"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+    equal(f.run("--exec", "grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status").stdout, clean)
+    with open(said, "rb") as s:
+        equal(s.read(), clean)
+    equal(f.stop(), 0)
+
+
 main()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How a program of a qube begins: its signals, and its user's home.
+/// How a program begins: its signals, and in a qube its user's home.
 
 #pragma once
 

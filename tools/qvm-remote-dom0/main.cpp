@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <optional>
@@ -14,6 +15,7 @@
 
 #include "administer/admin.hpp"
 #include "administer/audit_commands.hpp"
+#include "common/begin.hpp"
 #include "common/cli.hpp"
 #include "common/installed.hpp"
 #include "execute/cgroups.hpp"
@@ -121,6 +123,8 @@ int usage(const std::string &what) {
 int main(int argument_count, char **arguments) {
     // Keys pass through this memory: no core dump, and no other process of the user looks in.
     ::prctl(PR_SET_DUMPABLE, 0);
+    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT});
+    ::signal(SIGPIPE, SIG_DFL); // `audit export | head` ends as any program would
     daemon_options how;
     how.plugin_directory = QVMREMOTE_PLUGIN_DIR;
     std::string root, wait;

@@ -167,10 +167,13 @@ class private_daemon {
         ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDWR, 0);
         ::posix_spawn_file_actions_adddup2(&actions, STDIN_FILENO, STDOUT_FILENO);
         // A Ctrl-C is ours to forward; our SIGPIPE is not the daemon's.
-        ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF);
-        sigset_t set;
-        sigfillset(&set);
-        ::posix_spawnattr_setsigdefault(&attributes, &set);
+        ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF |
+                                                    POSIX_SPAWN_SETSIGMASK);
+        sigset_t all, none;
+        std::memset(&all, 0xff, sizeof all); // sigfillset leaves out two
+        ::sigemptyset(&none);
+        ::posix_spawnattr_setsigdefault(&attributes, &all);
+        ::posix_spawnattr_setsigmask(&attributes, &none);
         const int error = ::posix_spawn(&pid_, words[0].c_str(), &actions, &attributes,
                                         pointers(words).data(), pointers(variables).data());
         ::posix_spawnattr_destroy(&attributes);

@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstring>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -29,12 +30,22 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDOUT_FILENO);
     ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    // The daemon ignores some signals, and blocks some in its threads; a helper begins without that.
+    sigset_t all, none;
+    std::memset(&all, 0xff, sizeof all); // sigfillset leaves out two
+    ::sigemptyset(&none);
+    posix_spawnattr_t attributes;
+    ::posix_spawnattr_init(&attributes);
+    ::posix_spawnattr_setsigdefault(&attributes, &all);
+    ::posix_spawnattr_setsigmask(&attributes, &none);
+    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
     std::vector<char *> words;
     for (std::string &word : argv)
         words.push_back(word.data());
     words.push_back(nullptr);
     pid_t pid = 0;
-    const int error = ::posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
+    const int error = ::posix_spawnp(&pid, words[0], &actions, &attributes, words.data(), environ);
+    ::posix_spawnattr_destroy(&attributes);
     ::posix_spawn_file_actions_destroy(&actions);
     if (error != 0)
         return host::failed("cannot run " + argv[0], error);

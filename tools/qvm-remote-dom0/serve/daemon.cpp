@@ -362,7 +362,6 @@ void take_more_descriptors() {
 int run_daemon(const daemon_options &options, const cgroup_home &home, warden children) {
     take_more_descriptors();
     ::signal(SIGPIPE, SIG_IGN);
-    ::signal(SIGXFSZ, SIG_IGN); // a limit on files is a full disk: refused, and no end
     auto code = daemon(options, home, std::move(children)).run();
     if (!code) {
         std::fprintf(stderr, "qvm-remote-dom0: %s\n", code.error().what.c_str());
