@@ -10,32 +10,20 @@ import glob
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 
+from fixture import CLIENT, HANG, Fixture, check
 from words import number
 
-BUILD = os.path.abspath(sys.argv[1])
-CLIENT = os.path.join(BUILD, "tools/qvm-remote/qvm-remote")
-DAEMON = os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0")
-PLUGINS = os.path.join(BUILD, "plugins", "mock")
-KEY = "0123456789abcdef" * 4 + "\n"
-HANG = 300  # seconds; nothing takes this long unless it hangs
 SIZE = number("MIB", 4096) << 20
 SOURCE = f"yes | head -c {SIZE}"
 MOST_KIB = 32 * 1024
 # What lies between a command and a reader that has stopped: pipes at both ends (1 MiB at most each),
 # the window, and a frame or two.
 BETWEEN = 3 << 20
-
-
-def check(ok, what):
-    if not ok:
-        raise AssertionError(what)
 
 
 class Peaks:
@@ -170,32 +158,9 @@ def main():
     with contextlib.ExitStack() as stack:
         scratch = tempfile.mkdtemp(prefix="qvm-remote-bulk-", dir="/tmp")
         stack.callback(shutil.rmtree, scratch, True)
-        home, root = os.path.join(scratch, "home"), os.path.join(scratch, "d")
-        keys = os.path.join(root, "etc", "qubes", "remote.d")
-        for path in (home, os.path.join(home, ".qvm-remote"), root, os.path.join(root, "etc"), keys):
-            os.makedirs(path, 0o700)
-        for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
-                f.write(KEY)
-        rules = os.path.join(root, "etc", "qubes", "remote-policy.d")
-        os.mkdir(rules, 0o700)
-        with open(os.open(os.path.join(rules, "50-work.policy"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
-            f.write("work level:full allow\n")
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("QVM_", "QUBES_", "NOTIFY"))}
-        env.update(HOME=home, QVM_REMOTE_PLUGIN_DIR=PLUGINS, QVM_REMOTE_TRANSPORT="mock",
-                   QVM_REMOTE_MOCK_SOCKET=os.path.join(root, "work.sock"), LANG="C.UTF-8")
-        notify = os.path.join(scratch, "notify")
-        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        ready.bind(notify)
-        ready.settimeout(HANG)
-        of_daemon = dict(env, NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=root,
-                         QVM_REMOTE_MOCK_PEERS="work")
-        del of_daemon["QVM_REMOTE_MOCK_SOCKET"]
-        daemon = subprocess.Popen([DAEMON, "--root", root, "--transport", "mock", "--plugin-dir",
-                                   PLUGINS], env=of_daemon, stdin=subprocess.DEVNULL)
-        stack.callback(daemon.wait)
-        stack.callback(daemon.terminate)
-        ready.recv(64)
+        f = Fixture(scratch).start(peers="work")
+        stack.callback(f.stop)
+        env, daemon = f.env(), f.daemon
         expected = Later(expected_digest)
         for name, case in (("stdout", lambda: stdout_arrives(env, daemon, expected)),
                            ("stdin", lambda: stdin_arrives(env, daemon, expected)),

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -19,12 +18,8 @@ import tempfile
 # Meson sets it for the build's modules; the loader would look there first, call by call.
 os.environ.pop("LD_LIBRARY_PATH", None)
 
-BUILD = os.path.abspath(sys.argv[1])
-CLIENT = os.path.join(BUILD, "tools/qvm-remote/qvm-remote")
-DAEMON = os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0")
-PLUGINS = os.path.join(BUILD, "plugins", "mock")
-KEY = "0123456789abcdef" * 4 + "\n"
-HANG = 60
+from fixture import CLIENT, HANG, Fixture  # noqa: E402
+
 
 LIBRARIES = {"libc.so.6", "libcrypto.so.3"}
 LOADED_BYTES = 1_720_000  # of the program's segments in the file
@@ -83,34 +78,9 @@ def main():
     with contextlib.ExitStack() as stack:
         scratch = tempfile.mkdtemp(prefix="qvm-remote-lean-", dir="/tmp")
         stack.callback(shutil.rmtree, scratch, True)
-        home, root = os.path.join(scratch, "home"), os.path.join(scratch, "d")
-        keys = os.path.join(root, "etc", "qubes", "remote.d")
-        for path in (home, os.path.join(home, ".qvm-remote"), root, keys):
-            os.makedirs(path, 0o700)
-        for path in (os.path.join(home, ".qvm-remote", "auth.key"), os.path.join(keys, "work.key")):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
-                f.write(KEY)
-        rules = os.path.join(root, "etc", "qubes", "remote-policy.d")
-        os.mkdir(rules, 0o700)
-        with open(os.open(os.path.join(rules, "50-work.policy"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
-            f.write("work level:full allow\n")
-        # Meson adds LD_LIBRARY_PATH for the mock plug-in: more places for the linker to look into.
-        env = {k: v for k, v in os.environ.items()
-               if not k.startswith(("QVM_", "QUBES_", "NOTIFY", "LD_"))}
-        env.update(HOME=home, QVM_REMOTE_PLUGIN_DIR=PLUGINS, QVM_REMOTE_TRANSPORT="mock",
-                   QVM_REMOTE_MOCK_SOCKET=os.path.join(root, "work.sock"), LANG="C.UTF-8")
-        notify = os.path.join(scratch, "notify")
-        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        ready.bind(notify)
-        ready.settimeout(HANG)
-        of_daemon = dict(env, NOTIFY_SOCKET=notify, QVM_REMOTE_MOCK_DIR=root,
-                         QVM_REMOTE_MOCK_PEERS="work")
-        del of_daemon["QVM_REMOTE_MOCK_SOCKET"]
-        daemon = subprocess.Popen([DAEMON, "--root", root, "--transport", "mock", "--plugin-dir",
-                                   PLUGINS], env=of_daemon, stdin=subprocess.DEVNULL)
-        stack.callback(daemon.wait)
-        stack.callback(daemon.terminate)
-        ready.recv(64)
+        f = Fixture(scratch).start(peers="work")
+        stack.callback(f.stop)
+        env = f.env()
         try:
             subprocess.run(["strace", "-f", "-c", "-o", "/dev/null", "true"], check=True,
                            capture_output=True)
