@@ -8,119 +8,9 @@
 // Usage: hostile [TRIES] [seconds=N]. Each row prints its count; any execution or delivered byte
 // fails the test. With a time the rows are gone through again, with other bits, until it is over.
 
-#include "attacker.hpp"
+#include "hostile.hpp"
 
-#include <random>
-
-using namespace e2e;
-using qvmremote::test::plain_frame;
-
-namespace {
-
-int tries = 10'000;
-int few = 250; // where each try is a command that runs
-unsigned seed = 20260218;
-
-class suite {
-  public:
-    suite() : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
-        std::filesystem::create_directories(marks_);
-        dom0_.register_key("work", key_digits('a'));
-        dom0_.register_key("dev", key_digits('b'));
-        dom0_.start();
-    }
-
-    void run();
-
-  private:
-    // What must not run says so by a file with a name of its own.
-    std::string mark_command() { return "touch " + marks_ + "/" + std::to_string(++mark_); }
-    std::size_t marks() const {
-        std::size_t n = 0;
-        for ([[maybe_unused]] const auto &e : std::filesystem::directory_iterator(marks_))
-            ++n;
-        return n;
-    }
-    envelope request(std::string body) {
-        envelope e;
-        e.kind = request_kind::shell;
-        e.id = host::client::make_id();
-        e.features = feature::gmac;
-        e.set_body(std::move(body));
-        return e;
-    }
-    // A REQUEST frame, and where its parts are: header 12, token 32, then the envelope.
-    static constexpr std::size_t token_at = frame_header::size;
-    static constexpr std::size_t envelope_at = frame_header::size + token_size;
-    static constexpr std::size_t flags_at = envelope_at + 2 + 16 + 1;
-    static constexpr std::size_t timeout_at = flags_at + 1;
-    static constexpr std::size_t features_at = timeout_at + 4;
-
-    bytes signed_request(attacker &a, std::uint32_t session, envelope e, char key = 'a') {
-        require(a.machine.send_request(session, std::move(e), key_of(key)).has_value(), "encode");
-        return a.take_output();
-    }
-
-    // Each try on the stream at hand, and a new one when the daemon has had enough of it.
-    void row(const char *name, const std::string &qube,
-             const std::function<void(attacker &, std::mt19937 &)> &attempt, int count = tries) {
-        std::mt19937 random(seed);
-        std::optional<attacker> a;
-        const auto begin = std::chrono::steady_clock::now();
-        for (int i = 0; i < count; ++i) {
-            if (!a || i % 500 == 0)
-                a.emplace(dom0_, qube);
-            attempt(*a, random);
-            if (!a->is_open())
-                a.reset();
-        }
-        a.reset();
-        finish_row(name, count, begin);
-    }
-    void finish_row(const char *name, int count, std::chrono::steady_clock::time_point begin) {
-        good_request(name);
-        require(marks() == 0, std::string(name) + ": " + std::to_string(marks()) + " executions");
-        std::printf(
-            "%-52s %6d tries, 0 executions, %.1f s\n", name, count,
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-        std::fflush(stdout);
-    }
-    void good_request(const std::string &after) {
-        host::client c = honest(dom0_, "work", 'a');
-        const host::collected r = c.collect({.kind = request_kind::shell,
-                                             .body = "echo good; exit 3",
-                                             .arguments = {},
-                                             .environment = {},
-                                             .id = {}});
-        require(r.result.how == host::run_result::kind::ended && r.result.exit_code() == 3 &&
-                    r.out == "good\n",
-                "after \"" + after + "\" an honest request fails: " + r.result.untrusted_text);
-    }
-    void expect_refusal(attacker &a) {
-        const auto event = a.answer();
-        require(!event || event->what == client_event::kind::rejected ||
-                    event->what == client_event::kind::refused ||
-                    event->what == client_event::kind::closed,
-                "a tampered request was not refused");
-    }
-
-    void changed_header(const char *name, std::size_t at, std::size_t width, envelope e);
-    void session_row(const char *name, const std::string &how,
-                     const std::function<bytes(attacker &, std::uint32_t, std::mt19937 &)> &attack);
-    void late_challenges();
-    void replayed_ids();
-    void touched_results();
-    void lying_client();
-    void flooding_client();
-    void stalling_client();
-    std::unique_ptr<attacker> withheld_body();
-    bool has_no_slot();
-
-    scratch scratch_;
-    daemon_under_test dom0_;
-    std::string marks_;
-    std::uint64_t mark_ = 0;
-};
+namespace e2e {
 
 // One random bit of a field of the signed header, flipped on the way.
 void suite::changed_header(const char *name, std::size_t at, std::size_t width, envelope e) {
@@ -407,7 +297,7 @@ void suite::lying_client() {
 }
 
 // The most that the daemon has had in memory.
-long peak_kib(const daemon_under_test &d) {
+static long peak_kib(const daemon_under_test &d) {
     const std::string status = read_file("/proc/" + std::to_string(d.pid()) + "/status");
     const std::size_t at = status.find("VmHWM:");
     require(at != status.npos, "the daemon is gone");
@@ -720,9 +610,10 @@ void suite::run() {
     replayed_ids();
 }
 
-} // namespace
+} // namespace e2e
 
 int main(int argc, char **argv) {
+    using namespace e2e;
     const effort asked(argc, argv, tries);
     tries = asked.is_timed() ? std::min(asked.rounds(), 500) : asked.rounds();
     few = asked.is_timed() ? tries / 5 : std::max(tries / 40, 20);

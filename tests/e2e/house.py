@@ -204,3 +204,7 @@ class BothHouse(QrexecHouse):
 
 
 HOUSES = {"mock": MockHouse, "qvm-run": House, "qrexec": QrexecHouse, "qrexec-kept": KeptHouse}
+
+
+def house_of(f, *qubes, **more):
+    return HOUSES[f.transport](f, *qubes, events=False, **more).wait_for_agent(*qubes)
