@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// Bodies of session.hpp: what both ends share.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+
+#include <qvmremote/session.hpp>
+
+namespace qvmremote {
+
+inline void stream_end::ping(std::uint64_t cookie) {
+    std::array<std::uint8_t, 8> payload;
+    store_u64(payload.data(), cookie);
+    put_plain(0, frame_type::ping, payload);
+}
+
+inline void stream_end::release_idle_memory() {
+    reader_.release_if_empty();
+    out_.release_if_empty();
+}
+
+inline void stream_end::put_plain(std::uint32_t session, frame_type type, bytes_view payload) {
+    const auto room = out_.prepare(frame_header::size + payload.size());
+    frame_header{static_cast<std::uint32_t>(payload.size()), session, type}.encode(room.data());
+    std::copy(payload.begin(), payload.end(), room.begin() + frame_header::size);
+    out_.commit(frame_header::size + payload.size());
+}
+
+inline void stream_end::put_tagged(frame_authenticator &keys, std::uint32_t session,
+                                   frame_type type, bytes_view payload) {
+    assert(payload.size() <= max_tagged_payload);
+    const auto room = prepare_tagged(payload.size());
+    std::copy(payload.begin(), payload.end(), room.begin());
+    commit_tagged(keys, session, type, payload.size());
+}
+
+// In place: room for the payload, with the header before and the tag behind it. The output must
+// not be touched between the two calls; were it, the frame would begin elsewhere and seal
+// whatever lies there.
+inline std::span<std::uint8_t> stream_end::prepare_tagged(std::size_t payload) {
+    const auto room = out_.prepare(frame_header::size + payload + tag_size);
+    prepared_ = room.data();
+    return room.subspan(frame_header::size, payload);
+}
+
+inline void stream_end::commit_tagged(frame_authenticator &keys, std::uint32_t session,
+                                      frame_type type, std::size_t payload) {
+    const auto room = out_.prepare(frame_header::size + payload + tag_size);
+    assert(room.data() == prepared_);
+    out_.commit(keys.seal(room.data(), session, type, payload));
+}
+
+inline bytes stream_end::reason_payload(errc reason, std::string_view text) {
+    bytes payload;
+    byte_writer w(payload);
+    w.u16(static_cast<std::uint16_t>(reason));
+    w.put(text.substr(0, limits::reason_text));
+    return payload;
+}
+
+// A frame of the stream itself that both ends treat alike; true when it was one.
+inline result<bool> stream_end::take_stream_frame(const frame_view &frame) {
+    const frame_type type = frame.header.type;
+    if (type != frame_type::ping && type != frame_type::pong)
+        return false;
+    if (frame.header.session != 0 || frame.untrusted_payload.size() != 8)
+        return fail(errc::bad_frame);
+    if (type == frame_type::ping)
+        put_plain(0, frame_type::pong, frame.untrusted_payload);
+    return true;
+}
+
+} // namespace qvmremote
