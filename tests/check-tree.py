@@ -10,6 +10,7 @@
 - the daemon's rooms include downwards only
 - the umbrella includes exactly the library headers, sorted
 - every man page and completion file is in Meson's tables
+- no source file is longer than an engineer reads in one go
 """
 import ast
 import os
@@ -41,6 +42,7 @@ ROOMS = ["base", "record", "decide", "execute", "machine", "serve", "administer"
 SOURCE = (".cpp", ".hpp", ".c", ".h", ".py", ".sh", ".build", ".in", ".map")
 SOURCE_NAMES = ("Makefile", "meson.build", "meson_options.txt")
 SCRIPTS = (".ci/",)
+MOST_LINES = 700
 # Words are put together here, so that this file does not find itself.
 OPEN_QUESTIONS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]) + r")\b")
 SHELLS = re.compile(r"(?<![\w.])(?:std::|::)?(" + "sys" + "tem|po" + r"pen)\s*\(")
@@ -84,6 +86,9 @@ def is_data(name):
 
 def check_lines(name):
     text = read(name)
+    if is_source(name) and text.count("\n") > MOST_LINES:
+        problem(name, f"has {text.count(chr(10))} lines, and more than {MOST_LINES} are too many for one file: "
+                      "split it where its responsibilities part")
     if is_source(name) and "SPDX-License-Identifier: GPL-2.0-or-later" not in "\n".join(text.split("\n")[:3]):
         problem(name, "says no licence in its first three lines")
     for number, line in enumerate(text.split("\n"), 1):
