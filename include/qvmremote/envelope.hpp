@@ -54,7 +54,9 @@ namespace feature {
 inline constexpr std::uint32_t gmac = 1u << 0; ///< large data frames carry AES-256-GMAC tags
 inline constexpr std::uint32_t no_wait =
     1u << 1; ///< END follows the first process, without waiting for output of what it left running
-inline constexpr std::uint32_t known = gmac | no_wait;
+inline constexpr std::uint32_t notices =
+    1u << 2; ///< a session that runs may get words for people, in PENDING with serial 0
+inline constexpr std::uint32_t known = gmac | no_wait | notices;
 } // namespace feature
 
 /// One request. A default-constructed one asks for nothing and does not encode.

@@ -223,6 +223,9 @@ class server_stream : public stream_end {
     /// Ends a session that has not been accepted, with a tagged reason.
     void refuse(std::uint32_t number, errc reason, std::string_view text);
 
+    /// Words for people on a command that was accepted; nothing for a client that knows no notices.
+    void notify(std::uint32_t number, std::string_view text);
+
     /// How many bytes of output the client will take now, both streams together.
     [[nodiscard]] std::size_t output_credit(std::uint32_t number);
 
@@ -263,6 +266,7 @@ class server_stream : public stream_end {
         std::size_t output_credit = limits::window;
         std::uint64_t stdout_bytes = 0, stderr_bytes = 0;
         bool stdin_open = false;
+        bool takes_notices = false;
     };
 
     [[nodiscard]] session &at(std::uint32_t number);
@@ -306,6 +310,7 @@ struct client_event {
         rejected, ///< refused, and nobody vouches for it: reason, text; session 0 answers an open()
         refused,  ///< refused by dom0: reason, text
         pending,  ///< serial, text: waits in dom0
+        notice,   ///< text: words for people on a command that runs
         accepted, ///< number: the time-out in seconds, 0 for none
         stdin_ready, ///< more stdin may be sent
         stdout_data,
@@ -374,7 +379,7 @@ class client_stream : public stream_end {
         phase stage = phase::challenged;
         std::optional<frame_authenticator> to_dom0{}, to_qube{};
         std::string body{};
-        bool stdin_live = false, pending = false;
+        bool stdin_live = false, pending = false, takes_notices = false;
         std::size_t stdin_credit = 0;
         std::size_t output_window = limits::window;
         std::size_t output_owed = 0;

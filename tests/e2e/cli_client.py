@@ -130,6 +130,18 @@ def the_waiting_line_leaves_output_whole(f):
 
 
 @case
+def what_still_holds_the_output_is_told_on_a_terminal(f):
+    f.start()
+    told = b"qvm-remote: the command has ended; processes that it left running still hold its output, and are waited for"
+    seen, out = on_terminal(f, "echo x; sleep 4 & exit 3", keep_stdout=True)
+    equal((seen.count(told), out), (1, b"x\n"))
+    seen, out = on_terminal(f, "-q", "echo x; sleep 4 & exit 3", keep_stdout=True)
+    equal((seen, out), (b"", b"x\n"))
+    got = f.run("echo x; sleep 4 & exit 3")
+    equal((got.returncode, got.stdout, got.stderr), (3, b"x\n", b""))
+
+
+@case
 def the_waiting_line_is_one_row(f):
     f.start()
     seen, _ = on_terminal(f, "sleep 4; echo x", columns=12)

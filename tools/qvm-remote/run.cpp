@@ -212,6 +212,13 @@ class shown_run {
         case host::run_state::running:
             line_.set("running in dom0");
             break;
+        case host::run_state::noticed:
+            // Its output has come, so the row is gone, and a line of its own disturbs nothing.
+            if (terminal_) {
+                line_.stop();
+                complain(for_terminal(untrusted_text, 200));
+            }
+            break;
         case host::run_state::silent:
             line_.set("nothing comes from dom0; waiting (Ctrl-C twice gives up)");
             break;

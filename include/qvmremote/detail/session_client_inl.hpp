@@ -51,6 +51,7 @@ inline result<std::monostate> client_stream::send_request(std::uint32_t number, 
     if (what.body_follows)
         s.body = std::move(what.body);
     s.stdin_live = what.stdin_live;
+    s.takes_notices = (what.features & feature::notices) != 0;
     bytes payload(token.begin(), token.end());
     payload.insert(payload.end(), header->begin(), header->end());
     put_plain(number, frame_type::request, payload);
@@ -226,8 +227,13 @@ inline result<std::optional<client_event>> client_stream::take_authentic(std::ui
     switch (type) {
     case frame_type::pending: {
         const auto serial = r.u64();
-        if (running || !serial || r.left() > limits::reason_text)
+        if (!serial || r.left() > limits::reason_text ||
+            (running && (*serial != 0 || !s.takes_notices)))
             return broken(number, errc::bad_frame);
+        if (running)
+            return client_event{.what = kind::notice,
+                                .session = number,
+                                .text = std::string(as_text(payload.subspan(8)))};
         s.pending = true;
         return client_event{.what = kind::pending,
                             .session = number,

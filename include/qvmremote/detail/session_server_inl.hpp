@@ -95,6 +95,7 @@ inline result<server_stream::header_verified> server_stream::verify(const server
             s.to_dom0->use_gmac();
             s.to_qube->use_gmac();
         }
+        s.takes_notices = ((**decoded).features & feature::notices) != 0;
         s.body_left = (**decoded).body_follows ? (**decoded).body_length : 0;
         return header_verified{std::move(*decoded), (**header).key_index};
     }
@@ -129,6 +130,13 @@ inline void server_stream::pend(std::uint32_t number, std::uint64_t serial, std:
     w.u64(serial);
     w.put(text.substr(0, limits::reason_text));
     put_tagged(authentic(number), number, frame_type::pending, payload);
+}
+
+inline void server_stream::notify(std::uint32_t number, std::string_view text) {
+    const session &s = at(number);
+    assert(s.stage == phase::running);
+    if (s.takes_notices)
+        pend(number, 0, text);
 }
 
 inline void server_stream::collect_stdin(std::uint32_t number, std::size_t more) {

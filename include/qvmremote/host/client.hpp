@@ -167,7 +167,8 @@ enum class run_state : std::uint8_t {
     sent,    ///< dom0 has not answered yet
     pending, ///< dom0 waits for its operator; the text says for what
     running,
-    silent, ///< nothing has come for a while; the last state is told again when something comes
+    noticed, ///< still running, and dom0 has something to say about it: the text
+    silent,  ///< nothing has come for a while; the last state is told again when something comes
 };
 
 /// What a run is connected to. All of it is borrowed for the call, and descriptors keep their flags.

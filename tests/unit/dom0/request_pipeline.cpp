@@ -48,6 +48,7 @@ class recording_session final : public session_port {
     void commit_output(bool, std::size_t) override {}
     void output_eof(bool) override {}
     void grant_stdin(std::size_t) override {}
+    void notify(std::string_view) override {}
     run_end end(run_end how, const run_record &) override {
         to_.words += "end ";
         ++to_.last_words;

@@ -253,6 +253,23 @@ TEST_CASE("features: dom0 refuses what it does not have, and the client does not
                            bytes_view(answer).subspan(12)}));
 }
 
+TEST_CASE("notices come while a command runs, to a client that asked for them") {
+    for (const std::uint32_t features : {0u, feature::notices}) {
+        CAPTURE(features);
+        envelope what = make_request(request_kind::shell, "sleep 1");
+        what.features = features;
+        running s(what, true, feature::known);
+        s.dom0.stream.notify(1, "words");
+        carry(s.qube, s.dom0);
+        CHECK(s.qube.count(client_event::kind::notice) == (features ? 1u : 0u));
+        CHECK(s.qube.stream.accepted(1));
+        // A serial is for questions, and there is none once the command runs.
+        s.dom0.stream.pend(1, 7, "words");
+        carry(s.qube, s.dom0);
+        CHECK(s.qube.count(client_event::kind::closed) == 1);
+    }
+}
+
 TEST_CASE("GMAC frames travel when both ends can, and are checked") {
     envelope what = make_request(request_kind::shell, "cat", true);
     what.features = feature::gmac;

@@ -288,7 +288,7 @@ void execution::settle() {
     if (tree_empty_)
         slot_.reset();
     if (outputs_open())
-        return;
+        return tell_of_held_output();
     if (tree_empty_)
         return finish();
     if (terminating_ || leaving_)
@@ -300,6 +300,20 @@ void execution::settle() {
     leave_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
         if (!ec && !self->finished_)
             self->terminate();
+    });
+}
+
+// Whoever waits would take the command for one that hangs.
+void execution::tell_of_held_output() {
+    if (std::exchange(held_output_told_, true))
+        return;
+    leave_timer_.expires_after(leave_limit);
+    leave_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+        if (ec || self->finished_ || !self->port_ || !self->outputs_open())
+            return;
+        self->port_->notify("the command has ended; processes that it left running still hold its "
+                            "output, and are waited for");
+        self->port_->flush();
     });
 }
 

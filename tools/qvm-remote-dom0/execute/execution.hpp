@@ -75,6 +75,7 @@ class execution : public std::enable_shared_from_this<execution> {
     [[nodiscard]] std::string why_not_started(int error_number) const;
     void on_exit(const child_event &what);
     void settle();
+    void tell_of_held_output();
     [[nodiscard]] bool takes_what_is_there() const;
     void take_what_is_there();
     void terminate();
@@ -111,6 +112,7 @@ class execution : public std::enable_shared_from_this<execution> {
     bool exited_ = false;        // the first process
     bool tree_empty_ = false;
     bool terminating_ = false;
+    bool held_output_told_ = false;
     bool leaving_ = false;    // output has ended, and what is left may end by itself
     bool time_is_up_ = false; // the time-out has passed
     bool finished_ = false;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include <qvmremote/session.hpp>
 
@@ -31,6 +32,8 @@ class session_port {
     virtual void commit_output(bool is_stdout, std::size_t n) = 0;
     virtual void output_eof(bool is_stdout) = 0;
     virtual void grant_stdin(std::size_t n) = 0;
+    /// Words for whoever waits for the command; not part of its output.
+    virtual void notify(std::string_view text) = 0;
     /// The last word; byte counts are filled in.
     virtual run_end end(run_end how, const run_record &record) = 0;
     /// Writes out what was said.

@@ -56,6 +56,7 @@ class live_session final : public session_port {
         machine().output_eof(number_, is_stdout ? frame_type::stdout_eof : frame_type::stderr_eof);
     }
     void grant_stdin(std::size_t n) override { machine().grant_stdin(number_, n); }
+    void notify(std::string_view text) override { machine().notify(number_, text); }
     run_end end(run_end how, const run_record &) override {
         how = machine().end(number_, std::move(how));
         stream_->forget(number_);

@@ -78,6 +78,7 @@ class entry_port final : public session_port {
     }
     void output_eof(bool) override {}
     void grant_stdin(std::size_t) override {}
+    void notify(std::string_view) override {} // its sender looks at files
 
     run_end end(run_end how, const run_record &record) override {
         has_ended_ = true;

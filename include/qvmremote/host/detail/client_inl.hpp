@@ -194,6 +194,10 @@ class client::running {
             return finish(kind::refused);
         case what::pending:
             return changed(run_state::pending, event.text);
+        case what::notice:
+            if (io_.changed)
+                io_.changed(run_state::noticed, event.text); // it is no state to come back to
+            return;
         case what::accepted:
             accepted_ = true;
             return changed(run_state::running, {});
@@ -227,7 +231,7 @@ class client::running {
         e.stdin_live = io_.stdin_fd >= 0;
         e.dry_run = what_.dry_run;
         e.timeout_s = what_.timeout_s;
-        e.features = feature::gmac | (what_.no_wait ? feature::no_wait : 0);
+        e.features = feature::gmac | feature::notices | (what_.no_wait ? feature::no_wait : 0);
         e.id = what_.id;
         e.environment = what_.environment;
         e.arguments = what_.arguments;
