@@ -225,14 +225,14 @@ def who_is_listed_in_vain_is_named(f):
     equal(len(late), 1)
     check(not any("qube -" in line or "'-'" in line for line in lines), lines)
     f.stop()
-    got = single_run(house)
+    got = house.single_run()
     equal((got.returncode, got.stderr.decode().splitlines()),
           (1, ["qvm-remote-dom0: " + line for line in (wanted, *late)]))
     with open(conf, "w") as c:
         c.write("QVM_REMOTE_VMS='work off'\n")
-    got = single_run(house)
+    got = house.single_run()
     equal((got.returncode, got.stderr), (0, b""))
-    got = single_run(house, "--vm", "nokey")
+    got = house.single_run("--vm", "nokey")
     check(got.returncode == 1 and wanted.encode() in got.stderr, got)
 
 
