@@ -99,6 +99,31 @@ TEST_CASE("starts are rationed: a burst, then so many a second") {
     CHECK(started.back() == "dev");
 }
 
+TEST_CASE("what is withdrawn takes no place of others and does not start") {
+    scheduler s(any);
+    std::vector<std::string> started;
+    const auto never = [] {
+        FAIL("started");
+        return false;
+    };
+    std::vector<scheduler::ticket> tickets;
+    while (const auto ticket = s.submit("work", 1, never))
+        tickets.push_back(*ticket);
+    CHECK(tickets.size() == limits::waiting_per_qube);
+    submit(s, "dev", 1, started);
+    for (const auto ticket : tickets) {
+        s.withdraw("dev", ticket); // another qube's is not touched
+        s.withdraw("work", ticket);
+        s.withdraw("work", ticket);
+    }
+    CHECK(s.waiting("work") == 0);
+    CHECK(s.waiting("dev") == 1);
+    CHECK(s.submit("work", limits::waiting_headers_per_qube,
+                   [] { return false; })); // no byte is held
+    static_cast<void>(s.run(1'000'000));
+    CHECK(started == std::vector<std::string>{"dev"});
+}
+
 TEST_CASE("a slot that nobody wants any more goes to the next, and costs no start") {
     scheduler s(any);
     std::vector<std::string> started;

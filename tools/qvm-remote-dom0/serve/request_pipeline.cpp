@@ -22,12 +22,12 @@ void request_pipeline::begin(std::size_t held_bytes) {
 
 void request_pipeline::wait_for_slot(step waiting, std::size_t held_bytes) {
     enter(waiting);
-    const bool queued = context_.scheduler.submit(from_.name.text(), held_bytes,
-                                                  in_this_step([](request_pipeline &self) {
-                                                      self.on_slot();
-                                                      return true;
-                                                  }));
-    if (!queued)
+    ticket_ = context_.scheduler.submit(from_.name.text(), held_bytes,
+                                        in_this_step([](request_pipeline &self) {
+                                            self.on_slot();
+                                            return true;
+                                        }));
+    if (!ticket_)
         return waiting == step::waiting_again ? give_up({errc::busy, {}}) : turn_away();
     context_.daemon.reschedule();
 }
@@ -41,6 +41,7 @@ void request_pipeline::turn_away() {
 }
 
 void request_pipeline::on_slot() {
+    ticket_.reset();
     slot_.emplace(context_, from_.name.text());
     if (held_) { // and comes back with an operator's word
         auto back = std::exchange(held_, std::nullopt);

@@ -116,6 +116,8 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void enter(step next) {
         step_ = next;
         ++steps_taken_;
+        if (const auto waited = std::exchange(ticket_, std::nullopt))
+            context_.scheduler.withdraw(from_.name.text(), *waited);
     }
     /// `call` as a handler that runs only while the request is alive and still in this step. Where a
     /// result is asked for, one that does not run returns false.
@@ -151,6 +153,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     step step_ = step::begun;
     std::uint64_t steps_taken_ = 0;
 
+    std::optional<scheduler::ticket> ticket_; // while it waits for a slot
     std::optional<slot> slot_;
     std::optional<errc> doomed_;       // it is not to run, whatever admission says
     std::weak_ptr<execution> running_; // the context's set holds it until it is over

@@ -27,18 +27,34 @@ class scheduler {
     /// one of many that the kernel runs by turns.
     explicit scheduler(std::size_t beginning) : beginning_(beginning) {}
 
-    /// Enqueues; false when too much waits already, of this qube or in all. `held_bytes` is what the
+    /// Names one that waits, so that it can be withdrawn.
+    using ticket = std::uint64_t;
+
+    /// Enqueues; nothing when too much waits already, of this qube or in all. `held_bytes` is what the
     /// request keeps in memory meanwhile.
-    [[nodiscard]] bool submit(const std::string &qube, std::size_t held_bytes, go start) {
+    [[nodiscard]] std::optional<ticket> submit(const std::string &qube, std::size_t held_bytes,
+                                               go start) {
         queue &q = queues_[qube];
         if (q.waiting.size() >= limits::waiting_per_qube ||
             q.held + held_bytes > limits::waiting_headers_per_qube ||
             held_ + held_bytes > limits::waiting_headers)
-            return false;
-        q.waiting.push_back({held_bytes, std::move(start)});
+            return std::nullopt;
+        q.waiting.push_back({++tickets_, held_bytes, std::move(start)});
         q.held += held_bytes;
         held_ += held_bytes;
-        return true;
+        return tickets_;
+    }
+
+    /// Forgets one that waits no longer, so that it takes no place of others.
+    void withdraw(const std::string &qube, ticket which) {
+        queue &q = queues_[qube];
+        const auto at = std::find_if(q.waiting.begin(), q.waiting.end(),
+                                     [=](const item &i) { return i.number == which; });
+        if (at == q.waiting.end())
+            return;
+        q.held -= at->bytes;
+        held_ -= at->bytes;
+        q.waiting.erase(at);
     }
 
     /// A slot that a started request had.
@@ -115,6 +131,7 @@ class scheduler {
         std::uint64_t last_ms_ = 0;
     };
     struct item {
+        ticket number;
         std::size_t bytes;
         go start;
     };
@@ -138,6 +155,7 @@ class scheduler {
     std::string last_;
     std::size_t running_ = 0;
     std::size_t held_ = 0;
+    ticket tickets_ = 0; // given out so far
 };
 
 } // namespace qvmremote::dom0
