@@ -23,6 +23,7 @@
 
 #include "common/installed.hpp"
 #include "reach.hpp"
+#include "terminal.hpp"
 
 extern char **environ;
 
@@ -242,6 +243,7 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
     if (has_queue && how.version == protocol::one)
         return out;
     const std::uint64_t begin_ms = host::awake_ms();
+    std::optional<waiting_line> shown;
     for (;;) {
         auto stream = out.way.transport->connect();
         if (stream) {
@@ -263,7 +265,16 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
                 why += "; dom0 has spoken protocol 2 with this key before, so protocol 1 is not "
                        "used: if dom0 has gone back to a program without protocol 2, remove " +
                        where.pin_file();
+            // A call is refused when this user has as many as there may be: a slot of the qube's own.
+            if (is_call(how))
+                return tl::unexpected(no_access{"command timed out: " + why, 124});
             return tl::unexpected(no_access{why, 255});
+        }
+        if (is_call(how)) {
+            if (!shown)
+                shown.emplace(::isatty(STDERR_FILENO) && !how.quiet);
+            shown->set("waiting for a call to dom0: " + stream.error().what);
+            shown->tick();
         }
         pollfd signal{signal_fd, POLLIN, 0};
         std::uint8_t number = 0;
