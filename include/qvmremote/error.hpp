@@ -52,7 +52,8 @@ namespace qvmremote {
     X(key_revoked, 34, "the key was revoked")                                                       \
     X(protocol_retired, 35, "this key has moved to protocol 2: protocol 1 is refused")              \
     X(outcome_unknown, 36, "dom0 has no record of how this command ended")                          \
-    X(panicked, 37, "an operator in dom0 has stopped everything (panic)")
+    X(panicked, 37, "an operator in dom0 has stopped everything (panic)")                           \
+    X(slot_timeout, 38, "no slot became free within the time-out")
 // clang-format on
 
 /// One reason. The value is what crosses the wire and what records hold.

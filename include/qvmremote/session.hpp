@@ -209,7 +209,7 @@ class server_stream : public stream_end {
     [[nodiscard]] result<verified<request>> complete(std::uint32_t number,
                                                      verified<envelope> header);
 
-    /// The request waits for an operator's word (or for a slot): tells the client.
+    /// Tells the client that the request waits in dom0. `serial` is 0 unless it waits for an operator.
     void pend(std::uint32_t number, std::uint64_t serial, std::string_view text);
 
     /// Takes stdin before the command is accepted, since it is part of what an operator is asked

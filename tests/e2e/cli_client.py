@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The client's own: words, the terminal, records and configuration. Cases of cli.py."""
 
-import contextlib
 import ctypes
-import fcntl
 import os
 import pty
 import re
 import resource
-import select
 import shutil
 import signal
-import struct
 import subprocess
-import termios
 
-from fixture import BUILD, CLIENT, DAEMON, HANG, KEY, case, check, equal, eventually
+from fixture import BUILD, CLIENT, DAEMON, HANG, KEY, case, check, equal, eventually, on_terminal
 
 
 @case
@@ -55,39 +50,6 @@ def usage_on_a_terminal(f):
     equal(p.returncode, 0)
     os.close(master)
     os.close(slave)
-
-
-def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True):
-    """What the client writes to a terminal of its own, and what it writes to stdout elsewhere."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-    def take_terminal():
-        os.setsid()
-        fcntl.ioctl(2, termios.TIOCSCTTY, 0)
-        if not foreground:  # what a shell does for `command &`: another group has the terminal
-            other = os.fork()
-            if other == 0:
-                os.setpgid(0, 0)
-                os.execv("/bin/sleep", ["sleep", "60"])
-            with contextlib.suppress(OSError):
-                os.setpgid(other, other)
-            os.tcsetpgrp(2, other)
-
-    p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if keep_stdout else slave, stderr=slave,
-                preexec_fn=take_terminal)
-    os.close(slave)
-    seen = b""
-    while p.poll() is None or select.select([master], [], [], 0)[0]:
-        if select.select([master], [], [], 0.1)[0]:
-            try:
-                seen += os.read(master, 4096)
-            except OSError:
-                break
-    out = p.stdout.read() if keep_stdout else b""
-    p.wait(timeout=HANG)
-    os.close(master)
-    return seen, out
 
 
 def screen(raw, columns):

@@ -6,15 +6,20 @@ Each test is run as TEST.py BUILD-DIRECTORY [CASE...]; -CASE is all but that one
 """
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 BUILD = os.path.abspath(sys.argv[1])
@@ -151,6 +156,40 @@ def eventually(condition, what):
     while not condition():
         check(time.monotonic() < end, f"never happened: {what}")
         time.sleep(0.01)
+
+
+def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True):
+    """What the client writes to a terminal of its own, and what it writes to stdout elsewhere."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+        if not foreground:  # what a shell does for `command &`: another group has the terminal
+            other = os.fork()
+            if other == 0:
+                os.setpgid(0, 0)
+                os.execv("/bin/sleep", ["sleep", "60"])
+            with contextlib.suppress(OSError):
+                os.setpgid(other, other)
+            os.tcsetpgrp(2, other)
+
+    p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if keep_stdout else slave, stderr=slave,
+                preexec_fn=take_terminal)
+    os.close(slave)
+    seen, end = b"", time.monotonic() + HANG
+    while p.poll() is None or select.select([master], [], [], 0)[0]:
+        check(time.monotonic() < end, f"{words} does not end; shown: {seen[-200:]}")
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                seen += os.read(master, 4096)
+            except OSError:
+                break
+    out = p.stdout.read() if keep_stdout else b""
+    p.wait(timeout=HANG)
+    os.close(master)
+    return seen, out
 
 
 def survivors(mark):

@@ -120,7 +120,8 @@ void recorder::finish(const host::run_result &result, std::uint32_t timeout_s) {
         return;
     const int exit = result.exit_code();
     const bool timed_out =
-        result.how == host::run_result::kind::ended && result.end.cause == end_cause::timed_out;
+        (result.how == host::run_result::kind::ended && result.end.cause == end_cause::timed_out) ||
+        (result.how == host::run_result::kind::refused && result.reason == errc::slot_timeout);
     if (started_.empty())
         begin();
     for (lane *l : {&out_, &err_})

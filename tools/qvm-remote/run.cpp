@@ -83,7 +83,9 @@ void explain(const host::run_result &r, int sink_error) {
     case kind::ended:
         break;
     case kind::refused:
-        return complain("dom0 refuses: " + reason_words(r) + remedy(r.reason));
+        return complain(
+            (r.reason == errc::slot_timeout ? "command timed out: " : "dom0 refuses: ") +
+            reason_words(r) + remedy(r.reason));
     case kind::rejected:
         return complain("refused: " + reason_words(r) + " (not confirmed by dom0)" +
                         remedy(r.reason));
@@ -204,6 +206,9 @@ class shown_run {
             line_.set("waiting for dom0");
             if (!std::exchange(begun_, true))
                 record_.begin(); // dom0 is at work meanwhile
+            break;
+        case host::run_state::waiting:
+            line_.set("waiting in dom0: " + for_terminal(untrusted_text, 200));
             break;
         case host::run_state::pending:
             line_.set("waiting for approval in dom0" +

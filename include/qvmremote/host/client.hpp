@@ -165,6 +165,7 @@ class descriptor_sink final : public output_sink {
 /// The state of a run, to be shown to a person.
 enum class run_state : std::uint8_t {
     sent,    ///< dom0 has not answered yet
+    waiting, ///< in dom0 for a slot or for the end of standard input; the text says for which
     pending, ///< dom0 waits for its operator; the text says for what
     running,
     noticed, ///< still running, and dom0 has something to say about it: the text
@@ -211,6 +212,7 @@ struct run_result {
         case kind::ended:
             return end.exit_code();
         case kind::refused:
+            return reason == errc::slot_timeout ? 124 : 126;
         case kind::rejected:
             return 126;
         case kind::not_sent:

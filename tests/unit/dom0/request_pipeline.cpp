@@ -70,10 +70,13 @@ class recording_port final : public request_port {
     }
     [[nodiscard]] result<verified<request>> take_body() override { return *to_.body; }
     void pend(std::uint64_t serial, const std::string &) override {
-        to_.words += serial == 0 ? "reading " : "asking ";
+        to_.words += serial == 0 ? "waiting " : "asking ";
     }
     void collect_stdin(std::size_t) override {}
     [[nodiscard]] bool postpone() override { return false; }
+    [[nodiscard]] std::uint32_t wait_limit_s(const envelope &what) const override {
+        return what.timeout_s;
+    }
     void refuse(const refusal &why) override {
         to_.words += std::string(name(why.reason)) + " ";
         ++to_.last_words;
@@ -147,9 +150,11 @@ class small_dom0 final : public coordinator {
 
     // A request of `argv`, verified as its session would.
     std::shared_ptr<request_pipeline> make(std::vector<std::string> argv, bool stdin_live,
-                                           heard &to) {
+                                           heard &to,
+                                           std::uint32_t timeout_s = limits::default_timeout_s) {
         envelope what = test::make_request(request_kind::exec, {}, stdin_live);
         what.arguments = std::move(argv);
+        what.timeout_s = timeout_s;
         what.id = command_id::parse("request-" + std::to_string(++made_)).value();
         test::dom0_end dom0;
         dom0.accepts = false;
@@ -209,7 +214,7 @@ void reach_body(small_dom0 &d, const std::shared_ptr<request_pipeline> &r, heard
 void reach_collecting(small_dom0 &d, const std::shared_ptr<request_pipeline> &r, heard &to) {
     reach_body(d, r, to);
     r->on_body(*to.body);
-    d.until([&] { return to.words == "body? reading "; });
+    d.until([&] { return to.words == "body? waiting "; });
 }
 void reach_asking(small_dom0 &d, const std::shared_ptr<request_pipeline> &r, heard &to) {
     reach_collecting(d, r, to);
@@ -388,7 +393,7 @@ TEST_CASE("I4: what waits for an operator with its stdin is bounded for a qube")
         d.until([&] { return one.words != "body? "; });
     }
     for (std::size_t i = 0; i < approvals::most_of_a_qube; ++i)
-        CHECK(to[i].words == "body? reading ");
+        CHECK(to[i].words == "body? waiting ");
     CHECK(to.back().words == "body? busy ");
     for (const auto &request : all)
         request->abandon(errc::session_over);
@@ -422,6 +427,38 @@ TEST_CASE(
     CHECK(d.context->places_of.empty());
 }
 
+TEST_CASE("a wait for a slot is told, ends with the time-out, and not without one") {
+    small_dom0 d;
+    d.closed = true;
+    d.context->slot_word_after_ms = 2;
+    heard bounded, unbounded;
+    const auto one = d.make({"sleep", "0"}, false, bounded, 1);
+    const auto other = d.make({"sleep", "0"}, false, unbounded, 0);
+    one->begin(100);
+    other->begin(100);
+    d.until([&] { return bounded.words == "waiting slot_timeout "; });
+    CHECK(bounded.forgotten == 1);
+    CHECK(d.audit().find("slot_timeout") != std::string::npos);
+    CHECK(unbounded.words == "waiting ");
+    CHECK(d.context->scheduler.waiting("work") == 1);
+    d.closed = false;
+    d.reschedule();
+    d.until([&] { return unbounded.words == "waiting body? "; });
+    CHECK(d.context->scheduler.running() == 1); // the slot of the first one went to the second one
+    other->abandon(errc::session_over);
+}
+
+TEST_CASE("a time-out that is shorter than the time to the first word ends a wait for a slot") {
+    small_dom0 d;
+    d.closed = true;
+    d.context->slot_word_after_ms = 5'000;
+    heard to;
+    const auto request = d.make({"sleep", "0"}, false, to, 1);
+    request->begin(100);
+    d.until([&] { return !to.words.empty(); });
+    CHECK(to.words == "slot_timeout ");
+}
+
 TEST_CASE("a request is refused once, whoever refuses it") {
     small_dom0 d;
     heard to;
@@ -431,7 +468,7 @@ TEST_CASE("a request is refused once, whoever refuses it") {
     request->cancel(errc::panicked);
     request->refuse_waiting(errc::draining);
     request->abandon(errc::session_over);
-    CHECK(to.words == "body? reading asking key_revoked ");
+    CHECK(to.words == "body? waiting asking key_revoked ");
     CHECK(to.last_words == 1);
     CHECK(to.forgotten == 1);
 }

@@ -86,6 +86,9 @@ class session_request_port final : public request_port {
     }
     void collect_stdin(std::size_t more) override { machine().collect_stdin(number_, more); }
     [[nodiscard]] bool postpone() override { return false; }
+    [[nodiscard]] std::uint32_t wait_limit_s(const envelope &what) const override {
+        return what.timeout_s;
+    }
     void refuse(const refusal &why) override {
         if (machine().has(number_)) // a body that does not match has ended the session already
             machine().refuse(number_, why.reason, why.text);

@@ -137,6 +137,8 @@ class entry_request_port final : public request_port {
         queue_.machine_.later(id_);
         return true;
     }
+    // The time-out is its sender's own, and dom0 does not know it.
+    [[nodiscard]] std::uint32_t wait_limit_s(const envelope &) const override { return 0; }
     void refuse(const refusal &why) override { queue_.send_refusal(id_, why); }
     [[nodiscard]] std::unique_ptr<session_port> execution_port(const envelope &what) override {
         return std::make_unique<entry_port>(queue_.owner_.shared_from_this(), queue_, id_,

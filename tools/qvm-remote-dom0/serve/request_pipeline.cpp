@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "serve/request_pipeline.hpp"
 
-#include <chrono>
 #include <variant>
 
 #include "execute/execution.hpp"
@@ -29,7 +28,32 @@ void request_pipeline::wait_for_slot(step waiting, std::size_t held_bytes) {
                                         }));
     if (!ticket_)
         return waiting == step::waiting_again ? give_up({errc::busy, {}}) : turn_away();
+    const auto self = shared_from_this();
+    const std::uint64_t this_step = steps_taken_;
     context_.daemon.reschedule();
+    if (steps_taken_ == this_step)
+        limit_wait_for_slot();
+}
+
+// A short wait, as in a burst of commands, is not worth a word.
+void request_pipeline::limit_wait_for_slot() {
+    const std::uint64_t limit_ms = std::uint64_t{port_->wait_limit_s(*header_)} * 1000;
+    const std::uint64_t word_ms = context_.slot_word_after_ms;
+    const auto give_up_waiting = [](request_pipeline &self) {
+        self.give_up({errc::slot_timeout,
+                      std::to_string(self.header_->timeout_s) + " s; the command did not run"});
+    };
+    if (limit_ms != 0 && limit_ms <= word_ms)
+        return after(limit_ms, give_up_waiting);
+    after(word_ms, [=](request_pipeline &self) {
+        const auto running = self.context_.scheduler.running(self.from_.name.text());
+        self.port_->pend(0, "no slot is free (" + std::to_string(running) +
+                                (running == 1 ? " command" : " commands") + " of this qube run" +
+                                (running == 1 ? "s)" : ")"));
+        self.port_->flush();
+        if (limit_ms != 0)
+            self.after(limit_ms - word_ms, give_up_waiting);
+    });
 }
 
 // Nothing has begun: where the request can wait with its sender it does.
@@ -131,12 +155,9 @@ void request_pipeline::on_held(held what) {
         return ask_operator();
     enter(step::collecting_stdin);
     consent_.collected.emplace();
-    stdin_limit_.emplace(context_.loop, std::chrono::milliseconds(context_.stdin_patience_ms));
-    stdin_limit_->async_wait(in_this_step([](request_pipeline &self, boost::system::error_code ec) {
-        if (ec)
-            return;
+    after(context_.stdin_patience_ms, [](request_pipeline &self) {
         self.give_up({errc::approval_timeout, "standard input did not end"});
-    }));
+    });
     port_->pend(0, "standard input is read first");
     port_->collect_stdin(limits::window);
     port_->flush();
@@ -144,7 +165,6 @@ void request_pipeline::on_held(held what) {
 
 void request_pipeline::ask_operator() {
     enter(step::asking_operator);
-    stdin_limit_.reset();
     const auto serial = context_.daemon.ask_operator(
         question_of(*held_, consent_.collected),
         in_this_step([](request_pipeline &self, tl::expected<approval, errc> word) {
@@ -248,7 +268,6 @@ void request_pipeline::finish() {
     slot_.reset();
     place_.reset();
     question_.reset();
-    stdin_limit_.reset();
     running_.reset();
     port_->forget();
     port_->flush();

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -36,7 +37,7 @@ class request_port {
     [[nodiscard]] virtual bool ask_for_body() = 0;
     [[nodiscard]] virtual result<verified<request>> take_body() = 0;
 
-    /// Says that the request waits for an operator; `serial` is 0 while standard input is collected.
+    /// Says that the request waits for an operator; `serial` is 0 while it waits for something else.
     virtual void pend(std::uint64_t serial, const std::string &text) = 0;
     /// Lets the sender send so many bytes more of standard input, before the command is accepted.
     virtual void collect_stdin(std::size_t more) = 0;
@@ -44,6 +45,8 @@ class request_port {
     /// Leaves a request for which there is no room with its sender, to be found again later. False: this
     /// protocol has no such place.
     [[nodiscard]] virtual bool postpone() = 0;
+    /// How many seconds it may wait for a slot; 0: for as long as its sender does.
+    [[nodiscard]] virtual std::uint32_t wait_limit_s(const envelope &what) const = 0;
     /// The last word on a request that does not run.
     virtual void refuse(const refusal &why) = 0;
     /// What the command speaks through, once it runs.
@@ -116,6 +119,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void enter(step next) {
         step_ = next;
         ++steps_taken_;
+        step_timer_.reset();
         if (const auto waited = std::exchange(ticket_, std::nullopt))
             context_.scheduler.withdraw(from_.name.text(), *waited);
     }
@@ -134,7 +138,19 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
         };
     }
 
+    /// `call` when the request is still in this step after so long a time.
+    template <class Call>
+    void after(std::uint64_t ms, Call call) {
+        step_timer_.emplace(context_.loop, std::chrono::milliseconds(ms));
+        step_timer_->async_wait(in_this_step(
+            [call = std::move(call)](request_pipeline &self, boost::system::error_code ec) {
+                if (!ec)
+                    call(self);
+            }));
+    }
+
     void wait_for_slot(step waiting, std::size_t held_bytes);
+    void limit_wait_for_slot();
     void on_slot();
     void turn_away();
     void admit(verified<request> what);
@@ -164,7 +180,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     std::optional<waiting_place> place_;
     std::optional<verified<request>> late_body_; // has come after its slot was left to others
     std::optional<standing_question> question_;
-    std::optional<boost::asio::steady_timer> stdin_limit_;
+    std::optional<boost::asio::steady_timer> step_timer_;
     consent consent_;
 };
 

@@ -74,6 +74,8 @@ struct service : std::enable_shared_from_this<service> {
     bool draining = false;
     /// How long standard input that an operator is to see may take to end.
     std::uint64_t stdin_patience_ms = dom0::approvals::patience_ms;
+    /// How long a request waits for a slot before its sender is told.
+    std::uint64_t slot_word_after_ms = 1'000;
     /// How long a request may hold a slot without its body, in time that the machine is awake. After
     /// that it leaves the slot to others, and waits for another one when its body has come.
     std::uint64_t body_patience_ms = 60'000;

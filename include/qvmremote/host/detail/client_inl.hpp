@@ -193,7 +193,7 @@ class client::running {
             result_.untrusted_text = std::move(event.text);
             return finish(kind::refused);
         case what::pending:
-            return changed(run_state::pending, event.text);
+            return changed(event.number == 0 ? run_state::waiting : run_state::pending, event.text);
         case what::notice:
             if (io_.changed)
                 io_.changed(run_state::noticed, event.text); // it is no state to come back to
