@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -56,7 +57,8 @@ inline constexpr std::uint32_t no_wait =
     1u << 1; ///< END follows the first process, without waiting for output of what it left running
 inline constexpr std::uint32_t notices =
     1u << 2; ///< a session that runs may get words for people, in PENDING with serial 0
-inline constexpr std::uint32_t known = gmac | no_wait | notices;
+inline constexpr std::uint32_t long_arguments = 1u << 3; ///< the arguments are in the body
+inline constexpr std::uint32_t known = gmac | no_wait | notices | long_arguments;
 } // namespace feature
 
 /// One request. A default-constructed one asks for nothing and does not encode.
@@ -79,7 +81,8 @@ struct envelope {
     std::vector<std::pair<std::string, std::string>> environment;
     std::vector<std::string> arguments;
 
-    /// The body: a command line or a script, at most limits::command bytes. A small one is in the
+    /// The body: a command line or a script, at most limits::command bytes; with
+    /// feature::long_arguments, a u32 and so many bytes of arguments come first, each with a NUL after it. A small one is in the
     /// header; a larger one follows, and the header holds its length and digest.
     std::string body;
     bool body_follows = false;
@@ -92,6 +95,96 @@ struct envelope {
         body_length = static_cast<std::uint32_t>(body.size());
         body_follows = body.size() > limits::inline_body;
         body_digest = body_follows ? sha256(as_bytes(body)) : digest256{};
+    }
+
+    /// Whether the arguments travel at the beginning of the body, and are not known yet.
+    [[nodiscard]] bool has_packed_arguments() const noexcept {
+        return (features & feature::long_arguments) != 0;
+    }
+
+    /// Makes arguments of any length fit: the body leaves the header if that is enough, else the
+    /// arguments go to the beginning of the body (feature::long_arguments). Fails as check_arguments
+    /// does, and with errc::command_too_large when arguments and body exceed limits::command.
+    [[nodiscard]] result<std::monostate> make_header_fit() {
+        if (auto sane = check_arguments(arguments, body.size()); !sane)
+            return sane;
+        if ((kind != request_kind::exec && kind != request_kind::script) || fits_header())
+            return std::monostate{};
+        if (!body.empty()) {
+            body_follows = true;
+            body_digest = sha256(as_bytes(body));
+            if (fits_header())
+                return std::monostate{};
+        }
+        const std::size_t size = packed_size(arguments);
+        bytes packed;
+        packed.reserve(4 + size + body.size());
+        byte_writer w(packed);
+        w.u32(static_cast<std::uint32_t>(size));
+        for (const std::string &argument : arguments) {
+            w.put(argument);
+            w.u8(0);
+        }
+        w.put(body);
+        arguments.clear();
+        features |= feature::long_arguments;
+        set_body(std::string(as_text(packed)));
+        body_follows = true;
+        body_digest = sha256(as_bytes(body));
+        return std::monostate{};
+    }
+
+    /// The opposite, for a body that has come and matches its digest: arguments and body are then as if
+    /// both had come in the header. Does nothing for a request whose arguments did. Fails with
+    /// errc::bad_envelope when the body has another form, and as check_arguments does.
+    [[nodiscard]] result<std::monostate> unpack_arguments() {
+        if (!has_packed_arguments())
+            return std::monostate{};
+        byte_reader r(as_bytes(body));
+        const auto size = r.u32();
+        const auto block = size ? r.take(*size) : fail(errc::bad_envelope);
+        if (!block || block->empty() || block->back() != 0)
+            return fail(errc::bad_envelope);
+        std::string_view left = as_text(*block);
+        const auto count = static_cast<std::size_t>(std::count(left.begin(), left.end(), '\0'));
+        if (count > limits::long_arguments)
+            return fail(errc::too_many_arguments, limits::long_arguments);
+        std::vector<std::string> words;
+        words.reserve(count);
+        while (!left.empty()) {
+            const std::size_t end = left.find('\0');
+            words.emplace_back(left.substr(0, end));
+            left.remove_prefix(end + 1);
+        }
+        std::string rest = body.substr(4 + *size);
+        if (auto sane = check_arguments(words, rest.size()); !sane)
+            return sane;
+        if (kind == request_kind::exec ? words[0].empty() : rest.empty())
+            return fail(errc::command_empty);
+        if (kind == request_kind::exec && !rest.empty())
+            return fail(errc::bad_envelope);
+        arguments = std::move(words);
+        body = std::move(rest);
+        body_length = static_cast<std::uint32_t>(body.size());
+        body_follows = false;
+        body_digest = {};
+        features &= ~feature::long_arguments;
+        return std::monostate{};
+    }
+
+    /// Whether a request can carry such arguments beside a body of so many bytes, by Linux's limits and
+    /// ours. Fails with errc::argument_too_large at the number of the word, too_many_arguments, or
+    /// command_too_large for arguments and body together.
+    [[nodiscard]] static result<std::monostate>
+    check_arguments(std::span<const std::string> arguments, std::size_t body_size) {
+        if (arguments.size() > limits::long_arguments)
+            return fail(errc::too_many_arguments, limits::long_arguments);
+        for (std::size_t i = 0; i < arguments.size(); ++i)
+            if (arguments[i].size() > limits::argument)
+                return fail(errc::argument_too_large, i);
+        if (!arguments.empty() && 4 + packed_size(arguments) + body_size > limits::command)
+            return fail(errc::command_too_large, limits::command);
+        return std::monostate{};
     }
 
     /// The header's bytes. Fails with errc::frame_too_large when they exceed
@@ -288,6 +381,23 @@ struct envelope {
     }
 
   private:
+    // Each word has its NUL.
+    [[nodiscard]] static std::size_t packed_size(std::span<const std::string> words) {
+        std::size_t out = words.size();
+        for (const std::string &word : words)
+            out += word.size();
+        return out;
+    }
+    [[nodiscard]] bool fits_header() const {
+        constexpr std::size_t fixed = 2 + 16 + 1 + 1 + 4 + 4 + 2 + 2 + 1 + 2 + 2 + 1 + 4;
+        std::size_t size = fixed + (id ? id->text().size() : 0);
+        for (const auto &[key, value] : environment)
+            size += 4 + key.size() + value.size();
+        for (const std::string &argument : arguments)
+            size += 2 + argument.size();
+        size += body_follows ? body_digest.size() : body.size();
+        return arguments.size() <= limits::arguments && size <= limits::request_header;
+    }
     [[nodiscard]] static bool put_string(byte_writer &w, std::string_view text) {
         if (text.size() > 0xffff)
             return false;
@@ -316,6 +426,12 @@ struct envelope {
 
     // Which fields each kind may have, so that nothing signed is silently ignored.
     [[nodiscard]] result<std::monostate> check_shape(std::size_t at) const {
+        if (has_packed_arguments()) {
+            const bool may = kind == request_kind::exec || kind == request_kind::script;
+            if (!may || !arguments.empty() || !body_follows || body_length == 0)
+                return fail(errc::bad_envelope, at);
+            return std::monostate{};
+        }
         switch (kind) {
         case request_kind::shell:
             if (body_length == 0)

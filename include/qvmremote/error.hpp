@@ -53,7 +53,9 @@ namespace qvmremote {
     X(protocol_retired, 35, "this key has moved to protocol 2: protocol 1 is refused")              \
     X(outcome_unknown, 36, "dom0 has no record of how this command ended")                          \
     X(panicked, 37, "an operator in dom0 has stopped everything (panic)")                           \
-    X(slot_timeout, 38, "no slot became free within the time-out")
+    X(slot_timeout, 38, "no slot became free within the time-out")                              \
+    X(argument_too_large, 39, "a word of the command exceeds 131071 bytes, the most that Linux takes") \
+    X(too_many_arguments, 40, "the command has more than 32768 words")
 // clang-format on
 
 /// One reason. The value is what crosses the wire and what records hold.

@@ -39,15 +39,17 @@ inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024;
 
 // Counts.
-inline constexpr std::size_t arguments = 1024;     ///< words of an argv
-inline constexpr std::size_t environment = 64;     ///< variables a request may carry
-inline constexpr std::size_t open_challenges = 64; ///< per stream
+inline constexpr std::size_t arguments = 1024;           ///< words of an argv in a request's header
+inline constexpr std::size_t long_arguments = 32 * 1024; ///< the same in a request's body
+inline constexpr std::size_t environment = 64;           ///< variables a request may carry
+inline constexpr std::size_t open_challenges = 64;       ///< per stream
 inline constexpr std::size_t running_per_qube = 8;
 inline constexpr std::size_t running = 64;
 inline constexpr std::size_t waiting_per_qube = 256;
 inline constexpr std::size_t starts_per_second = 500; ///< sustained, per qube
 inline constexpr std::size_t starts_burst = 2000;
 inline constexpr std::size_t streams_per_qube = 128;
+inline constexpr std::size_t argument = 131071; ///< of a word: MAX_ARG_STRLEN, without its NUL
 inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`; Linux takes < 128 KiB
 
 inline constexpr std::size_t policy_files = 256;

@@ -58,7 +58,7 @@ inline std::string typed_request::shown() const {
 
 /// Makes the request. Words of a line are joined by one blank each, as ssh joins them. Fails with
 /// errc::command_empty when nothing is left to run, errc::command_too_large when the body exceeds
-/// limits::command, and errc::binary_content at the first NUL of a command line.
+/// limits::command, as envelope::check_arguments does, and with errc::binary_content at the first NUL of a command line.
 [[nodiscard]] inline result<typed_request> request_of(typed_command typed) {
     typed_request out;
     out.stdin_live = typed.has_input;
@@ -68,6 +68,8 @@ inline std::string typed_request::shown() const {
         out.arguments = std::move(typed.words);
         if (out.arguments.empty() || out.arguments[0].empty())
             return fail(errc::command_empty);
+        if (auto sane = envelope::check_arguments(out.arguments, 0); !sane)
+            return tl::unexpected(sane.error());
         return out;
     case command_form::script:
         out.kind = request_kind::script;
@@ -84,6 +86,8 @@ inline std::string typed_request::shown() const {
         return fail(errc::command_empty);
     if (out.body.size() > limits::command)
         return fail(errc::command_too_large, limits::command);
+    if (auto sane = envelope::check_arguments(out.arguments, out.body.size()); !sane)
+        return tl::unexpected(sane.error());
     if (auto content = envelope::check_content(out.kind, out.body); !content)
         return tl::unexpected(content.error());
     return out;

@@ -344,7 +344,8 @@ class client_stream : public stream_end {
     [[nodiscard]] result<std::optional<client_event>> next();
 
     /// Sends the request of a session whose challenge has come. Features that dom0 does not have
-    /// are taken out. Fails as envelope::encode does, and then nothing was sent.
+    /// are taken out. Fails as envelope::encode does, or with errc::unsupported when dom0 does not take
+    /// arguments in the body, and then nothing was sent.
     [[nodiscard]] result<std::monostate> send_request(std::uint32_t number, envelope what,
                                                       const secret &key);
 

@@ -229,7 +229,9 @@ class request_verifier {
         return entry_verified{verified<envelope>(std::move(header)), fits};
     }
 
-    /// Joins the body; `untrusted_body` is empty for a body that came in the header. Fails with
+    /// Joins the body, and takes arguments that came with it out of it, so that nobody after this sees
+    /// how they travelled; `untrusted_body` is empty for a body that came in the header. Fails as
+    /// envelope::unpack_arguments does, with
     /// errc::bad_digest, or errc::binary_content for a command line with a NUL; for an entry of the
     /// queue with errc::command_empty, command_too_large, or binary_content for control characters
     /// that do not belong into text.
@@ -248,6 +250,8 @@ class request_verifier {
             if (auto content = envelope::check_content(out.kind, untrusted_body); !content)
                 return tl::unexpected(content.error());
             out.body = std::move(untrusted_body);
+            if (auto unpacked = out.unpack_arguments(); !unpacked)
+                return tl::unexpected(unpacked.error());
         } else if (!untrusted_body.empty()) {
             return fail(errc::bad_digest);
         }

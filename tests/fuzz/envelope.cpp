@@ -31,7 +31,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
         require(!key.empty() && key.find('=') == key.npos && value.find('\0') == value.npos);
     if (header->kind == request_kind::shell)
         require(header->body.find('\0') == std::string::npos);
-    if (header->kind == request_kind::exec)
+    if (header->has_packed_arguments())
+        require(header->arguments.empty() && header->body_follows && header->body_length > 0);
+    else if (header->kind == request_kind::exec)
         require(!header->arguments.empty() && !header->arguments[0].empty());
     return 0;
 }

@@ -33,10 +33,27 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     require(decoded.has_value() == envelope::decode(header).has_value());
     if (!decoded)
         return 0;
+    const bool packed = (**decoded).has_packed_arguments();
     const bool follows = (**decoded).body_follows;
     const digest256 promised = (**decoded).body_digest;
     const auto whole = request_verifier::complete(std::move(*decoded), body);
-    if (follows)
+    if (packed) {
+        require(!whole || sha256(as_bytes(body)) == promised);
+        if (whole) {
+            // What comes out packs to the same bytes: there is one form for each.
+            const envelope &out = (**whole).header;
+            require(!out.has_packed_arguments() && !out.arguments.empty() && !out.body_follows);
+            std::string again;
+            for (const std::string &word : out.arguments)
+                again.append(word).push_back('\0');
+            bytes length(4);
+            store_u32(length.data(), static_cast<std::uint32_t>(again.size()));
+            require(std::string(as_text(length)) + again + out.body == body);
+            require(out.kind == request_kind::script
+                        ? !out.body.empty()
+                        : out.body.empty() && !out.arguments[0].empty());
+        }
+    } else if (follows)
         require(!whole || (sha256(as_bytes(body)) == promised && (**whole).header.body == body));
     else
         require(whole.has_value() == body.empty());

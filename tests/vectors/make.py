@@ -97,6 +97,11 @@ def envelope(kind, ident, flags=0, timeout=300, features=0, environment=(), argu
     return out + (hashlib.sha256(body).digest() if follows else body)
 
 
+def packed(arguments, body=b""):
+    block = b"".join(a + b"\0" for a in arguments)
+    return struct.pack(">I", len(block)) + block + body
+
+
 def hello(peer, features=1):
     return struct.pack(">HIB", 2, features, len(peer)) + peer
 
@@ -146,6 +151,8 @@ def protocol2():
         "script_follows": envelope(3, ident, features=1, arguments=[b"one"], body=script, follows=True),
         "ping": envelope(4, b"ping-1771425022000000000-4242", timeout=0),
         "status": envelope(5, b"status-1"),
+        "exec_packed": envelope(2, ident, features=9, body=packed([b"printf", b"%s", b""]), follows=True),
+        "script_packed": envelope(3, ident, features=9, body=packed([b"one", b"two words"], script), follows=True),
         "dry_run": envelope(1, ident, flags=8, body=b"true\n"),
     }
     hello_payload = hello(peer)
@@ -159,7 +166,8 @@ def protocol2():
              for name, data in envelopes.items()]
     rows += [("c2d", keys.c2d), ("d2c", keys.d2c),
              ("gmac_key.c2d", mac(keys.c2d, b"gmac\0")), ("gmac_key.d2c", mac(keys.d2c, b"gmac\0")),
-             ("body", script)]
+             ("body", script), ("body.exec_packed", packed([b"printf", b"%s", b""])),
+             ("body.script_packed", packed([b"one", b"two words"], script))]
 
     # Each frame by itself; a tagged one as the first of its direction under the keys of token.shell.
     u16, u32, u64 = (lambda v: struct.pack(">H", v)), (lambda v: struct.pack(">I", v)), \

@@ -130,15 +130,24 @@ host::outcome<std::string> read_script(int fd) {
     return text;
 }
 
-int cannot_ask(const error &why) {
+int cannot_ask(const error &why, command_form form) {
     if (why.code == errc::command_empty)
         return usage(std::string(message(why.code)));
     if (why.code == errc::binary_content)
         complain("the command holds a NUL byte at " + std::to_string(why.offset) +
                  "; run a binary with --script FILE");
-    else
+    else if (why.code == errc::argument_too_large)
+        complain("word " + std::to_string(why.offset + 1) + ": " + std::string(message(why.code)) +
+                 "; send data by standard input");
+    else if (form == command_form::line)
         complain(std::string(message(why.code)) +
                  "; put it into a file and use --script, or send data by standard input");
+    else
+        complain(std::string(message(why.code)) +
+                 (why.code == errc::command_too_large && form == command_form::script
+                      ? ", its arguments included"
+                      : "") +
+                 "; send data by standard input");
     return 1;
 }
 
@@ -270,9 +279,10 @@ int main(int argument_count, char **arguments) {
         typed.text = std::move(*text);
     }
     typed.has_input = !no_stdin && has_input();
+    const command_form form = typed.form;
     auto asked = request_of(std::move(typed));
     if (!asked)
-        return cannot_ask(asked.error());
+        return cannot_ask(asked.error(), form);
     request.shown = asked->shown();
     request.stdin_live = asked->stdin_live;
     request.what.kind = asked->kind;

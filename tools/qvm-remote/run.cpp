@@ -64,8 +64,6 @@ std::string remedy(errc reason) {
         return "; something between held the request back: try again";
     case errc::id_outdated:
         return "; set the clock or the time zone of this qube";
-    case errc::frame_too_large:
-        return "; give the command as a script: qvm-remote --script FILE";
     case errc::command_too_large:
         return "; copy the data to dom0 by standard input instead";
     case errc::busy:
@@ -90,6 +88,10 @@ void explain(const host::run_result &r, int sink_error) {
         return complain("refused: " + reason_words(r) + " (not confirmed by dom0)" +
                         remedy(r.reason));
     case kind::not_sent:
+        if (r.reason == errc::unsupported)
+            return complain(
+                "the qvm-remote-dom0 that runs in dom0 is older and takes at most 1024 words "
+                "and 16 KiB of them: update it, or send the data by standard input");
         return complain(std::string(message(r.reason)) + remedy(r.reason));
     case kind::lost:
         return complain("the result is incomplete: " + for_terminal(r.untrusted_text) +

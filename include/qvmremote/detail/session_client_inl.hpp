@@ -36,6 +36,9 @@ inline result<std::monostate> client_stream::send_request(std::uint32_t number, 
                                                           const secret &key) {
     session &s = at(number);
     assert(s.stage == phase::challenged);
+    // Without this one it would be another request.
+    if (what.has_packed_arguments() && !(features_.value_or(0) & feature::long_arguments))
+        return fail(errc::unsupported);
     what.features &= features_.value_or(0);
     auto header = what.encode();
     if (!header)

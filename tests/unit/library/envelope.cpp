@@ -12,8 +12,8 @@ using namespace qvmremote;
 namespace {
 
 const test::vector_file vectors("protocol2.txt");
-constexpr std::string_view names[] = {"shell", "exec",   "script", "script_follows",
-                                      "ping",  "status", "dry_run"};
+constexpr std::string_view names[] = {"shell",  "exec",    "script",      "script_follows", "ping",
+                                      "status", "dry_run", "exec_packed", "script_packed"};
 
 envelope decoded(std::string_view name) {
     return envelope::decode(vectors["envelope." + std::string(name)]).value();
@@ -77,6 +77,18 @@ const row unencodable[] = {
     {"a body of more than 1 MiB", "script",
      [](envelope &e) { e.set_body(std::string(limits::command + 1, 'x')); },
      errc::command_too_large},
+    {"packed arguments without a body", "exec_packed",
+     [](envelope &e) {
+         e.body_follows = false;
+         e.body_length = 0;
+     },
+     errc::bad_envelope},
+    {"packed arguments in the header too", "exec_packed", [](envelope &e) { e.arguments = {"x"}; },
+     errc::bad_envelope},
+    {"packed arguments of a command line", "exec_packed",
+     [](envelope &e) { e.kind = request_kind::shell; }, errc::bad_envelope},
+    {"packed arguments of a ping", "exec_packed", [](envelope &e) { e.kind = request_kind::ping; },
+     errc::bad_envelope},
     {"a body past set_body", "script", [](envelope &e) { e.body += "x"; }, errc::bad_envelope},
 };
 
@@ -160,6 +172,158 @@ TEST_CASE("what dom0 would refuse does not encode") {
         const auto out = header.encode();
         REQUIRE_FALSE(out);
         CHECK(out.error().code == r.want);
+    }
+}
+
+namespace {
+// As a request that has come whole.
+envelope packed(request_kind kind, std::string body) {
+    envelope out = decoded("exec_packed");
+    out.kind = kind;
+    out.body = std::move(body);
+    return out;
+}
+std::string block(std::uint32_t size, std::string_view rest) {
+    bytes out;
+    byte_writer w(out);
+    w.u32(size);
+    w.put(rest);
+    return std::string(as_text(out));
+}
+} // namespace
+
+TEST_CASE(
+    "arguments that do not fit into the header travel in the body, and come out as they were") {
+    using words = std::vector<std::string>;
+    const std::string script = "#!/bin/sh\n", large(limits::inline_body, 'x');
+    struct row {
+        const char *name;
+        request_kind kind;
+        words arguments;
+        std::string body;
+        bool follows, packed;
+    };
+    const row rows[] = {
+        {"short", request_kind::exec, {"a", ""}, "", false, false},
+        {"1024 words", request_kind::exec, words(1024, "x"), "", false, false},
+        {"1025 words", request_kind::exec, words(1025, "x"), "", true, true},
+        {"1025 empty words behind a program", request_kind::exec,
+         [] {
+             words w(1026);
+             w[0] = "x";
+             return w;
+         }(),
+         "", true, true},
+        {"the most words", request_kind::exec, words(limits::long_arguments, "x"), "", true, true},
+        {"a word of 15 KiB", request_kind::exec, words{std::string(15 * 1024, 'x')}, "", false,
+         false},
+        {"a word of 16 KiB", request_kind::exec, words{std::string(16 * 1024, 'x')}, "", true,
+         true},
+        {"the longest word", request_kind::exec, words{std::string(limits::argument, 'x')}, "",
+         true, true},
+        {"1 MiB", request_kind::exec,
+         [] {
+             words w(8, std::string(128 * 1024 - 2, 'x'));
+             w[0].resize(128 * 1024 + 2 * 7 - 4 - 1 - 14);
+             return w;
+         }(),
+         "", true, true},
+        {"a script that goes first", request_kind::script, words{std::string(8 * 1024, 'x')}, large,
+         true, false},
+        {"a script and many words", request_kind::script, words(5000, "x y"), script, true, true},
+        {"a script and a long word", request_kind::script, words{std::string(100 * 1024, 'x')},
+         large, true, true},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        envelope e = decoded(r.kind == request_kind::exec ? "exec" : "script");
+        e.arguments = r.arguments;
+        e.set_body(r.body);
+        REQUIRE(e.make_header_fit());
+        CHECK(e.body_follows == r.follows);
+        CHECK(e.has_packed_arguments() == r.packed);
+        CHECK(e.body.size() <= limits::command);
+        const auto header = e.encode();
+        REQUIRE(header);
+        envelope there = envelope::decode(*header).value();
+        if (there.body_follows)
+            there.body = e.body;
+        REQUIRE(there.unpack_arguments());
+        CHECK(there.arguments == r.arguments);
+        CHECK(there.body == r.body);
+        CHECK(there.body_length == r.body.size());
+        CHECK_FALSE(there.has_packed_arguments());
+    }
+}
+
+TEST_CASE("arguments and body that no request can carry") {
+    using words = std::vector<std::string>;
+    struct row {
+        const char *name;
+        words arguments;
+        std::size_t body;
+        error want;
+    };
+    const row rows[] = {
+        {"too many words",
+         words(limits::long_arguments + 1, "x"),
+         0,
+         {errc::too_many_arguments, limits::long_arguments}},
+        {"a word that Linux does not take",
+         {"a", std::string(limits::argument + 1, 'x')},
+         0,
+         {errc::argument_too_large, 1}},
+        {"1 MiB and a byte",
+         {"a"},
+         limits::command - 5,
+         {errc::command_too_large, limits::command}},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        const auto got = envelope::check_arguments(r.arguments, r.body);
+        REQUIRE_FALSE(got);
+        CHECK(got.error() == r.want);
+        envelope e = decoded("script");
+        e.arguments = r.arguments;
+        e.set_body(std::string(r.body, 'x'));
+        CHECK_FALSE(e.make_header_fit());
+    }
+    CHECK(envelope::check_arguments(words{"a"}, limits::command - 6));
+    CHECK(envelope::check_arguments({}, limits::command));
+}
+
+TEST_CASE("a packed body of another form is refused") {
+    using namespace std::string_view_literals;
+    using kind = request_kind;
+    struct row {
+        const char *name;
+        kind what;
+        std::string body;
+        errc want;
+    };
+    const row rows[] = {
+        {"no size", kind::exec, std::string("\0\0\0"sv), errc::bad_envelope},
+        {"no arguments", kind::exec, block(0, ""), errc::bad_envelope},
+        {"a script without arguments", kind::script, block(0, "true"), errc::bad_envelope},
+        {"more than there is", kind::exec, block(3, "a\0"sv), errc::bad_envelope},
+        {"a size that wraps", kind::exec, block(0xffffffff, "a\0"sv), errc::bad_envelope},
+        {"no NUL at the end", kind::exec, block(2, "ab"), errc::bad_envelope},
+        {"a body behind an argv", kind::exec, block(2, "a\0b"sv), errc::bad_envelope},
+        {"an empty program", kind::exec, block(3, "\0a\0"sv), errc::command_empty},
+        {"an empty script", kind::script, block(2, "a\0"sv), errc::command_empty},
+        {"too many words", kind::exec,
+         block(limits::long_arguments + 1, std::string(limits::long_arguments + 1, '\0')),
+         errc::too_many_arguments},
+        {"a long word", kind::exec,
+         block(limits::argument + 2, std::string(limits::argument + 1, 'x') + '\0'),
+         errc::argument_too_large},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        envelope e = packed(r.what, r.body);
+        const auto got = e.unpack_arguments();
+        REQUIRE_FALSE(got);
+        CHECK(got.error().code == r.want);
     }
 }
 

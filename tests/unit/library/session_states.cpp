@@ -67,6 +67,26 @@ TEST_CASE("I1: no stdin, signal or body outside its state, though authentic") {
     CHECK(closed.closed_in_dom0() == errc::unknown_frame);
 }
 
+TEST_CASE("arguments in the body go to a dom0 that takes them, and to no other") {
+    envelope what = make_request(request_kind::exec);
+    what.arguments.assign(3000, "word");
+    what.arguments[0] = "printf";
+    const std::vector<std::string> words = what.arguments;
+    REQUIRE(what.make_header_fit());
+    running s(what, true, feature::known);
+    carry(s.qube, s.dom0);
+    REQUIRE(s.dom0.requests.contains(1));
+    CHECK((*s.dom0.requests.at(1)).header.arguments == words);
+
+    qube_end qube;
+    dom0_end older("work", feature::gmac);
+    qube.ask(what);
+    carry(qube, older);
+    REQUIRE(qube.unsent.size() == 1);
+    CHECK(qube.unsent[0].code == errc::unsupported);
+    CHECK(older.headers.empty());
+}
+
 TEST_CASE("I4: stdin past its credit ends the session") {
     running s(make_request(request_kind::shell, "cat", true));
     const bytes piece(max_tagged_payload, 'x');

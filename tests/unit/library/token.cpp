@@ -239,6 +239,35 @@ TEST_CASE("I1: a body joins only the header that promised it") {
     CHECK(request_verifier::complete(*with_body, "rm -rf /").error().code == errc::bad_digest);
 }
 
+TEST_CASE("arguments that came in the body stand where those of a header do") {
+    const auto registered = keys({two.text("key")});
+    for (const std::string name : {"exec_packed", "script_packed"}) {
+        CAPTURE(name);
+        const bytes payload = signed_payload(name);
+        const auto header = request_verifier::verify(registered, t(), fresh(), payload);
+        REQUIRE(header);
+        const auto decoded = request_verifier::decode(*header);
+        REQUIRE(decoded);
+        CHECK((**decoded).has_packed_arguments());
+        const bytes &raw = two["body." + name];
+        const auto whole = request_verifier::complete(*decoded, std::string(as_text(raw)));
+        REQUIRE(whole);
+        const envelope &got = (**whole).header;
+        CHECK_FALSE(got.has_packed_arguments());
+        if (name == "exec_packed") {
+            CHECK(got.arguments == std::vector<std::string>{"printf", "%s", ""});
+            CHECK(got.body.empty());
+        } else {
+            CHECK(got.arguments == std::vector<std::string>{"one", "two words"});
+            CHECK(got.body == two.text("body"));
+        }
+        for (std::size_t n = 0; n < raw.size(); ++n)
+            CHECK(request_verifier::complete(*decoded, std::string(as_text(raw)).substr(0, n))
+                      .error()
+                      .code == errc::bad_digest);
+    }
+}
+
 TEST_CASE("a command line that follows may hold no NUL, though its digest fits") {
     envelope header;
     header.kind = request_kind::shell;

@@ -300,7 +300,8 @@ std::optional<refusal> admission::hopeless(const peer &from, const envelope &wha
     if (auto closed = shut(from))
         return closed;
     verdict said;
-    if (what.protocol == 1 || uses_tags()) { // the text, or the tags, are not here yet
+    // The text, the arguments or the tags are not here yet.
+    if (what.protocol == 1 || what.has_packed_arguments() || uses_tags()) {
         said = could_allow(from, rules_);
         if (const auto &rules = on_disk_->rules())
             said = narrower(said, could_allow(from, *rules));

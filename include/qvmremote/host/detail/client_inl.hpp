@@ -236,7 +236,10 @@ class client::running {
         e.environment = what_.environment;
         e.arguments = what_.arguments;
         e.set_body(std::move(what_.body));
-        if (auto sent = c_.machine_.send_request(session, std::move(e), c_.key_); !sent) {
+        auto sent = e.make_header_fit();
+        if (sent)
+            sent = c_.machine_.send_request(session, std::move(e), c_.key_);
+        if (!sent) {
             c_.machine_.close(session);
             result_.reason = sent.error().code;
             return finish(kind::not_sent);
