@@ -76,6 +76,31 @@ def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
 
 
 @case
+def why_an_account_is_not_used_is_said_before_anybody_asks(f):
+    """This daemon is nobody's, so that it can confine no command."""
+    begin(f, "work exec:id -u allow user=daemon\nwork exec:id -g ask user=root\nwork exec:true allow user=daemon\n"
+             "work exec:ls allow\n")
+    reason = "dom0 cannot confine a command there: Operation not permitted"
+    denied(f.run("id -u"), reason.encode())
+    got = f.dom0("policy", "check", "work", "--", "id", "-u")
+    lines = got.stdout.decode().splitlines()
+    equal((got.returncode, lines[0]), (126, "verdict: deny"))
+    check(any(line.startswith("why: " + reason) for line in lines), lines)
+    got = f.dom0("policy", "check", "work", "--", "id", "-g")
+    check(got.returncode == 126 and b"bounds no command" in got.stdout, got)
+    equal(f.dom0("policy", "check", "work", "--", "ls").returncode, 0)
+    said = [line for line in f.dom0("status").stdout.decode().splitlines() if "are refused" in line]
+    equal(len(said), 2)
+    check(said[0].startswith("policy: commands as 'daemon' are refused (30-test.policy:1 ") and reason in said[0], said)
+    check(said[1].startswith("policy: commands as 'root' are refused (30-test.policy:2 "), said)
+    rules(f, "work exec:ls allow\nwork level:full allow user=daemon\n")
+    check(b"are refused" not in f.dom0("status").stdout, "full access confines nobody")
+    rules(f, "work exec:ls allow user=daemon\ndev level:full allow user=daemon\n")
+    got = f.dom0("policy", "lint")
+    check(got.returncode == 0 and b"confined here, and not by" in got.stdout, got)
+
+
+@case
 def scripts_run_by_their_digest(f):
     text = b"echo one\necho $((1 + 1))\n"
     begin(f, f"work script:sha256:{hashlib.sha256(text).hexdigest()} allow\n")

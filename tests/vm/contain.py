@@ -25,7 +25,7 @@ MIB = 1 << 20
 SKIPPED = 77
 
 CASES = ["status", "limits", "daemon", "other", "bomb", "memory", "stubborn", "processor", "group",
-         "account", "hidden", "closed", "reached", "root", "operator", "stop", "killed"]
+         "account", "hidden", "bus", "confined", "closed", "reached", "root", "operator", "stop", "killed"]
 
 UNIT = f"""[Service]
 ExecStart=
@@ -62,6 +62,7 @@ cat >/srv/dom0/etc/qubes/remote-policy.d/40-narrow.policy <<END
 narrow exec:true ask
 narrow exec:approve * allow user=agent
 narrow exec:ls -A /run allow user=agent
+narrow exec:become-root allow user=agent
 narrow exec:approve-as-root * allow
 END
 systemctl start qvm-remote-dom0 || { cat /run/daemon.log; exit; }
@@ -115,6 +116,23 @@ digest=$(qvm-remote-dom0 --root /srv/dom0 approvals list --json | grep -oE '"dig
 ln -s /srv/dom0/run/qvm-remote /run/qvm-remote
 is account "$(narrow approve $serial 2>&1; echo $?)" "agent"$'\n'"*no daemon*"$'\n'"1"
 is hidden "$(narrow ls -A /run; echo $?)" "0"
+# A system bus on which everybody may do everything, as in dom0, and a root service on it that runs what it is
+# told, as systemd does there: it makes root of whoever reaches it, by a path or by an abstract name.
+mkdir -p /run/dbus
+dbus-daemon --config-file=/etc/dbus-1/allow-all.conf --fork
+dbus-monitor --address unix:path=/run/dbus/system_bus_socket interface=test.Root | while read -r kind text; do
+    [[ $kind == string ]] && text=${text#\"} && bash -c "${text%\"}"
+done &
+became() { local n; n=$(grep -c '^0$' /srv/became 2>/dev/null); echo ${n:-0}; }
+# It has joined when it hears of root.
+for ((i = 0; i < 100 && $(became) == 0; i++)); do become-root >/dev/null; sleep 0.2; done
+sleep 1
+rm -f /srv/became
+systemctl start become
+for ((i = 0; i < 50 && $(became) < 2; i++)); do sleep 0.1; done
+is bus "$(</tmp/tried) $(became)" "500 sent sent 2"
+rm -f /srv/became
+is confined "$(narrow become-root 2>&1) $(sleep 2; became)" "500 closed closed 0"
 # The same account outside of a command, where the socket is in sight.
 systemctl start approve@$serial
 is closed "$(</tmp/approved)" "agent"$'\n'"*Permission denied*"
@@ -151,6 +169,32 @@ echo "contain: end"
 APPROVE = """#!/bin/bash
 echo $USER
 exec qvm-remote-dom0 approvals allow $1 $(printf %064d 0)
+"""
+
+# What a command does that wants to be root and knows the ways to the bus.
+BECOME = """#!/bin/bash
+said=$EUID
+for bus in unix:path=/run/dbus/system_bus_socket unix:abstract=/test/system_bus; do
+    dbus-send --bus=$bus --type=signal / test.Root.Run 'string:echo $EUID >>/srv/became' 2>/dev/null \\
+        && said+=" sent" || said+=" closed"
+done
+echo $said
+"""
+
+BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=/run/dbus/system_bus_socket</listen>
+  <listen>unix:abstract=/test/system_bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow eavesdrop="true"/>
+  </policy>
+</busconfig>
 """
 
 AS_ACCOUNT = """[Unit]
@@ -198,6 +242,10 @@ def build(packages):
     root.file("etc/systemd/system/qvm-remote-dom0.service.d/test.conf",
               "[Unit]\nDefaultDependencies=no\n" + UNIT)
     root.file("etc/systemd/system/approve@.service", AS_ACCOUNT)
+    root.file("usr/local/bin/become-root", BECOME, 0o755)
+    root.file("etc/dbus-1/allow-all.conf", BUS)
+    root.file("etc/systemd/system/become.service",
+              AS_ACCOUNT.replace("/tmp/approved", "/tmp/tried").replace("approve %i", "become-root"))
     root.file("etc/systemd/system/contain.service", SERVICE)
     root.file("etc/systemd/system/contain.target", "[Unit]\nDefaultDependencies=no\nWants=contain.service\n"
                                                    "AllowIsolate=yes\n")

@@ -16,7 +16,8 @@ import tempfile
 # What systemd's programs are linked with, where this machine may lack it.
 PACKAGES = ["systemd", "libsystemd-shared"]
 KERNEL = "linux-image-cloud-amd64"
-PROGRAMS = ["bash", "cat", "chmod", "grep", "head", "ln", "ls", "mkfifo", "rm", "sed", "setsid", "sh", "sleep", "tail", "true", "wc"]
+PROGRAMS = ["bash", "cat", "chmod", "dbus-daemon", "dbus-monitor", "dbus-send", "grep", "head", "ln", "ls", "mkdir", "mkfifo", "rm",
+            "sed", "setsid", "sh", "sleep", "tail", "true", "wc"]
 
 
 def run(*words, **kw):

@@ -89,6 +89,7 @@ class rule_doubts {
         if (find_unreached())
             return;
         find_withheld();
+        find_unconfined_use();
         if (rule_.request.what != request_pattern::kind::exec)
             return;
         if (rule_.action == policy_action::allow)
@@ -127,6 +128,20 @@ class rule_doubts {
                       " is withheld: a program may run or read what it says; if "
                       "you mean it, say env!=" +
                       variable.name);
+    }
+
+    // Below full a command of an account is confined. What the same account runs under full is not, and
+    // leaves files and processes that the confined one meets, and that act for it outside.
+    void find_unconfined_use() {
+        if (!rule_.options.user || is_full(rule_.request))
+            return;
+        const auto open = std::find_if(rules_.begin(), rules_.end(), [&](const policy_rule &r) {
+            return is_full(r.request) && r.options.user == rule_.options.user;
+        });
+        if (open != rules_.end())
+            doubt("commands as " + *rule_.options.user + " are confined here, and not by " +
+                  place(*open) +
+                  ": one can act through the other; give each an account of its own");
     }
 
     void find_interpreter() {

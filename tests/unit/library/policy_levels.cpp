@@ -79,6 +79,12 @@ TEST_CASE("doubts") {
         {"work exec:find ** allow", "as good as level:full"},
         {"work exec:bash /usr/local/bin/report allow", ""},
         {"work exec:rm ** deny\nwork level:full allow", "gets around"},
+        {"work exec:ls allow user=bot\ndev level:full allow user=bot", "confined here, and not by"},
+        {"dev level:full allow user=bot\nwork level:monitor ask user=bot",
+         "confined here, and not by"},
+        {"work exec:ls allow user=bot\ndev level:full allow user=other\n", ""},
+        {"work exec:ls allow user=bot\ndev level:full allow", ""},
+        {"work exec:ls allow user=bot\ndev exec:ls allow user=bot", ""},
     };
     for (const row &r : rows) {
         INFO(std::string(r.text));

@@ -17,6 +17,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "administer/admin.hpp"
+#include "decide/account.hpp"
 #include "decide/keyring.hpp"
 #include "decide/policy_files.hpp"
 #include "decide/tags.hpp"
@@ -124,7 +125,12 @@ int check(const invocation &in) {
             return fail_with(values.error());
         who.tags = ask_tags(*qube, tag_origin::of(*values, in.where));
     }
-    const verdict said = decide(who, *what, *rules, grants{}, host::boottime_ms());
+    verdict said = decide(who, *what, *rules, grants{}, host::boottime_ms());
+    if (said.what != policy_action::deny && !said.how.user.empty())
+        if (const auto as = account_of_rule(said.how.user, said.how.full); !as) {
+            said.what = policy_action::deny;
+            said.why = as.error().what;
+        }
     print("verdict", name(said.what));
     print("rule", said.rule);
     if (!said.why.empty())

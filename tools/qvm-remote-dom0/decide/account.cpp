@@ -10,6 +10,8 @@
 
 #include <qvmremote/sanitize.hpp>
 
+#include "base/confinement.hpp"
+
 namespace qvmremote::dom0 {
 namespace {
 
@@ -77,6 +79,18 @@ std::vector<std::string> environment_for(const account &of, const std::string &l
             "LOGNAME=" + of.name,      "SHELL=" + of.shell,
             "LANG=" + language,        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
             "QVM_REMOTE_PEER=" + peer, "QVM_REMOTE_ID=" + id};
+}
+
+host::outcome<account> account_of_rule(const std::string &name, bool full) {
+    auto found = find_account(name);
+    if (full || !found)
+        return found;
+    if (found->may_administer)
+        return host::failed("user '" + found->name +
+                            "' of the rule may administer dom0, so it bounds no command");
+    if (const std::string why = why_no_confinement(); !why.empty())
+        return host::failed(why + "; a rule with user= below full needs that");
+    return found;
 }
 
 } // namespace qvmremote::dom0

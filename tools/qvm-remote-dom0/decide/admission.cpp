@@ -11,7 +11,6 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
-#include "base/confinement.hpp"
 #include "decide/panic.hpp"
 
 namespace qvmremote::dom0 {
@@ -332,19 +331,20 @@ void admission::admit(const peer &from, verified<request> what, consent given, a
     });
 }
 
-namespace {
-// The account that a rule names. Below full access one that may administer would bound nothing.
-host::outcome<account> account_for(const run_terms &how) {
-    auto found = find_account(how.user);
-    if (found && !how.full && found->may_administer)
-        return host::failed("user '" + found->name +
-                            "' of the rule may administer dom0, so it bounds no command");
-    if (found && !how.full)
-        if (const std::string why = why_no_confinement(); !why.empty())
-            return host::failed(why + "; a rule with user= below full needs that");
-    return found;
+std::vector<std::string> admission::unusable_accounts() const {
+    std::vector<std::string> out;
+    std::set<std::pair<std::string, bool>> seen;
+    for (const policy_rule &rule : rules_.rules()) {
+        const bool full = rule.request.what == request_pattern::kind::level &&
+                          rule.request.level == access_level::full;
+        if (!rule.options.user || !seen.emplace(*rule.options.user, full).second)
+            continue;
+        if (const auto found = account_of_rule(*rule.options.user, full); !found)
+            out.push_back("commands as '" + *rule.options.user + "' are refused (" +
+                          rule.reference() + "): " + found.error().what);
+    }
+    return out;
 }
-} // namespace
 
 void admission::decide_and_start(peer from, verified<request> what, consent given, answer tell) {
     const envelope &header = what->header;
@@ -365,7 +365,7 @@ void admission::decide_and_start(peer from, verified<request> what, consent give
     }
     // Before anything is recorded as started, and before an operator is asked in vain.
     if (!why && !said.how.user.empty()) {
-        if (auto found = account_for(said.how))
+        if (auto found = account_of_rule(said.how.user, said.how.full))
             as = std::move(*found);
         else
             why = refusal{errc::denied, found.error().what, said.rule, said.what};

@@ -135,6 +135,8 @@ class admission {
     /// kind nothing is let in, behind the second nothing of the qubes named.
     [[nodiscard]] std::string trouble() const;
     [[nodiscard]] const std::vector<std::string> &without_rules() const { return without_rules_; }
+    /// Which accounts of rules no command can run as here, and why, one sentence each.
+    [[nodiscard]] std::vector<std::string> unusable_accounts() const;
     /// The level of a qube, in a word.
     [[nodiscard]] std::string level(const qube_name &qube) const;
 

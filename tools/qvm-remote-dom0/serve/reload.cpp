@@ -87,6 +87,8 @@ std::string policy_trouble(const admission &by) {
     for (const std::string &qube : by.without_rules())
         out += "policy: " + qube +
                " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
+    for (const std::string &sentence : by.unusable_accounts())
+        out += "policy: " + for_terminal(sentence) + "\n";
     return out;
 }
 
