@@ -26,7 +26,7 @@ FLOORS = [
     {"error", "limits", "transport_abi"},
     {"bytes"},
     {"digest", "amounts"},
-    {"sanitize", "secret", "command_id", "frame", "config"},
+    {"sanitize", "secret", "command_id", "frame", "config", "escapes"},
     {"display", "envelope", "history", "queue", "route"},
     {"token", "policy", "audit", "request"},
     {"session"},

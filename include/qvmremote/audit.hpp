@@ -91,6 +91,7 @@ struct audit_record {
     /// `printf '%s\0' WORDS | sha256sum` has it.
     std::optional<std::span<const std::string>> argv;
     std::optional<audit_script> script;
+    bool tty = false; ///< a terminal was asked for; no field where it was not
 
     // What was decided. In START, APPROVED and REFUSED.
     std::optional<std::string_view> verdict; ///< "allow", "ask", "deny"

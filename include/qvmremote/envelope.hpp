@@ -58,7 +58,8 @@ inline constexpr std::uint32_t no_wait =
 inline constexpr std::uint32_t notices =
     1u << 2; ///< a session that runs may get words for people, in PENDING with serial 0
 inline constexpr std::uint32_t long_arguments = 1u << 3; ///< the arguments are in the body
-inline constexpr std::uint32_t known = gmac | no_wait | notices | long_arguments;
+inline constexpr std::uint32_t terminal = 1u << 4;       ///< the command may run in a terminal
+inline constexpr std::uint32_t known = gmac | no_wait | notices | long_arguments | terminal;
 } // namespace feature
 
 /// One request. A default-constructed one asks for nothing and does not encode.
@@ -66,7 +67,7 @@ struct envelope {
     std::array<std::uint8_t, 16> nonce{}; ///< random, so that two equal requests differ
     request_kind kind{};
     bool stdin_live = false; ///< stdin is streamed; else the command reads /dev/null
-    bool tty = false;        ///< reserved: refused by this version
+    bool tty = false;        ///< runs in a terminal; goes with feature::terminal
     bool detach = false;     ///< reserved: refused by this version
     bool dry_run = false;    ///< decide, record, and run nothing
     std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
@@ -270,7 +271,7 @@ struct envelope {
         out.timeout_s = *timeout;
         out.features = *features;
         if (out.features & ~feature::known)
-            return fail(errc::unsupported, 24);
+            return fail(errc::unsupported, features_at);
         out.columns = *columns;
         out.rows = *rows;
 
@@ -381,6 +382,8 @@ struct envelope {
     }
 
   private:
+    static constexpr std::size_t features_at = 24, size_at = 28;
+
     // Each word has its NUL.
     [[nodiscard]] static std::size_t packed_size(std::span<const std::string> words) {
         std::size_t out = words.size();
@@ -451,10 +454,15 @@ struct envelope {
             break;
         case request_kind::ping:
         case request_kind::status:
-            if (!arguments.empty() || body_length != 0 || body_follows || stdin_live)
+            if (!arguments.empty() || body_length != 0 || body_follows || stdin_live || tty)
                 return fail(errc::bad_envelope, at);
             break;
         }
+        // dom0 says whether it has terminals, so a request for one cannot reach a dom0 that has none.
+        if (tty != ((features & feature::terminal) != 0))
+            return fail(errc::unsupported, features_at);
+        if (!tty && (columns != 0 || rows != 0))
+            return fail(errc::bad_envelope, size_at);
         return std::monostate{};
     }
 };

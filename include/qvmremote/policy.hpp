@@ -344,6 +344,8 @@ struct verdict {
 /// - Below full, stdin is closed (under `ask`: collected), there is no tty, and nothing of the
 ///   client's environment passes, unless the rule says otherwise. Under full, all that the request
 ///   asks for is allowed, unless the rule says otherwise.
+/// - A terminal has live input, so `stdin=` of another kind forbids it, and so does every `ask` that
+///   does not say `tty=yes`: no operator sees what will be typed. TERM and COLORTERM pass with it.
 /// - A service argument is a level, and can only take away: what that level does not allow is
 ///   denied, and what it allows runs as below full. Any other argument denies.
 ///

@@ -13,6 +13,7 @@
 #include <qvmremote/display.hpp>
 #include <qvmremote/envelope.hpp>
 #include <qvmremote/error.hpp>
+#include <qvmremote/escapes.hpp>
 #include <qvmremote/frame.hpp>
 #include <qvmremote/history.hpp>
 #include <qvmremote/limits.hpp>

@@ -362,6 +362,8 @@ class client_stream : public stream_end {
     void stdin_eof(std::uint32_t number);
     /// `signal` is one of is_forwarded_signal.
     void send_signal(std::uint32_t number, std::uint8_t signal);
+    /// The terminal's size; for a session with a terminal.
+    void send_resize(std::uint32_t number, std::uint16_t columns, std::uint16_t rows);
 
     /// Output that was passed on: dom0 may send as much again. Small amounts are saved up.
     void grant_output(std::uint32_t number, std::size_t n);

@@ -3,7 +3,7 @@
 # dom0 command's file names only as far as this qube has them.
 
 _qvm_remote() {
-    local options='-t --timeout -n --no-stdin --exec --script --no-wait --dry-run --transport --plugin-dir
+    local options='-t --timeout -n --no-stdin --exec --script --tty --shell -e --escape --no-wait --dry-run --transport --plugin-dir
         -v --verbose -q --quiet -h --help --version'
     local subcommands='key ping status queue log history'
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
@@ -12,9 +12,9 @@ _qvm_remote() {
 
     for ((i = 1; i < COMP_CWORD; ++i)); do
         case ${COMP_WORDS[i]} in
-        -t | --timeout | --transport | --plugin-dir) ((++i)) ;;
+        -t | --timeout | -e | --escape | --transport | --plugin-dir) ((++i)) ;;
         --script) plain=1; ((++i)) ;;
-        --exec) plain=1 ;;
+        --exec | --tty | --shell) plain=1 ;;
         --) plain=1; command=${COMP_WORDS[i + 1]} at=$((i + 1)); break ;;
         -*) ;;
         *) command=${COMP_WORDS[i]} at=$i; break ;;
@@ -23,7 +23,7 @@ _qvm_remote() {
 
     if ((at == 0)); then
         case $prev in
-        -t | --timeout) return ;;
+        -t | --timeout | -e | --escape) return ;;
         --transport) COMPREPLY=($(compgen -W 'qvm-run qrexec mock' -- "$cur")); return ;;
         --plugin-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         --script) COMPREPLY=($(compgen -f -- "$cur")); return ;;

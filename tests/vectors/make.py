@@ -84,8 +84,8 @@ def text16(text):
 
 
 def envelope(kind, ident, flags=0, timeout=300, features=0, environment=(), arguments=(), body=b"",
-             follows=False, nonce=bytes(range(16))):
-    out = struct.pack(">H16sBBIIHH", 2, nonce, kind, flags, timeout, features, 0, 0)
+             follows=False, nonce=bytes(range(16)), columns=0, rows=0):
+    out = struct.pack(">H16sBBIIHH", 2, nonce, kind, flags, timeout, features, columns, rows)
     out += bytes([len(ident)]) + ident
     out += struct.pack(">H", len(environment))
     for key, value in environment:
@@ -154,6 +154,8 @@ def protocol2():
         "exec_packed": envelope(2, ident, features=9, body=packed([b"printf", b"%s", b""]), follows=True),
         "script_packed": envelope(3, ident, features=9, body=packed([b"one", b"two words"], script), follows=True),
         "dry_run": envelope(1, ident, flags=8, body=b"true\n"),
+        "terminal": envelope(2, ident, flags=3, timeout=0, features=16, environment=environment,
+                             arguments=[b"bash", b"-l"], columns=132, rows=43),
     }
     hello_payload = hello(peer)
     keys = Keys(key, hello_payload, challenge, envelopes["shell"])

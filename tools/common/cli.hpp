@@ -67,9 +67,12 @@ struct old_option {
 /// Reads options up to the first word that is none, or "--". Calls `take(key, value)` for each, which
 /// returns false to stop. Returns the index of the first word left, or -1 when an option is unknown,
 /// lacks its argument, has an empty one, or was refused; getopt or parse has then printed what was wrong, after `program`.
+/// `more_letters`: options that the help does not show, without an argument.
 template <class Take>
-[[nodiscard]] int parse(std::span<const option> table, int argc, char **argv, Take take) {
-    std::string letters = "+"; // stop at the command: its options are its own
+[[nodiscard]] int parse(std::span<const option> table, int argc, char **argv, Take take,
+                        const char *more_letters = "") {
+    std::string letters =
+        std::string("+") + more_letters; // stop at the command: its options are its own
     std::vector<::option> longs;
     for (const option &o : table) {
         if (o.key < 256) {

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <qvmremote/config.hpp>
+#include <qvmremote/escapes.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/request.hpp>
@@ -36,6 +37,8 @@ enum : int {
     opt_transport = 256,
     opt_exec,
     opt_script,
+    opt_tty,
+    opt_shell,
     opt_dry_run,
     opt_no_wait,
     opt_plugins,
@@ -47,6 +50,9 @@ constexpr cli::option options[] = {
     {'n', "no-stdin", nullptr, "the command reads /dev/null, not our standard input"},
     {opt_exec, "exec", nullptr, "COMMAND and ARGS are an argv, run without a shell"},
     {opt_script, "script", "FILE", "run FILE in dom0, with ARGS"},
+    {opt_tty, "tty", nullptr, "run COMMAND in a terminal in dom0"},
+    {opt_shell, "shell", nullptr, "a login shell in a terminal in dom0"},
+    {'e', "escape", "CHAR", "the character of the escapes in a terminal (~), or none"},
     {opt_dry_run, "dry-run", nullptr, "ask what dom0 would decide; nothing is run"},
     {opt_no_wait, "no-wait", nullptr,
      "end with the command's first process, whatever it left running may still write"},
@@ -130,6 +136,17 @@ host::outcome<std::string> read_script(int fd) {
     return text;
 }
 
+// What dom0 is told of the terminal here and of its user's language. A value of no use is left out.
+void add_terminal_variables(host::command &what) {
+    constexpr std::size_t longest = 128;
+    for (const char *const name :
+         {"TERM", "COLORTERM", "LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE",
+          "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME"})
+        if (const char *const value = std::getenv(name); value && *value != '\0')
+            if (const std::string text = value; text.size() <= longest)
+                what.environment.emplace_back(name, text);
+}
+
 int cannot_ask(const error &why, command_form form) {
     if (why.code == errc::command_empty)
         return usage(std::string(message(why.code)));
@@ -159,54 +176,78 @@ int main(int argument_count, char **arguments) {
     ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
     settings how;
     run_request request;
-    std::string script, timeout, transport;
+    std::string script, timeout, transport, escape;
+    bool shell = false;
+    int refused = 0;
     bool exec = false, no_stdin = false, help = false, version = false;
     auto modern = cli::modernized(old_options, argument_count, arguments, "qvm-remote");
     const int argc = static_cast<int>(modern.size()) - 1;
     char **const argv = modern.data();
-    const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
-        switch (key) {
-        case 't':
-            timeout = value;
-            break;
-        case 'n':
-            no_stdin = true;
-            break;
-        case opt_exec:
-            exec = true;
-            break;
-        case opt_script:
-            script = value;
-            break;
-        case opt_dry_run:
-            request.what.dry_run = true;
-            break;
-        case opt_no_wait:
-            request.what.no_wait = true;
-            break;
-        case opt_transport:
-            transport = value;
-            break;
-        case opt_plugins:
-            how.plugin_directory = value;
-            break;
-        case 'v':
-            how.verbose = true;
-            break;
-        case 'q':
-            how.quiet = true;
-            break;
-        case 'h':
-            help = true;
-            break;
-        case opt_version:
-            version = true;
-            break;
-        default:
-            return false;
-        }
-        return true;
-    });
+    const int first = cli::parse(
+        options, argc, argv,
+        [&](int key, const char *value) {
+            switch (key) {
+            case 't':
+                timeout = value;
+                break;
+            case 'n':
+                no_stdin = true;
+                break;
+            case opt_exec:
+                exec = true;
+                break;
+            case opt_script:
+                script = value;
+                break;
+            case opt_shell:
+                shell = request.what.tty = true;
+                break;
+            case opt_tty:
+                request.what.tty = true;
+                break;
+            case 'e':
+                escape = value;
+                break;
+            case 'L':
+            case 'R':
+            case 'D':
+                refused = key;
+                return false;
+            case opt_dry_run:
+                request.what.dry_run = true;
+                break;
+            case opt_no_wait:
+                request.what.no_wait = true;
+                break;
+            case opt_transport:
+                transport = value;
+                break;
+            case opt_plugins:
+                how.plugin_directory = value;
+                break;
+            case 'v':
+                how.verbose = true;
+                break;
+            case 'q':
+                how.quiet = true;
+                break;
+            case 'h':
+                help = true;
+                break;
+            case opt_version:
+                version = true;
+                break;
+            default:
+                return false;
+            }
+            return true;
+        },
+        "LRD");
+    if (refused != 0) {
+        complain(std::string("there is no -") + static_cast<char>(refused) +
+                 ": dom0 has no network, so no port is forwarded to it or from it");
+        return 1;
+    }
     if (first < 0)
         return usage("bad option");
     if (help) {
@@ -223,9 +264,18 @@ int main(int argument_count, char **arguments) {
             return usage("'" + for_terminal(timeout, 64) +
                          "' is no time-out: use a number of seconds, 1 or more");
         request.what.timeout_s = *seconds;
+    } else if (request.what.tty) {
+        request.what.timeout_s = 0;
     }
     if (exec && !script.empty())
         return usage("--exec and --script exclude each other");
+    if (!escape.empty()) {
+        const auto chosen = parse_escape(escape);
+        if (!chosen)
+            return usage("'" + for_terminal(escape, 64) +
+                         "' is no escape character: use one character, ^X or none");
+        request.escape = chosen->character;
+    }
 
     const auto where = home::find();
     if (!where) {
@@ -250,9 +300,21 @@ int main(int argument_count, char **arguments) {
     if (how.plugin_directory.empty())
         how.plugin_directory = how.values.get("QVM_REMOTE_PLUGIN_DIR").value_or("");
 
-    const std::span<char *> words(argv + first, argv + argc);
+    std::span<char *> words(argv + first, argv + argc);
     const bool plain = std::strcmp(argv[first - 1], "--") == 0;
-    if (!words.empty() && !plain && !exec && script.empty())
+    if (shell && (exec || !script.empty() || !words.empty()))
+        return usage("--shell takes no command: use --tty with one");
+    if (request.what.tty && !shell && words.empty() && script.empty())
+        return usage("--tty needs a command: use --shell for a shell");
+    static char login_shell[] = "bash", login[] = "-l";
+    static char *shell_words[] = {login_shell, login};
+    if (shell) {
+        words = shell_words;
+        exec = true;
+    }
+    if (request.what.tty)
+        add_terminal_variables(request.what);
+    if (!words.empty() && !plain && !exec && script.empty() && !request.what.tty)
         for (const auto &c : subcommands)
             if (std::strcmp(c.name, words[0]) == 0)
                 return c.run(how, *where, words.subspan(1));
@@ -278,7 +340,7 @@ int main(int argument_count, char **arguments) {
         }
         typed.text = std::move(*text);
     }
-    typed.has_input = !no_stdin && has_input();
+    typed.has_input = !no_stdin && (request.what.tty || has_input());
     const command_form form = typed.form;
     auto asked = request_of(std::move(typed));
     if (!asked)

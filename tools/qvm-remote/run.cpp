@@ -18,6 +18,7 @@
 #include "file_queue.hpp"
 #include "recorder.hpp"
 #include "terminal.hpp"
+#include "terminal_session.hpp"
 
 namespace qvmremote::qube {
 
@@ -98,6 +99,8 @@ void explain(const host::run_result &r, int sink_error) {
                         (r.may_have_run ? "; command " + r.id + " may have run"
                                         : "; command " + r.id + " was not sent before that"));
     case kind::interrupted:
+        if (r.signal == 0)
+            return complain("left by the escape; command " + r.id + " is being ended in dom0");
         return complain("interrupted; command " + r.id +
                         (r.may_have_run ? " is being ended in dom0" : " was not started"));
     case kind::sink_broken:
@@ -151,6 +154,8 @@ std::string needs_agent(const run_request &request) {
                                     "protocol 1 is left";
     if (request.what.dry_run)
         return std::string("--dry-run needs protocol 2") + without;
+    if (request.what.tty)
+        return std::string("a terminal needs protocol 2") + without;
     if (request.what.kind != request_kind::shell)
         return std::string(request.what.kind == request_kind::exec ? "--exec" : "--script") +
                " needs protocol 2" + without +
@@ -183,11 +188,19 @@ class shown_run {
     [[nodiscard]] host::run_streams &io() noexcept { return io_; }
     [[nodiscard]] bool on_terminal() const noexcept { return terminal_; }
 
+    // From dom0's word on, this terminal is the one that the command runs in.
+    void use_terminal(std::optional<std::uint8_t> escape) {
+        session_.emplace(signal_pipe[1], escape);
+        io_.size = [this] { return session_->size(); };
+        io_.filter = &*session_;
+    }
+
     // Says and records how it ended, with words that are better than its own where there are some;
     // returns the exit code.
     int finish(const host::run_result &result, std::uint32_t timeout_s,
                const std::optional<host::failure> &why = {}) {
         line_.stop();
+        session_.reset();
         record_.finish(result, timeout_s);
         const int sink_error = out_.broken() ? out_.error() : err_.error();
         if (why)
@@ -218,6 +231,11 @@ class shown_run {
             break;
         case host::run_state::running:
             line_.set("running in dom0");
+            if (session_) {
+                line_.stop();
+                line_.forget();
+                session_->begin();
+            }
             break;
         case host::run_state::noticed:
             // Its output has come, so the row is gone, and a line of its own disturbs nothing.
@@ -238,6 +256,7 @@ class shown_run {
     waiting_line line_;
     recorded_sink out_{STDOUT_FILENO, &record_, &line_}, err_{STDERR_FILENO, &record_, &line_};
     host::run_streams io_;
+    std::optional<terminal_session> session_;
 };
 
 // By protocol 1. Nothing when `by` has got a stream meanwhile and the command has not gone yet; else
@@ -302,6 +321,11 @@ std::optional<host::failure> why_nothing_came(route &by, const host::client &dom
     return out;
 }
 
+// How long the way to dom0 may take for a command with this time-out.
+std::uint64_t patience_ms(std::uint32_t timeout_s) {
+    return std::uint64_t{timeout_s == 0 ? limits::default_timeout_s : timeout_s} * 1000;
+}
+
 int run_by_stream(const settings &how, const home &where, route &by, run_request request) {
     request.what.id = host::client::make_id();
     const std::uint32_t timeout_s = request.what.timeout_s;
@@ -311,8 +335,10 @@ int run_by_stream(const settings &how, const home &where, route &by, run_request
     host::client dom0(std::move(*by.stream), std::move(*by.way.key));
     shown_run shown(how, where, *request.what.id, request.shown);
     shown.io().stdin_fd = request.stdin_live ? STDIN_FILENO : -1;
+    if (request.what.tty)
+        shown.use_terminal(request.escape);
     if (is_call(how))
-        dom0.wait_for_first_answer(std::uint64_t{timeout_s} * 1000);
+        dom0.wait_for_first_answer(patience_ms(timeout_s));
     host::run_result result = dom0.run(std::move(request.what), shown.io());
     const auto why = why_nothing_came(by, dom0, result);
     const int code = shown.finish(result, timeout_s, why);
@@ -333,7 +359,7 @@ int run_remote(const settings &how, const home &where, run_request request) {
         complain("cannot make a pipe");
         return 1;
     }
-    auto by = find_route(how, where, std::uint64_t{request.what.timeout_s} * 1000,
+    auto by = find_route(how, where, patience_ms(request.what.timeout_s),
                          needs_agent(request).empty(), signal_pipe[0]);
     if (!by) {
         complain(by.error().what);

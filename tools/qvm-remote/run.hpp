@@ -22,7 +22,8 @@ namespace qvmremote::qube {
 struct run_request {
     host::command what;
     bool stdin_live = false;
-    std::string shown; ///< the command as records show it
+    std::string shown;                        ///< the command as records show it
+    std::optional<std::uint8_t> escape = '~'; ///< in a terminal; absent: no escapes
 };
 [[nodiscard]] int run_remote(const settings &how, const home &where, run_request request);
 

@@ -158,6 +158,8 @@ inline std::string audit_chain::append(const audit_record &record) {
         out.digest("script_sha256", record.script->sha256);
         out.number<std::uint64_t>("script_bytes", record.script->bytes);
     }
+    if (record.tty)
+        out.number<std::uint64_t>("tty", 1);
     out.text("verdict", record.verdict);
     out.text("policy", record.policy, detail::audit_long_text);
     out.number("approval", record.approval);

@@ -163,9 +163,17 @@ enum class concerns : std::uint8_t { no, unknown, yes };
                     : rule.action == policy_action::ask ? stdin_mode::collected
                     : out.full                          ? stdin_mode::live
                                                         : stdin_mode::closed;
-    out.tty = what.tty && options.tty.value_or(out.full);
+    if (what.tty) {
+        // What is typed there is live, and no operator sees it beforehand: so an `ask` says it, and below
+        // full access any rule does.
+        const bool by_default = out.full && rule.action != policy_action::ask;
+        out.tty = options.tty.value_or(by_default) &&
+                  options.input.value_or(stdin_mode::live) == stdin_mode::live;
+        out.input = what.stdin_live ? stdin_mode::live : stdin_mode::closed;
+    }
     for (const auto &variable : what.environment)
-        if (passes(variable.first, variable.second, options.environment, out.full))
+        if (passes(variable.first, variable.second, options.environment, out.full) ||
+            (out.tty && describes_terminal(variable.first, variable.second)))
             out.environment.push_back(variable);
     out.user = options.user.value_or(std::string());
     out.memory = options.memory;
@@ -173,7 +181,8 @@ enum class concerns : std::uint8_t { no, unknown, yes };
     out.pids = options.pids;
     out.cpu = options.cpu;
     out.ttl_s = options.ttl_s;
-    out.may_last = rule.action == policy_action::ask && !out.argv.empty() && !interprets(out.argv);
+    out.may_last =
+        rule.action == policy_action::ask && !out.argv.empty() && !interprets(out.argv) && !out.tty;
     return out;
 }
 
@@ -193,9 +202,8 @@ enum class concerns : std::uint8_t { no, unknown, yes };
     out.how = terms_under(rule, request, cap);
     if (what.tty && !out.how.tty)
         return denied(rule.reference(), "dom0's policy allows no terminal for this");
-    if (what.tty || what.detach)
-        return denied(rule.reference(), "terminals and detached jobs are not built yet",
-                      errc::unsupported);
+    if (what.detach)
+        return denied(rule.reference(), "detached jobs are not built yet", errc::unsupported);
     if (out.what != policy_action::ask)
         return out;
     out.why = "needs approval";

@@ -90,6 +90,7 @@ class rule_doubts {
             return;
         find_withheld();
         find_unconfined_use();
+        find_terminal();
         if (rule_.request.what != request_pattern::kind::exec)
             return;
         if (rule_.action == policy_action::allow)
@@ -142,6 +143,14 @@ class rule_doubts {
             doubt("commands as " + *rule_.options.user + " are confined here, and not by " +
                   place(*open) +
                   ": one can act through the other; give each an account of its own");
+    }
+
+    void find_terminal() {
+        if (!is_full(rule_.request) && rule_.options.tty.value_or(false) &&
+            rule_.action == policy_action::allow)
+            doubt(
+                "many programs start a pager, an editor or a shell for whoever sits at a terminal: "
+                "unless all that this lets through is known not to, it is as good as level:full");
     }
 
     void find_interpreter() {

@@ -100,6 +100,13 @@ template <std::size_t Size>
     return value.find('/') == std::string_view::npos;
 }
 
+// What a program must know of its terminal. It says nothing of what runs, so it passes with each
+// terminal that policy allows.
+[[nodiscard]] inline bool describes_terminal(std::string_view variable,
+                                             std::string_view value) noexcept {
+    return (variable == "TERM" || variable == "COLORTERM") && is_plain_value(variable, value);
+}
+
 } // namespace detail
 
 inline bool interprets(std::span<const std::string> argv) {

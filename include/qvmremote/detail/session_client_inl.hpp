@@ -81,6 +81,13 @@ inline void client_stream::send_signal(std::uint32_t number, std::uint8_t signal
     put_tagged(authentic(number), number, frame_type::signal, {{signal}});
 }
 
+inline void client_stream::send_resize(std::uint32_t number, std::uint16_t columns,
+                                       std::uint16_t rows) {
+    std::array<std::uint8_t, 4> payload;
+    store_u32(payload.data(), static_cast<std::uint32_t>(columns) << 16 | rows);
+    put_tagged(authentic(number), number, frame_type::resize, payload);
+}
+
 inline void client_stream::grant_output(std::uint32_t number, std::size_t n) {
     const auto found = sessions_.find(number);
     if (found == sessions_.end())

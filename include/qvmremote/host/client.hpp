@@ -15,6 +15,7 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <csignal>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -53,6 +54,25 @@ struct command {
     bool no_wait =
         false; ///< end with the first process, even if what it left running may still write
     std::optional<command_id> id; ///< when absent, a new one is made
+    /// It runs in a terminal in dom0: all it writes is stdout, as it is, and stdin is what is typed.
+    /// The environment should say TERM.
+    bool tty = false;
+};
+
+/// The size of a terminal, in characters; 0: not known.
+struct terminal_size {
+    std::uint16_t columns = 0, rows = 0;
+    friend bool operator==(const terminal_size &, const terminal_size &) = default;
+};
+
+/// Looks at stdin on its way to dom0, and may change it.
+class input_filter {
+  public:
+    virtual ~input_filter() = default;
+    /// The first `n` bytes of `data` were read, and it has room for one more. Returns how many are to
+    /// be sent, or `leave`: the session is given up.
+    [[nodiscard]] virtual std::size_t pass(std::span<std::uint8_t> data, std::size_t n) = 0;
+    static constexpr std::size_t leave = SIZE_MAX;
 };
 
 /// Takes one stream of output. An implementation never blocks for long; it takes what it can.
@@ -177,12 +197,16 @@ struct run_streams {
     output_sink *out = nullptr; ///< required
     output_sink *err = nullptr; ///< required
     int stdin_fd = -1;          ///< read after dom0 has accepted; -1: the command gets /dev/null
-    int signal_fd = -1;         ///< each byte read from it is a signal to forward
+    int signal_fd = -1;         ///< each byte read from it is a signal to forward; see size
     /// Called when the state changes. `untrusted_text` may be empty.
     std::function<void(run_state, std::string_view untrusted_text)> changed{};
     /// Called every `tick_ms` while waiting, when set.
     std::function<void()> tick{};
     int tick_ms = 1000;
+    /// With command::tty: how large its terminal is to be. Asked for at the beginning, when dom0 has
+    /// accepted, and for each SIGWINCH from signal_fd.
+    std::function<terminal_size()> size{};
+    input_filter *filter = nullptr;
 };
 
 /// How a run ended.
@@ -193,7 +217,8 @@ struct run_result {
         rejected,    ///< a refusal that is not authentic: reason, text
         lost,        ///< the stream broke, or what came was not authentic; text says which
         not_sent,    ///< the request cannot be sent: reason
-        interrupted, ///< given up after a second signal, or before dom0 had accepted
+        interrupted, ///< given up after a second signal, or before dom0 had accepted, or in a
+                     ///< terminal after SIGHUP or SIGTERM, or by the filter (signal is 0 then)
         sink_broken, ///< a sink takes no more output; the command was given up
     };
     kind how = kind::lost;

@@ -12,8 +12,9 @@ using namespace qvmremote;
 namespace {
 
 const test::vector_file vectors("protocol2.txt");
-constexpr std::string_view names[] = {"shell",  "exec",    "script",      "script_follows", "ping",
-                                      "status", "dry_run", "exec_packed", "script_packed"};
+constexpr std::string_view names[] = {"shell",         "exec",    "script",  "script_follows",
+                                      "ping",          "status",  "dry_run", "exec_packed",
+                                      "script_packed", "terminal"};
 
 envelope decoded(std::string_view name) {
     return envelope::decode(vectors["envelope." + std::string(name)]).value();
@@ -43,6 +44,19 @@ const row unencodable[] = {
     {"ping with stdin", "ping", [](envelope &e) { e.stdin_live = true; }, errc::bad_envelope},
     {"status with arguments", "status", [](envelope &e) { e.arguments = {"x"}; },
      errc::bad_envelope},
+    {"ping in a terminal", "ping",
+     [](envelope &e) {
+         e.tty = true;
+         e.features = feature::terminal;
+     },
+     errc::bad_envelope},
+    {"a terminal without the feature", "terminal", [](envelope &e) { e.features = 0; },
+     errc::unsupported},
+    {"the feature without a terminal", "shell",
+     [](envelope &e) { e.features |= feature::terminal; }, errc::unsupported},
+    {"columns without a terminal", "shell", [](envelope &e) { e.columns = 80; },
+     errc::bad_envelope},
+    {"rows without a terminal", "exec", [](envelope &e) { e.rows = 24; }, errc::bad_envelope},
     {"NUL in an argument", "exec", [](envelope &e) { e.arguments[1].push_back('\0'); },
      errc::bad_envelope},
     {"NUL in a value", "shell", [](envelope &e) { e.environment[0].second.push_back('\0'); },
@@ -125,6 +139,12 @@ TEST_CASE("the fields of the vectors") {
     CHECK(follows.body_digest == sha256(vectors["body"]));
     CHECK(follows.features == feature::gmac);
     CHECK(decoded("dry_run").dry_run);
+    const envelope terminal = decoded("terminal");
+    CHECK(terminal.tty);
+    CHECK(terminal.stdin_live);
+    CHECK(terminal.columns == 132);
+    CHECK(terminal.rows == 43);
+    CHECK_FALSE(decoded("shell").tty);
     CHECK(decoded("ping").timeout_s == 0);
 }
 

@@ -205,8 +205,23 @@ TEST_CASE("below full nothing of the client's goes in unless the rule says so") 
     CHECK(how("work exec:x allow stdin=live").input == stdin_mode::closed);
     what.tty = true;
     CHECK(ask(parsed("work exec:x allow"), what).reason == errc::denied);
-    CHECK(ask(parsed("work exec:x allow tty=yes"), what).reason == errc::unsupported);
+    CHECK(ask(parsed("work exec:x ask"), what).reason == errc::denied);
     CHECK(ask(parsed("work level:full allow tty=no"), what).reason == errc::denied);
+    CHECK(ask(parsed("work level:full allow stdin=closed"), what).reason == errc::denied);
+    CHECK(ask(parsed("work level:full ask"), what).reason == errc::denied);
+    CHECK(how("work level:full allow").tty);
+    what.stdin_live = true;
+    CHECK(how("work exec:x allow tty=yes").input == stdin_mode::live);
+    const verdict asked = ask(parsed("work exec:x ask tty=yes"), what);
+    CHECK(asked.what == policy_action::ask);
+    CHECK(asked.how.tty);
+    CHECK(asked.how.input == stdin_mode::live); // nobody can be shown what will be typed
+    CHECK_FALSE(asked.how.may_last);
+    what.environment = {{"TERM", "xterm"}, {"COLORTERM", "a/b"}, {"LANG", "C"}};
+    CHECK(how("work exec:x allow tty=yes").environment ==
+          std::vector<std::pair<std::string, std::string>>{{"TERM", "xterm"}});
+    what.environment.clear();
+    what.stdin_live = false;
     what.tty = false;
     what.detach = true;
     CHECK(ask(parsed("work level:full allow"), what).reason == errc::unsupported);

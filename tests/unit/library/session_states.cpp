@@ -115,6 +115,15 @@ TEST_CASE("I1: signals of the list go through, and to the right session") {
     CHECK(s.dom0.events.back().rows == 43);
 }
 
+TEST_CASE("I1: sizes go through, all of them") {
+    running s(make_request(request_kind::shell, "cat"));
+    s.qube.stream.send_resize(1, 300, 0xffff);
+    carry(s.qube, s.dom0);
+    CHECK(s.dom0.events.back().what == server_kind::resize);
+    CHECK(s.dom0.events.back().columns == 300);
+    CHECK(s.dom0.events.back().rows == 0xffff);
+}
+
 TEST_CASE(
     "I1: what an agent does to tagged frames ends the session before a byte of them is used") {
     struct row {

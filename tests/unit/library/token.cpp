@@ -75,7 +75,7 @@ TEST_CASE("protocol 1: the tokens of the vectors") {
 TEST_CASE("tokens and keys of the vectors") {
     CHECK(sha256(two["hello"]) == t());
     for (const std::string kind :
-         {"shell", "exec", "script", "script_follows", "ping", "status", "dry_run"}) {
+         {"shell", "exec", "script", "script_follows", "ping", "status", "dry_run", "terminal"}) {
         CAPTURE(kind);
         request_signer signer(key());
         const digest256 token = signer.token(t(), fresh(), two["envelope." + kind]);

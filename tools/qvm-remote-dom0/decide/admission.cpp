@@ -25,6 +25,7 @@ void describe(const envelope &what, journal_entry &to) {
     to.id = what.id->text();
     to.request = name(what.kind);
     to.timeout_s = what.timeout_s;
+    to.tty = what.tty;
     to.protocol = what.protocol;
     to.argv = what.arguments;
     if (what.kind == request_kind::shell && what.body.size() <= limits::audit_argument)

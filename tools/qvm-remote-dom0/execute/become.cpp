@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/sched.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -37,6 +38,8 @@ constexpr long busy_wait_ns = 2'000'000;
     for (const auto &[from, to] : p.descriptors)
         if (::dup2(from, to) < 0)
             give_up();
+    if (p.terminal && ::ioctl(0, TIOCSCTTY, 0) != 0)
+        give_up();
     // All else is close-on-exec already; this holds even where somebody forgets it once.
     unsigned first = 0;
     for (const auto &[from, to] : p.descriptors) {

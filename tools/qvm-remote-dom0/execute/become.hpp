@@ -27,6 +27,7 @@ struct preparation {
     std::string oom_score; // empty: as it is
     bool no_new_privs = false;
     bool confined = false;
+    bool terminal = false;
     resources most;
     std::vector<std::pair<int, rlim_t>> rlimits; // RLIMIT_…, of what has no controller
     int cgroup = -1;                             // a directory; none: the keeper's own

@@ -24,6 +24,8 @@ using std::chrono::milliseconds;
 
 // After output has ended, for the processes that are left to end by themselves (DESIGN.md §7).
 constexpr milliseconds leave_limit{2000};
+// The same for what got SIGHUP, as its terminal has gone.
+constexpr milliseconds leave_limit_of_terminal{500};
 // After a signal that is meant to end it.
 constexpr milliseconds patience{5000};
 // Before a stream that the running command has closed is reported: most commands end right then.
@@ -152,6 +154,8 @@ host::outcome<void> execution::launch_command() {
     }
     command.environment =
         environment_for(as, context_.language, what_.from().name.text(), what.id->text());
+    if (terms.tty)
+        describe_terminal(terms, command.environment);
     // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
     for (const auto &[key, value] : terms.environment)
         if (std::none_of(
@@ -159,7 +163,40 @@ host::outcome<void> execution::launch_command() {
                 [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
             command.environment.push_back(key + "=" + value);
     command.directory = as.home;
+    return terms.tty ? launch_in_terminal(command) : launch_with_pipes(command);
+}
 
+host::outcome<void> execution::launch_in_terminal(launch &command) {
+    const envelope &what = what_.request();
+    auto made = terminal::open(what.columns, what.rows,
+                               what_.as() ? std::optional(what_.as()->who.uid) : std::nullopt);
+    if (!made)
+        return tl::unexpected(made.error());
+    auto reading = made->end();
+    auto writing = made->end();
+    if (!reading || !writing)
+        return tl::unexpected((reading ? writing : reading).error());
+    terminal_ = std::move(*made);
+    command.terminal = true;
+    command.in = command.out = command.err = terminal_->of_command();
+    if (auto started = take_child(context_.children.launch(command)); !started)
+        return started;
+    outputs_[0].pipe.assign(reading->release());
+    outputs_[0].open = true;
+    if (stdin_live_)
+        stdin_.assign(writing->release());
+    return {};
+}
+
+host::outcome<void> execution::take_child(host::outcome<child> started) {
+    if (!started)
+        return tl::unexpected(started.error());
+    child_.emplace(std::move(*started));
+    control_.assign(child_->descriptor());
+    return {};
+}
+
+host::outcome<void> execution::launch_with_pipes(launch &command) {
     auto out = make_pipe();
     auto err = make_pipe();
     if (!out || !err)
@@ -170,7 +207,7 @@ host::outcome<void> execution::launch_command() {
         if (!made)
             return tl::unexpected(made.error());
         in = std::move(*made);
-    } else if (terms.input == stdin_mode::collected) {
+    } else if (what_.terms().input == stdin_mode::collected) {
         auto file = sealed_file(what_.collected());
         if (!file)
             return tl::unexpected(file.error());
@@ -185,11 +222,8 @@ host::outcome<void> execution::launch_command() {
     command.in = in.read.get();
     command.out = out->write.get();
     command.err = err->write.get();
-    auto started = context_.children.launch(command);
-    if (!started)
-        return tl::unexpected(started.error());
-    child_.emplace(std::move(*started));
-    control_.assign(child_->descriptor());
+    if (auto started = take_child(context_.children.launch(command)); !started)
+        return started;
     if (stdin_live_) {
         set_nonblocking(in.write.get());
         stdin_.assign(in.write.release());
@@ -270,6 +304,10 @@ void execution::on_exit(const child_event &what) {
             end_->text = "it needed more than the " + std::to_string(bounds_.most.memory_bytes) +
                          " bytes of memory that dom0 allows";
     }
+    // Before its output is taken: what goes on writing would have no end.
+    if (terminal_)
+        for (const int number : {SIGHUP, SIGCONT})
+            child_->signal(number);
     // What it wrote last is in the pipes already.
     for (output &o : outputs_)
         if (o.open && !finished_)
@@ -296,7 +334,7 @@ void execution::settle() {
     if (!port_ || what_.request().ends_with_first_process())
         return terminate();
     leaving_ = true;
-    leave_timer_.expires_after(leave_limit);
+    leave_timer_.expires_after(terminal_ ? leave_limit_of_terminal : leave_limit);
     leave_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
         if (!ec && !self->finished_)
             self->terminate();
@@ -319,7 +357,7 @@ void execution::tell_of_held_output() {
 
 // Once this is so, a pipe that is empty is at its end: whoever still holds it is not waited for.
 bool execution::takes_what_is_there() const {
-    return exited_ && (what_.request().ends_with_first_process() ||
+    return exited_ && (terminal_ || what_.request().ends_with_first_process() ||
                        (tree_empty_ && (time_is_up_ || terminating_)));
 }
 
@@ -412,10 +450,21 @@ void execution::output::close() {
 void execution::close_outputs() {
     for (output &o : outputs_)
         o.close();
+    close_terminal();
+}
+
+// With the last descriptor of our end the kernel sends SIGHUP to the session's leader and to the job
+// in the foreground.
+void execution::close_terminal() {
+    if (terminal_) {
+        drop_stdin();
+        terminal_->hang_up();
+    }
 }
 
 void execution::on_output_end(output &from) {
     from.close();
+    close_terminal();
     if (exited_) {
         settle();
         return;
@@ -448,6 +497,7 @@ void execution::stdin_data(bytes_view data) {
         return;
     }
     stdin_size_.saw(stdin_.native_handle(), data.size());
+    in_line_ = data.back() != '\n' && data.back() != '\r';
     if (stdin_backlog_.empty()) {
         const ssize_t n = ::write(stdin_.native_handle(), data.data(), data.size());
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
@@ -486,7 +536,7 @@ void execution::write_stdin() {
                               done = left.size();
                               self->drop_stdin();
                           }
-                          if (self->port_ && done > 0) {
+                          if (self->port_ && done > 0 && !self->stdin_ended_) {
                               self->port_->grant_stdin(done);
                               self->port_->flush();
                           }
@@ -499,8 +549,12 @@ void execution::write_stdin() {
 
 void execution::stdin_eof() {
     stdin_ended_ = true;
+    if (terminal_ && stdin_.is_open()) // which has no end, but a key for one
+        stdin_backlog_ += terminal_->end_of_input(in_line_);
     if (stdin_backlog_.empty())
         drop_stdin();
+    else
+        write_stdin();
 }
 
 void execution::drop_stdin() {
@@ -511,6 +565,9 @@ void execution::drop_stdin() {
 
 void execution::signal(int number) {
     if (finished_ || !child_)
+        return;
+    if (terminal_ &&
+        terminal_->interrupt(number)) // the program in the foreground ends, or does not
         return;
     child_->signal(number);
     if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
@@ -523,6 +580,11 @@ void execution::signal(int number) {
         if (!ec && !self->finished_)
             self->terminate();
     });
+}
+
+void execution::resize(std::uint16_t columns, std::uint16_t rows) {
+    if (terminal_)
+        terminal_->resize(columns, rows);
 }
 
 void execution::more_output() {

@@ -21,6 +21,7 @@
 #include "execute/execution_context.hpp"
 #include "execute/script_file.hpp"
 #include "execute/session_port.hpp"
+#include "execute/terminal.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -40,6 +41,7 @@ class execution : public std::enable_shared_from_this<execution> {
     void stdin_data(bytes_view data);
     void stdin_eof();
     void signal(int number);
+    void resize(std::uint16_t columns, std::uint16_t rows);
     void more_output(); ///< credit came, or the stream drained
 
     /// The session is over on the qube's side: nobody listens any more.
@@ -63,11 +65,15 @@ class execution : public std::enable_shared_from_this<execution> {
     };
 
     [[nodiscard]] host::outcome<void> launch_command();
+    [[nodiscard]] host::outcome<void> launch_in_terminal(launch &command);
+    [[nodiscard]] host::outcome<void> launch_with_pipes(launch &command);
+    [[nodiscard]] host::outcome<void> take_child(host::outcome<child> started);
     void watch_child();
     void on_child();
     void watch_output(output &from);
     void read_output(output &from);
     void close_outputs();
+    void close_terminal();
     void on_output_end(output &from);
     void tell_early_eof();
     void write_stdin();
@@ -94,6 +100,7 @@ class execution : public std::enable_shared_from_this<execution> {
     host::local_time started_at_;
     std::uint64_t started_ms_ = 0;
 
+    std::optional<terminal> terminal_;
     script_file script_; // what the command runs from, where that is a file
     std::optional<child> child_;
     boost::asio::posix::stream_descriptor control_;
@@ -104,6 +111,7 @@ class execution : public std::enable_shared_from_this<execution> {
     host::bulk_pipe stdin_size_;
     std::string stdin_backlog_; // at most limits::window: the client has no credit for more
     std::uint64_t stdin_bytes_ = 0;
+    bool in_line_ = false; // something came on stdin since the last newline
     std::array<output, 2> outputs_;
     std::uint64_t output_left_ = UINT64_MAX;
 

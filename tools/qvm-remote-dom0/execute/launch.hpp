@@ -34,6 +34,7 @@ struct launch {
     std::optional<identity> user;     ///< absent: as the daemon
     std::optional<int> oom_score_adj; ///< absent: as the daemon
     bool no_new_privs = false;
+    bool terminal = false; ///< `in` is a terminal, which becomes the controlling one
     bool confined = false; ///< in the view of base/confinement.hpp; it fails where none can be had
     resources most;
     int in = -1, out = -1, err = -1;        ///< become 0, 1, 2

@@ -44,12 +44,19 @@ void put_strings(byte_writer &to, const std::vector<std::string> &strings) {
         put_string(to, s);
 }
 
-enum : std::uint8_t { has_user = 1, has_oom_score = 2, has_no_new_privs = 4, is_confined = 8 };
+enum : std::uint8_t {
+    has_user = 1,
+    has_oom_score = 2,
+    has_no_new_privs = 4,
+    is_confined = 8,
+    has_terminal = 16
+};
 
 void put_launch(byte_writer &to, const launch &what) {
     to.u8(static_cast<std::uint8_t>(
         (what.user ? has_user : 0) | (what.oom_score_adj ? has_oom_score : 0) |
-        (what.no_new_privs ? has_no_new_privs : 0) | (what.confined ? is_confined : 0)));
+        (what.no_new_privs ? has_no_new_privs : 0) | (what.confined ? is_confined : 0) |
+        (what.terminal ? has_terminal : 0)));
     to.u32(what.umask);
     to.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
     to.u64(what.most.memory_bytes);
@@ -227,6 +234,7 @@ bool take_launch(bytes_view block, preparation &p) {
         p.oom_score = std::to_string(score);
     p.no_new_privs = has & has_no_new_privs;
     p.confined = has & is_confined;
+    p.terminal = has & has_terminal;
     p.most.memory_bytes = from.u64().value_or(0);
     p.most.pids = from.u32().value_or(0);
     p.most.cpu_percent = from.u32().value_or(0);

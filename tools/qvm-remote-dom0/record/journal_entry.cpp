@@ -29,6 +29,7 @@ audit_record record_of(const journal_entry &e, std::string_view time) {
     if (!e.argv.empty())
         r.argv = e.argv;
     r.script = e.script;
+    r.tty = e.tty;
     r.verdict = unless_empty(e.verdict);
     r.policy = unless_empty(e.rule);
     r.approval = e.approval;

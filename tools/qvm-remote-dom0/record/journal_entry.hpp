@@ -21,6 +21,7 @@ struct journal_entry {
     std::string peer, id, transport, request;
     std::vector<std::string> argv;
     std::optional<audit_script> script;
+    bool tty = false;
     std::string verdict, rule, user, reason, cause, started;
     std::uint32_t protocol = 2;
     std::optional<std::uint32_t> timeout_s;

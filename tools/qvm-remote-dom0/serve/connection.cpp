@@ -307,7 +307,9 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
                                        " id=" + request->header().id->text() +
                                        " session ended: " + std::string(message(event.reason)));
         return request->abandon(event.reason);
-    default: // resize: there is no terminal yet
+    case kind::resize:
+        return request->resize(event.columns, event.rows);
+    default:
         return;
     }
 }

@@ -211,6 +211,11 @@ void request_pipeline::signal(int number) {
         command->signal(number);
 }
 
+void request_pipeline::resize(std::uint16_t columns, std::uint16_t rows) {
+    if (const auto command = running_.lock())
+        command->resize(columns, rows);
+}
+
 void request_pipeline::more_output() {
     if (const auto command = running_.lock())
         command->more_output();

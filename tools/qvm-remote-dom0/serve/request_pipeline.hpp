@@ -81,6 +81,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void stdin_data(bytes_view data);
     void stdin_eof();
     void signal(int number);
+    void resize(std::uint16_t columns, std::uint16_t rows);
     /// There is room for output again.
     void more_output();
     /// The sender is gone: nobody is told anything any more, and what runs ends.

@@ -200,7 +200,8 @@ class client::running {
             return;
         case what::accepted:
             accepted_ = true;
-            return changed(run_state::running, {});
+            changed(run_state::running, {});
+            return resize();
         case what::stdout_data:
             return pass_on(out_, event.data);
         case what::stderr_data:
@@ -231,7 +232,13 @@ class client::running {
         e.stdin_live = io_.stdin_fd >= 0;
         e.dry_run = what_.dry_run;
         e.timeout_s = what_.timeout_s;
-        e.features = feature::gmac | feature::notices | (what_.no_wait ? feature::no_wait : 0);
+        e.features = feature::gmac | feature::notices | (what_.no_wait ? feature::no_wait : 0) |
+                     (what_.tty ? feature::terminal : 0);
+        e.tty = what_.tty;
+        if (what_.tty && io_.size)
+            size_ = io_.size();
+        e.columns = size_.columns;
+        e.rows = size_.rows;
         e.id = what_.id;
         e.environment = what_.environment;
         e.arguments = what_.arguments;
@@ -262,12 +269,21 @@ class client::running {
 
     bool wants_stdin() {
         return io_.stdin_fd >= 0 && session_ != 0 && !stdin_ended_ && writable_ &&
-               !c_.machine_.congested() && c_.machine_.stdin_credit(session_) > 0;
+               !c_.machine_.congested() &&
+               c_.machine_.stdin_credit(session_) > (io_.filter ? 1u : 0u);
     }
     // Whether it was much: then there is more, or there soon is.
     bool send_stdin() {
         const auto room = c_.machine_.prepare_stdin(session_);
-        const ssize_t n = ::read(io_.stdin_fd, room.data(), room.size());
+        const ssize_t n = ::read(io_.stdin_fd, room.data(), room.size() - (io_.filter ? 1u : 0u));
+        if (n > 0 && io_.filter) {
+            const std::size_t passed = io_.filter->pass(room, static_cast<std::size_t>(n));
+            if (passed == input_filter::leave)
+                give_up();
+            else if (passed > 0)
+                c_.machine_.commit_stdin(session_, passed);
+            return false;
+        }
         if (n > 0) {
             c_.machine_.commit_stdin(session_, static_cast<std::size_t>(n));
             return stdin_pipe_.saw(io_.stdin_fd, static_cast<std::size_t>(n));
@@ -282,20 +298,37 @@ class client::running {
     void take_signals() {
         std::uint8_t number = 0;
         while (!done_ && ::read(io_.signal_fd, &number, 1) == 1) {
-            const bool second = result_.signal != 0;
-            if (!second)
-                result_.signal = number;
-            if (second || !accepted_) {
-                c_.machine_.close(session_);
-                flush();
-                c_.usable_ = c_.usable_ && session_ != 0;
-                return finish(kind::interrupted);
+            if (number == SIGWINCH) {
+                resize();
+            } else if (what_.tty && accepted_ && number != SIGHUP && number != SIGTERM) {
+                c_.machine_.send_signal(session_, number); // as a key does: its programs go on
+            } else {
+                const bool second = result_.signal != 0;
+                if (!second)
+                    result_.signal = number;
+                if (second || what_.tty || !accepted_)
+                    return give_up();
+                c_.machine_.send_signal(session_, number);
             }
-            c_.machine_.send_signal(session_, number);
             pollfd more{io_.signal_fd, POLLIN, 0};
             if (::poll(&more, 1, 0) != 1)
                 return;
         }
+    }
+
+    void give_up() {
+        c_.machine_.close(session_);
+        flush();
+        c_.usable_ = c_.usable_ && session_ != 0;
+        finish(kind::interrupted);
+    }
+    void resize() {
+        if (!what_.tty || !accepted_ || !io_.size)
+            return;
+        const terminal_size now = io_.size();
+        if (now != size_)
+            c_.machine_.send_resize(session_, now.columns, now.rows);
+        size_ = now;
     }
 
     // One of the two output streams: what its sink has not taken yet. At most a window's worth,
@@ -351,8 +384,9 @@ class client::running {
                 ::poll(fds.data(), fds.size(), fds[0].fd >= 0 ? -1 : 10);
                 if (fds[1].revents & POLLIN) {
                     std::uint8_t number = 0;
-                    if (::read(io_.signal_fd, &number, 1) == 1)
-                        result_.signal = number;
+                    if (::read(io_.signal_fd, &number, 1) != 1 || number == SIGWINCH)
+                        continue;
+                    result_.signal = number;
                     result_.how = kind::interrupted;
                     return;
                 }
@@ -368,6 +402,7 @@ class client::running {
     run_result result_;
     std::uint32_t session_ = 0;
     bool accepted_ = false;
+    terminal_size size_; // as dom0 was told last
     bool silent_ = false;
     run_state state_ = run_state::sent; // as it is but for a silence
     std::string state_text_;

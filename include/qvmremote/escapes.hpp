@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// What a person types to the client itself while all else goes to a terminal in dom0: `~.` and the
+/// other escapes, as ssh has them.
+
+#pragma once
+
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include <qvmremote/bytes.hpp>
+
+namespace qvmremote {
+
+/// Finds the escapes in what is typed. One is the escape character at the beginning of a line, then
+/// `.` (leave), Ctrl-Z (suspend), `?` (help), or the character again, which sends it once. Before
+/// anything else the character is sent as it was typed.
+class escape_scanner {
+  public:
+    enum class action : std::uint8_t { none, leave, suspend, help };
+    struct step {
+        std::size_t used;    ///< of what was typed
+        std::size_t written; ///< of what is to be sent
+        action what;         ///< to be done after that; then the rest is to be pushed
+    };
+
+    /// Without a character nothing is an escape.
+    explicit escape_scanner(std::optional<std::uint8_t> character = '~') noexcept
+        : character_(character) {}
+
+    /// Takes what was typed up to the first action. `to` is another place, with room for one byte
+    /// more: an escape character may have been kept back.
+    [[nodiscard]] step push(bytes_view typed, std::span<std::uint8_t> to) noexcept {
+        assert(to.size() > typed.size());
+        step out{0, 0, action::none};
+        while (out.used < typed.size()) {
+            const std::uint8_t c = typed[out.used++];
+            if (kept_) {
+                kept_ = false;
+                if (const action what = meant_by(c); what != action::none) {
+                    out.what = what;
+                    return out;
+                }
+                to[out.written++] = *character_;
+                at_line_start_ = false;
+                if (c == *character_)
+                    continue;
+            } else if (at_line_start_ && character_ == c) {
+                kept_ = true;
+                continue;
+            }
+            to[out.written++] = c;
+            at_line_start_ = c == '\r' || c == '\n';
+        }
+        return out;
+    }
+
+  private:
+    [[nodiscard]] static action meant_by(std::uint8_t c) noexcept {
+        constexpr std::uint8_t ctrl_z = 26;
+        return c == '.'      ? action::leave
+               : c == ctrl_z ? action::suspend
+               : c == '?'    ? action::help
+                             : action::none;
+    }
+
+    std::optional<std::uint8_t> character_;
+    bool at_line_start_ = true;
+    bool kept_ = false; // an escape character that may begin an escape
+};
+
+/// The character of `-e`: one character, `^X` for a control character, or "none". Nothing for any
+/// other word.
+struct escape_choice {
+    std::optional<std::uint8_t> character; ///< absent: "none"
+};
+[[nodiscard]] constexpr std::optional<escape_choice> parse_escape(std::string_view word) noexcept {
+    if (word == "none")
+        return escape_choice{};
+    if (word.size() == 1 && static_cast<std::uint8_t>(word[0]) < 0x80)
+        return escape_choice{static_cast<std::uint8_t>(word[0])};
+    if (word.size() == 2 && word[0] == '^' && word[1] >= '@' && word[1] < 0x7f)
+        return escape_choice{static_cast<std::uint8_t>(word[1] & 0x1f)};
+    return std::nullopt;
+}
+
+} // namespace qvmremote

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/// @file
+/// The terminal that a command runs in.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <sys/types.h>
+
+#include <qvmremote/host/failure.hpp>
+#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/policy.hpp>
+
+namespace qvmremote::dom0 {
+
+/// Both ends of a pseudo-terminal. The daemon keeps the command's end open too, so that a command that
+/// closes its descriptors can open /dev/tty again, and nobody takes that for the end of its output.
+class terminal {
+  public:
+    /// `owner`: whom the command runs as, if not as the daemon.
+    [[nodiscard]] static host::outcome<terminal> open(std::uint16_t columns, std::uint16_t rows,
+                                                      std::optional<uid_t> owner);
+
+    /// Another descriptor of our end, which does not block.
+    [[nodiscard]] host::outcome<host::unique_fd> end() const;
+    /// Borrowed: the command's end.
+    [[nodiscard]] int of_command() const noexcept { return command_.get(); }
+
+    /// Closes what this holds.
+    void hang_up() noexcept {
+        ours_.reset();
+        command_.reset();
+    }
+
+    void resize(std::uint16_t columns, std::uint16_t rows) noexcept;
+    /// What Ctrl-C and Ctrl-\ do: SIGINT or SIGQUIT to the job in the foreground. False for others.
+    [[nodiscard]] bool interrupt(int signal) noexcept;
+    /// What to type so that a reader of lines sees the end of its input; nothing for one of keys.
+    /// `in_line`: something was typed since the last newline.
+    [[nodiscard]] std::string end_of_input(bool in_line) const;
+
+  private:
+    terminal(host::unique_fd ours, host::unique_fd command)
+        : ours_(std::move(ours)), command_(std::move(command)) {}
+
+    host::unique_fd ours_, command_;
+};
+
+/// Adds to a command's environment what its terminal is, and the locale of whoever sits at it. Below
+/// full access, programs that would start a pager for a terminal print instead, and less starts nothing.
+void describe_terminal(const run_terms &terms, std::vector<std::string> &environment);
+
+} // namespace qvmremote::dom0

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "terminal_session.hpp"
+
+#include <cerrno>
+#include <csignal>
+
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <qvmremote/bytes.hpp>
+
+namespace qvmremote::qube {
+
+namespace {
+
+// For the handlers of signals, which find nothing else.
+struct {
+    int signals = -1;
+    termios before{}, raw{};
+    volatile std::sig_atomic_t is_raw = 0;
+} here;
+
+// Signals that would end this program in the middle of it. Those that run.cpp catches are not here.
+constexpr int deadly[] = {SIGABRT, SIGALRM,   SIGBUS, SIGFPE,   SIGILL,  SIGPOLL,
+                          SIGPROF, SIGSEGV,   SIGSYS, SIGTRAP,  SIGUSR1, SIGUSR2,
+                          SIGXCPU, SIGVTALRM, SIGPWR, SIGSTKFLT};
+
+// A terminal that is not the controlling one has no foreground.
+bool in_foreground() {
+    const pid_t group = ::tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == ::getpgrp();
+}
+
+// In the background the modes are those that the shell has set for others, and to set them would stop us.
+void restore() {
+    const int error = errno;
+    if (here.is_raw != 0 && in_foreground())
+        ::tcsetattr(STDIN_FILENO, TCSANOW, &here.before);
+    here.is_raw = 0;
+    errno = error;
+}
+
+void make_raw() {
+    termios now{};
+    if (here.is_raw != 0 || !in_foreground() || ::tcgetattr(STDIN_FILENO, &now) != 0)
+        return;
+    // Where a parent without job control stopped us, they are our own still.
+    if (now.c_lflag != here.raw.c_lflag || now.c_iflag != here.raw.c_iflag)
+        here.before = now;
+    here.raw = here.before;
+    ::cfmakeraw(&here.raw);
+    here.raw.c_cc[VMIN] = 1;
+    here.raw.c_cc[VTIME] = 0;
+    here.is_raw = 1; // first: a signal in between restores what is still there
+    ::tcsetattr(STDIN_FILENO, TCSANOW, &here.raw);
+}
+
+void handle(int number, void (*handler)(int)) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    ::sigaction(number, &action, nullptr);
+}
+
+void look_at_terminal(int) {
+    const int error = errno;
+    const std::uint8_t byte = SIGWINCH;
+    [[maybe_unused]] const ssize_t n = ::write(here.signals, &byte, 1);
+    errno = error;
+}
+
+// After SIGSTOP too, which no handler sees: the modes are those of whoever went on meanwhile.
+void on_continue(int number) {
+    here.is_raw = 0;
+    look_at_terminal(number);
+}
+
+void end_by(int number) {
+    restore();
+    ::signal(number, SIG_DFL);
+    ::raise(number); // takes effect when its handler returns
+}
+
+void stop(int) {
+    restore();
+    sigset_t only;
+    ::sigemptyset(&only);
+    ::sigaddset(&only, SIGTSTP);
+    handle(SIGTSTP, SIG_DFL);
+    sigset_t blocked;
+    ::sigprocmask(SIG_UNBLOCK, &only, &blocked);
+    ::raise(SIGTSTP);
+    // Here again: SIGCONT has told the loop to look at the terminal.
+    ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
+    handle(SIGTSTP, stop);
+}
+
+} // namespace
+
+terminal_session::terminal_session(int signals, std::optional<std::uint8_t> escape)
+    : scanner_(escape), escape_(escape.value_or('~')) {
+    here.signals = signals;
+}
+
+terminal_session::~terminal_session() {
+    if (!begun_)
+        return;
+    restore();
+    for (const int number : {SIGWINCH, SIGCONT, SIGTSTP})
+        handle(number, SIG_DFL);
+    for (const int number : deadly)
+        handle(number, SIG_DFL);
+}
+
+void terminal_session::begin() {
+    begun_ = true;
+    handle(SIGWINCH, look_at_terminal);
+    if (!::isatty(STDIN_FILENO))
+        return;
+    handle(SIGCONT, on_continue);
+    handle(SIGTSTP, stop);
+    for (const int number : deadly)
+        handle(number, end_by);
+    make_raw();
+}
+
+host::terminal_size terminal_session::size() {
+    if (begun_)
+        make_raw();
+    winsize now{};
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        if (::ioctl(fd, TIOCGWINSZ, &now) == 0)
+            break;
+    return {now.ws_col, now.ws_row};
+}
+
+std::size_t terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) {
+    make_raw(); // where it was in the background before
+    if (!::isatty(STDIN_FILENO))
+        return n;
+    typed_.assign(as_text(data.first(n)));
+    std::size_t written = 0;
+    for (bytes_view left = as_bytes(typed_); !left.empty();) {
+        const auto done = scanner_.push(left, data.subspan(written));
+        left = left.subspan(done.used);
+        written += done.written;
+        switch (done.what) {
+        case escape_scanner::action::leave:
+            return leave;
+        case escape_scanner::action::suspend:
+            stop(SIGTSTP);
+            break;
+        case escape_scanner::action::help:
+            show_help();
+            break;
+        case escape_scanner::action::none:
+            break;
+        }
+    }
+    return written;
+}
+
+void terminal_session::show_help() const {
+    const std::string e = escape_ < 0x20 ? std::string("^") + static_cast<char>(escape_ + 0x40)
+                                         : std::string(1, static_cast<char>(escape_));
+    const std::string text = e + "?\r\nEscapes, each at the beginning of a line:\r\n " + e +
+                             ".   end the command and leave\r\n " + e +
+                             "^Z  suspend qvm-remote\r\n " + e + "?   this text\r\n " + e + e +
+                             "   send the character itself\r\n";
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+} // namespace qvmremote::qube
