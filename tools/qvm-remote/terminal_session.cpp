@@ -42,7 +42,7 @@ void restore() {
 }
 
 void make_raw() {
-    termios now{};
+    static termios now; // gcc 12 takes the copy of a local one for a pointer to it
     if (here.is_raw != 0 || !in_foreground() || ::tcgetattr(STDIN_FILENO, &now) != 0)
         return;
     // Where a parent without job control stopped us, they are our own still.
