@@ -55,7 +55,8 @@ namespace qvmremote {
     X(panicked, 37, "an operator in dom0 has stopped everything (panic)")                           \
     X(slot_timeout, 38, "no slot became free within the time-out")                              \
     X(argument_too_large, 39, "a word of the command exceeds 131071 bytes, the most that Linux takes") \
-    X(too_many_arguments, 40, "the command has more than 32768 words")
+    X(too_many_arguments, 40, "the command has more than 32768 words")                                 \
+    X(key_expired, 41, "the key has expired")
 // clang-format on
 
 /// One reason. The value is what crosses the wire and what records hold.

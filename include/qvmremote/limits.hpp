@@ -56,7 +56,6 @@ inline constexpr std::size_t policy_files = 256;
 inline constexpr std::size_t policy_rules = 20'000;
 inline constexpr std::size_t policy_problems = 100; ///< the others are not listed
 
-inline constexpr std::size_t auth_fail_lines_per_second = 10;
 inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< one earlier file is kept
 inline constexpr std::size_t refused_lines_per_second = 10;       ///< in the audit log, per qube
 inline constexpr std::size_t refused_lines_burst = 100;

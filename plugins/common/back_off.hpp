@@ -14,8 +14,8 @@ namespace plugins {
 inline constexpr ms first_pause = 1'000;
 inline constexpr ms longest_pause = 60'000;
 
-/// Pauses that double from first_pause to longest_pause, each 20 % shorter or longer by chance, so
-/// that what failed together is not tried together for ever.
+/// Pauses that double from first_pause to longest_pause. Each is up to 20 % shorter or longer at
+/// random, so that calls that failed together are not always tried together.
 class back_off {
   public:
     [[nodiscard]] ms next(std::uint32_t random) noexcept {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Where exceptions end: what every function of a plug-in's table is wrapped in.
+/// Where exceptions end: every function in a plug-in's table is wrapped in this.
 
 #pragma once
 
@@ -13,13 +13,13 @@
 
 namespace plugins {
 
-/// What carries status and words to the border.
+/// An exception with a status and a message.
 struct problem {
     std::int32_t status;
     std::string text;
 };
 
-/// The border: what `body` throws becomes a status and a line.
+/// Turns an exception of `body` into a status and a line of text.
 template <class Body>
 std::int32_t guarded(char *error, std::uint32_t error_size, Body body) noexcept {
     const auto say = [&](const char *text) {

@@ -19,7 +19,7 @@ namespace {
 
 using qvmremote::host::failed;
 
-// What posix_spawn takes, gone with its scope.
+// The arguments of posix_spawn, freed at the end of the scope.
 struct spawn_plan {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -40,7 +40,7 @@ struct spawn_plan {
 
 outcome<child> child::start(const std::vector<std::string> &argv, int in, int out, int err) {
     spawn_plan plan;
-    // A descriptor of ours below 3 would be overwritten before its turn.
+    // A descriptor below 3 could be overwritten before it is duplicated.
     const int given[] = {in, out, err};
     unique_fd lifted[3];
     int error = 0;
@@ -60,8 +60,8 @@ outcome<child> child::start(const std::vector<std::string> &argv, int in, int ou
         error = ::posix_spawn_file_actions_addclosefrom_np(&plan.actions, 3);
     if (error == 0)
         error = ::posix_spawn_file_actions_addchdir_np(&plan.actions, "/");
-    // Each signal there is: sigfillset leaves out those that glibc has for itself, and posix_spawn
-    // would leave them ignored.
+    // Every signal: sigfillset leaves out those that glibc uses itself, and then posix_spawn would not
+    // reset them.
     sigset_t all;
     std::memset(&all, 0xff, sizeof all);
     sigset_t none;
@@ -78,7 +78,7 @@ outcome<child> child::start(const std::vector<std::string> &argv, int in, int ou
 
     std::vector<char *> words;
     words.reserve(argv.size() + 1);
-    for (const std::string &word : argv) // posix_spawn takes char *const and leaves it alone
+    for (const std::string &word : argv) // posix_spawn takes char *const and does not change it
         words.push_back(const_cast<char *>(word.c_str()));
     words.push_back(nullptr);
     pid_t pid = 0;
@@ -87,7 +87,7 @@ outcome<child> child::start(const std::vector<std::string> &argv, int in, int ou
         return failed("cannot start " + argv[0], error);
     child made(pid, unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))));
     if (!made.pidfd_)
-        return failed("cannot watch " + argv[0], errno); // `made` ends it
+        return failed("cannot watch " + argv[0], errno); // the destructor of `made` kills it
     return made;
 }
 
@@ -102,7 +102,7 @@ child::~child() {
 }
 
 void child::signal(int number) const noexcept {
-    // Until it is waited for, its number and its group's are nobody else's.
+    // Until we wait for it, no other process or group gets its number.
     if (pid_ != 0)
         ::kill(-pid_, number);
 }

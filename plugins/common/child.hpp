@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// One program of the platform that was started here, in a session of its own.
+/// A program of the platform, started in a session of its own.
 
 #pragma once
 
@@ -25,13 +25,12 @@ struct child_end {
     int number = 0; ///< exit code, or the signal
 };
 
-/// Owns a process until it is waited for; one that still runs when its owner goes is killed.
-/// Nothing but this very process is ever waited for.
+/// Owns a process until it has been waited for. The destructor kills it if it still runs. It never
+/// waits for another process.
 class child {
   public:
-    /// Starts argv[0], a path. `in`, `out` and `err` are lent; -1 is /dev/null. Nothing else is
-    /// open in it, its directory is /, its environment ours, and each signal is as a shell would
-    /// have it.
+    /// Starts argv[0], a path. `in`, `out` and `err` are borrowed; -1 is /dev/null. No other descriptor
+    /// is open in it, its directory is /, it has our environment, and each signal has its default.
     [[nodiscard]] static outcome<child> start(const std::vector<std::string> &argv, int in, int out,
                                               int err);
 
@@ -44,10 +43,10 @@ class child {
     /// Readable when the process has ended.
     [[nodiscard]] int descriptor() const noexcept { return pidfd_.get(); }
 
-    /// To the process and all of its group.
+    /// Sends a signal to the process and its group.
     void signal(int number) const noexcept;
 
-    /// How it ended, once it has; what is left of its group is killed then. Does not wait.
+    /// How it ended; nothing while it runs. Kills the rest of its group. Does not wait.
     [[nodiscard]] std::optional<child_end> take_end() noexcept;
 
   private:

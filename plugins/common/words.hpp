@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What is said of a failure, and how often; on clock values that come in, milliseconds of a clock
-/// that only goes forward.
+/// Decides how often a failure is reported, and keeps the last line of a child. Times are arguments, in
+/// milliseconds of a clock that only goes forward.
 
 #pragma once
 
@@ -18,8 +18,8 @@ inline constexpr ms never = UINT64_MAX;
 inline constexpr ms least_between_words = 60'000;
 inline constexpr ms words_fade_after = 3'600'000;
 
-/// Whether a failure is worth a line: when it is another than the last one, or the last line is an
-/// hour old; and never two within a minute, whatever a qube does to look different each time.
+/// Whether to report a failure: when it differs from the last one, or the last report is an hour old.
+/// Never two reports within a minute, even if a qube causes a different failure each time.
 class telling {
   public:
     [[nodiscard]] bool is_new(int failure, ms now) noexcept {
@@ -32,17 +32,17 @@ class telling {
         at_ = now;
         return true;
     }
-    /// It works: the same failure is news again.
+    /// Call it after a success: then the same failure is reported again.
     void forget() noexcept { stands_ = false; }
 
   private:
     int last_ = 0;
     bool said_ = false;
-    bool stands_ = false; ///< `last_` is what stands in the log
+    bool stands_ = false; ///< `last_` was reported and has not been forgotten
     ms at_ = 0;
 };
 
-/// The last line that is not empty of what a child writes to stderr, in printable ASCII.
+/// The last line, which is not empty, of what a child writes to stderr, in printable ASCII.
 class last_line {
   public:
     static constexpr std::size_t most = 256;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Faults on demand: what the option `fault` says, and a relay that does it to one stream.
+/// Faults for tests: parses the option `fault`, and relays one stream with these faults.
 ///
-/// Every place is a byte's number in one direction, counted from 0 as the bytes come from their
-/// writer. Chunks have no say, so that a run with the same options and bytes is the same run.
+/// Each place is the number of a byte in one direction, from 0, in the order in which the bytes are
+/// written. It does not depend on the size of writes, so a run with the same options and bytes is the
+/// same.
 
 #pragma once
 
@@ -39,19 +40,19 @@ using clock = std::chrono::steady_clock;
 enum class fault_kind {
     delay,     ///< each byte arrives N ms after it was written; the order stays
     cut,       ///< N bytes arrive, then the whole stream ends, both ways
-    corrupt,   ///< one bit of byte N is the other way round
+    corrupt,   ///< one bit of byte N is inverted
     duplicate, ///< byte N arrives twice
-    stall,     ///< N bytes arrive, then nothing more is taken or given in this direction
-    split,     ///< byte N and those behind it arrive a moment after the bytes before
+    stall,     ///< N bytes arrive, then nothing more moves in this direction
+    split,     ///< byte N and the later ones arrive a moment after the earlier ones
 };
 
 struct fault {
     fault_kind kind;
     bool inbound;                       // towards the process that loaded the plug-in
-    std::optional<std::uint64_t> value; // none: '?', drawn for each stream
+    std::optional<std::uint64_t> value; // empty: '?', a random one for each stream
 };
 
-/// SplitMix64: small, and the same everywhere, which std's distributions are not.
+/// SplitMix64: small, and the same on every platform, unlike std's distributions.
 class prng {
   public:
     explicit prng(std::uint64_t seed) noexcept : state_(seed) {}
@@ -66,8 +67,8 @@ class prng {
     std::uint64_t state_;
 };
 
-/// One element of the list: [in:|out:]KIND:(N|?). `out`, the default, is what the process that
-/// loaded the plug-in writes.
+/// One element of the list: [in:|out:]KIND:(N|?). `out`, the default, is the direction in which the
+/// process that loaded the plug-in writes.
 [[nodiscard]] inline std::optional<fault> parse_fault(std::string_view text) noexcept {
     static constexpr std::pair<std::string_view, fault_kind> kinds[] = {
         {"delay:", fault_kind::delay},     {"cut:", fault_kind::cut},
@@ -115,19 +116,19 @@ class faulty_pipe {
         }
     }
 
-    /// How many bytes may be taken from the writer now: none beyond a stall or a cut, and no more
-    /// than a pipe holds, so that a slow reader is felt by the writer as without the relay.
+    /// How many bytes may be taken from the writer now: none after a stall or a cut, and at most as
+    /// many as a pipe holds, so that a slow reader slows the writer as it would without the relay.
     [[nodiscard]] std::size_t room() const noexcept {
         if (ended_ || held_ >= capacity)
             return 0;
         return static_cast<std::size_t>(
             std::min<std::uint64_t>(capacity - held_, std::min(cut_at_, stall_at_) - taken_));
     }
-    /// Nothing is held, and nothing will be taken though the writer may have more.
+    /// Whether nothing is held, and nothing more will be taken from the writer.
     [[nodiscard]] bool is_stalled() const noexcept { return taken_ == stall_at_ && held_ == 0; }
     [[nodiscard]] bool is_cut() const noexcept { return taken_ == cut_at_; }
     [[nodiscard]] bool is_ended() const noexcept { return ended_; }
-    /// All that was taken has been given, and no more will come.
+    /// Whether everything that was taken has been given, and no more will come.
     [[nodiscard]] bool is_drained() const noexcept { return held_ == 0 && (ended_ || is_cut()); }
 
     void push(std::string_view data, clock::time_point now) {
@@ -153,7 +154,7 @@ class faulty_pipe {
     }
     void end() noexcept { ended_ = true; }
 
-    /// When the next bytes are due; none when none are held.
+    /// When the next bytes are due; nothing when none are held.
     [[nodiscard]] std::optional<clock::time_point> due() const noexcept {
         return chunks_.empty() ? std::nullopt : std::optional(chunks_.front().due);
     }
@@ -171,7 +172,7 @@ class faulty_pipe {
 
   private:
     static constexpr std::size_t capacity = 64 * 1024;
-    static constexpr milliseconds moment{5}; // in which a reader has had what came before
+    static constexpr milliseconds moment{5}; // enough for the reader to read the earlier bytes
     static constexpr std::uint64_t never = UINT64_MAX;
     struct mark {
         std::uint64_t at;
@@ -200,7 +201,7 @@ class faulty_pipe {
     bool ended_ = false;
 };
 
-/// The two directions of one stream, with the values of '?' drawn.
+/// The two directions of one stream, with random values for each '?'.
 struct faulty_stream {
     faulty_pipe out;
     faulty_pipe in;
@@ -214,15 +215,15 @@ struct faulty_stream {
     }
 };
 
-/// A thread between the real socket and one end of a socket pair, whose other end the host has.
+/// A thread between the real socket and one end of a socket pair; the host has the other end.
 class relay {
   public:
-    /// `stop` is readable once the relay is to end; it outlives it.
+    /// `stop` becomes readable when the relay must end; it lives longer than the relay.
     relay(unique_fd host_side, unique_fd wire_side, faulty_stream faults, int stop)
         : host_side_(std::move(host_side)), wire_side_(std::move(wire_side)),
           faults_(std::move(faults)), stop_(stop) {
-        // A thread starts with its maker's mask: with all signals blocked in it, the host's
-        // handlers and signalfd keep working as if we were not here.
+        // A thread inherits the signal mask of its creator. With all signals blocked in this one, the
+        // host's handlers and signalfd work as before.
         sigset_t all;
         sigset_t before;
         ::sigfillset(&all);
@@ -246,14 +247,14 @@ class relay {
         faulty_pipe &pipe;
         int from;
         int to;
-        bool over = false; // its end has been passed on, or nobody is there to take it
+        bool over = false; // its end was passed on, or nobody reads it
     };
 
     void run() noexcept {
         try {
             relay_both();
         } catch (...) {
-            // No memory: what is left is to end the stream, and that is what both sides see.
+            // Without memory, the stream can only be ended; both sides see that.
         }
         host_side_.reset();
         wire_side_.reset();
@@ -285,7 +286,7 @@ class relay {
         }
     }
 
-    // What to wait for on the descriptor that `reads` reads from and `writes` writes to.
+    // The events to wait for on the descriptor that `reads` reads from and `writes` writes to.
     static pollfd watch(const direction &reads, const direction &writes, clock::time_point now,
                         int &timeout) {
         short events = 0;
@@ -299,8 +300,8 @@ class relay {
                 timeout = static_cast<int>(timeout < 0 ? wait : std::min<long>(timeout, wait));
             }
         }
-        // A hang-up is reported asked or not, and would spin while a full pipe waits for its
-        // reader; with nothing more to read here it is news, once: take() acts on it.
+        // poll() always reports a hang-up, which would make this loop spin while a full pipe waits for
+        // its reader. When there is nothing more to read here, take() handles it once.
         const bool wants_hang_up =
             reads.pipe.is_stalled() || (reads.pipe.is_ended() && !writes.over);
         return {events != 0 || wants_hang_up ? reads.from : -1, events, 0};
@@ -317,8 +318,8 @@ class relay {
             else if (n == 0 || (errno != EAGAIN && errno != EINTR))
                 d.pipe.end();
         } else if ((events & (POLLHUP | POLLERR)) != 0) {
-            // Gone for good, with a stall or the end of its own bytes behind it: nobody is left to
-            // take the other direction, and a stalled stream whose writer went is over.
+            // The peer has closed, after a stall or after the end of its own bytes. Nobody reads the
+            // other direction, and a stalled stream without a writer is over.
             back.over = true;
             if (d.pipe.is_stalled())
                 d.over = true;
@@ -334,7 +335,7 @@ class relay {
             } else if (errno == EAGAIN || errno == EINTR) {
                 return;
             } else {
-                // Nobody takes these bytes any more; their writer is to see that as without us.
+                // Nobody reads these bytes any more; the writer must see that as it would without us.
                 ::shutdown(d.from, SHUT_RD);
                 d.over = true;
             }
@@ -350,7 +351,7 @@ class relay {
     faulty_stream faults_;
     int stop_;
     std::atomic<bool> over_{false};
-    std::thread thread_; // last: it uses all of the above
+    std::thread thread_; // last, since it uses the other members
 };
 
 } // namespace mock

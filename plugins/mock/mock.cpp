@@ -2,12 +2,12 @@
 /// @file
 /// The transport for tests and first tries: UNIX sockets on one machine, peers by configuration.
 ///
-/// Options in dom0: `dir`, where NAME.sock is made for each of `peers` (names with blanks between),
-/// and for each that set_peers names. Peers that are configured and not authorised are how tests
-/// try a stranger. In a qube: `socket`, one of these. In both: `fault`, a list as
-/// "cut:100,in:delay:5" (faults.hpp); `seed` for what is drawn; `fault-range`, below which '?' is.
+/// Options in dom0: `dir`, where NAME.sock is made for each name in `peers` (separated by blanks), and
+/// for each that set_peers names. A test can configure a peer that is not authorised, as a stranger. In
+/// a qube: `socket`, one of these. In both: `fault`, a list like "cut:100,in:delay:5" (faults.hpp);
+/// `seed` for random values; `fault-range`, the upper limit for '?'.
 ///
-/// It proves nothing about who connects but the user: whoever runs as this user may be any peer.
+/// It only checks the user of a process that connects: any process of this user may be any peer.
 
 #include <algorithm>
 #include <cerrno>
@@ -50,7 +50,7 @@ using qvmremote::host::trusted;
     fail(QVMREMOTE_FAILED, what + ": " + std::strerror(errno));
 }
 
-// The house's form of a peer's name. It becomes a file name, so nothing else gets past here.
+// The form of a peer's name. The name becomes a file name, so any other form is refused.
 bool is_name(std::string_view name) {
     return !name.empty() && name.size() < sizeof(qvmremote_stream::peer) &&
            qvmremote::is_alpha(name[0]) && std::all_of(name.begin(), name.end(), [](char c) {
@@ -87,7 +87,8 @@ unique_fd make_socket() {
     return out;
 }
 
-// Only our own user or root is let in: the mode of the socket says so, and this in case it changed.
+// Only our own user and root may connect: the mode of the socket allows no others, and this checks
+// again.
 bool is_our_user(int socket) {
     ucred who{};
     socklen_t size = sizeof who;
@@ -157,13 +158,13 @@ class transport {
                 fail(QVMREMOTE_UNREACHABLE,
                      "nobody listens at " + socket_ + "; start a daemon with this transport");
             if (errno == EACCES)
-                fail(QVMREMOTE_REFUSED, socket_ + " is another user's; run as that user");
+                fail(QVMREMOTE_REFUSED, socket_ + " belongs to another user; run as that user");
             fail_errno("cannot connect to " + socket_);
         }
         if (!is_our_user(made.get()))
-            fail(QVMREMOTE_REFUSED, "who listens at " + socket_ +
-                                        " is neither this user nor root; "
-                                        "look who made that socket");
+            fail(QVMREMOTE_REFUSED, "the process that listens at " + socket_ +
+                                        " runs as neither this user nor root; "
+                                        "find out who made that socket");
         give(std::move(made), "dom0", out);
     }
 
@@ -179,7 +180,7 @@ class transport {
         return epoll_.get();
     }
 
-    // A list that holds what is not a name changes nothing.
+    // A list with a bad name changes nothing.
     void name_peers(std::vector<std::string> names, const char *whose) {
         names.insert(names.end(), configured_.begin(), configured_.end());
         std::sort(names.begin(), names.end());
@@ -197,8 +198,8 @@ class transport {
     }
 
     int32_t accept(qvmremote_stream &out) {
-        // Who may not connect is turned away without a word, some at a time: the host has more to
-        // do.
+        // Closes the connections of users who may not connect, only some at a time, since the host has
+        // other work.
         for (int turned_away = 0; turned_away < 64; ++turned_away) {
             epoll_event event{};
             const int ready = ::epoll_wait(epoll_.get(), &event, 1, 0);
@@ -249,7 +250,7 @@ class transport {
         return directory_ + "/" + name + ".sock";
     }
 
-    // Brings the sockets in line with names_.
+    // Makes and removes sockets, so that there is one for each of names_.
     void open_sockets() {
         for (auto at = listening_.begin(); at != listening_.end();) {
             if (std::binary_search(names_.begin(), names_.end(), at->first)) {
@@ -257,7 +258,7 @@ class transport {
                 continue;
             }
             ::unlink(path_of(at->first).c_str());
-            at = listening_.erase(at); // closed, so epoll forgets it
+            at = listening_.erase(at); // this closes it, so epoll forgets it
         }
         for (const std::string &name : names_) {
             if (listening_.contains(name))
@@ -275,7 +276,7 @@ class transport {
     static unique_fd open_socket(const std::string &path) {
         const sockaddr_un address = address_of(path, "dir");
         const auto *generic = reinterpret_cast<const sockaddr *>(&address);
-        // A socket that nobody listens on any more was left by a daemon that was killed.
+        // A socket without a listener was left by a daemon that was killed.
         const unique_fd probe = make_socket();
         if (::connect(probe.get(), generic, sizeof address) == 0)
             fail(QVMREMOTE_FAILED, "another daemon listens at " + path + "; end it first");
@@ -285,15 +286,15 @@ class transport {
                 ::unlink(path.c_str());
         }
         unique_fd out(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-        // On Linux bind gives the file the socket's own mode. So it is never wider, and the umask,
-        // which the whole process shares, stays alone.
+        // On Linux, bind gives the file the mode of the socket. So the file never has more rights, and
+        // the umask of the process need not change.
         if (!out || ::fchmod(out.get(), 0600) != 0 ||
             ::bind(out.get(), generic, sizeof address) != 0 || ::listen(out.get(), 128) != 0)
             fail_errno("cannot listen at " + path);
         return out;
     }
 
-    // Without faults the socket itself is handed over, and nothing of ours is in the way.
+    // Without faults the host gets the socket itself, without a relay.
     void give(unique_fd made, const std::string &peer, qvmremote_stream &out) {
         if (!faults_.empty()) {
             relays_.remove_if([](const relay &r) { return r.is_over(); });

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What qrexec writes first to the socket of a service: for whom, with what argument, from where.
+/// Parses the first bytes that qrexec writes to the socket of a service: the service, its argument, and
+/// the calling qube.
 ///
-/// In dom0 it is `qvmremote.Exec+ARG SOURCE name|keyword TARGET` and a NUL, elsewhere without the
-/// last two words. All of it is qrexec's word but ARG and TARGET, which the qube has chosen from the
-/// characters that qrexec lets pass.
+/// In dom0 it is `qvmremote.Exec+ARG SOURCE name|keyword TARGET` and a NUL; in other places without the
+/// last two words. qrexec vouches for all of it except ARG and TARGET. The calling qube chooses those,
+/// from the characters that qrexec allows.
 
 #pragma once
 
@@ -23,7 +24,7 @@ inline constexpr std::string_view service_name = "qvmremote.Exec";
 inline constexpr std::size_t longest_source = sizeof(qvmremote_stream::peer) - 1;
 inline constexpr std::size_t longest_argument = sizeof(qvmremote_stream::argument) - 1;
 inline constexpr std::size_t longest_target = 127;
-/// Without its NUL.
+/// The size of the longest one, without its NUL.
 inline constexpr std::size_t longest_descriptor = service_name.size() + 1 + longest_argument + 1 +
                                                   longest_source + sizeof " keyword " - 1 +
                                                   longest_target;
@@ -35,8 +36,8 @@ struct descriptor {
     friend bool operator==(const descriptor &, const descriptor &) = default;
 };
 
-/// Takes a descriptor without its NUL, whole and with nothing behind it. No other service's, and
-/// none in which anything is longer, shorter or of other characters than above.
+/// Parses a complete descriptor, without its NUL and with nothing after it. Nothing when it is for
+/// another service, or when any part does not have the form above.
 [[nodiscard]] inline std::optional<descriptor> parse_descriptor(std::string_view untrusted) {
     using qvmremote::is_alnum;
     using qvmremote::is_alpha;
@@ -45,7 +46,7 @@ struct descriptor {
                    return is_alnum(c) || beside.find(c) != std::string_view::npos;
                });
     };
-    // Words with one blank between each two; none is empty.
+    // The words, each separated by one blank; none is empty.
     std::string_view words[4];
     std::size_t count = 0;
     for (std::string_view left = untrusted; count < 4; ++count) {

@@ -26,14 +26,14 @@ namespace {
 constexpr int backlog = 128;
 constexpr const char *qubes_group = "qubes";
 
-// Failures as `telling` compares them.
+// Kinds of failures, for `telling`.
 enum : int { wrong_user, bad_descriptor, too_slow };
 
 [[noreturn]] void fail_errno(const std::string &what) {
     throw problem{QVMREMOTE_FAILED, what + ": " + std::strerror(errno)};
 }
 
-// As qrexec finds the user whom it runs dom0's services as (QUBES.md §4).
+// Finds the user for dom0's services in the same way as qrexec (QUBES.md §4).
 uid_t user_of_qrexec(const std::string &configured) {
     std::string name = configured;
     if (name.empty()) {
@@ -48,8 +48,8 @@ uid_t user_of_qrexec(const std::string &configured) {
     const passwd *const who = ::getpwnam(name.c_str());
     if (who == nullptr)
         throw problem{QVMREMOTE_BAD_OPTION, "there is no user '" + name +
-                                                "', as whom qrexec would run services; option "
-                                                "'user' names another"};
+                                                "' to run qrexec's services; option 'user' "
+                                                "names another"};
     return who->pw_uid;
 }
 
@@ -72,7 +72,7 @@ server::server(settings how, ms (*now)()) : how_(std::move(how)), clock_(now) {
 }
 
 server::~server() {
-    // Only our own: another daemon may have put its socket there.
+    // Remove only our own socket: another daemon may have put its socket there.
     struct stat at {};
     if (listener_ && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode) &&
         at.st_ino == inode_)
@@ -96,8 +96,8 @@ void server::open_socket() {
     const std::string directory = how_.socket.substr(0, how_.socket.rfind('/'));
     if (auto made = qvmremote::host::make_directories(directory, 0755); !made)
         throw problem{QVMREMOTE_FAILED, made.error().what};
-    // A socket that nobody listens on any more was left by a daemon that was killed. What is no
-    // socket stays, and bind says so.
+    // A socket without a listener was left by a daemon that was killed. Any other file stays, and then
+    // bind fails.
     const unique_fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     const bool answers = ::connect(probe.get(), generic, sizeof address) == 0;
     if (answers || errno == EAGAIN)
@@ -108,8 +108,8 @@ void server::open_socket() {
         ::unlink(how_.socket.c_str());
 
     unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    // On Linux bind gives the file the socket's own mode: it is never wider than this, and the group
-    // gets its part when the file is known to be ours.
+    // On Linux, bind gives the file the mode of the socket, so it never has more rights. The group gets
+    // access after we know that the file is ours.
     if (!made || ::fchmod(made.get(), 0600) != 0 ||
         ::bind(made.get(), generic, sizeof address) != 0)
         fail_errno("cannot listen at " + how_.socket);
@@ -117,10 +117,10 @@ void server::open_socket() {
     if (!file || ::fstat(file.get(), &at) != 0 || !S_ISSOCK(at.st_mode))
         fail_errno("cannot look at " + how_.socket);
     inode_ = at.st_ino;
-    listener_ = std::move(made); // from here on the destructor takes the file away
+    listener_ = std::move(made); // from now on the destructor removes the file
     const group *const all = ::getgrnam(qubes_group);
     const std::string by_number = "/proc/self/fd/" + std::to_string(file.get());
-    // Without root's rights the group may not be ours to give; then its members stay outside.
+    // Without root we may not be allowed to set this group; then its members have no access.
     if (all != nullptr &&
         ::fchownat(file.get(), "", static_cast<uid_t>(-1), all->gr_gid, AT_EMPTY_PATH) != 0 &&
         ::geteuid() == 0)
@@ -143,7 +143,7 @@ std::optional<taken_stream> server::accept() {
     [[maybe_unused]] const ssize_t n = ::read(timer_.get(), &expirations, sizeof expirations);
     while (!half_way_.empty() && half_way_.front().due <= now_) {
         half_way_.pop_front();
-        complain(too_slow, "a call to the service did not say within " +
+        complain(too_slow, "a call to the service did not name its origin within " +
                                std::to_string(descriptor_limit / 1000) +
                                " s where it comes from; closed");
     }
@@ -190,8 +190,8 @@ void server::take_new() {
         socklen_t size = sizeof who;
         if (::getsockopt(made.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
             (who.uid != user_ && who.uid != 0)) {
-            complain(wrong_user, "user " + std::to_string(who.uid) + " came to " + how_.socket +
-                                     " and is not whom qrexec runs as; closed");
+            complain(wrong_user, "user " + std::to_string(who.uid) + " called " + how_.socket +
+                                     ", but qrexec does not run as that user; closed");
             continue;
         }
         watch(made.get());
@@ -199,7 +199,7 @@ void server::take_new() {
     }
 }
 
-// What is behind the NUL is the host's: so it is looked at first and taken as far as it is ours.
+// The bytes after the NUL are for the host. So peek first, and read only up to the NUL.
 server::progress server::read(connection &from) const {
     std::array<char, longest_descriptor + 1> room;
     for (;;) {
@@ -226,7 +226,7 @@ server::progress server::read(connection &from) const {
     }
 }
 
-// Brings what epoll waits for in line with what there is.
+// Updates what epoll waits for.
 void server::settle() {
     if (const bool full = half_way_.size() >= most_half_way; full != is_full_) {
         is_full_ = full;
@@ -235,7 +235,7 @@ void server::settle() {
         event.data.fd = listener_.get();
         ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
     }
-    // A problem that waits to be said is something to do.
+    // A problem that waits to be reported is something to do.
     const ms due = problem_ ? 0 : next_due();
     if (due == armed_ && due != 0)
         return;

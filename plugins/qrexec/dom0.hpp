@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// dom0's end of qrexec: the socket of the service, and who has come to it from where.
+/// dom0's end of qrexec: listens at the socket of the service, and finds out which qube calls.
 ///
-/// One thread, nothing blocks: the listener, a timer and every connection that has not said all of
-/// its descriptor are in one epoll set. Nothing is started for a call.
+/// It uses one thread and never blocks: the listener, a timer and every connection without a complete
+/// descriptor are in one epoll set. It starts no process for a call.
 
 #pragma once
 
@@ -28,14 +28,14 @@ using plugins::ms;
 using plugins::problem;
 using qvmremote::host::unique_fd;
 
-/// qrexec writes the descriptor at once; who has not said it within this time is turned away.
+/// qrexec writes the descriptor at once; a connection without it after this time is closed.
 inline constexpr ms descriptor_limit = 5'000;
-/// So many may be half-way through at a time; others wait in the kernel's queue.
+/// How many connections may be without a complete descriptor; others wait in the kernel's queue.
 inline constexpr std::size_t most_half_way = 64;
 
 struct settings {
     std::string socket = "/run/qubes-rpc/qvmremote.Exec";
-    std::string user; ///< whom qrexec runs as; empty: the first member of group qubes
+    std::string user; ///< the user of qrexec; empty: the first member of group qubes
 };
 
 struct taken_stream {
@@ -45,21 +45,21 @@ struct taken_stream {
 
 class server {
   public:
-    /// `now` stands still within a call of any function here. Throws a problem when nobody can be
-    /// the user.
+    /// `now` does not change during a call of a function here. Throws a problem when there is no such
+    /// user.
     explicit server(settings how, ms (*now)() = qvmremote::host::boottime_ms);
     server(const server &) = delete;
     server &operator=(const server &) = delete;
-    /// The socket goes: without it qrexec says that there is no such service.
+    /// Removes the socket. Without it qrexec reports that there is no such service.
     ~server();
 
-    /// The descriptor that is readable when accept has something to do.
+    /// Becomes readable when accept has something to do.
     [[nodiscard]] int listen();
-    /// The next stream, read up to the NUL of its descriptor and not further; none when there is
-    /// none now. Throws a problem that people should see.
+    /// The next stream, read exactly up to the NUL of its descriptor; nothing when there is none now.
+    /// Throws a problem that people should see.
     [[nodiscard]] std::optional<taken_stream> accept();
 
-    /// When there is something to do though nothing happens; `never` when all is quiet.
+    /// When there is something to do without an event; `never` when there is not.
     [[nodiscard]] ms next_due() const {
         return half_way_.empty() ? plugins::never : half_way_.front().due;
     }
@@ -69,7 +69,7 @@ class server {
     struct connection {
         unique_fd socket;
         ms due;
-        std::string untrusted_text; // of the descriptor, so far
+        std::string untrusted_text; // the part of the descriptor that has come
     };
     enum class progress : std::uint8_t { more, whole, bad };
 
@@ -88,9 +88,9 @@ class server {
     ino_t inode_ = 0;
     bool is_full_ = false;
     ms armed_ = plugins::never;
-    std::deque<connection> half_way_; // the oldest, which is due first, in front
+    std::deque<connection> half_way_; // the oldest first, which is due first
     plugins::telling told_;
-    std::optional<std::string> problem_; // to be said
+    std::optional<std::string> problem_; // to be reported
 };
 
 } // namespace qrexec

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The transport that Qubes' own policy decides about first: the qube calls the service
-/// qvmremote.Exec, which in dom0 is a socket of ours.
+/// The transport through qrexec, whose policy decides first: the qube calls the service qvmremote.Exec,
+/// which is a socket of ours in dom0.
 ///
 /// Options in a qube: `client`, `target`, `argument`, `kept`. In dom0: `socket`, `user`.
 /// doc/TRANSPORTS.md has them all.
@@ -22,7 +22,7 @@ namespace {
 
 using plugins::guarded;
 
-// One of the two, by role.
+// One of the two, depending on the role.
 struct transport {
     std::unique_ptr<server> dom0;
     void *qube = nullptr;
@@ -103,7 +103,7 @@ int32_t qrexec_accept(void *self, qvmremote_stream *out, char *error, uint32_t e
         auto got = dom0_of(self).accept();
         if (!got)
             return QVMREMOTE_AGAIN;
-        // An argument that gets lost would be one that narrows nothing.
+        // If the argument got lost, it would not limit the call.
         if (out->struct_size >= sizeof *out)
             std::memcpy(out->argument, got->from.argument.c_str(), got->from.argument.size() + 1);
         else if (!got->from.argument.empty())
@@ -135,6 +135,6 @@ const qvmremote_transport_ops QVMREMOTE_TRANSPORT_TABLE = {
     qrexec::qrexec_connect,
     qrexec::qrexec_listen,
     qrexec::qrexec_accept,
-    nullptr, // whoever calls is served: there is nobody to call
+    nullptr, // qubes call us, so there is no list of peers to call
     qrexec::qrexec_explain,
 };

@@ -27,14 +27,14 @@ namespace {
 
 using plugins::ms;
 
-constexpr ms slot_limit = 1'000; // then the host looks whether it still wants a call
+constexpr ms slot_limit = 1'000; // then the host checks whether it still needs the call
 constexpr int explain_ms = 1'000;
 
 [[noreturn]] void fail_errno(const std::string &what) {
     throw problem{QVMREMOTE_FAILED, what + ": " + std::strerror(errno)};
 }
 
-// As the client finds its own files.
+// In the same way as the client finds its files.
 std::string home() {
     const char *const set = std::getenv("HOME");
     if (set != nullptr && *set == '/')
@@ -68,7 +68,7 @@ problem meaning_of(const call_settings &how, const child_end &end, const std::st
     switch (end.number) {
     case 0:
         return {QVMREMOTE_UNREACHABLE, how.target + " ended the call to " + what +
-                                           " without a word; the log of qvm-remote-dom0 there "
+                                           " without an answer; in dom0, qvm-remote-dom0 log "
                                            "says why"};
     case 125:
         // Qubes' own word for a socket that nobody listens on, which a daemon that was killed leaves.
@@ -117,14 +117,15 @@ caller::caller(const qvmremote_options &options) {
     if (!how_.client.starts_with('/'))
         throw problem{QVMREMOTE_BAD_OPTION,
                       "option 'client': '" + how_.client + "' is not an absolute path"};
-    // It stands where qrexec-client-vm takes options.
+    // qrexec-client-vm would take it for an option.
     if (how_.target.starts_with('-') || !is_of(how_.target, longest_source, "_.-@:$"))
         throw problem{QVMREMOTE_BAD_OPTION,
                       "option 'target': '" + how_.target + "' is not the name of a qube"};
     if (how_.argument.starts_with('+') || !is_of(how_.argument, longest_argument, "_.+-"))
-        throw problem{QVMREMOTE_BAD_OPTION,
-                      "option 'argument': '" + how_.argument +
-                          "' is not of letters, digits, '_', '.', '-' and '+', the last not first"};
+        throw problem{
+            QVMREMOTE_BAD_OPTION,
+            "option 'argument': '" + how_.argument +
+                "' must be of letters, digits, '_', '.', '-' and '+', and not begin with '+'"};
     how_.directory = home() + "/.qvm-remote";
 }
 
@@ -158,7 +159,8 @@ void caller::connect(qvmremote_stream &out) {
     out.out_fd = up_near.release();
 }
 
-// Whether an agent has a call that can be shared. It is found as qvm-run's is, at a name of its own.
+// Connects to an agent that shares its call, if there is one. Its socket has a name of its own beside
+// that of qvm-run.
 bool caller::connect_to_agent(qvmremote_stream &out) const {
     const std::string path = how_.directory + "/agent-qrexec.sock";
     if (::access(path.c_str(), F_OK) != 0)
@@ -177,7 +179,7 @@ bool caller::connect_to_agent(qvmremote_stream &out) const {
     return status == QVMREMOTE_OK;
 }
 
-// One of so many locks, which end with the processes that hold them: no count can be left over.
+// One lock of several. A lock ends with the process that holds it, so none can be left over.
 unique_fd caller::take_slot() const {
     const std::string prefix = how_.directory + "/qrexec-";
     ::mkdir(how_.directory.c_str(), 0700);
@@ -195,7 +197,7 @@ unique_fd caller::take_slot() const {
             if (::flock(files[i].get(), LOCK_EX | LOCK_NB) == 0)
                 return std::move(files[i]);
         }
-        // A signal is the host's to look at, between two attempts.
+        // The host checks for signals between two attempts.
         if (::poll(nullptr, 0, pause) < 0 || qvmremote::host::boottime_ms() >= end)
             throw problem{QVMREMOTE_UNREACHABLE,
                           std::to_string(calls_at_once) +
@@ -206,7 +208,7 @@ unique_fd caller::take_slot() const {
 
 std::int32_t caller::explain(std::string &text) {
     if (calls_.empty())
-        return QVMREMOTE_AGAIN; // the agent's call, of which it knows
+        return QVMREMOTE_AGAIN; // it was the agent's call: the agent knows the reason
     call &last = calls_.back();
     pollfd ended{last.process.descriptor(), POLLIN, 0};
     int ready;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The qube's end of qrexec: the kept call of an agent where there is one, else a call of its own.
-/// For programs that compile it in, too.
+/// The qube's end of qrexec: it uses the kept call of an agent if there is one, else it makes a call.
+/// Programs can also compile it in.
 
 #pragma once
 
@@ -25,7 +25,8 @@ using plugins::child_end;
 using plugins::problem;
 using qvmremote::host::unique_fd;
 
-/// So many calls of one user at a time: a real machine fails somewhere above ten (QUBES.md §1).
+/// How many calls one user may have at a time: a real machine fails at somewhat more than ten (QUBES.md
+/// §1).
 inline constexpr int calls_at_once = 8;
 
 struct call_settings {
@@ -33,20 +34,20 @@ struct call_settings {
     std::string target = "dom0";
     std::string argument;
     std::string directory; ///< ~/.qvm-remote: the agent's socket and the locks
-    bool kept = true;      ///< an agent's kept call is used where there is one
+    bool kept = true;      ///< use the kept call of an agent if there is one
 };
 
-/// The program and its arguments that make the call.
+/// The program that makes the call, and its arguments.
 [[nodiscard]] std::vector<std::string> call_of(const call_settings &how);
 
-/// What a call that ended without a byte means: a status and words. `said` is the last line that the
-/// program wrote to its standard error.
+/// What it means that a call ended without a byte: a status and a text. `said` is the last line that
+/// the program wrote to its standard error.
 [[nodiscard]] problem meaning_of(const call_settings &how, const child_end &end,
                                  const std::string &said);
 
 class caller {
   public:
-    /// Throws a problem for an option that is not good.
+    /// Throws a problem for a bad option.
     explicit caller(const qvmremote_options &options);
 
     void connect(qvmremote_stream &out);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The service qvmremote.Exec where qrexec knows no sockets as services: it says at the daemon's
-// socket what qrexec would have said there, and passes bytes. `qvmremote.Exec [ARG]`, as qrexec
-// starts it; the argument is taken from the environment, which is dom0's.
+// The service qvmremote.Exec for a qrexec that does not support sockets as services. It connects to the
+// daemon's socket, writes what qrexec would write there, and passes bytes. qrexec starts it as
+// `qvmremote.Exec [ARG]`; the argument comes from the environment, which dom0 sets.
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr int no_service = 127; // as qrexec says it
+constexpr int no_service = 127; // as qrexec reports it
 constexpr int trouble = 125;
 
 int fail(int code, const char *what) {
@@ -45,7 +45,7 @@ bool write_all(int fd, const char *data, std::size_t size) {
     return true;
 }
 
-// To the end of one of the two.
+// Until one of the two ends.
 void copy(int from, int to) {
     std::array<char, 65536> room;
     for (;;) {

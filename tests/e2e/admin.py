@@ -87,7 +87,7 @@ def authorize_reads_the_key_in_the_qube(f):
     house.wait_for_agent("dev")
     house.add("off", authorized=False, state="Halted")
     got = admin(house, "authorize", "off", "--fetch", stdin=b"yes\n")
-    check(got.returncode == 1 and b"is it running" in got.stderr, got)
+    check(got.returncode == 1 and b"start the qube" in got.stderr, got)
     equal(house.machine.violations(), "")
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An operator's word: asked for, given, refused, withdrawn; panic; keys that run out.
+"""Approvals: asked for, given, refused, withdrawn; panic; keys that expire.
 Usage: approvals.py BUILD-DIRECTORY [CASE...]
 """
 
@@ -29,7 +29,7 @@ def at_a_terminal():
 
 
 def operator(f, *words):
-    """Where commands have no cgroups, who decides needs a terminal."""
+    """Without cgroups for commands, an operator needs a terminal."""
     control, terminal = pty.openpty()
     try:
         return subprocess.run([DAEMON, "--root", f.root, *words], env=f.env(), stdin=terminal,
@@ -51,7 +51,7 @@ def question(f):
 
 
 def whole(f, asked):
-    """All of one question."""
+    """The whole of one question."""
     got = f.dom0("approvals", "show", str(asked["serial"]), "--json")
     equal((got.returncode, got.stderr), (0, b""))
     return json.loads(got.stdout)
@@ -90,7 +90,7 @@ def what_is_asked_about_waits_and_runs_when_it_is_allowed(f):
           ("APPROVED", asked["serial"], asked["digest"], "work"))
     check(f"uid {os.geteuid()}" in word["user"], word)
     equal((start_line["verdict"], start_line["policy"]), ("ask", "30-test.policy:1 work * ask"))
-    # It was for once.
+    # The approval was for one run.
     client = start(f, "-t", "77", "echo $QVM_REMOTE_PEER; exit 7")
     again = question(f)
     check(again["serial"] != asked["serial"] and again["digest"] == asked["digest"], again)
@@ -102,7 +102,7 @@ def what_is_asked_about_waits_and_runs_when_it_is_allowed(f):
 
 @case
 def what_waits_does_not_run_when_its_rule_is_gone(f):
-    """The file is changed by hand and nobody reloads."""
+    """The file is changed by hand, without a reload."""
     path = os.path.join(f.root, "etc/qubes/remote-policy.d/30-test.policy")
     for text in ("work * deny\n", "", "work * as\n", "work * ask timeout=5\n"):
         begin(f, "work * ask\n") if f.daemon is None else rules(f, "work * ask\n")
@@ -120,13 +120,13 @@ def a_word_goes_to_what_still_waits(f):
     begin(f, "work * ask\n")
     got = operator(f, "approvals", "allow", "1", "0" * 64)
     check(got.returncode == 1 and b"nothing waits" in got.stderr, got)
-    # The client goes: so does its question.
+    # The client ends, and so does its question.
     client = start(f, "echo no")
     question(f)
     client.kill()
     client.wait()
     eventually(lambda: not questions(f), "the question's end")
-    # Its key goes.
+    # Its key is revoked.
     client = start(f, "echo no")
     question(f)
     equal(f.dom0("revoke", "work").returncode, 0)
@@ -138,7 +138,7 @@ def a_word_goes_to_what_still_waits(f):
 
 @case
 def what_was_shown_is_what_runs(f):
-    """I1: another policy means another question, and the digest is over all that would run."""
+    """I1: another policy makes another question, and the digest covers everything that would run."""
     begin(f, "work * ask timeout=50\n")
     client = start(f, "echo yes")
     first = question(f)
@@ -164,7 +164,7 @@ def stdin_is_shown_before_it_is_used(f):
     client.stdin.write(b"x" * 300_000)
     client.stdin.flush()
     time.sleep(0.2)
-    equal(questions(f), [])  # its end is part of it
+    equal(questions(f), [])  # the end of the input is part of the question
     client.stdin.write(b"yz")
     client.stdin.close()
     asked = question(f)
@@ -189,7 +189,7 @@ def stdin_is_shown_before_it_is_used(f):
 
 @case
 def nobody_else_says_yes(f):
-    """I12: neither a command of ours, nor who has no terminal where there are no cgroups."""
+    """I12: a command of ours may not approve; nor may a process without a terminal, if there are no cgroups."""
     begin(f, "dev level:full allow\nwork * ask\n")
     f.dom0("authorize", "dev", stdin=KEY.encode())
     client = start(f, "echo no")
@@ -226,7 +226,7 @@ def a_grant_is_for_the_very_same(f):
     check(got.returncode == 1 and b"once" in got.stderr, got)
     operator(f, "approvals", "deny", str(asked["serial"]))
     ended(client)
-    # A key that changes takes what was granted with it.
+    # A new key removes what was granted for the old one.
     equal(f.dom0("authorize", "work", stdin=b"b" * 64).returncode, 0)
     equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)
     client = start(f, "echo", "a")
@@ -249,7 +249,7 @@ def one_qube_does_not_fill_the_list(f):
 
 
 class Terminal:
-    """An operator's program at a terminal of its own: what it shows, what is typed."""
+    """An operator's program on a terminal of its own: reads what it shows, and types."""
 
     def __init__(self, f, *words, rows=24, columns=80):
         self.control, terminal = pty.openpty()
@@ -260,7 +260,7 @@ class Terminal:
         self.shown = b""
 
     def see(self, wanted):
-        """What was shown up to this, which is taken off."""
+        """What was shown up to and with this text."""
         while wanted not in self.shown:
             check(select.select([self.control], [], [], HANG)[0], f"never shown: {wanted}: {self.shown}")
             try:
@@ -287,7 +287,7 @@ ASKED = b"To let it run, type '"
 def watch_asks_on_a_terminal(f):
     begin(f, "work * ask\n")
     watcher = Terminal(f, "approvals", "watch")
-    # What runs in a shell takes the qube's name; yes is a no.
+    # For a shell command the answer is the qube's name; yes counts as no.
     for form, code in (("yes", 126), ("work", 126), ("{serial}", 126), ("yes {serial}", 126),
                        ("work {serial}1", 126), ("work {serial}", 0)):
         client = start(f, "echo \x1b[31mhi; true")
@@ -308,7 +308,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
     serial = question(f)["serial"]
     watcher.see(ASKED)
     watcher.see(b"is a no: ")
-    # An answer to this one, and answers to those that come.
+    # An answer to this question, and answers typed ahead for the next ones.
     for typed in (f"yes {serial}", "yes", f"yes {serial + 1}", f"yes {serial + 2}"):
         watcher.type(typed)
     equal(ended(first)[:2], (0, b"1\n"))
@@ -320,7 +320,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
         check(client.poll() is None, "nothing was typed that counts")
         watcher.type("no")
         equal(ended(client)[0], 126)
-    # What comes within the first second of a question does not count either.
+    # What is typed within the first second of a question does not count either.
     client = start(f, "echo", "x")
     asked = question(f)
     watcher.see(asked["digest"][:20].encode())
@@ -355,7 +355,7 @@ def all_is_shown_before_a_yes_is_possible(f):
     code, out, _ = ended(client)
     check(code == 0 and out.endswith(b"99\nend"), out)
     answer.end()
-    # Who does not read to the end says nothing, whatever is typed.
+    # Without reading to the end, no answer counts.
     client = start(f, script)
     asked = question(f)
     answer = Terminal(f, "approvals", "allow", str(asked["serial"]), asked["digest"])
@@ -399,7 +399,7 @@ def no_word_or_line_looks_like_two(f):
                   else wanted.encode())
         screen = f.dom0("approvals", "show", str(asked["serial"])).stdout
         check(all(0x20 <= c < 0x7f or c == 10 for c in screen), screen)
-        # Without what is another each time: the serial, the seconds, the digest.
+        # Without the parts that change: the serial, the seconds, the digest.
         screen = b"\n".join(row for row in screen.split(b"\n") if not row.startswith((b"serial", b"sha256", b" ")))
         check(screen not in shown, (words, shown.get(screen)))
         shown[screen] = words
@@ -408,7 +408,7 @@ def no_word_or_line_looks_like_two(f):
 
 
 def bytes_of(shown):
-    """The bytes that a text of the JSON stands for."""
+    """The bytes of an escaped text of the JSON."""
     return re.sub(rb"\\(x..|.)", lambda m: {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}.get(
         m[1]) or bytes.fromhex(m[1][1:].decode()), shown.encode())
 
@@ -454,7 +454,7 @@ def without_a_terminal_allow_takes_the_digest(f):
 
 
 def connections(f, line, count=80):
-    """Connections to the control socket that have sent this much of a request."""
+    """Connections to the control socket that have sent only this part of a request."""
     out = []
     for _ in range(count):
         s = socket.socket(socket.AF_UNIX)
@@ -497,7 +497,7 @@ def ask_control(path, line):
 
 
 def allow_what_was_swapped(control, running):
-    """An operator who says yes to every entry, once somebody has changed its file."""
+    """An operator who approves every entry after somebody has changed its file."""
     while True:
         for asked in map(json.loads, ask_control(control, "approvals").splitlines()):
             try:
@@ -534,7 +534,7 @@ def an_entry_that_is_swapped_while_it_waits_runs_as_it_was_shown(f):
                     e.write(text)
                 os.rename(hidden, os.path.join(queue, "pending", name + suffix))
         for name in names:
-            # The token goes when the agent has read the entry; what is swapped before is what is shown.
+            # The agent removes the token after it has read the entry; a change before that is shown.
             eventually(lambda: os.path.exists(os.path.join(queue, "running", name)) and
                        not os.path.exists(os.path.join(queue, "pending", name + ".auth")), "it is fetched")
             for place in ("pending", "running"):
@@ -612,7 +612,7 @@ def a_key_runs_out_for_live_sessions_too(f):
         u.write(f"{int(time.time()) + 2}\n")
     f.daemon.send_signal(signal.SIGHUP)
     code, _, err = ended(running)
-    check(code == 126 and b"revoked" in err, err)
+    check(code == 126 and b"the key has expired" in err, err)
     equal(f.run("true").returncode, 126)
     equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)
     check(not os.path.exists(until), "no end any more")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The audit log from the outside: checked, shown, exported, set aside, and through kill -9 of the daemon.
+"""The audit log from the outside: checked, shown, exported, rotated, and after kill -9 of the daemon.
 Usage: audit.py BUILD-DIRECTORY [ROUNDS=N] [SECONDS=N] [CASE...]
 ROUNDS of kills, and no more than fit into SECONDS.
 """
@@ -27,7 +27,7 @@ def audit_path(f):
 
 
 def stand_in(f, text):
-    """A journalctl of ours, first in the PATH."""
+    """A journalctl for this test, first in the PATH."""
     place = os.path.join(f.path, "bin")
     os.makedirs(place, exist_ok=True)
     with open(os.path.join(place, "journalctl"), "w") as j:
@@ -70,7 +70,7 @@ def verify_says_what_is_good_and_what_is_not(f):
     check(heads and heads[-1].startswith("audit head 7 "), heads)  # ADMIN, and three pairs
     env = stand_in(f, "cat <<'X'\n" + "\n".join(heads) + "\nX\n")
     got = f.dom0("audit", "verify", env=env)
-    check(got.returncode == 0 and b"serial 1 to 7" in got.stdout and b"the last of serial 7" in got.stdout, got)
+    check(got.returncode == 0 and b"serial 1 to 7" in got.stdout and b"the last with serial 7" in got.stdout, got)
     with open(os.path.join(f.path, "bin/asked")) as asked:
         words = asked.read()
         check("SYSLOG_IDENTIFIER=qvm-remote-audit" in words and "--root=" + f.root in words
@@ -100,7 +100,7 @@ def verify_says_what_is_good_and_what_is_not(f):
         check(got.returncode == 1 and words in got.stderr and b"keep all files" in got.stderr, (words, got))
         equal(got.stdout, b"")
     got = verdict(lines + [b'{"n":8,"t":'])
-    check(got.returncode == 0 and b"as a crash leaves it" in got.stderr, got)
+    check(got.returncode == 0 and b"as after a crash" in got.stderr, got)
     got = verdict(lines, "nothing\n")
     check(got.returncode == 1 and b"no line of - ends in a head" in got.stderr, got)
     equal(verdict(lines).returncode, 0)
@@ -119,10 +119,10 @@ def show_and_export_read_what_was_written(f):
     text = got.stdout.decode()
     check("\x1b" not in text, text)
     check("kind           START" in text and "kind           END" in text and "exit           3" in text, text)
-    equal(f.dom0("audit", "show", "3").stdout, got.stdout)  # its END, which is shown with its START
+    equal(f.dom0("audit", "show", "3").stdout, got.stdout)  # its END, shown with its START
     text = f.dom0("audit", "show", "4").stdout.decode()
     check("argv           printf %s \\x1b]0;title\\x07 'two words' ''" in text, text)
-    check(b"no END yet: it runs" in f.dom0("audit", "show", str(start)).stdout, "still running")
+    check(b"no END yet: it is running" in f.dom0("audit", "show", str(start)).stdout, "still running")
     f.daemon.kill()
     f.daemon.wait(HANG)
     f.daemon = None
@@ -130,7 +130,7 @@ def show_and_export_read_what_was_written(f):
     check(b"outcome unknown" in f.dom0("audit", "show", str(start)).stdout, "nobody knows")
     f.spawn("mock", QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work")
     text = f.dom0("audit", "show", str(start)).stdout
-    check(b"cause          unknown" in text and b"outcome unknown: dom0 ended" in text, text)
+    check(b"cause          unknown" in text and b"outcome unknown: the daemon ended" in text, text)
 
     everything = f.dom0("audit", "export").stdout
     with open(audit_path(f), "rb") as log:
@@ -167,7 +167,7 @@ def a_new_file_is_begun_on_demand(f):
 
 @case
 def what_the_administrator_does_is_recorded(f):
-    equal(f.dom0("authorize", "dev", stdin=KEY.encode()).returncode, 0)  # no daemon yet
+    equal(f.dom0("authorize", "dev", stdin=KEY.encode()).returncode, 0)  # without a daemon
     f.start()
     equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)
     equal(f.run("true").returncode, 0)
@@ -179,7 +179,7 @@ def what_the_administrator_does_is_recorded(f):
     equal(acts, [("dev", "authorize", True), ("work", "authorize", True), ("work", "authorize", True),
                  ("work", "revoke", True), ("dev", "revoke", True)])
     equal(f.dom0("audit", "verify", env=stand_in(f, "")).returncode, 0)
-    # What cannot be recorded is not done; but a key that is to go goes.
+    # Nothing is done that cannot be recorded, except that a key is removed.
     equal(f.dom0("authorize", "dev", stdin=KEY.encode()).returncode, 0)
     os.rename(audit_path(f), audit_path(f) + ".kept")
     os.symlink("/dev/full", audit_path(f))
@@ -200,7 +200,7 @@ def a_full_disk_is_told_to_who_asks(f):
     got = f.run("true")
     check(got.returncode == 126 and b"cannot write the audit log" in got.stderr, got)
     check(b"trouble: cannot write the audit log" in f.dom0("status").stdout, "status")
-    # Now the log for people cannot be written either, and the kernel has a signal for that.
+    # Now the log for people cannot be written either, and the kernel sends SIGXFSZ.
     subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--fsize=10:unlimited"], check=True)
     equal(f.run("true").returncode, 126)
     subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--fsize=unlimited:unlimited"], check=True)
@@ -211,7 +211,7 @@ def a_full_disk_is_told_to_who_asks(f):
 
 @case
 def a_stop_leaves_no_start_without_its_end(f):
-    """Also of those whose START was still being written, and whose client had gone."""
+    """Also for requests whose START was being written when their client ended."""
     f.start()
     rng = random.Random(20260219)
     for _ in range(15):
@@ -246,11 +246,11 @@ def kill_at_any_moment_leaves_a_record_of_all_that_ran(f):
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                         start_new_session=True))
     heads = []
-    deadline = time.monotonic() + SECONDS  # what a slow machine does not reach is left out
+    deadline = time.monotonic() + SECONDS  # a slow machine does fewer
     done = 0
     try:
         while done < ROUNDS and time.monotonic() < deadline:
-            if done % 2:  # behind a START that is being written, or anywhere
+            if done % 2:  # while a START is being written, or at any time
                 size = os.path.getsize(audit_path(f))
                 eventually(lambda: os.path.getsize(audit_path(f)) > size, "a START")
             time.sleep(rng.random() * 0.02)

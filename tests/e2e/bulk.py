@@ -27,7 +27,7 @@ BETWEEN = 3 << 20
 
 
 class Peaks:
-    """Watches VmHWM of a process and of all below it."""
+    """Watches VmHWM of a process and of its descendants."""
 
     def __init__(self, pid):
         self.peaks = {}
@@ -98,7 +98,7 @@ def slow_reader(env, daemon, scratch):
             return next(int(line.split()[1]) for line in f if line.startswith("wchar"))
 
     mark = os.path.join(scratch, "pid")
-    # A grown pipe: what is read first goes quickly.
+    # The pipe is large, so the first bytes come quickly.
     with subprocess.Popen([CLIENT, f"echo $$ >{mark}; exec yes"], env=env, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, bufsize=0) as client:
         read = 0
@@ -121,7 +121,7 @@ def slow_reader(env, daemon, scratch):
                                       stdout=subprocess.PIPE, timeout=HANG)
                 check(done.returncode == 0 and done.stdout == b"%d\n" % n, f"echo {n}: {done}")
             check(written(pid) == last, "the stalled command wrote on")
-            # It goes on where it stopped.
+            # It continues where it stopped.
             more = 0
             while more < 32 << 20:
                 more += len(client.stdout.read(1 << 20))
@@ -136,7 +136,7 @@ def slow_reader(env, daemon, scratch):
 
 
 class Later:
-    """A value that a thread works out meanwhile."""
+    """A value that a thread computes meanwhile."""
 
     def __init__(self, work):
         self.value = None

@@ -27,7 +27,7 @@ def nothing_set_up(f):
 def nothing_set_up_leaves_nothing(f):
     before = set(glob.glob("/tmp/qvm-remote-??????"))
     f.run("--transport", "mock", "true", env=dict(QVM_REMOTE_MOCK_SOCKET=None))
-    # Those of other tests go away too.
+    # Directories of other tests disappear meanwhile too.
     new = set(glob.glob("/tmp/qvm-remote-??????")) - before
     eventually(lambda: not any(map(os.path.exists, new)), f"one of {new} to go")
 
@@ -152,7 +152,7 @@ def authorize_keys_revoke(f):
 def revoke_while_start_is_written(f):
     f.start()
     ran = os.path.join(f.path, "ran")
-    # While the index of IDs is locked, its writer waits for up to 5 s behind the START of the first
+    # While the index of IDs is locked, its writer waits for up to 5 s after the START of the first
     # command, and so the second one's START with it.
     for _ in range(20):
         index = sqlite3.connect(os.path.join(f.root, "var/lib/qvm-remote/ids.sqlite"),
@@ -168,7 +168,7 @@ def revoke_while_start_is_written(f):
         err = p.communicate(timeout=HANG)[1]
         if in_time:
             break
-        # Too slow a machine: nothing was tried.
+        # The machine is too slow: nothing was tested.
         if os.path.exists(ran):
             os.unlink(ran)
         equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)
@@ -215,7 +215,7 @@ def only_the_listed_qubes_are_served(f):
         check(got.returncode == 1 and word in got.stderr, got)
     conf = os.path.join(f.root, "etc/qubes/remote.conf")
     with open(conf, "w") as c:
-        c.write('QVM_REMOTE_VMS="sys-net-dm"\n')  # a list without a good name is not "all"
+        c.write('QVM_REMOTE_VMS="sys-net-dm"\n')  # a list without a valid name does not mean all qubes
     os.chmod(conf, 0o600)
     f.start()
     equal(f.run("true").returncode, 126)

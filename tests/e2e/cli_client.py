@@ -22,7 +22,7 @@ def usage_errors(f):
         (("-t", "", "true"), b"empty value"), (("-t", "99999999999", "true"), b"time-out"),
         (("",), b"empty"), (("   ",), b"empty"), (("--script", "/nowhere"), b"No such file"),
         (("--exec", "--script", "x"), b"exclude"), (("key",), b"usage"), (("key", "x"), b"usage"),
-        (("log", "0"), b"number"), (("history", "show", "../x"), b"no ID"),
+        (("log", "0"), b"number"), (("history", "show", "../x"), b"not the ID"),
         (("--transport", "../evil", "true"), b"not the name"),
         (("--transport", "missing", "true"), b"not installed"),
         (("ping", "x"), b"no arguments"),
@@ -53,7 +53,7 @@ def usage_on_a_terminal(f):
 
 
 def screen(raw, columns):
-    """The rows that a terminal shows after these bytes; a row that would wrap is an error."""
+    """The rows of a terminal after these bytes; a row that would wrap is an error."""
     rows, column = [""], 0
     for token in re.findall(rb"\x1b\[K|[\x00-\xff]", raw):
         if token == b"\x1b[K":
@@ -139,7 +139,7 @@ def records_that_cannot_be_written_change_nothing(f):
     p = f.popen("echo out; exit 7", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writing, preexec_fn=no_files)
     os.close(writing)
     equal((p.communicate(timeout=HANG)[0], p.returncode), (b"out\n", 7))
-    # The cause is the one of the first step that failed.
+    # The cause is that of the first step that failed.
     history = f.home + "/.qvm-remote/history"
     shutil.rmtree(history)
     open(history, "w").close()
@@ -186,7 +186,7 @@ def an_empty_value_is_an_error(f):
 
 @case
 def signals_that_the_caller_changed(f):
-    """Each program's mask and dispositions as /proc shows them, begun with everything blocked and ignored."""
+    """Each program is started with every signal blocked and ignored; /proc shows its mask and dispositions."""
     f.start()
     every = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
     ours = {signal.SIGPIPE, signal.SIGXFSZ}
@@ -196,7 +196,7 @@ def signals_that_the_caller_changed(f):
     def disturb():
         for number in every:
             signal.signal(number, signal.SIG_IGN)
-        for number in (32, 33):  # the C library's own, which a caller without it may leave ignored
+        for number in (32, 33):  # used by the C library; a caller without it may leave them ignored
             syscall(13, number, (ctypes.c_ulong * 4)(1, 0, 0, 0), None, 8)  # rt_sigaction
         signal.pthread_sigmask(signal.SIG_BLOCK, every)
 
@@ -274,6 +274,6 @@ def configuration_chooses_the_transport(f):
     equal(f.run("echo config", env=none).stdout, b"config\n")
     got = f.run("echo x", env=dict(none, QVM_REMOTE_TRANSPORT="qvm-run"))  # the environment wins
     check(got.returncode == 1 and b"qvm-run" in got.stderr, got)
-    got = f.run("--transport", "mock", "echo flag",  # and a flag over that
+    got = f.run("--transport", "mock", "echo flag",  # and an option wins over that
                 env=dict(none, QVM_REMOTE_TRANSPORT="qvm-run"))
     equal(got.stdout, b"flag\n")

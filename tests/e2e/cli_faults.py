@@ -42,7 +42,7 @@ def nothing_runs_that_cannot_be_recorded(f):
     check(got.returncode == 1 and b"audit" in got.stderr, got)
     os.unlink(audit)
     os.rename(audit + ".kept", audit)
-    # A limit on the file's size stands for a full disk: writes fail with EFBIG.
+    # A limit on the size of files acts like a full disk: writes fail with EFBIG.
     size = os.path.getsize(audit)
     f.start()
     subprocess.run(["prlimit", f"--pid={f.daemon.pid}", f"--fsize={size + 10}:unlimited"], check=True)
@@ -52,7 +52,7 @@ def nothing_runs_that_cannot_be_recorded(f):
     check(not os.path.exists(made), "it ran unrecorded")
     check(b"trouble: " in f.dom0("status").stdout, "status does not say so")
     subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--fsize=unlimited:unlimited"], check=True)
-    got = f.run(f"touch {made}")  # and it recovers by itself
+    got = f.run(f"touch {made}")  # it recovers by itself
     equal(got.returncode, 0)
     check(os.path.exists(made), "not run after recovery")
 
@@ -74,11 +74,11 @@ def the_log_for_people_is_bounded(f):
     shown = f.dom0("log", "100").stdout.splitlines()
     check(b"the last" in shown and shown[-1].find(b" DONE ") > 0, shown)
     equal(f.dom0("log", "1").stdout.splitlines(), shown[-1:])
-    # Who rotates it otherwise reloads the daemon.
+    # A program that rotates it reloads the daemon.
     os.rename(log, log + ".old")
     f.daemon.send_signal(signal.SIGHUP)
     eventually(lambda: os.path.exists(log) and "read again" in f.log(), "reload")
-    # What cannot be opened is said where it was written before, and nothing stops.
+    # If it cannot be opened, the old file says so, and nothing stops.
     os.rename(log, log + ".older")
     os.mkfifo(log)
     f.daemon.send_signal(signal.SIGHUP)
@@ -90,7 +90,7 @@ def the_log_for_people_is_bounded(f):
 @case
 def a_lack_of_descriptors_does_not_deafen_the_control_socket(f):
     f.start()
-    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--nofile=5:"], check=True)  # it has more than that
+    subprocess.run(["prlimit", f"--pid={f.daemon.pid}", "--nofile=5:"], check=True)  # it has more open than that
     asks = [subprocess.Popen([DAEMON, "--root", f.root, "status"], env=f.env(), stdout=subprocess.PIPE)
             for _ in range(2)]
     time.sleep(0.5)

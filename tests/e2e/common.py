@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What holds whatever carries the bytes: one list of cases, run over each transport. They are in the
+"""One list of cases that must hold over each transport. They are in the
 modules common_*.
 Usage: common.py BUILD-DIRECTORY --transport mock|qvm-run|qrexec|qrexec-kept [CASE...]
 """

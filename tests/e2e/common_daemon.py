@@ -127,7 +127,7 @@ def an_unread_output_holds_no_slot(f):
     used = processor_seconds(f)
     time.sleep(1)
     check(processor_seconds(f) - used < 0.2, "the daemon waits for them without a pause")
-    # Each may be a call of its own, of which a user has as many.
+    # Each may be a call of its own, and a user may have this many.
     stalled[0].kill()
     equal(f.run("echo next").stdout, b"next\n")
     for p in stalled:
@@ -153,7 +153,7 @@ def dry_runs(f):
 def double_dash_ends_subcommands(f):
     f.start()
     got = f.run("--", "queue", "x")
-    equal(got.returncode, 127)  # dom0's program of that name, which does not exist
+    equal(got.returncode, 127)  # dom0 has no program of that name
     equal(f.run("--", "echo", "--help").stdout, b"--help\n")
     equal(f.run("echo", "-n", "--exec").stdout, b"--exec")
 
@@ -221,7 +221,7 @@ def audit_follows_from_line_to_line(f):
 
 @case
 def random_requests_get_the_verdict_of_policy_check(f):
-    """I12: the same ones over each transport."""
+    """I12, over each transport."""
     f.start()
     rules(f, "work level:monitor allow\nwork exec:echo * allow timeout=9\nwork exec:sh ** deny\n"
              "work exec:ls ask\nwork exec:qvm-start {qube:dev-*} allow\n@anyvm exec:printf ** allow\n"
@@ -243,7 +243,7 @@ def random_requests_get_the_verdict_of_policy_check(f):
         check(got.returncode == 126, (line, got))
         return line, said, 3 if b"would be asked" in got.stderr else 126
 
-    # This qube has level full behind these rules: a last one takes that away.
+    # This qube has level full after these rules: a last rule removes that.
     os.unlink(os.path.join(f.root, "etc/qubes/remote-policy.d/50-work.policy"))
     rules(f, "@anyvm level:full deny\n", "60-rest.policy")
     seen = collections.Counter()

@@ -44,7 +44,7 @@ def streams_stay_apart_and_whole(f):
 def output_arrives_as_it_is_written(f):
     f.start()
     p = f.popen("echo first; read x; echo second $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    equal(p.stdout.readline(), b"first\n")  # it has not ended: it waits for us
+    equal(p.stdout.readline(), b"first\n")  # the command still runs and waits for input
     p.stdin.write(b"go\n")
     p.stdin.flush()
     equal(p.stdout.readline(), b"second go\n")
@@ -60,7 +60,7 @@ def half_close_each_way(f):
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p.stdin.write(b"x")
     p.stdin.close()
-    equal(p.stdout.read(), b"after eof\n")  # its end is seen while the command goes on
+    equal(p.stdout.read(), b"after eof\n")  # the end of input is seen while the command runs
     check(p.poll() is None, "the client ended with the first stream")
     open(go_on, "w").close()
     equal(p.stderr.read(), b"late\n")
@@ -92,7 +92,7 @@ def script_file_with_arguments(f):
 
 @case
 def a_script_runs_in_the_interpreter_that_it_names(f):
-    """Interpreters differ in how they open their script: each reads it from its beginning, with its arguments."""
+    """Interpreters open their script in different ways: each must read it from the beginning, with its arguments."""
     f.start()
     say = {
         "awk -f": 'BEGIN { print "on " ARGV[1] }', "bash": 'echo "on $1"', "bc -q": 'print "on one\\n"\nquit',
@@ -112,7 +112,7 @@ def a_script_runs_in_the_interpreter_that_it_names(f):
         with open(path, "w") as s:
             s.write(f"#!{program}{interpreter[len(interpreter.split()[0]):]}\n{text}\n")
         got = f.run("--script", path, *([path] if interpreter.startswith("sed") else [] if interpreter in ("m4", "bc -q") else ["one"]))
-        # To m4 the first line is text, which it copies.
+        # m4 copies the first line, since it is text for it.
         equal((interpreter, got.returncode, got.stdout.split(b"\n")[-2:]), (interpreter, 0, [b"on one", b""]))
         tried.append(interpreter)
     check(len(tried) >= 6, f"only {tried}")
@@ -122,7 +122,7 @@ def a_script_runs_in_the_interpreter_that_it_names(f):
     got = f.run("--script", path)
     equal(got.returncode, 127)
     check(b"#!/no/such/interpreter -x" in got.stderr, got.stderr)
-    # What a daemon that was killed left behind is gone after the next start.
+    # The next start removes what a killed daemon left.
     f.stop()
     with open(os.path.join(f.root, "var/spool/qvm-remote", "77"), "w") as s:
         s.write("left")
@@ -158,7 +158,7 @@ def large_commands(f):
 
 @case
 def stdin_is_not_read_before_dom0_accepts(f):
-    f.start(key="f" * 64)  # refused: nothing may be gone from stdin
+    f.start(key="f" * 64)  # refused: nothing may be read from stdin
     r, w = os.pipe()
     os.write(w, b"precious")
     os.close(w)

@@ -16,7 +16,7 @@ STUBBORN = ("trap '' TERM HUP INT QUIT; ( ( setsid bash -c 'trap \"\" TERM HUP I
 
 
 def documented():
-    """The section that says what a command gets, as one line."""
+    """The part of the document that says what a command gets, as one line."""
     with open(SECURITY, encoding="utf-8") as f:
         text = f.read()
     section = re.search(r"^## What a command gets\n(.*?)^## ", text, re.M | re.S)
@@ -52,7 +52,7 @@ def descriptors_are_what_is_documented(f):
 
     show = ["ls", "-l", "/proc/self/fd"]
     found = descriptors("--exec", *show)
-    # ls adds one, for the directory that it lists.
+    # ls opens one more, for the directory that it lists.
     equal([n for n, to in found.items() if not to.startswith("/proc/")], ["0", "1", "2"])
     equal(found["0"], "/dev/null")
     check(found["1"].startswith("pipe:") and found["2"].startswith("pipe:"), found)
@@ -61,7 +61,7 @@ def descriptors_are_what_is_documented(f):
     with open(script, "w", encoding="utf-8") as s:
         s.write("#!/bin/bash\nls -l /proc/$$/fd\n")
     found = descriptors("--script", script)
-    # bash keeps the script that it reads open at a number of its own.
+    # bash keeps its script open at another number.
     equal([n for n, to in found.items() if "/var/spool/qvm-remote/" not in to], ["0", "1", "2"])
 
 
@@ -73,7 +73,7 @@ def who_ignores_every_signal_ends_and_others_do_not_notice(f):
     mark = "contain-mark-stubborn"
     got = f.run("-t", "1", f"export MARK={mark}; {STUBBORN}")
     equal((got.returncode, got.stdout), (124, b"up\n"))
-    equal(survivors(mark), [])  # not soon: END comes when nothing is left
+    equal(survivors(mark), [])  # at once: END comes when no process is left
     equal(other.communicate()[0].split(), [b"%d" % i for i in range(1, 101)])
     equal(other.returncode, 0)
     equal(f.run("echo still here").stdout, b"still here\n")

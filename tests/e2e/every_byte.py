@@ -25,15 +25,15 @@ EVERY, SECONDS = number("EVERY", 1), number("SECONDS", 0)
 from fixture import HANG, case, check, equal, main  # noqa: E402
 
 OUT, ERR, CODE = b"<input>\n", b"words\n", 7
-# A fault that leaves both ends waiting is ended by the user: the client alone takes half a minute. A
-# build that runs a sample of them is slow.
+# After a fault that leaves both ends waiting, the user ends the client, which would need half a minute. A
+# build that runs only a sample of them is slow.
 PATIENCE = 1 if EVERY == 1 else 5
 AT_ONCE = 24
 HARMFUL = ("cut", "corrupt", "duplicate", "stall")
 
 
 class Sessions:
-    """One daemon, and clients whose streams have faults."""
+    """One daemon, and clients with faults in their streams."""
 
     def __init__(self, f):
         self.f = f
@@ -41,7 +41,7 @@ class Sessions:
         self.turn = 0
 
     def run(self, fault, patience=HANG):
-        """What is said of it, and where it ran: exit code, both outputs, its mark."""
+        """Runs a command: exit code, both outputs, and its mark."""
         self.turn += 1
         mark = f"{self.turn}-{fault.replace(':', '-')}"
         command = f"echo $QVM_REMOTE_ID {mark} >>{self.ran}; read x; echo \"<$x>\"; echo words >&2; exit {CODE}"
@@ -50,7 +50,7 @@ class Sessions:
         try:
             out, err = p.communicate(b"input\n", timeout=patience)
         except subprocess.TimeoutExpired:
-            # One to forward, and one to leave; the first may be enough.
+            # The first signal is forwarded, the second ends the client; one may be enough.
             p.send_signal(signal.SIGINT)
             try:
                 out, err = p.communicate(timeout=0.3)
@@ -60,7 +60,7 @@ class Sessions:
         return p.returncode, out, err, mark
 
     def length(self, way):
-        """How many bytes go that way: beyond them a cut harms nothing."""
+        """How many bytes go in that direction: a cut after them has no effect."""
         low, high = 0, 4096
         while low < high:
             middle = (low + high) // 2
@@ -71,7 +71,7 @@ class Sessions:
         return low
 
     def ids(self):
-        """The IDs that ran, by mark."""
+        """The IDs of the commands that ran, by mark."""
         found = collections.defaultdict(list)
         with contextlib.suppress(FileNotFoundError), open(self.ran) as lines:
             for line in lines:
@@ -86,12 +86,12 @@ def judge(fault, result, ran):
     if code == CODE or fault.split(":")[1] == "split":
         equal((fault, code, out, err), (fault, CODE, OUT, ERR))
         return "whole"
-    if code == -signal.SIGINT:  # it had not got as far as to look for signals
+    if code == -signal.SIGINT:  # it did not handle signals yet
         return "given up"
     check(code in (126, 130, 255), f"{fault}: exit code {code}: {err}")
     check(OUT.startswith(out), f"{fault}: {out}, which the command did not write")
     said = re.sub(rb"^words\n", b"", err)
-    # Who interrupts a command that has not ended by then needs no word for it.
+    # A user who interrupts a command needs no message about it.
     check(said.startswith(b"qvm-remote: ") or (code, said) == (130, b""),
           f"{fault}: exit code {code}, and no word of ours: {err}")
     if ran[mark] and code != 130:

@@ -17,7 +17,7 @@ from house import House
 
 
 class Qube:
-    """The queue of one, as a Python client uses it."""
+    """The queue of one qube, as a Python client uses it."""
 
     count = 0
 
@@ -48,7 +48,7 @@ class Qube:
 
     def result(self, name):
         eventually(lambda: self.has("results", name + ".exit"), f"a result of {name}")
-        # What a client waits for is there before the last steps are done.
+        # The result is complete before the last steps are done.
         eventually(lambda: f"id={name} " in self.audit(), f"the end of {name}")
         out = []
         for suffix in (".exit", ".out", ".err"):
@@ -106,7 +106,7 @@ def fault_02_without_a_key_file_everything_runs_unauthenticated(f):
     for q in qubes:
         q.leave(f"touch {made}\n".encode(), key=None)
         q.leave(f"touch {made}\n".encode())
-    # Nobody has a key, so nobody is called any more, whatever lies there.
+    # No qube has a key, so none is called any more, whatever is in its queue.
     eventually(lambda: not house.has_agent("work"), "the agent's end")
     eventually(lambda: not survivors("HOME=" + house.machine.home("old")), "the shell program's end")
     house.restart()
@@ -131,7 +131,7 @@ def fault_03_a_poll_between_a_command_and_its_token_rejects_a_good_command(f):
 
 @case
 def fault_04_a_300_mb_command_is_read_before_its_size_is_looked_at(f):
-    """What it costs the daemon is looked at in memory.py."""
+    """memory.py measures what it costs the daemon."""
     house, qubes = house_of(f)
     for q in qubes:
         name = q.new_id()
@@ -197,7 +197,7 @@ def fault_08_twenty_mb_of_output_is_cut_with_exit_code_0(f):
     house, qubes = house_of(f)
     got = house.run("work", "head -c 20000000 /dev/zero")
     equal((got.returncode, len(got.stdout)), (0, 20_000_000))
-    # By protocol 1 it is cut, and says so; our client takes that for no success.
+    # By protocol 1 it is cut, and says so; our client does not report success.
     code, out, _ = qubes[1].run(b"head -c 20000000 /dev/zero\n")
     check(out.endswith(b"\n[truncated at 10485760 bytes]\n"), "no mark")
     got = house.run("old", "head -c 20000000 /dev/zero")
@@ -231,7 +231,7 @@ def fault_10_key_digits_are_shown_as_a_fingerprint_and_keys_taken_on_the_command
                 house.run("work", "doctor"), f.dom0("authorize", "work", stdin=(KEY + "\n").encode())):
         check(KEY[:8].encode() not in got.stdout + got.stderr, got)
     check(b"SHA256:" in f.dom0("keys").stdout, "no fingerprint")
-    # Old scripts do give it so; they are told.
+    # Old scripts do this, and get a warning.
     got = f.dom0("authorize", "work", KEY)
     check(got.returncode == 0 and b"qvm-remote-dom0: " in got.stderr, got)
     check(KEY[:8].encode() not in got.stdout + got.stderr, got)
@@ -269,11 +269,11 @@ def fault_13_a_failed_move_or_removal_runs_the_entry_again(f):
     house, qubes = house_of(f)
     for q in qubes:
         ran = os.path.join(f.path, "ran-" + q.name)
-        # A name in running/ that a file cannot take the place of.
+        # A name in running/ that a file cannot replace.
         stuck = q.new_id()
         os.makedirs(q.path("running", stuck, "in the way"))
         q.leave(f"echo >>{ran}\n".encode(), name=stuck)
-        # And a directory that nothing can be removed from, once a result has come.
+        # And a directory from which nothing can be removed after a result has come.
         equal(q.run(b"echo on\n")[1], b"on\n")
         kept = q.leave(f"echo >>{ran}; chmod 500 {q.path('running')} {q.path('pending')}\n".encode())
         eventually(lambda: q.has("results", kept + ".exit"), "a result")

@@ -20,7 +20,7 @@ LIMIT = 1 << 20
 
 
 class Carrier:
-    """What watches the queue in the qube."""
+    """The program that watches the queue in the qube."""
 
     def __init__(self, f, qube="work", preamble=PREAMBLE):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -41,7 +41,7 @@ class Carrier:
         self.say(f"body {name} {len(body)}", raw=body)
 
     def hear(self):
-        """The next line's words; output is collected on the way, and signs of life are given."""
+        """The words of the next line; collects output and answers pings on the way."""
         while True:
             words = self.file.readline().decode().split()
             if words and words[0] == "ping":
@@ -53,7 +53,7 @@ class Carrier:
             self.out[words[:2][0], words[1]] = self.out.get((words[0], words[1]), b"") + piece
 
     def result(self, name):
-        """Exit code, stdout, stderr; meta and the audit line stay in self."""
+        """Exit code, stdout, stderr; self keeps meta and the audit line."""
         words = self.hear()
         equal(words[:2], ["result", name])
         self.meta = self.file.read(int(words[3])).decode()
@@ -119,7 +119,7 @@ def what_is_refused_after_it_authenticated(f):
         check(got[0] == 126 and got[1] == b"" and reason in got[2], got)
     name = new_id(9)
     c.entry(name, length=300 << 20)
-    got = c.result(name)  # by its length alone: never fetched
+    got = c.result(name)  # because of its length: never fetched
     check(got[0] == 126 and b"exceeds" in got[2], got)
     old = "20200101-000000-1-00000000"
     c.entry(old, b"true")
@@ -139,7 +139,7 @@ def a_token_that_does_not_verify_is_dropped_in_silence(f):
         c.entry(name, b"touch /tmp/never", key)
         equal(c.hear(), ["drop", name])
     check("AUTH-FAIL vm=work id=" in f.log(), "no AUTH-FAIL")
-    stranger = Carrier(f, "dev")  # has no key here
+    stranger = Carrier(f, "dev")  # without a key here
     name = new_id(5)
     stranger.entry(name, b"true")
     equal(stranger.hear(), ["drop", name])
@@ -216,7 +216,7 @@ def a_stream_that_breaks_ends_what_runs_and_the_rest_is_unknown(f):
 
 @case
 def what_a_carrier_says_of_entries_that_are_not_ours_is_not_logged(f):
-    """Nobody who has no key may write the log for people full."""
+    """A qube without a key cannot fill the log for people."""
     f.start()
     stranger = Carrier(f, "dev")
     names = [new_id(n) for n in range(300)]
@@ -224,7 +224,7 @@ def what_a_carrier_says_of_entries_that_are_not_ours_is_not_logged(f):
         stranger.say(*(f"{verb} {name}" for name in names))
     for name in names:
         equal(stranger.result(name)[0], 130)
-    for name in names:  # what it was told of them makes them no more ours
+    for name in names:  # a message about them does not make them ours
         stranger.say(f"failed {name}")
     stranger.entry(names[1], b"true", key=None)
     equal(stranger.hear(), ["drop", names[1]])
@@ -261,7 +261,7 @@ def one_qube_that_fails_leaves_the_others_their_lines(f):
 
 @case
 def an_entry_that_is_fetched_and_comes_late_leaves_its_slot(f):
-    """After the minute that a body of protocol 2 has, too; and it runs when it comes."""
+    """After a minute, as for a body of protocol 2; it runs when it comes."""
     f.start()
     c = Carrier(f)
     name = new_id()
@@ -306,7 +306,7 @@ def three_hundred_that_wait_are_asked_to_come_later(f):
         words = c.hear()
         later += words[0] == "later"
     equal(later, 300 - 256 - 8)
-    # An ID that was put off is not a used one.
+    # A postponed ID is not a used one.
     check("has been used" not in f.log(), "taken for used")
 
 
@@ -321,12 +321,12 @@ def a_key_that_has_proven_protocol_2_is_not_pushed_back(f):
     got = c.result(back)
     check(got[0] == 126 and b"protocol 1 is refused" in got[2], got)
     f.stop()
-    f.start(key=None)  # it is written down
+    f.start(key=None)  # the daemon recorded it
     c = Carrier(f)
     back = new_id(3)
     c.entry(back, b"echo back")
     equal(c.result(back)[0], 126)
-    # Another key is another story.
+    # Another key may use protocol 1 again.
     other = "a" * 64
     f.stop()
     f.start(key=other)
@@ -361,7 +361,7 @@ def the_protocol_can_be_fixed_by_configuration(f):
     equal(Carrier(f).run(new_id(3), b"true")[0], 0)
     configure("QVM_REMOTE_PROTOCOL=3\n")
     got = f.dom0("--transport", "mock")
-    check(got.returncode == 1 and b"none of auto, both, 1, 2" in got.stderr, got)
+    check(got.returncode == 1 and b"is not valid: use auto, both, 1, 2" in got.stderr, got)
 
 
 @case
@@ -401,7 +401,7 @@ def a_dry_run_runs_nothing(f):
 
 @case
 def three_hundred_megabytes_of_bogus_entries_cost_no_memory(f):
-    # A sanitizer keeps what was freed, which is not what this is about.
+    # A sanitizer keeps freed memory, which must not count here.
     usual = os.environ.get("ASAN_OPTIONS", "")
     os.environ["ASAN_OPTIONS"] = usual + ":quarantine_size_mb=0:thread_local_quarantine_size_kb=0"
     f.start()
@@ -428,7 +428,7 @@ def three_hundred_megabytes_of_bogus_entries_cost_no_memory(f):
         except BlockingIOError:
             pass
     c.close()
-    # What it would have sent behind them, without being asked.
+    # What it would have sent after them, without being asked.
     c = Carrier(f)
     c.say("entry big - 300000000", "body big 300000000")
     check(c.file.read() in (b"", b"drop big\n"), "the stream goes on")

@@ -33,7 +33,7 @@ KEY = "0123456789abcdef" * 4
 class Fixture:
     """A scratch HOME and root, and a daemon when asked for."""
 
-    transport = "mock"  # what start() and env() are about; another one has a house of qubes
+    transport = "mock"  # for start() and env(); another transport has a house of qubes
 
     def __init__(self, path):
         self.path = path
@@ -42,12 +42,12 @@ class Fixture:
         os.mkdir(self.home, 0o700)
         os.mkdir(self.root, 0o700)
         self.daemon = None
-        self.under = []  # a program that the daemon is started by
+        self.under = []  # a program that starts the daemon
         self.house = None
         self.on_stop = None
 
     def renew(self, name):
-        """A dom0 of its own below this one, for a case that needs several."""
+        """Another dom0, below this one, for a case that needs several."""
         self.path = os.path.join(self.path, name[:1])
         self.root = os.path.join(self.path, "dom0")
         os.makedirs(self.root, 0o700)
@@ -107,7 +107,7 @@ class Fixture:
         return self
 
     def spawn(self, transport, *options, plugins=None, **env):
-        """The daemon, until it says that it is ready."""
+        """Starts the daemon and waits until it is ready."""
         notify = os.path.join(self.path, "notify")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(notify)
@@ -131,10 +131,10 @@ class Fixture:
         return None
 
     def audit(self):
-        # Records that nothing waits for are written a moment later.
+        # Some records are written a moment later, since nothing waits for them.
         time.sleep(0.05)
         with open(os.path.join(self.root, "var/log/qvm-remote/audit.jsonl")) as f:
-            # One that is being written may show by pieces.
+            # A line that is being written may be visible in part.
             return [json.loads(line) for line in f if line.endswith("\n")]
 
     def log(self):
@@ -203,7 +203,7 @@ def survivors(mark):
 
 
 def daemon_processes(f):
-    """Of ours, the helpers included."""
+    """The processes of the daemon, with its helpers."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -235,7 +235,7 @@ def become_nobody(directory):
 
 def main():
     os.umask(0o022)
-    # Whoever runs the tests in the background may have these ignored, and then each child has.
+    # A shell ignores these for a background job, and each child would inherit that.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -257,7 +257,7 @@ def main():
             try:
                 function(f)
                 verdict = "ok"
-            except Exception as e:  # the rest is run all the same
+            except Exception as e:  # run the other cases anyway
                 failed += 1
                 verdict = f"FAILED: {type(e).__name__}: {e}"[:2000]
             finally:

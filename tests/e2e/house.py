@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A daemon over a transport, and qubes around it: one kind of house for each."""
+"""A daemon and qubes, connected by a transport: one class for each transport."""
 
 import os
 import pwd
@@ -15,7 +15,7 @@ from machine import Machine  # noqa: E402
 
 
 class House:
-    """A fixture with a machine of qubes around it, over qvm-run."""
+    """A fixture with a machine of qubes, over qvm-run."""
 
     transport = "qvm-run"
     victims = ("agent", "relay", "daemon")  # the names of links()
@@ -92,13 +92,13 @@ class House:
                 return False
 
     def links(self, qube):
-        """Who can be killed between a client and dom0: names and numbers."""
+        """The processes between a client and dom0 that can be killed: names and process IDs."""
         relay, agent = self.machine.running(qube)[0]
         return {"agent": agent, "relay": relay, "daemon": self.f.daemon.pid}
 
 
 class MockHouse(House):
-    """Over the mock transport: a socket for each qube, and nothing in between."""
+    """Over the mock transport: a socket for each qube, without a process between."""
 
     transport = "mock"
     victims = ("daemon",)
@@ -150,7 +150,7 @@ class QrexecHouse(House):
 
 
 class KeptHouse(QrexecHouse):
-    """Over qrexec, with an agent in each qube that keeps one call for all."""
+    """Over qrexec, with an agent in each qube that keeps one call for all clients."""
 
     victims = ("agent", "relay", "daemon")
 

@@ -21,9 +21,9 @@ TRACED = re.compile(r"(\d+) +(\d+\.\d+) (?:<\.\.\. )?(\w+)")
 
 
 def quiet_house(f, qubes=QUBES):
-    """The house, once all of its qubes are connected and nothing is left to do, and the trace."""
+    """The house, after all of its qubes are connected and nothing is left to do, and the trace."""
     trace = os.path.join(f.path, "trace")
-    # As a grandchild of ours; it follows the daemon's helpers, and not the programs they become.
+    # As our grandchild; it follows the daemon's helpers, but not the programs that they execute.
     f.under = ["strace", "-D", "-f", "-b", "execve", "-ttt", "-o", trace]
     names = [f"q{n}" for n in range(qubes)]
     house = House(f, *names)
@@ -33,8 +33,8 @@ def quiet_house(f, qubes=QUBES):
 
 
 def watch(f, trace, seconds):
-    """What the daemon's processes called in a window of that length: (call, whole line) each."""
-    time.sleep(12)  # what a session has had is over: its keep-alive, too, of 10 s
+    """The system calls of the daemon's processes in so many seconds: (call, whole line) each."""
+    time.sleep(12)  # until everything for the sessions is over, with their keep-alive of 10 s
     ours = daemon_processes(f)
     begin = time.time()
     time.sleep(seconds)
@@ -49,7 +49,7 @@ def watch(f, trace, seconds):
 
 
 def judge(calls, qubes, seconds):
-    """Fails unless that is all that may happen; returns what did, to be shown."""
+    """Fails when anything else happened; returns what happened, to be shown."""
     counts = collections.Counter(name for name, _ in calls)
     check(not any(counts[name] for name in STARTS), f"a process was started: {counts}")
     # A timer is read as eight bytes: how often it fired.

@@ -25,11 +25,11 @@ from house import House  # noqa: E402
 
 STEP = 500
 AUDIT_MIB = 2
-INDEX_CACHES_KIB = 2 * 1024  # cache_size of id_index.cpp, for the writer and for who asks
+INDEX_CACHES_KIB = 2 * 1024  # cache_size of id_index.cpp, for the writer and the reader
 
 
 class Held:
-    """What each program holds while no command runs; those of the daemon that wait for work come and go."""
+    """The memory of each program while no command runs; keepers of the daemon come and go."""
 
     def __init__(self, f, client, agent):
         groups = {"client": [client], "agent": [agent], "daemon": daemon_processes(f)}
@@ -40,7 +40,7 @@ class Held:
         return all(n <= before.descriptors[name] for name, n in self.descriptors.items())
 
     def grown_since(self, before):
-        """The most that one of its processes has grown, by program."""
+        """The largest growth of a process, by program."""
         grown = collections.defaultdict(int)
         for (name, pid), kib in self.kib.items():
             grown[name] = max(grown[name], kib - before.kib.get((name, pid), kib))
@@ -53,7 +53,7 @@ def status(pid, what):
 
 
 def descriptors(pid):
-    """How many there are; of the daemon, which shows them to root alone, for how many it has room."""
+    """How many descriptors are open; for the daemon, which only root may look at, the size of its table."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))
     except PermissionError:
@@ -61,7 +61,7 @@ def descriptors(pid):
 
 
 def now(processes):
-    """Once none of them is on its way out."""
+    """After none of them is about to end."""
     while True:
         with contextlib.suppress(FileNotFoundError):
             return Held(*processes)

@@ -15,15 +15,15 @@ import subprocess
 import sys
 import tempfile
 
-# Meson sets it for the build's modules; the loader would look there first, call by call.
+# Meson sets it for the build's modules; the loader would look there first, with a system call each.
 os.environ.pop("LD_LIBRARY_PATH", None)
 
 from fixture import CLIENT, HANG, Fixture  # noqa: E402
 
 
 LIBRARIES = {"libc.so.6", "libcrypto.so.3"}
-LOADED_BYTES = 1_720_000  # of the program's segments in the file
-# 62 of them look at the disposition of each signal, which no one call can do for all.
+LOADED_BYTES = 1_720_000  # in the program's segments of the file
+# 62 of them read the disposition of each signal: no call reads all of them.
 CALLS_VERSION = 110
 CALLS_TRUE = 285
 
@@ -48,7 +48,7 @@ def loaded_bytes(path):
 
 
 def calls(env, *words):
-    """How many system calls the words make, children included."""
+    """How many system calls a command makes, with its children."""
     with tempfile.NamedTemporaryFile("r") as out:
         done = subprocess.run(["strace", "-f", "-c", "-o", out.name, *words], env=env, timeout=HANG,
                               stdin=subprocess.DEVNULL, capture_output=True)
@@ -90,7 +90,7 @@ def main():
         calls(env, CLIENT, "true")  # makes the directories of the day
         budget("system calls of qvm-remote --version", calls(env, CLIENT, "--version"),
                CALLS_VERSION)
-        # How often it is woken depends on what comes together: the least of some runs.
+        # How often it wakes depends on timing: take the minimum of some runs.
         budget("system calls of qvm-remote true", min(calls(env, CLIENT, "true") for _ in range(5)),
                CALLS_TRUE)
     if failures:

@@ -37,7 +37,7 @@ BOGUS = {
     "a_body_that_nobody_asked_for": QUEUE_PREAMBLE + BODY,
     "a_line_without_an_end": QUEUE_PREAMBLE,
 }
-# Whole frames that are allowed, as many as 300 MB hold.
+# Complete, allowed frames, 300 MB of them.
 ENDLESS = {
     "openings": (PREAMBLE, frame(2, b"")),
     "entries": (QUEUE_PREAMBLE, b"entry x%d " + b"0" * 64 + b" 300000000\n"),
@@ -45,11 +45,11 @@ ENDLESS = {
 
 
 class Peak:
-    """How far the daemon grows from here on, in KiB."""
+    """How much the daemon grows from now on, in KiB."""
 
     def __init__(self, f):
         self.path = f"/proc/{f.daemon.pid}"
-        # The mark goes back to what it has now; where that is not allowed the old one has to do.
+        # Resets the peak to the present size; where that is not allowed, the old peak is used.
         with contextlib.suppress(OSError), open(self.path + "/clear_refs", "w") as reset:
             reset.write("5")
         self.before = self.read("VmRSS")
@@ -65,7 +65,7 @@ class Peak:
 
 
 def house_of(f, *qubes, **more):
-    # A sanitizer keeps what was freed, which is not what this is about.
+    # A sanitizer keeps freed memory, which must not count here.
     usual = os.environ.get("ASAN_OPTIONS", "")
     os.environ["ASAN_OPTIONS"] = usual + ":quarantine_size_mb=0:thread_local_quarantine_size_kb=0"
     house = House(f, *qubes, conf={"QVM_REMOTE_PROTOCOL": "both"}, **more)
@@ -104,7 +104,7 @@ def an_entry_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
 
 
 def hostile(house, name, first, again=b""):
-    """A qube whose agent is this: `again` for ever behind `first`, and it reads nothing."""
+    """A qube with this agent: it writes `first`, then `again` for ever, and reads nothing."""
     place = house.machine.file(name + "-bin")
     os.mkdir(place)
     path = os.path.join(place, "qvm-remote-agent")
@@ -145,7 +145,7 @@ def a_bogus_frame_or_stream_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
     for n, (name, first) in enumerate(BOGUS.items()):
         qube = f"evil{n}"
         hostile(house, qube, first, b"x" if name == "letters" else b"")
-        # What it wrote is thrown away with its stream, or as it comes.
+        # Its bytes are dropped with its stream, or when they come.
         eventually(lambda: os.path.exists(os.path.join(house.machine.home(qube), "over")), name)
         peak.check(name)
         house.machine.set_state(qube, "Halted")

@@ -26,7 +26,7 @@ def put(text, *names, mode=0o644):
 
 
 def old_qube(home, name, key=KEY):
-    """A user's directory as the old clients made it: files and directories follow the umask."""
+    """A user's directory as the old clients made it: modes follow the umask."""
     base = os.path.join(home, name)
     os.mkdir(base, 0o755)
     put(key, base, "auth.key", mode=0o600)
@@ -48,13 +48,13 @@ def old_dom0(root, conf, key=KEY):
 
 
 def migrated(f, name, conf, agent=True, key=KEY, **more):
-    """The programs of today over those files, and what a person then does."""
+    """Our programs with those files, and what a person then does."""
     house = House(f, **more)
     f.stop()
     old_qube(house.machine.add("work", agent=agent), name, key)
     old_dom0(f.root, conf, key)
     got = f.dom0("migrate")
-    equal((got.returncode, got.stdout), (0, b"work: level full, which is what it had: it IS dom0\n"))
+    equal((got.returncode, got.stdout), (0, b"work: level full, as before: it IS dom0\n"))
     house.start()
     return house
 
@@ -84,7 +84,7 @@ def a_bash_installation_goes_on_under_its_new_names(f):
     house.wait_for_agent("work")
     works(f, house, house.machine.home("work"))
     check("QUBES_REMOTE_VMS is taken; it is called QVM_REMOTE_VMS now" in f.log(), f.log())
-    # A qube that is let in later goes into a list of the new name, which holds the old one's too.
+    # A qube that is authorized later goes into a list with the new name, with the qubes of the old list.
     house.machine.add("dev")
     got = f.dom0("connect", "dev", stdin=(KEY + "\n").encode())
     equal(got.returncode, 0)
@@ -155,7 +155,7 @@ def the_first_command_may_come_before_dom0_has_called(f):
 def options_of_the_bash_programs_are_taken_with_a_hint(f):
     def hinted(got, program, old, new):
         equal(got.returncode, 0)
-        equal(got.stderr.decode().splitlines()[0], f"{program}: {old} is written `{program} {new}` now")
+        equal(got.stderr.decode().splitlines()[0], f"{program}: {old} is an old option: use `{program} {new}`")
         return got.stdout.decode()
 
     shown = hinted(f.run("--gen-key"), "qvm-remote", "--gen-key", "key gen")
@@ -164,7 +164,7 @@ def options_of_the_bash_programs_are_taken_with_a_hint(f):
     equal(len(key), 64)
     equal(hinted(f.run("--import-key", stdin=key.encode()), "qvm-remote", "--import-key", "key import"), shown)
     equal(hinted(f.run("--import-key", key), "qvm-remote", "--import-key", "key import"), shown)
-    # A command of that name is none of ours.
+    # A command with that name is not one of our options.
     f.start()
     equal(f.run("--", "echo", "--gen-key").stdout, b"--gen-key\n")
     equal(f.run("echo", "--gen-key").stdout, b"--gen-key\n")

@@ -8,7 +8,7 @@ from fixture import KEY, equal, eventually
 
 
 def rules(f, text, name="30-test.policy", mode=0o600):
-    """Writes a policy file, or takes it away, and has the daemon read it."""
+    """Writes a policy file, or removes it, and makes the daemon read it."""
     directory = os.path.join(f.root, "etc", "qubes", "remote-policy.d")
     os.makedirs(directory, 0o755, exist_ok=True)
     path = os.path.join(directory, name)

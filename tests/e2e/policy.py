@@ -47,7 +47,7 @@ def a_line_runs_as_an_argv_without_a_shell(f):
     equal(f.run("echo", "a=b", "/etc/x").stdout, b"a=b /etc/x\n")
     equal(f.run("--exec", "echo", "$HOME", ";", "`id`", "*").stdout, b"$HOME ; `id` *\n")
     denied(f.run("echo", "$HOME"))
-    # Its parent's keeper started it itself: no shell stands between.
+    # The keeper started it directly, without a shell.
     equal(f.run("cat /proc/self/cmdline").stdout, b"cat\0/proc/self/cmdline\0")
 
 
@@ -68,8 +68,8 @@ def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
     begin(f, "work exec:id -u allow user=nobody-of-that-name\nwork exec:id -g allow user=root\n"
              "work exec:true ask user=nobody-of-that-name\n")
     denied(f.run("id -u"), b"there is no user 'nobody-of-that-name' in dom0")
-    denied(f.run("id -g"), b"may administer dom0, so it bounds no command")
-    denied(f.run("true"), b"there is no user")  # no operator is asked in vain
+    denied(f.run("id -g"), b"may administer dom0, so it limits nothing")
+    denied(f.run("true"), b"there is no user")  # no operator is asked for a command that cannot run
     denied(f.run("--dry-run", "id -u"), b"there is no user")
     kinds = [r["kind"] for r in f.audit()]
     check("REFUSED" in kinds and "START" not in kinds, kinds)
@@ -145,7 +145,7 @@ def a_broken_file_lets_nothing_new_in(f):
     equal(f.run("echo back").stdout, b"back\n")
     f.stop()
     rules(f, "nonsense\n", "90-later.policy")
-    # It serves, and says at once that it lets nothing in.
+    # It runs, and says at once that it refuses every request.
     told = subprocess.Popen([DAEMON, "--root", f.root, "--transport", "mock", "--plugin-dir", PLUGINS],
                             env=f.env(QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work",
                                       QVM_REMOTE_MOCK_SOCKET=None),
@@ -213,7 +213,7 @@ def check_says_what_the_daemon_does(f):
     for _ in range(40):
         line = [r.choice(words) for _ in range(r.randint(1, 3))]
         said = f.dom0("policy", "check", "work", "--", *line)
-        # For one that must be approved dom0 would ask now.
+        # dom0 would ask now for a request that must be approved.
         got = f.run("--dry-run", "--", *line)
         codes.add(said.returncode)
         check((said.returncode == 0) == (b"dom0 refuses" not in got.stderr), (seed, line, said, got))
@@ -274,7 +274,7 @@ def lint_names_every_mistake(f):
 
 
 def write(f, text, name="30-test.policy"):
-    """Changes a file by hand: nobody tells the daemon."""
+    """Changes a file by hand, without telling the daemon."""
     path = os.path.join(f.root, "etc/qubes", name if name == "remote.conf" else f"remote-policy.d/{name}")
     if text is None:
         os.unlink(path)
@@ -289,7 +289,7 @@ def what_takes_rights_away_counts_before_a_reload(f):
     begin(f, "work exec:echo ** allow\nwork exec:cat allow stdin=live\nwork exec:sleep * allow\n"
              "work exec:uname allow\n")
     equal(f.run("echo a").stdout, b"a\n")
-    # A line that is gone, in a file that has kept its size.
+    # A line is removed from a file whose size stays the same.
     write(f, "work exec:ecHo ** allow\nwork exec:cat allow stdin=live\nwork exec:sleep * allow\n"
              "work exec:uname allow\n")
     denied(f.run("echo a"), b"policy")
@@ -301,7 +301,7 @@ def what_takes_rights_away_counts_before_a_reload(f):
     equal(f.run("cat", stdin=b"secret").stdout, b"")
     equal(f.run("sleep 30").returncode, 124)
     denied(f.run("--dry-run", "uname"), b"would be asked")
-    # A line more allows nothing until the reload, and what was taken away is back when it is back.
+    # A new line allows nothing until the reload, and a removed line allows again when it is back.
     write(f, "work level:full allow\n")
     denied(f.run("id"), b"policy")
     equal(f.run("echo a").stdout, b"a\n")
@@ -407,7 +407,7 @@ def a_key_replaced_while_tags_are_asked_runs_nothing(f):
     begin(f, "@tag:agent exec:touch ** allow\n", QVM_REMOTE_QVM_TAGS=program)
     p = f.popen("touch", os.path.join(f.path, "ran"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     eventually(lambda: os.path.exists(mark), "the question")
-    # Another key in its place: the qube is still served, and what the old one signed is void.
+    # Another key replaces it: the qube is still served, and requests with the old key do not count.
     equal(f.dom0("authorize", "work", stdin=("f" * 64).encode()).returncode, 0)
     with open(mark, "w"):
         pass  # end of file: now it answers

@@ -16,7 +16,7 @@ from house import House
 
 
 class Qube:
-    """A HOME with a key in it, and what dom0 would do there."""
+    """A HOME with a key, and the steps of dom0 there."""
 
     def __init__(self, f, key=KEY):
         self.home = os.path.join(f.path, "home1")
@@ -46,7 +46,7 @@ class Qube:
         return [n for n in names if not n.startswith(".") and not n.endswith((".auth", ".cmd"))]
 
     def take(self):
-        """The next command, as that daemon takes one: list, read, check the token, move."""
+        """Takes the next command as that daemon does: list, read, check the token, move."""
         eventually(self.entries, "an entry")
         name = self.entries()[0]
         with open(self.path("pending", name), "rb") as f:
@@ -61,7 +61,7 @@ class Qube:
         return name, body
 
     def answer(self, name, out=b"", err=b"", code="0", pause=0.0, meta=True):
-        """In its order, and none of it at once."""
+        """In the order of that daemon, with a pause after each step."""
         for suffix, data in ((".out", out), (".err", err), (".exit", code.encode())):
             with open(self.path("results", name + suffix), "wb", buffering=0) as f:
                 half = (len(data) + 1) // 2
@@ -298,7 +298,7 @@ def an_agent_that_appears_gets_the_command(f):
     c = house.popen("work", "echo via agent", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     pending = os.path.join(house.machine.home("work"), ".qvm-remote", "queue", "pending")
     eventually(lambda: len(os.listdir(pending)) == 3, "an entry")
-    # Slow to see it, as on a busy machine.
+    # It sees the entry late, as on a busy machine.
     c.send_signal(signal.SIGSTOP)
     house.start()
     eventually(lambda: house.has_agent("work"), "an agent")
@@ -339,11 +339,11 @@ def nobody_pushes_us_back_to_protocol_1(f):
     c.send_signal(signal.SIGINT)
     check(b"before a command was sent" in c.stderr.read(), "no word")
     equal(c.wait(HANG), 130)
-    # With an agent back in time nothing is lost.
+    # When an agent comes back in time, nothing is lost.
     c = house.popen("work", "echo back", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     house.start()
     equal((c.stdout.read(), c.wait(HANG)), (b"back\n", 0))
-    # Another key has had no answer.
+    # Another key has had no verified answer.
     got = subprocess.run([CLIENT, "key", "import"], env=house.env("work"), input=(KEY + "\n").encode(),
                          capture_output=True, timeout=HANG)
     equal(got.returncode, 0)

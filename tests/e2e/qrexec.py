@@ -18,7 +18,7 @@ SERVICE = os.path.join(BUILD, "plugins", "qrexec", "qvmremote.Exec")
 
 
 def processes_of(f):
-    """What the daemon has started and not ended: its warden."""
+    """The children of the daemon: its warden."""
     with open(f"/proc/{f.daemon.pid}/task/{f.daemon.pid}/children") as children:
         return children.read().split()
 
@@ -29,13 +29,13 @@ def what_the_platform_says_is_told_and_never_hangs(f):
     for fault, code, says in (
             ("refuse", 126, b"the policy of qrexec refuses the call to qvmremote.Exec in dom0 (Request refused)"),
             ("trouble", 255, b"qrexec could not make the call to qvmremote.Exec in dom0 (vchan connection failed)"),
-            ("descriptor-cut 20", 255, b"without a word"),
-            ("descriptor-cut 0", 255, b"without a word"),
-            ("descriptor-long 64", 255, b"without a word"),
-            ("descriptor-long 4000", 255, b"without a word"),
-            ("descriptor-service", 255, b"without a word"),
-            ("descriptor-name", 255, b"without a word"),
-            ("cut 0", 255, b"without a word"),
+            ("descriptor-cut 20", 255, b"without an answer"),
+            ("descriptor-cut 0", 255, b"without an answer"),
+            ("descriptor-long 64", 255, b"without an answer"),
+            ("descriptor-long 4000", 255, b"without an answer"),
+            ("descriptor-service", 255, b"without an answer"),
+            ("descriptor-name", 255, b"without an answer"),
+            ("cut 0", 255, b"without an answer"),
             ("cut 200", 255, b"incomplete")):
         house.machine.set_faults("work", fault)
         got = house.run("work", "seq 10000")
@@ -48,7 +48,7 @@ def what_the_platform_says_is_told_and_never_hangs(f):
     house.machine.set_faults("work", "hang")
     got = house.run("work", "-t", "2", "true")
     check(got.returncode == 255 and b"dom0 does not answer" in got.stderr, got)
-    # In time for nobody but the kernel: the daemon waits for the rest of a descriptor without NUL.
+    # This comes too late: the daemon waits for the rest of a descriptor without NUL.
     house.machine.set_faults("work", "descriptor-no-nul")
     got = house.run("work", "-t", "10", "true")
     check(got.returncode == 255, got)
@@ -142,7 +142,7 @@ def many_clients_share_a_kept_call(f):
         out, err = c.communicate(timeout=HANG)
         equal((c.returncode, out, err), (n, f"{n}\n".encode(), b""))
     check(len(house.machine.calls("qrexec-client-vm")) == 1, house.machine.calls())
-    # And when the agent goes, clients make calls of their own.
+    # And when the agent ends, clients make calls of their own.
     house.agents["work"].terminate()
     equal(house.agents["work"].wait(HANG), 0)
     check(not house.has_agent("work"), "its socket is still there")
@@ -170,12 +170,12 @@ def both_at_once_and_each_qube_through_its_own(f):
     equal([r["transport"] for r in f.audit() if r["kind"] == "START"], ["qrexec", "qvm-run"])
     check(b"transport: qvm-run, qrexec\n" in f.dom0("status").stdout, f.dom0("status").stdout)
     f.stop()
-    # One for each: the other is closed to it.
+    # One transport for each qube: the other is closed to it.
     house.both = "qvm-run dev=qrexec"
     house.start()
     house.wait_for_agent("work")
     got = house.run("work", "true")
-    check(got.returncode == 255 and b"without a word" in got.stderr, got)
+    check(got.returncode == 255 and b"without an answer" in got.stderr, got)
     eventually(lambda: "vm=work (not served over qrexec" in f.log(), "a line in the log")
     equal(house.run("dev", "echo d").stdout, b"d\n")
     by_agent = subprocess.run([CLIENT, "echo r"], env=house.by_qvm_run("work"), stdin=subprocess.DEVNULL,
@@ -207,7 +207,7 @@ def a_program_as_the_service_where_there_are_no_sockets(f):
     f.stop()
     got = house.run("work", "true")
     check(got.returncode == 255 and b"there is no service" in got.stderr, got)
-    # By hand, and with what qrexec never says, it does nothing.
+    # Started by hand, or with words that qrexec never uses, it does nothing.
     for env in ({}, {"QREXEC_SERVICE_FULL_NAME": "qvmremote.Exec+", "QREXEC_REMOTE_DOMAIN": "../x"}):
         got = subprocess.run([SERVICE], env=env, capture_output=True, timeout=HANG)
         check(got.returncode == 125 and b"qrexec starts this program" in got.stderr, got)

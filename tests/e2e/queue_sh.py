@@ -19,7 +19,7 @@ CUT = b"\n[truncated at 10485760 bytes]\n"
 
 
 class Qube:
-    """What a Python client does there, and what it sees."""
+    """The steps of a Python client there, and what it sees."""
 
     def __init__(self, house, name):
         self.house, self.name = house, name
@@ -99,7 +99,7 @@ def commands_run_and_results_come_back(f):
             equal((code, out, err), (b"7", q.name.encode() + b"\n", b"err\n"))
             check(meta.startswith(f"id={name}\n".encode()) and meta.endswith(b"exit_code=7\n"), meta)
             eventually(lambda: f"id={name} exit=7" in q.audit(), "the line in audit.log")
-            # The copy is the client's own.
+            # The client itself removes its copy.
             equal((os.listdir(q.path("pending")), os.listdir(q.path("running"))), ([name + ".cmd"], []))
             equal(sorted(os.listdir(q.path("results"))),
                   sorted(name + s for s in (".exit", ".out", ".err", ".meta")))
@@ -151,7 +151,7 @@ def what_is_refused(f):
         equal((code, out), (0, b"yes\n"))
         check(q.result(large)[0] == b"126", "too large")
         eventually(lambda: not os.path.exists(q.path("pending", wrong)), "thrown away")
-        # Patience with a token that is written behind its command.
+        # It waits for a token that is written after its command.
         check(os.path.exists(q.path("pending", missing)), "no patience")
         late = q.leave(b"echo late\n", key=None)
         time.sleep(0.6)
@@ -243,7 +243,7 @@ def a_result_that_a_crash_kept_hidden_is_published(f):
                     out.write(text)
             with open(q.path("results", "." + name + ".exit"), "w") as out:
                 out.write("7")
-        # Where the entry is still there, nobody knows whether the digits are all.
+        # While the entry is still there, the digits may not be complete.
         with open(q.path("running", open_), "w") as out:
             out.write("true\n")
     house.start()

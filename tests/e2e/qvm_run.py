@@ -18,7 +18,7 @@ from house import House
 
 
 def is_alive(pid):
-    """A zombie that nobody has waited for is not."""
+    """A zombie does not count as alive."""
     try:
         with open(f"/proc/{pid}/stat") as f:
             return f.read().rpartition(") ")[2][0] not in "ZX"
@@ -111,7 +111,7 @@ def forty_clients_over_one_pipe(f):
 
 
 def cut_at(f, house, frame):
-    """What stands between a client and its agent, and breaks off before that frame of dom0's."""
+    """A relay between a client and its agent that closes before this frame of dom0."""
     listener = socket.socket(socket.AF_UNIX)
     path = os.path.join(f.path, f"cut-{frame}")
     listener.bind(path)

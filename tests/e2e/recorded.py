@@ -18,7 +18,7 @@ MOVED_TO, CREATE = 0x80, 0x100
 
 
 class Watch:
-    """What inotify says of a directory."""
+    """The events of inotify for a directory."""
 
     def __init__(self, path):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -73,7 +73,7 @@ WANTED = [(b"3", b"out\n", b"err\n"), (b"-9", b"", b""), (b"0", b"a\nb", b""), (
 
 
 def both(f, entries, place=".qvm-remote"):
-    """A qube with our agent and one without, with a queue that was there before dom0 came."""
+    """A qube with our agent and one without, with a queue from before dom0 connected."""
     house = House(f, conf={"QVM_REMOTE_PROTOCOL": "both"})
     f.stop()
     house.add("work")
@@ -97,7 +97,7 @@ def wait_for(base, entries):
     for name, _, _ in entries:
         eventually(lambda: os.path.exists(os.path.join(base, "queue", "results", name + ".exit")),
                    f"a result of {name}")
-        # The last step of each.
+        # The last step for each entry.
         eventually(lambda: f"id={name} " in audit(base), f"the line of {name}")
 
 
@@ -122,7 +122,7 @@ def a_recorded_queue_is_served_file_for_file(f):
             check(re.fullmatch(rf"id={name}\nstarted=\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\nduration_ms=\d+\n"
                                rf"exit_code={code.decode()}\n", read(results, name + ".meta").decode()),
                   read(results, name + ".meta"))
-            # Each is there at once: .meta first, what the client waits for last.
+            # Each file appears complete: .meta first, and last the one that the client waits for.
             moved = [n[len(name):] for mask, n in events if mask & MOVED_TO and n.startswith(name + ".")]
             equal(moved, [".meta", ".out", ".err", ".exit"])
             check(not [n for mask, n in events if mask & CREATE and n.startswith(name)], "not by rename")
@@ -135,7 +135,7 @@ def a_recorded_queue_is_served_file_for_file(f):
                 equal(os.stat(os.path.join(results, name + suffix)).st_mode & 0o777, 0o600)
         equal(len(os.listdir(results)), 4 * len(entries))
         equal(os.listdir(os.path.join(queue, "running")), [])
-        # The copies are the clients' own.
+        # The clients themselves remove their copies.
         equal(sorted(os.listdir(os.path.join(queue, "pending"))),
               sorted(n + ".cmd" for n, _, more in entries if more.get("copy", True)))
         equal(os.stat(os.path.join(base, "audit.log")).st_mode & 0o777, 0o600)

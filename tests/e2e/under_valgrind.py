@@ -26,7 +26,7 @@ LEFT_OUT = ["-exit_codes", "-forty_clients_at_once"]
 
 def main():
     place = tempfile.mkdtemp(prefix="qvm-remote-valgrind-", dir="/tmp")
-    os.chmod(place, 0o755)  # the tests give up root's rights
+    os.chmod(place, 0o755)  # the tests run as another user than root
     logs = os.path.join(place, "logs")
     os.mkdir(logs)
     os.chmod(logs, 0o1777)

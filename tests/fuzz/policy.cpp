@@ -46,7 +46,7 @@ void check_print(const policy &rules) {
         require(again->rules()[i].says_as(rules.rules()[i]) &&
                 again->rules()[i].text() == rules.rules()[i].text());
     // What lint prints as missing is a line of policy.
-    constexpr std::string_view mark = "missing: ";
+    constexpr std::string_view mark = "add: ";
     for (const policy_problem &p : rules.doubts())
         if (const auto at = p.what.find(mark); at != std::string::npos)
             require(policy::parse({{"f", p.what.substr(at + mark.size())}}, levels()).has_value());

@@ -229,7 +229,7 @@ def wrong_user_and_wrong_place_are_said_in_one_line(m):
     if as_root():
         os.chmod(m.file("scripts"), 0o755)
         before = m.state()
-        refused(m, "install-dom0.sh", lambda: install(m, uid=65534), before, "takes root")
+        refused(m, "install-dom0.sh", lambda: install(m, uid=65534), before, "needs root")
         os.chmod(m.file("scripts"), 0o755)
     m.remove("etc/qubes-release")
     before = m.state()
@@ -273,14 +273,14 @@ def programs_say_in_one_line_that_they_are_in_the_wrong_place(m):
     os.rename(m.file("local/lib/kept"), m.file("local/lib/qvm-remote-dom0"))
     if as_root():
         os.chmod(m.file("."), 0o755)
-        says("the daemon takes root", "qvm-remote-dom0", uid=65534)
+        says("the daemon needs root", "qvm-remote-dom0", uid=65534)
         for words in admin:
-            says(f"{words[0]} takes root", "qvm-remote-dom0", *words, uid=65534)
+            says(f"{words[0]} needs root", "qvm-remote-dom0", *words, uid=65534)
         for words in [["status"], ["approvals", "list"], ["panic"]]:
             says("", "qvm-remote-dom0", *words, uid=65534)
     m.write("share/qubes/marker-vm", "")
     for words in [[], ["--once"], *admin, ["status"], ["approvals", "list"], ["panic"], ["policy", "lint"]]:
-        says("here is a qube", "qvm-remote-dom0", *words)
+        says("this is a qube", "qvm-remote-dom0", *words)
     says("pipes or sockets", "qvm-remote-agent")
     m.write("etc/qubes-release", "")
     for script, words in (("install-dom0.sh", ["work", RPM]), ("install-template.sh", ["t", "work", RPM])):
@@ -301,7 +301,7 @@ def options_of_the_bash_daemon_are_taken_with_a_hint(m):
         done = m.run("-c", 'exec "$@"', "sh", "/usr/local/lib/qvm-remote-dom0", old, *more)
         check(done.returncode == 0 and done.stdout.decode().startswith(out), done)
         equal(done.stderr.decode().splitlines()[0],
-              f"qvm-remote-dom0: {old} is written `qvm-remote-dom0 {new}` now")
+              f"qvm-remote-dom0: {old} is an old option: use `qvm-remote-dom0 {new}`")
     check(not os.path.exists(m.file("etc/qubes/remote.d/work.key")), "it was not revoked")
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Both ends of a stream with the simplest host around each, for tests: dom0 answers every OPEN and
-/// REQUEST at once, the qube sends the requests it was given as challenges come.
+/// Both ends of a stream, each with a simple host, for tests: dom0 answers every OPEN and REQUEST at
+/// once, and the qube sends a request for each challenge.
 
 #pragma once
 
@@ -29,7 +29,7 @@ inline std::vector<secret> one_key(std::string_view text = key_text) {
     return out;
 }
 
-/// An event whose data is copied, so that it can be looked at later.
+/// An event with a copy of its data, so that it stays valid.
 template <class Event>
 struct kept : Event {
     std::string bytes;
@@ -46,7 +46,7 @@ bytes take_output(Stream &stream) {
     return out;
 }
 
-/// Cuts what a well-behaved end wrote into frames; `skip` bytes of preamble are left out.
+/// Splits the bytes of a correct end into frames, after `skip` bytes of preamble.
 inline std::vector<bytes> frames_of(bytes_view stream, std::size_t skip = 0) {
     std::vector<bytes> out;
     for (stream = stream.subspan(skip); !stream.empty();) {
@@ -88,7 +88,7 @@ struct dom0_end {
     server_stream stream;
     std::vector<secret> keys = one_key();
     std::uint64_t now = 0;
-    bool accepts = true; ///< a request that is whole is accepted at once
+    bool accepts = true; ///< accept a complete request at once
     std::uint8_t next_challenge = 0x80;
     std::vector<kept<server_event>> events;
     std::vector<errc> refusals; ///< what verify and complete returned
@@ -188,7 +188,7 @@ struct qube_end {
     std::deque<envelope> queue;
     std::vector<kept<client_event>> events;
     std::vector<error> unsent;
-    bool grants = true; ///< output is passed on at once
+    bool grants = true; ///< give credit for output at once
     std::optional<error> broken;
 
     void ask(envelope what) {
@@ -242,7 +242,7 @@ struct qube_end {
                 out += event.bytes;
         return out;
     }
-    /// Sends as much as credit allows; returns how much.
+    /// Sends as much as credit allows. Returns how much.
     std::size_t write(std::uint32_t session, std::string_view text) {
         std::size_t sent = 0;
         while (sent < text.size()) {
@@ -258,7 +258,7 @@ struct qube_end {
     }
 };
 
-/// What may happen to the bytes of one direction on their way.
+/// What a test does to the bytes of one direction on their way.
 using passage = std::function<bytes(bytes)>;
 
 /// Carries bytes both ways until nothing moves.

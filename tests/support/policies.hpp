@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Policies, peers and requests in few words, for tests of the decision.
+/// Short ways to write policies, peers and requests, for tests of the decision.
 
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Reads a fuzzer's input as a program: numbers and runs of bytes, zeros where it is at its end.
+/// Reads a fuzzer's input as a program: numbers and runs of bytes, and zeros after its end.
 
 #pragma once
 

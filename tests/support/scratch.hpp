@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A directory of one test's own below /tmp, gone with it. For tests alone.
+/// A directory below /tmp for one test. The destructor removes it.
 
 #pragma once
 

@@ -17,7 +17,7 @@ namespace qvmremote::test {
 
 class vector_file {
   public:
-    /// `file` lies in the directory that QVMREMOTE_VECTORS names.
+    /// `file` is in the directory that QVMREMOTE_VECTORS names.
     explicit vector_file(const std::string &file) {
         const char *const directory = std::getenv("QVMREMOTE_VECTORS");
         std::ifstream in(std::string(directory ? directory : "tests/vectors") + "/" + file);

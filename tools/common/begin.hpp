@@ -21,9 +21,9 @@
 
 namespace qvmremote {
 
-/// Undoes what the caller has done to signals: a blocked one would leave us deaf, an ignored SIGCHLD
-/// would hide how a child ended. Those in `kept` stay ignored when they are. A reader that has gone
-/// and a limit on file sizes are errors of one write from then on, and no end of the program.
+/// Sets all signals to their defaults, since the caller may have changed them: a blocked signal would
+/// not reach us, and an ignored SIGCHLD would hide how a child ended. Signals in `kept` stay ignored if
+/// they were. SIGPIPE and SIGXFSZ are ignored from then on: the write fails, and the program goes on.
 inline void begin_with_own_signals(std::initializer_list<int> kept) {
     for (int number = 1; number <= SIGRTMAX; ++number) {
         struct sigaction before {};
@@ -31,8 +31,8 @@ inline void begin_with_own_signals(std::initializer_list<int> kept) {
             ::sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_IGN)
             ::signal(number, SIG_DFL);
     }
-    // Those between the two ranges are the C library's own, so its functions refuse them. The kernel's
-    // structure, all zero, says: by default.
+    // The C library uses the signals between the two ranges, so its functions refuse them. The kernel's
+    // structure with all zeros means the default.
     constexpr std::size_t kernel_set_size = 8;
     constexpr std::array<unsigned long, 4> by_default{};
     for (int number = SIGSYS + 1; number < SIGRTMIN; ++number)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Command lines from a table: getopt_long reads by it and --help prints it, so they cannot differ.
+/// Command lines from a table: getopt_long reads it and --help prints it, so the two cannot differ.
 
 #pragma once
 
@@ -16,14 +16,15 @@
 #include <getopt.h>
 
 #include <qvmremote/config.hpp>
+#include <qvmremote/sanitize.hpp>
 
 namespace qvmremote::cli {
 
-/// One option. `key` is its short letter, or a number above 255 when it has only a long name.
+/// One option. `key` is its short letter, or a number above 255 if it has only a long name.
 struct option {
     int key;
     const char *name;
-    const char *argument; ///< what the help calls it; nullptr for an option without one
+    const char *argument; ///< the name of its value in the help; nullptr if it takes none
     const char *help;
 };
 
@@ -36,14 +37,14 @@ struct subcommand {
     Handler run;
 };
 
-/// An option of the bash programs before 1.0 that is a subcommand now.
+/// An option of the bash programs before 1.0 that a subcommand has replaced.
 struct old_option {
     const char *name;
-    const char *words[2]; ///< what is written now; the second may be null
+    const char *words[2]; ///< the subcommand; the second word may be null
 };
 
-/// The command line with such an option, as its first word, put the way it is now, and a hint on stderr;
-/// else as it is. What comes back ends in a null pointer, as argv does.
+/// The words of the command line. If the first one is an old option, its subcommand takes its place,
+/// and a hint goes to stderr. The result ends in a null pointer, as argv does.
 [[nodiscard]] inline std::vector<char *> modernized(std::span<const old_option> table, int argc,
                                                     char **argv, const char *program) {
     std::vector<char *> out(argv, argv + argc);
@@ -51,12 +52,12 @@ struct old_option {
         if (argc < 2 || o.name != std::string_view(argv[1]))
             continue;
         std::string now = o.words[0];
-        out[1] = const_cast<char *>(o.words[0]); // nobody writes to the words of a command line
+        out[1] = const_cast<char *>(o.words[0]); // nobody changes the words of a command line
         if (o.words[1]) {
             now += std::string(" ") + o.words[1];
             out.insert(out.begin() + 2, const_cast<char *>(o.words[1]));
         }
-        std::fprintf(stderr, "%s: %s is written `%s %s` now\n", program, o.name, program,
+        std::fprintf(stderr, "%s: %s is an old option: use `%s %s`\n", program, o.name, program,
                      now.c_str());
         break;
     }
@@ -64,15 +65,52 @@ struct old_option {
     return out;
 }
 
-/// Reads options up to the first word that is none, or "--". Calls `take(key, value)` for each, which
-/// returns false to stop. Returns the index of the first word left, or -1 when an option is unknown,
-/// lacks its argument, has an empty one, or was refused; getopt or parse has then printed what was wrong, after `program`.
-/// `more_letters`: options that the help does not show, without an argument.
+namespace detail {
+
+// What is wrong at an option: `key` is what getopt_long returned for it, ':' or '?', or the key of an
+// option in the table whose value was refused.
+[[nodiscard]] inline std::string wrong_option(std::span<const option> table, char *const *argv,
+                                              int key, std::string_view value) {
+    const auto of_key = [&](int wanted) {
+        return std::find_if(table.begin(), table.end(),
+                            [&](const option &o) { return o.key == wanted; });
+    };
+    const bool from_getopt = key == ':' || key == '?';
+    if (const auto found = of_key(from_getopt ? ::optopt : key); found != table.end()) {
+        const std::string name = std::string("option '--") + found->name + "'";
+        if (key == '?')
+            return name + " takes no value";
+        if (key == ':')
+            return name + " needs a value: give a " + found->argument;
+        if (found->argument && value.empty())
+            return name + " has an empty value: leave it out, or give a " + found->argument;
+        return name + " does not belong here";
+    }
+    if (::optopt != 0)
+        return "there is no option '-" + for_terminal(std::string(1, static_cast<char>(::optopt))) +
+               "'";
+    const std::string_view typed = argv[::optind - 1];
+    const std::string_view name = typed.substr(2, typed.find('=') - 2);
+    std::string candidates;
+    for (const option &o : table)
+        if (std::string_view(o.name).starts_with(name))
+            candidates += (candidates.empty() ? "--" : ", --") + std::string(o.name);
+    const std::string shown = "'--" + for_terminal(name, 64) + "'";
+    return candidates.empty() ? "there is no option " + shown
+                              : "option " + shown + " is ambiguous: " + candidates;
+}
+
+} // namespace detail
+
+/// Reads options up to the first other word, or "--". Calls `take(key, value)` for each, which
+/// returns false when the option does not belong here. Returns the index of the first word left, or
+/// -1 after a line on stderr that says which option is wrong and why. `more_letters`: options that the
+/// help does not show, without an argument.
 template <class Take>
 [[nodiscard]] int parse(std::span<const option> table, int argc, char **argv, Take take,
                         const char *more_letters = "") {
-    std::string letters =
-        std::string("+") + more_letters; // stop at the command: its options are its own
+    // Stop at the command, whose options are its own, and print nothing.
+    std::string letters = std::string("+:") + more_letters;
     std::vector<::option> longs;
     for (const option &o : table) {
         if (o.key < 256) {
@@ -86,16 +124,15 @@ template <class Take>
     ::optind = 0;
     for (int key;
          (key = ::getopt_long(argc, argv, letters.c_str(), longs.data(), nullptr)) != -1;) {
-        const auto of_key = [key](const option &o) { return o.key == key; };
-        const auto found = std::find_if(table.begin(), table.end(), of_key);
-        if (found != table.end() && found->argument && *::optarg == '\0') {
-            std::fprintf(stderr,
-                         "%s: option '--%s' has an empty value: leave it out, or give a %s\n",
-                         argv[0], found->name, found->argument);
-            return -1;
-        }
-        if (key == '?' || !take(key, ::optarg ? ::optarg : ""))
-            return -1;
+        const std::string_view value = ::optarg ? ::optarg : "";
+        const bool is_wrong = key == '?' || key == ':' || (::optarg && value.empty());
+        if (!is_wrong && take(key, value.data()))
+            continue;
+        const std::string_view path = argv[0];
+        const std::string program(path.substr(path.rfind('/') + 1)); // npos + 1 is 0: all of it
+        std::fprintf(stderr, "%s: %s; see %s --help\n", program.c_str(),
+                     detail::wrong_option(table, argv, key, value).c_str(), program.c_str());
+        return -1;
     }
     return ::optind;
 }

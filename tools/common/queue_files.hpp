@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
 /// The directories of ~/.qvm-remote/queue, as both the client and the agent use them (COMPAT-V1.md).
-/// Names in them are anybody's of this user: a file is opened only when it is a regular one, and
-/// never waited for.
+/// Any process of this user can make names in them, so only a regular file is opened, without waiting.
 
 #pragma once
 
@@ -18,42 +17,42 @@
 
 namespace qvmremote {
 
-/// Opened once, so that what is worked in is what was found.
+/// Each directory is opened once, so that it stays the same one even if its path changes.
 struct queue_directories {
     host::unique_fd base, pending, running, results;
 
-    /// Makes those below `base` (~/.qvm-remote, which exists) where they are missing, 0700.
+    /// Makes the directories below `base` (~/.qvm-remote, which exists) if they are missing, 0700.
     [[nodiscard]] static host::outcome<queue_directories> open(const std::string &base);
 
     /// Removes files older than an hour from all three.
     void sweep() const;
 };
 
-/// One directory, made when it is not there, 0700; empty when it cannot be.
+/// Opens one directory, and makes it if it is missing, 0700; empty after a failure.
 [[nodiscard]] host::unique_fd open_directory(int parent, const char *name);
 
-/// A regular file for reading and what fstat says of it; empty when there is none.
+/// Opens a regular file for reading, with its fstat; empty when there is none.
 [[nodiscard]] host::unique_fd open_regular(int directory, const std::string &name, struct stat &st);
 [[nodiscard]] bool is_regular(int directory, const std::string &name, struct stat &st);
 
-/// The names in an open directory, in no order.
+/// The names in an open directory, in any order.
 [[nodiscard]] std::vector<std::string> names_in(int directory);
 
-/// All of `text`, or false and errno.
+/// Writes all of `text`; false with errno otherwise.
 [[nodiscard]] bool write_all(int fd, std::string_view text);
 
-/// Writes a file, 0600, under a name with a dot before it, which no reader of the queue looks at.
-/// False and errno when that failed; then nothing is left behind.
+/// Writes a file, 0600, with a dot before its name, so that readers of the queue ignore it. After a
+/// failure, false with errno, and no file is left.
 [[nodiscard]] bool write_hidden(int directory, const std::string &name, std::string_view text);
 
-/// Gives a file of write_hidden its name.
+/// Gives a file of write_hidden its final name.
 [[nodiscard]] bool publish(int directory, const std::string &name);
 
-/// Both: a reader sees all of it or nothing. False and errno when that failed; then nothing is left
-/// behind.
+/// Does both, so that a reader sees all of the file or nothing. After a failure, false with errno, and
+/// no file is left.
 [[nodiscard]] bool write_file(int directory, const std::string &name, std::string_view text);
 
-/// Adds a watch to an inotify descriptor for an open directory itself, whatever its path has become.
+/// Adds an inotify watch for an open directory, even if its path has changed.
 [[nodiscard]] int watch_directory(int inotify, int directory, std::uint32_t events);
 
 } // namespace qvmremote

@@ -39,7 +39,7 @@ constexpr cli::option options[] = {
     {opt_version, "version", nullptr, "show the version and end"},
 };
 
-// An older agent whose call dom0 has given up ends by itself, unless it hangs.
+// When dom0 has given up the call of an older agent, that agent ends by itself, unless it hangs.
 constexpr std::uint64_t patience_ms = 5'000;
 constexpr std::uint64_t term_ms = 2'000;
 constexpr int refused = 126; // by qrexec's policy: trying again does not help
@@ -56,7 +56,7 @@ flock whole_file() {
     return out;
 }
 
-// Until the lock is ours or so much time has passed.
+// Waits until the lock is ours, or until the time is over.
 bool lock_within(int fd, std::uint64_t ms) {
     const std::uint64_t end = host::awake_ms() + ms;
     for (;;) {
@@ -69,8 +69,8 @@ bool lock_within(int fd, std::uint64_t ms) {
     }
 }
 
-// One agent of a kind for each user. The kernel, and no file that may be old, says who holds the
-// lock.
+// One agent of a kind for each user. The kernel names the holder of the lock, so an old file cannot
+// mislead us.
 host::outcome<host::unique_fd> take_lock(const std::string &base, const char *name) {
     const std::string path = base + name;
     host::unique_fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
@@ -85,23 +85,26 @@ host::outcome<host::unique_fd> take_lock(const std::string &base, const char *na
         if (lock_within(fd.get(), term_ms))
             return fd;
     }
-    return host::failed("another agent serves " + base + " and does not go");
+    return host::failed("another agent of this user holds " + path + " and does not end: kill it");
 }
 
-// A setting that is wrong stops the removal and nothing else: the agent serves without a limit.
+// A wrong setting only stops the removal of old history: the agent serves without a limit.
 agent::history_limits read_history_limits(const std::string &base) {
     const auto values = read_qube_settings(base + "/config");
     auto limits = values ? agent::history_limits_of(*values)
                          : host::outcome<agent::history_limits>(tl::unexpected(values.error()));
     if (limits)
         return *limits;
-    fail_with(limits.error().what + "; the history is kept whole");
+    fail_with(limits.error().what + "; nothing is removed from the history");
     return {};
 }
 
-// A call of our own to dom0, made again when it ends, until a signal comes or qrexec's policy says no.
+// Calls dom0, again each time the call ends, until a signal comes or the policy of qrexec refuses.
 int keep_call(const std::string &base) {
-    auto values = read_qube_settings(base + "/config");
+    // The agent that dom0 starts does not warn: dom0 takes the last line on stderr for the reason when
+    // the call ends. The client reads the same file and warns too.
+    auto values = read_qube_settings(base + "/config",
+                                     [](const std::string &warning) { fail_with(warning); });
     if (!values)
         return fail_with(values.error().what);
     auto how = host::options_of(*values, "qrexec");
@@ -161,8 +164,10 @@ int main(int argc, char **argv) {
         keep = keep || key == opt_keep;
         return true;
     });
-    if (first < 0 || first < argc)
-        return fail_with("it takes no arguments; see qvm-remote-agent --help");
+    if (first < 0)
+        return 1;
+    if (first < argc)
+        return fail_with("there are no arguments but options; see qvm-remote-agent --help");
     if (help) {
         std::printf(
             "Usage: qvm-remote-agent [OPTIONS]\n\n"
@@ -178,7 +183,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (!keep && (::isatty(STDIN_FILENO) || ::isatty(STDOUT_FILENO)))
-        return fail_with("dom0 starts this program; there is nothing to do for it on a terminal");
+        return fail_with("dom0 starts this program; on a terminal it works only with --keep");
     ::umask(077);
     const auto found = find_home();
     if (!found)

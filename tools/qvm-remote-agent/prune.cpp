@@ -45,7 +45,7 @@ unique_fd open_below(int directory, const std::string &name) {
         ::openat(directory, name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
 }
 
-// An entry holds plain files alone. Returns how large it is, or was.
+// Returns the size of an entry, which only holds regular files; with `remove`, removes it.
 std::uint64_t visit_entry(int day, const std::string &name, bool remove) {
     const unique_fd entry = open_below(day, name);
     std::uint64_t bytes = 0;
@@ -71,7 +71,7 @@ std::uint64_t visit_entry(int day, const std::string &name, bool remove) {
 
 bool is_day(const std::string &name) { return parse_calendar_time(name, "YYYY-MM-DD").has_value(); }
 
-// The first day that is kept; every day's name is larger than an empty one.
+// The first day that is kept. An empty name is before every day.
 std::string first_day_kept(const history_limits &most) {
     if (!most.days)
         return {};
@@ -112,7 +112,7 @@ void prune(int history, const history_limits &most) {
         if (!most.mebibytes || total <= *most.mebibytes * mebibyte)
             break;
         visit_entry(open_below(history, s.day).get(), s.entry, true);
-        ::unlinkat(history, s.day.c_str(), AT_REMOVEDIR); // fails while it holds another
+        ::unlinkat(history, s.day.c_str(), AT_REMOVEDIR); // fails while another entry is in it
         total -= s.bytes;
         ++removed;
     }
@@ -163,7 +163,7 @@ std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms,
     const unique_fd mark(::openat(history.get(), ".pruned",
                                   O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
     ::futimens(mark.get(), nullptr);
-    // A hundred thousand entries take seconds, and sessions are not to notice.
+    // In a process of its own: a hundred thousand entries take seconds, and sessions must not wait.
     if (::fork() == 0) {
         ::setpriority(PRIO_PROCESS, 0, 19);
         prune(history.get(), most);

@@ -13,7 +13,7 @@
 
 namespace qvmremote::agent {
 
-/// What the history may hold. Without a value there is no limit, and nothing is removed.
+/// The limits of the history. Without a value there is no limit.
 struct history_limits {
     std::optional<std::uint64_t> days;
     std::optional<std::uint64_t> mebibytes;
@@ -23,8 +23,9 @@ struct history_limits {
 /// whole number in its range is a failure that names the setting.
 [[nodiscard]] host::outcome<history_limits> history_limits_of(const config &settings);
 
-/// Removes from BASE/history what is beyond the limits, at most once a day, in a process of its own,
-/// which says on stderr how many entries it removed. Returns when it may be asked again.
+/// Removes entries from BASE/history that are beyond the limits, at most once a day. It does this in a
+/// process of its own, which prints the number of removed entries on stderr. Returns when to call it
+/// again.
 [[nodiscard]] std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms,
                                           const history_limits &most);
 

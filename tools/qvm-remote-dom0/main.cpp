@@ -87,19 +87,19 @@ constexpr cli::old_option old_options[] = {
     {"--list-keys", {"keys", nullptr}},
 };
 
-// What the desktop's user may ask for too; all else reads or writes what is root's.
+// Subcommands for the user of the desktop too. The others read or write files of root.
 constexpr std::string_view for_operators[] = {"status", "approvals", "panic", "policy"};
 
-// Why this process has no business here, if so.
+// Why this program cannot work here; empty when it can.
 std::string out_of_place(std::string_view verb) {
     if (::access("/usr/share/qubes/marker-vm", F_OK) == 0)
-        return "this is run in dom0, and here is a qube, where qvm-remote is used";
-    if (::geteuid() == 0 || verb.empty()) // the daemon says it for itself
+        return "this is a qube: use qvm-remote here, and qvm-remote-dom0 in dom0";
+    if (::geteuid() == 0 || verb.empty()) // the daemon checks for root itself
         return {};
     for (const std::string_view one : for_operators)
         if (one == verb)
             return {};
-    return std::string(verb) + " takes root: sudo qvm-remote-dom0 " + std::string(verb);
+    return std::string(verb) + " needs root: sudo qvm-remote-dom0 " + std::string(verb);
 }
 
 void print_help() {
@@ -121,7 +121,7 @@ int usage(const std::string &what) {
 } // namespace
 
 int main(int argument_count, char **arguments) {
-    // Keys pass through this memory: no core dump, and no other process of the user looks in.
+    // Keys pass through this memory: no core dump, and no other process of the user can read it.
     ::prctl(PR_SET_DUMPABLE, 0);
     begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT});
     ::signal(SIGPIPE, SIG_DFL); // `audit export | head` ends as any program would
@@ -171,7 +171,7 @@ int main(int argument_count, char **arguments) {
         return true;
     });
     if (first < 0)
-        return usage("bad option");
+        return 1;
     if (help) {
         print_help();
         return 0;
@@ -183,7 +183,7 @@ int main(int argument_count, char **arguments) {
     if (!wait.empty()) {
         const auto seconds = parse_positive(wait);
         if (!seconds || !how.once)
-            return usage("--wait takes a number of seconds and goes with --once");
+            return usage("--wait takes a number of seconds, 1 or more, and only with --once");
         how.once_wait_s = *seconds;
     }
     if (!root.empty()) {
@@ -206,11 +206,11 @@ int main(int argument_count, char **arguments) {
         for (const auto &c : subcommands)
             if (std::strcmp(c.name, argv[first]) == 0)
                 return fits(c.name) ? c.run({how.where, {argv + first + 1, argv + argc}}) : 1;
-        return usage("no subcommand of that name");
+        return usage("there is no subcommand '" + for_terminal(argv[first], 64) + "'");
     }
     if (!fits({}))
         return 1;
-    // Before anything has grown and before any thread: it is copied once for each command.
+    // First of all, while this process is small and has no threads: each command starts as a copy of it.
     const cgroup_home home = claim_cgroup();
     auto children = warden::start(home);
     if (!children)

@@ -27,9 +27,9 @@ namespace {
 using host::run_result;
 using host::unique_fd;
 
-// The Python daemon writes .meta behind .exit; one that has no room for it never does.
+// The Python daemon writes .meta after .exit, or never when the disk is full.
 constexpr std::uint64_t meta_patience_ms = 2'000;
-// An entry that is nowhere has been refused, unless a slow dom0 is between two of its steps.
+// An entry that is in no directory was refused, unless a slow dom0 is between two steps.
 constexpr std::uint64_t gone_patience_ms = 5'000;
 constexpr int look_again_ms = 1'000;
 
@@ -54,7 +54,7 @@ class entry {
             watch(out.files_.results, IN_MOVED_TO | IN_CLOSE_WRITE) < 0 ||
             watch(out.files_.base, IN_MOVED_TO | IN_CREATE) < 0)
             return host::failed("cannot watch " + where.queue(), errno);
-        // The entry itself comes last: who finds it finds its token.
+        // The entry itself comes last, so that a reader who finds it also finds its token.
         const int pending = out.files_.pending.get();
         if (!write_file(pending, out.id_ + ".auth", token_v1(key, what.id)) ||
             (what.keep_copy && !write_file(pending, out.id_ + ".cmd", what.text)) ||
@@ -78,7 +78,7 @@ class entry {
     [[nodiscard]] int descriptor() const noexcept { return inotify_.get(); }
     [[nodiscard]] bool was_taken() const noexcept { return was_taken_; }
 
-    // Empties the watch; what has happened is looked up in the directories.
+    // Reads all events and ignores them: the directories show what has happened.
     void read_events() {
         alignas(inotify_event) std::array<char, 16 * 1024> buffer;
         for (ssize_t n; (n = ::read(inotify_.get(), buffer.data(), buffer.size())) > 0;)
@@ -86,7 +86,7 @@ class entry {
                 const auto *const event =
                     reinterpret_cast<const inotify_event *>(buffer.data() + at);
                 at += sizeof *event + event->len;
-                // Too short to be seen in running/, perhaps.
+                // It may have been too short to be seen in running/.
                 if (event->wd == pending_watch_ && (event->mask & IN_MOVED_FROM) != 0 &&
                     event->len > 0 && event->name == id_)
                     was_taken_ = true;
@@ -106,13 +106,13 @@ class entry {
         return read_exit_code() ? place::finished : place::nowhere;
     }
 
-    // What .exit says, once that is a number.
+    // The exit code in .exit; nothing until it holds a number.
     [[nodiscard]] std::optional<int> read_exit_code() const {
         const std::string text = read_result(".exit", 16);
         const auto number = qvmremote::detail::parse_decimal<std::int32_t>(text);
         return number && *number >= -255 && *number <= 255 ? number : std::nullopt;
     }
-    // Whether nothing of the result is still being written.
+    // Whether all of the result is written.
     [[nodiscard]] bool is_whole() const {
         return read_result(".meta", limits::queue_text).find("\nexit_code=") != std::string::npos;
     }
@@ -120,7 +120,7 @@ class entry {
         return open_regular(files_.results.get(), id_ + suffix, st);
     }
 
-    // True when dom0 has not taken it and now cannot.
+    // Withdraws the entry. True when dom0 had not taken it, and now cannot take it.
     [[nodiscard]] bool withdraw() {
         const std::string hidden = "." + id_;
         if (::renameat(files_.pending.get(), id_.c_str(), files_.pending.get(), hidden.c_str()) !=
@@ -131,7 +131,7 @@ class entry {
         is_left_ = false;
         return true;
     }
-    // Gives it up wherever it is; true when it never ran.
+    // Removes the entry, wherever it is. True when it never ran.
     bool take_back() {
         if (withdraw())
             return true;
@@ -140,7 +140,7 @@ class entry {
         is_left_ = false;
         return false;
     }
-    // Removes the result and what is left of the entry.
+    // Removes the result, and the rest of the entry.
     void clear() {
         for (const char *suffix : {".out", ".err", ".exit", ".meta"})
             ::unlinkat(files_.results.get(), (id_ + suffix).c_str(), 0);
@@ -174,7 +174,7 @@ class entry {
     bool was_taken_ = false;
 };
 
-// Waits for either; returns the signal that came, or 0.
+// Waits for the descriptor or a signal. Returns the signal, or 0.
 int wait_for(pollfd what, int signal_fd, int most_ms) {
     pollfd fds[2] = {what, {signal_fd, POLLIN, 0}};
     ::poll(fds, 2, most_ms);
@@ -182,7 +182,7 @@ int wait_for(pollfd what, int signal_fd, int most_ms) {
     return signal_fd >= 0 && ::read(signal_fd, &number, 1) == 1 ? number : 0;
 }
 
-// One file of the result to its sink. False when `r` says why that is not all of it.
+// Passes one file of the result to its sink. False when that was not possible; then `r` says why.
 bool pour(const entry &from, const char *suffix, host::output_sink &to, int signal_fd,
           run_result &r) {
     struct stat st {};

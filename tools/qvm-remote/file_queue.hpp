@@ -21,17 +21,17 @@ namespace qvmremote::qube {
 
 struct queued_command {
     command_id id;
-    std::string text;            ///< one that envelope::check_entry accepts
-    std::uint32_t timeout_s = 0; ///< 0: none. It is ours: dom0 does not hear of it
-    bool keep_copy = true;       ///< leave ID.cmd too, as the Python client does
+    std::string text;            ///< must pass envelope::check_entry
+    std::uint32_t timeout_s = 0; ///< 0: none. Only we count it: dom0 does not know it
+    bool keep_copy = true;       ///< write ID.cmd too, as the Python client does
 };
 
-/// Leaves the entry, waits for its result, hands that to `io` and removes it. Nothing is forwarded:
-/// of `io`, the stdin is not used, and a signal withdraws the entry or, when dom0 has taken it,
-/// removes it from running/, which ends the command if that dom0 is ours.
+/// Writes the entry, waits for its result, passes that to `io` and removes it. The stdin of `io` is not
+/// used. A signal withdraws the entry. If dom0 has taken the entry, a signal removes it from running/,
+/// which ends the command, unless the Python program runs in dom0.
 ///
-/// `agent_is_there` (may be empty) is asked once an agent's socket has appeared. When it says yes and
-/// dom0 has not taken the entry, the entry is withdrawn and there is no result: use the agent.
+/// `agent_is_there` (may be empty) is called after an agent's socket has appeared. When it returns true
+/// and dom0 has not taken the entry, the entry is withdrawn and there is no result: use the agent.
 /// A failure means that nothing was left in the queue.
 [[nodiscard]] host::outcome<std::optional<host::run_result>>
 run_queued(const home &where, const secret &key, const queued_command &what,

@@ -14,6 +14,7 @@
 #include <qvmremote/host/files.hpp>
 
 #include "common/begin.hpp"
+#include "common/key_text.hpp"
 
 namespace qvmremote::qube {
 
@@ -43,7 +44,7 @@ host::outcome<secret> home::load_key() const {
     if (!fd && errno == ENOENT) {
         if (::access("/etc/qubes-release", F_OK) == 0)
             return host::failed(
-                "this is dom0, where a command needs no qvm-remote: it is for qubes");
+                "this is dom0: run the command without qvm-remote, which is for qubes");
         return tl::unexpected(
             host::failure{"there is no key for " + user_name() + " at " + path +
                               "; make one with `qvm-remote key gen` and register it in dom0 with "
@@ -52,14 +53,15 @@ host::outcome<secret> home::load_key() const {
     }
     if (!fd && errno == ELOOP)
         return host::failed("the key file " + path +
-                            " is a symbolic link; put the key itself there");
+                            " is a symbolic link: replace it by a file with the key");
     if (!fd)
         return host::failed("cannot read the key of " + user_name() + " at " + path, errno);
     struct stat st {};
     if (::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode))
-        return host::failed("the key " + path + " is not a regular file");
+        return host::failed("the key " + path +
+                            " is not a regular file: remove it, then `qvm-remote key gen`");
     if (st.st_uid != ::geteuid() && st.st_uid != 0)
-        return host::failed("the key " + path + " belongs to somebody else: chown " + user_name() +
+        return host::failed("the key " + path + " belongs to another user: chown " + user_name() +
                             " " + path);
     if ((st.st_mode & 077) != 0)
         return host::failed("the key " + path + " can be read by others: chmod 600 " + path);
@@ -67,13 +69,13 @@ host::outcome<secret> home::load_key() const {
     const ssize_t n = ::read(fd.get(), text.data(), text.size());
     if (n < 0)
         return host::failed("cannot read " + path, errno);
-    auto key = secret::parse({text.data(), static_cast<std::size_t>(n)});
+    auto key = read_key(std::string(text.data(), static_cast<std::size_t>(n)));
     OPENSSL_cleanse(text.data(), text.size());
     if (!key)
-        return host::failed(path + " holds no key: byte " + std::to_string(key.error().offset + 1) +
-                            " does not fit; a key is 64 digits of 0-9 and a-f, without 0x, sign or "
-                            "separators: `qvm-remote key import` or `qvm-remote key gen`");
-    return std::move(*key);
+        return host::failed(
+            path + ": " + key.error().what +
+            ": remove the file, then `qvm-remote key import` or `qvm-remote key gen`");
+    return key;
 }
 
 host::outcome<void> home::store_key(const secret &key) const {

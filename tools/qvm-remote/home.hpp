@@ -16,7 +16,7 @@
 
 namespace qvmremote::qube {
 
-/// The directory and what lies in it.
+/// The directory and its files.
 class home {
   public:
     /// Finds it: $HOME, or what the password database says. Renames an old ~/.qubes-remote when the
@@ -30,16 +30,16 @@ class home {
     [[nodiscard]] std::string queue() const { return directory_ + "/queue"; }
     [[nodiscard]] std::string config_file() const { return directory_ + "/config"; }
 
-    /// Exists once a verified answer of protocol 2 has come.
+    /// This file exists after the first verified answer of protocol 2.
     [[nodiscard]] std::string pin_file() const { return directory_ + "/protocol2"; }
-    /// Whether this key has had a verified answer of protocol 2: then nothing falls back to 1.
+    /// Whether this key has had a verified answer of protocol 2. Then protocol 1 is not used any more.
     [[nodiscard]] bool is_pinned() const;
-    /// Remembers that it has; cheap when that is known.
+    /// Records that it has had one. This is cheap when it is recorded already.
     [[nodiscard]] host::outcome<void> pin() const;
 
     /// The key; the failure names the user, the path and what to do.
     [[nodiscard]] host::outcome<secret> load_key() const;
-    /// Writes a key, 0600 from its first byte, which no answer has been had for yet.
+    /// Writes a new key, 0600 from its first byte, and removes the record of protocol 2.
     [[nodiscard]] host::outcome<void> store_key(const secret &key) const;
 
   private:

@@ -110,7 +110,7 @@ int status_command(const settings &how, const home &where, std::span<char *> wor
     return words.empty() ? status(how, where) : usage("status takes no arguments");
 }
 
-// Whether there is something on stdin that a command could want: not a terminal, and not /dev/null.
+// Whether a command could read something from our stdin: it is not a terminal, and not /dev/null.
 bool has_input() {
     struct stat st {};
     if (::fstat(STDIN_FILENO, &st) != 0)
@@ -120,7 +120,8 @@ bool has_input() {
     return true;
 }
 
-// A descriptor that our caller closed would become one of our own, and get the command's output.
+// If our caller closed one of these, a file of ours could get its number, and the command's output
+// would go into that file.
 void fill_standard_descriptors() {
     for (int fd = 0; fd <= 2; ++fd)
         if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", O_RDWR) != fd)
@@ -131,8 +132,8 @@ host::outcome<std::string> read_script(int fd) {
     auto text = host::read_all(fd, limits::command);
     if (!text && text.error().error_number == EFBIG)
         return host::failed(
-            "the script exceeds the size limit of 1 MiB; copy it to dom0 by standard "
-            "input and run it there");
+            "the script exceeds the size limit of 1 MiB: send it to a file in dom0 by standard "
+            "input (qvm-remote 'cat >FILE' <SCRIPT), and run that");
     return text;
 }
 
@@ -151,8 +152,8 @@ int cannot_ask(const error &why, command_form form) {
     if (why.code == errc::command_empty)
         return usage(std::string(message(why.code)));
     if (why.code == errc::binary_content)
-        complain("the command holds a NUL byte at " + std::to_string(why.offset) +
-                 "; run a binary with --script FILE");
+        complain("byte " + std::to_string(why.offset + 1) +
+                 " of the command is NUL; run a binary with --script FILE");
     else if (why.code == errc::argument_too_large)
         complain("word " + std::to_string(why.offset + 1) + ": " + std::string(message(why.code)) +
                  "; send data by standard input");
@@ -172,7 +173,7 @@ int cannot_ask(const error &why, command_form form) {
 
 int main(int argument_count, char **arguments) {
     fill_standard_descriptors();
-    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT}); // those three as ssh: nohup and `&` set them
+    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT}); // as ssh does: nohup and `&` ignore these
     ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
     settings how;
     run_request request;
@@ -212,7 +213,7 @@ int main(int argument_count, char **arguments) {
             case 'R':
             case 'D':
                 refused = key;
-                return false;
+                break;
             case opt_dry_run:
                 request.what.dry_run = true;
                 break;
@@ -249,7 +250,7 @@ int main(int argument_count, char **arguments) {
         return 1;
     }
     if (first < 0)
-        return usage("bad option");
+        return 1;
     if (help) {
         print_help(stdout);
         return 0;
@@ -262,18 +263,18 @@ int main(int argument_count, char **arguments) {
         const auto seconds = parse_positive(timeout);
         if (!seconds)
             return usage("'" + for_terminal(timeout, 64) +
-                         "' is no time-out: use a number of seconds, 1 or more");
+                         "' is not a time-out: use a number of seconds, 1 or more");
         request.what.timeout_s = *seconds;
     } else if (request.what.tty) {
         request.what.timeout_s = 0;
     }
     if (exec && !script.empty())
-        return usage("--exec and --script exclude each other");
+        return usage("--exec and --script exclude each other: give one of them");
     if (!escape.empty()) {
         const auto chosen = parse_escape(escape);
         if (!chosen)
             return usage("'" + for_terminal(escape, 64) +
-                         "' is no escape character: use one character, ^X or none");
+                         "' is not an escape character: use one character, ^X or none");
         request.escape = chosen->character;
     }
 
@@ -282,7 +283,10 @@ int main(int argument_count, char **arguments) {
         complain(where.error().what);
         return 1;
     }
-    auto values = read_qube_settings(where->config_file());
+    auto values = read_qube_settings(where->config_file(), [&](const std::string &warning) {
+        if (!how.quiet)
+            complain(warning);
+    });
     if (!values) {
         complain(values.error().what);
         return 1;

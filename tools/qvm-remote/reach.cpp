@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Finding the way to dom0: the configured transport, or a private daemon for the mock one. Apart from
-// the rest, since the loader of plug-ins brings Boost.
+// Finds the way to dom0: the configured transport, or a private daemon for the mock one. It is a file
+// of its own because the loader of plug-ins needs Boost.
 
 #include <array>
 #include <cerrno>
@@ -34,7 +34,7 @@ namespace {
 constexpr int start_limit_ms = 15'000;
 constexpr std::uint64_t agent_patience_ms = 30'000;
 constexpr std::uint64_t agent_start_ms =
-    3'000; // from `authorize`, or the qube's start, to its socket
+    3'000; // from `authorize`, or the start of the qube, until the agent listens
 constexpr int agent_look_ms = 100;
 
 std::string own_directory() {
@@ -42,7 +42,7 @@ std::string own_directory() {
     return std::filesystem::read_symlink("/proc/self/exe", ec).parent_path().string();
 }
 
-// Where this program was built, if it runs from there: then the other programs are near.
+// The build directory, if this program runs from there: the other programs are below it.
 std::string build_directory() {
     constexpr std::string_view place = "/tools/qvm-remote";
     std::string directory = own_directory();
@@ -52,7 +52,7 @@ std::string build_directory() {
     return directory;
 }
 
-// A tree that was built and not installed has the plug-ins of its own.
+// A program that runs from its build directory takes the plug-ins that were built with it.
 std::string plugin_directory(const settings &how) {
     if (!how.plugin_directory.empty())
         return how.plugin_directory;
@@ -61,7 +61,7 @@ std::string plugin_directory(const settings &how) {
                                                                             : QVMREMOTE_PLUGIN_DIR;
 }
 
-// qvm-remote-dom0 below a directory of its own, serving one qube called "mock" over a socket there.
+// A qvm-remote-dom0 with a directory of its own. It serves one qube, "mock", over a socket there.
 class private_daemon {
   public:
     private_daemon() = default;
@@ -97,7 +97,7 @@ class private_daemon {
 
         secret_bytes<32> random;
         if (::getrandom(random.value().data(), random.value().size(), 0) != 32)
-            return host::failed("the kernel has no random bytes yet");
+            return host::failed("the kernel has no random bytes yet: try again in a minute");
         secret key = secret::from_random(random);
         const std::string keys = root_ + "/etc/qubes/remote.d";
         if (auto made = host::make_directories(keys, 0700); !made)
@@ -106,7 +106,7 @@ class private_daemon {
                                                   host::durability::unsynced);
             !written)
             return tl::unexpected(written.error());
-        // Its qube may do all: it is this user, who could do it without.
+        // The qube may run everything: its commands run as this user, who can run them anyway.
         const std::string policy = root_ + "/etc/qubes/remote-policy.d";
         if (auto made = host::make_directories(policy, 0700); !made)
             return tl::unexpected(made.error());
@@ -141,10 +141,11 @@ class private_daemon {
             int status = 0;
             if (::waitpid(pid_, &status, WNOHANG) == pid_) {
                 pid_ = 0;
-                return host::failed("the private daemon ended at once; it said why above");
+                return host::failed("the private daemon ended at once; its message is above");
             }
             if (waited > start_limit_ms)
-                return host::failed("the private daemon does not come up");
+                return host::failed("the private daemon did not start within " +
+                                    std::to_string(start_limit_ms / 1000) + " s: try again");
         }
         return key;
     }
@@ -217,8 +218,7 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
             return refuse(key.error(), 1);
         out.key.emplace(std::move(*key));
     }
-    // The default one is compiled in: it is a socket and no more, and loading it would cost more
-    // than using it.
+    // The default transport is compiled in: it only opens a socket, and loading a plug-in takes longer.
     auto opened =
         how.transport == "qvm-run" && how.plugin_directory.empty()
             ? host::transport::from_table(&qvmremote_transport_qvm_run, host::role::qube, options)
@@ -257,13 +257,13 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         if (has_queue && how.version == protocol::any && !where.is_pinned() &&
             (by_protocol_1 || waited_ms >= agent_start_ms))
             return out;
-        // Between two calls of dom0 there is none for a moment, and falling back to protocol 1 is
-        // what somebody could wish that does not want us to use the other.
+        // Do not fall back to protocol 1 at once: between two calls of dom0 there is no agent for a
+        // moment, and an attacker could force a downgrade by making the agent unavailable.
         if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms)) {
             std::string why = stream.error().what;
             if (has_queue && how.version == protocol::any && where.is_pinned())
-                why += "; dom0 has spoken protocol 2 with this key before, so protocol 1 is not "
-                       "used: if dom0 has gone back to a program without protocol 2, remove " +
+                why += "; dom0 has used protocol 2 with this key before, so protocol 1 is not "
+                       "used: if dom0 now has a program without protocol 2, remove " +
                        where.pin_file();
             // A call is refused when this user has as many as there may be: a slot of the qube's own.
             if (is_call(how))
@@ -278,7 +278,7 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         }
         pollfd signal{signal_fd, POLLIN, 0};
         std::uint8_t number = 0;
-        // A transport that waits itself is asked again at once.
+        // Ask a transport again at once if it waits by itself.
         if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 &&
             ::read(signal_fd, &number, 1) == 1)
             return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});

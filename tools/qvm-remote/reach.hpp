@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The way to dom0: which transport, which protocol, and how long to wait for it.
+/// Finds the way to dom0: the transport, the protocol, and how long to wait.
 
 #pragma once
 
@@ -20,7 +20,7 @@ namespace qvmremote::qube {
 /// Which protocol may be used: QVM_REMOTE_PROTOCOL.
 enum class protocol : std::uint8_t { any, one, two };
 
-/// What the command line and the configuration say.
+/// Settings from the command line and the configuration.
 struct settings {
     config values;         ///< files, then environment
     std::string transport; ///< name
@@ -30,15 +30,15 @@ struct settings {
     bool quiet = false;
 };
 
-/// A way to dom0 and the key that opens it. Destroyed after the stream that came from it.
+/// A transport and the key. Destroy it after the streams that came from it.
 struct access {
-    /// The mock transport without a socket brings a daemon of its own, which ends with this.
+    /// The daemon of the mock transport, if no socket is set. It ends with this object.
     std::shared_ptr<void> private_daemon;
     std::optional<host::transport> transport;
     std::optional<secret> key;
 };
 
-/// Why there is none, and the exit code that goes with it.
+/// Why there is no way to dom0, and the exit code for that.
 struct no_access {
     std::string what;
     int exit_code = 255;
@@ -50,17 +50,17 @@ struct no_access {
 /// How a command can travel.
 struct route {
     access way;
-    std::optional<host::stream> stream; ///< without it protocol 1 is left
+    std::optional<host::stream> stream; ///< empty: use protocol 1
 };
 
-/// Whether a stream is a call of its own: it may have to wait for others of this user to end, and for
-/// the answer of somebody whom qrexec's policy asks.
+/// Whether each stream is a call of its own. It may have to wait until other calls of this user end,
+/// and until a person answers the question of qrexec's policy.
 [[nodiscard]] bool is_call(const settings &how);
 
-/// A stream to dom0, or the knowledge that protocol 1 may do. Whether nobody is there now is known
-/// of the file queue's transport, and of one that makes calls, for `patience_ms`; another one fails
-/// for good. What protocol 1 cannot carry waits a little for an agent that dom0 may be starting.
-/// A signal whose number comes out of `signal_fd` ends the waiting.
+/// Returns a stream to dom0, or a route without one, for protocol 1. When nobody answers, qvm-run and
+/// qrexec are tried again for `patience_ms`; any other transport fails at once. A command that protocol
+/// 1 cannot carry waits a little for an agent that dom0 may be starting. A signal whose number comes
+/// from `signal_fd` ends the waiting.
 [[nodiscard]] tl::expected<route, no_access> find_route(const settings &how, const home &where,
                                                         std::uint64_t patience_ms,
                                                         bool by_protocol_1, int signal_fd);

@@ -22,7 +22,7 @@ namespace {
 
 constexpr std::size_t spill_at = 64 * 1024;
 
-// Writes all of it; false with the reason in errno.
+// Writes all of the text; false with the reason in errno.
 bool write_whole(int fd, std::string_view text) {
     while (!text.empty()) {
         const ssize_t n = ::write(fd, text.data(), text.size());
@@ -55,7 +55,7 @@ void recorder::append_audit(std::string_view line) {
         fail("cannot write " + where_.audit_log());
 }
 
-// Stops at the first directory that cannot be had, while errno still says why.
+// Stops at the first directory that cannot be made, so that errno still says why.
 void recorder::open_entry() {
     const std::string missing = "cannot make the history entry in " + where_.history();
     const host::unique_fd base = open_directory(AT_FDCWD, where_.directory().c_str());
@@ -67,7 +67,7 @@ void recorder::open_entry() {
     day_ = open_directory(history.get(), started_.substr(0, 10).c_str());
     if (!day_)
         return fail(missing);
-    // Under a hidden name until it is whole, so that nobody takes half a record for one.
+    // It has a hidden name until it is complete, so that nobody reads a part of a record.
     entry_ = open_directory(day_.get(), ("." + id_).c_str());
     if (!entry_)
         fail(missing);
@@ -88,7 +88,7 @@ void recorder::spill(lane &l) {
                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!l.file || !write_whole(l.file.get(), l.text)) {
         fail("cannot record the output in " + where_.history());
-        l.bytes = limits::recorded_output; // a record with a hole would lie: nothing more of it
+        l.bytes = limits::recorded_output; // record nothing after a gap: the record would be wrong
     }
     l.text.clear();
 }
@@ -139,10 +139,10 @@ void recorder::finish(const host::run_result &result, std::uint32_t timeout_s) {
 }
 
 void recorded_sink::end() {
-    // Who reads our output sees its end when the command has closed it, not when it has ended.
+    // The reader of our output sees its end when the command closes it, not only when the command ends.
     inner_.end();
     ::close(fd_);
-    ::open("/dev/null", O_WRONLY); // the number must not be taken by something else
+    ::open("/dev/null", O_WRONLY); // so that no other file gets this number
 }
 
 } // namespace qvmremote::qube

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What stays of a command in this qube: the lines of audit.log and the entry in history/.
+/// Records a command in this qube: lines in audit.log and an entry in history/.
 
 #pragma once
 
@@ -17,19 +17,19 @@
 
 namespace qvmremote::qube {
 
-/// The record of one command: lines in audit.log, and history/YYYY-MM-DD/ID/ with what came back. It
-/// is written beside the run and never holds it up or fails it; what could not be written is said
-/// at the end. Nothing is synced: it would cost a millisecond a command.
+/// The record of one command: lines in audit.log, and history/YYYY-MM-DD/ID/ with the result. A failure
+/// to write it does not delay or change the run; problem() tells it at the end. Nothing is synced,
+/// which would cost a millisecond for each command.
 class recorder {
   public:
     recorder(const home &where, const command_id &id, std::string command);
     ~recorder();
 
-    /// SUBMIT, and the directory: called while dom0 is busy.
+    /// Writes SUBMIT, and makes the directory. Call it while dom0 works.
     void begin();
-    /// Output as it passes; more than limits::recorded_output of a stream is left out, with a mark.
+    /// Records output. After limits::recorded_output of a stream the rest is left out, with a mark.
     void output(bool is_stdout, bytes_view data);
-    /// DONE or TIMEOUT, the exit code, and the directory gets its name.
+    /// Writes DONE or TIMEOUT and the exit code, and gives the directory its name.
     void finish(const host::run_result &result, std::uint32_t timeout_s);
 
     /// Why the record is not complete; empty when it is.
@@ -67,7 +67,7 @@ class recorded_sink final : public host::output_sink {
 
     [[nodiscard]] std::size_t take(bytes_view data) override {
         if (line_ && !data.empty())
-            line_->stop(); // no byte of the command may share a row with it
+            line_->stop(); // output must not be on the same row
         const std::size_t n = inner_.take(data);
         if (line_ && n > 0)
             line_->forget();

@@ -24,7 +24,7 @@ namespace qvmremote::qube {
 
 namespace {
 
-// Where the handler puts the signals' numbers for the loop.
+// The signal handler writes the numbers of signals here, for the loop.
 int signal_pipe[2] = {-1, -1};
 
 void on_signal(int number) {
@@ -34,7 +34,7 @@ void on_signal(int number) {
     errno = error;
 }
 
-// The signals that end a command. One that our caller ignores stays ignored (common/begin.hpp).
+// Catches the signals that end a command. Those that our caller ignores stay ignored (common/begin.hpp).
 bool catch_signals() {
     if (::pipe2(signal_pipe, O_CLOEXEC | O_NONBLOCK) != 0)
         return false;
@@ -62,9 +62,23 @@ std::string remedy(errc reason) {
     case errc::bad_token:
         return "; is this qube authorized in dom0 with the key that `qvm-remote key show` prints?";
     case errc::challenge_stale:
-        return "; something between held the request back: try again";
+        return "; the request took too long on its way: try again";
     case errc::id_outdated:
         return "; set the clock or the time zone of this qube";
+    case errc::bad_version:
+    case errc::unsupported:
+    case errc::protocol_retired:
+        return "; update qvm-remote in this qube and in dom0";
+    case errc::key_revoked:
+        return "; in dom0: qvm-remote-dom0 authorize";
+    case errc::approval_timeout:
+        return "; in dom0: qvm-remote-dom0 approvals watch";
+    case errc::panicked:
+        return "; in dom0: qvm-remote-dom0 resume";
+    case errc::id_used:
+    case errc::bad_tag:
+    case errc::bad_digest:
+        return "; try again";
     case errc::command_too_large:
         return "; copy the data to dom0 by standard input instead";
     case errc::busy:
@@ -75,7 +89,7 @@ std::string remedy(errc reason) {
     }
 }
 
-// Says what happened when it was not simply the command's own end (SPEC §1.2).
+// Says what happened, unless the command ended by itself (SPEC §1.2).
 void explain(const host::run_result &r, int sink_error) {
     using kind = host::run_result::kind;
     switch (r.how) {
@@ -96,8 +110,9 @@ void explain(const host::run_result &r, int sink_error) {
         return complain(std::string(message(r.reason)) + remedy(r.reason));
     case kind::lost:
         return complain("the result is incomplete: " + for_terminal(r.untrusted_text) +
-                        (r.may_have_run ? "; command " + r.id + " may have run"
-                                        : "; command " + r.id + " was not sent before that"));
+                        (r.may_have_run ? "; command " + r.id +
+                                              " may have run: in dom0, qvm-remote-dom0 log shows it"
+                                        : "; command " + r.id + " was not sent: try again"));
     case kind::interrupted:
         if (r.signal == 0)
             return complain("left by the escape; command " + r.id + " is being ended in dom0");
@@ -132,14 +147,14 @@ void explain(const host::run_result &r, int sink_error) {
     }
 }
 
-// Whether what came back can only come from who knows the key.
+// Whether the answer can only come from a holder of the key.
 bool is_verified(const host::run_result &r) {
     return r.how == host::run_result::kind::ended || r.how == host::run_result::kind::refused;
 }
 
 void pin(const home &where) {
     if (const auto kept = where.pin(); !kept)
-        complain("cannot remember that dom0 speaks protocol 2: " + kept.error().what);
+        complain("cannot record that dom0 uses protocol 2: " + kept.error().what);
 }
 
 } // namespace
@@ -150,8 +165,8 @@ namespace {
 
 // Why a command cannot travel by protocol 1; empty when it can.
 std::string needs_agent(const run_request &request) {
-    constexpr const char *without = ", and dom0 has started no agent in this qube, so that only "
-                                    "protocol 1 is left";
+    constexpr const char *without = ", but dom0 has started no agent in this qube, so only "
+                                    "protocol 1 is possible";
     if (request.what.dry_run)
         return std::string("--dry-run needs protocol 2") + without;
     if (request.what.tty)
@@ -166,7 +181,7 @@ std::string needs_agent(const run_request &request) {
     return {};
 }
 
-// One command as the user sees it and as the records have it.
+// One command, as shown to the user and as recorded.
 class shown_run {
   public:
     shown_run(const settings &how, const home &where, const command_id &id,
@@ -220,7 +235,7 @@ class shown_run {
         case host::run_state::sent:
             line_.set("waiting for dom0");
             if (!std::exchange(begun_, true))
-                record_.begin(); // dom0 is at work meanwhile
+                record_.begin(); // while dom0 works on it
             break;
         case host::run_state::waiting:
             line_.set("waiting in dom0: " + for_terminal(untrusted_text, 200));
@@ -259,8 +274,8 @@ class shown_run {
     std::optional<terminal_session> session_;
 };
 
-// By protocol 1. Nothing when `by` has got a stream meanwhile and the command has not gone yet; else
-// the exit code.
+// Runs the command by protocol 1 and returns the exit code. Returns nothing when a stream to dom0 became
+// possible before the command was sent; `by` holds it then.
 std::optional<int> run_by_queue(const settings &how, const home &where, route &by,
                                 const run_request &request) {
     const auto refuse = [](const std::string &why) {
@@ -294,7 +309,7 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     if (!*result)
         return std::nullopt;
     using kind = host::run_result::kind;
-    // Protocol 1 confirms nothing: only dom0's program of today ends a command that was taken back.
+    // Protocol 1 does not confirm this, and the Python program in dom0 lets the command run on.
     std::optional<host::failure> unconfirmed;
     if ((*result)->how == kind::interrupted && (*result)->may_have_run)
         unconfirmed = host::failure{"interrupted; command " + (*result)->id +
@@ -304,13 +319,14 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     if ((*result)->how == kind::ended && (*result)->end.cause == end_cause::timed_out)
         complain(
             (*result)->may_have_run
-                ? "protocol 1 cannot end what runs in a dom0 of the Python program: it may go on"
+                ? "the command may go on in dom0, if the Python program runs there: protocol 1 "
+                  "cannot end it"
                 : "dom0 never took the command: is qvm-remote-dom0 running there, and this qube "
                   "authorized?");
     return code;
 }
 
-// A call that the platform does not let through ends without a byte, and the transport knows why.
+// When Qubes refuses a call, the stream ends without a byte, and the transport knows the reason.
 std::optional<host::failure> why_nothing_came(route &by, const host::client &dom0,
                                               host::run_result &result) {
     if (result.how != host::run_result::kind::lost || !dom0.untrusted_peer().empty())
@@ -356,7 +372,7 @@ int run_by_stream(const settings &how, const home &where, route &by, run_request
 
 int run_remote(const settings &how, const home &where, run_request request) {
     if (!catch_signals()) {
-        complain("cannot make a pipe");
+        complain(host::failed("cannot make a pipe", errno).value().what);
         return 1;
     }
     auto by = find_route(how, where, patience_ms(request.what.timeout_s),
@@ -373,12 +389,12 @@ int run_remote(const settings &how, const home &where, run_request request) {
 
 namespace {
 
-// One request that runs nothing. The answer is dom0's own words, which is no reason to trust them;
-// protocol 1 has none. `over` is how it went.
+// Sends a request that runs no command. `answer` is dom0's text, which is escaped before it is printed
+// as any other; protocol 1 has none. `over` becomes the way that the request took.
 int converse(const settings &how, const home &where, request_kind kind, std::string &answer,
              std::uint64_t &took_ms, std::string &over) {
     if (!catch_signals()) {
-        complain("cannot make a pipe");
+        complain(host::failed("cannot make a pipe", errno).value().what);
         return 1;
     }
     constexpr std::uint32_t timeout_s = 10;
@@ -392,7 +408,7 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
     std::optional<host::failure> why;
     if (!by->stream) {
         over = "protocol 1";
-        // As the Python client names one, which archives none of them.
+        // The form of the Python client; the Python programs do not archive such IDs.
         timespec now{};
         ::clock_gettime(CLOCK_REALTIME, &now);
         const auto id =
@@ -458,7 +474,7 @@ int status(const settings &how, const home &where) {
     std::uint64_t took_ms = 0;
     const int code = converse(how, where, request_kind::status, answer, took_ms, over);
     if (code == 0 && answer.empty())
-        answer = "dom0 answers over " + over + ", which says no more\n";
+        answer = "dom0 answers over " + over + ", which has no status\n";
     for (std::string_view left = answer; !left.empty();) {
         const std::size_t end = left.find('\n');
         std::printf("%s\n", for_terminal(left.substr(0, end)).c_str());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The main job: one command in dom0, its streams, its signals, its exit code.
+/// Runs one command in dom0, with its streams, signals and exit code.
 
 #pragma once
 
@@ -18,7 +18,7 @@
 
 namespace qvmremote::qube {
 
-/// Runs a command as the shell's user sees it and returns the exit code.
+/// Runs a command and returns its exit code.
 struct run_request {
     host::command what;
     bool stdin_live = false;
@@ -27,11 +27,11 @@ struct run_request {
 };
 [[nodiscard]] int run_remote(const settings &how, const home &where, run_request request);
 
-/// Asks dom0 for a sign of life, and what it says of itself: 0, or 1 with the reason on stderr.
+/// Asks whether dom0 answers, and for its status. Returns 0, or 1 with the reason on stderr.
 [[nodiscard]] int ping(const settings &how, const home &where);
 [[nodiscard]] int status(const settings &how, const home &where);
 
-/// Prints "qvm-remote: " and one clean line.
+/// Prints "qvm-remote: " and one line on stderr.
 void complain(const std::string &what);
 
 } // namespace qvmremote::qube

@@ -46,7 +46,7 @@ void waiting_line::tick() {
 void waiting_line::stop() {
     if (!terminal_)
         return;
-    // In the background the row is no longer the last one: the shell has written its prompt.
+    // In the background the row is not the last one any more, since the shell has written its prompt.
     if (shown_ && in_foreground(terminal_.get()) &&
         ::write(terminal_.get(), to_empty_row.data(), to_empty_row.size()) < 0 && errno == EAGAIN)
         return; // the next call tries again

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What a person at the terminal sees beside the command's own output.
+/// What a person at the terminal sees in addition to the command's output.
 
 #pragma once
 
@@ -13,8 +13,8 @@
 namespace qvmremote::qube {
 
 /// One row that shows how long the user has waited, and for what. It is drawn only while this program
-/// is in the foreground of the terminal on standard error, it is cut to the terminal's width, and it
-/// never blocks: a terminal that takes no bytes (Ctrl-S) does not hold up the command.
+/// is in the foreground of the terminal on standard error. It is cut to the terminal's width. It never
+/// blocks: a stopped terminal (Ctrl-S) does not delay the command.
 class waiting_line {
   public:
     explicit waiting_line(bool wanted);
@@ -23,15 +23,16 @@ class waiting_line {
     ~waiting_line() { stop(); }
 
     void set(std::string text) { text_ = std::move(text); }
-    /// Draws the row anew, from two seconds on.
+    /// Draws the row again, after the first two seconds.
     void tick();
-    /// Removes the row for good. To be called before any other byte goes to the terminal.
+    /// Removes the row. Call it before anything else is written to the terminal.
     void stop();
-    /// Something else is on the terminal now: a row that could not be removed stays.
+    /// Forgets the row, since something else is on the terminal now.
     void forget() noexcept { terminal_.reset(); }
 
   private:
-    host::unique_fd terminal_; // none: not wanted. Its own open file, so that O_NONBLOCK stays ours
+    host::unique_fd
+        terminal_; // invalid: no row. A separate open file, so that O_NONBLOCK affects only us
     bool shown_ = false;
     std::uint64_t begin_ms_;
     std::string text_ = "waiting for dom0";

@@ -55,12 +55,13 @@ inline digest256 request_digest(const peer &who, const envelope &what, const run
 
 namespace detail {
 
-// What decide() looks at of a request, worked out once for all rules.
+// The parts of a request that decide() needs, computed once for all rules.
 struct request_view {
     explicit request_view(const envelope &what) : request(what) {
         if (what.kind == request_kind::exec)
             argv = what.arguments;
-        // One that follows its header is not known yet, or is too long; in the queue all follow.
+        // A body that follows its header is not known yet, or is too long. In the queue every body
+        // follows.
         else if (what.kind == request_kind::shell && (what.protocol == 1 || !what.body_follows))
             if (auto words = simple_command(what.body))
                 argv = std::move(*words);
@@ -99,12 +100,12 @@ struct request_view {
     }
 
     const envelope &request;
-    std::vector<std::string> argv; // empty: for a shell
+    std::vector<std::string> argv; // empty: a shell runs it
     std::optional<digest256> digest;
     std::array<std::optional<bool>, 4> in_level;
 };
 
-// Whom a rule is about, apart from tags that are not known.
+// Whether a rule matches the qube, if its tags are known.
 enum class concerns : std::uint8_t { no, unknown, yes };
 [[nodiscard]] inline concerns concerns_peer(const qube_selector &selector, const peer &who) {
     switch (selector.what) {
@@ -130,7 +131,7 @@ enum class concerns : std::uint8_t { no, unknown, yes };
     return out;
 }
 
-// Whether a variable of the client's reaches the command.
+// Whether a variable of the client is passed to the command.
 [[nodiscard]] inline bool passes(std::string_view variable, std::string_view value,
                                  const std::vector<passed_variable> &named, bool full) {
     if (full && named.empty())
@@ -195,7 +196,7 @@ enum class concerns : std::uint8_t { no, unknown, yes };
         return denied(rule.reference(), "denied by dom0's policy");
     if (!request.is_in(cap, rules.levels()))
         return denied(rule.reference(), "the call was made with +" + std::string(name(cap)) +
-                                            ", which does not hold this");
+                                            ", which does not allow this");
     verdict out;
     out.what = rule.action;
     out.rule = rule.reference();
@@ -226,7 +227,8 @@ inline verdict decide(const peer &who, const envelope &what, const policy &rules
     if (!who.service_argument.empty())
         cap = parse_level(who.service_argument);
     if (!cap || *cap == access_level::deny)
-        return detail::denied("the argument of the call", "the call's argument is no level");
+        return detail::denied("the argument of the call",
+                              "the argument of the qrexec call is not a level");
     detail::request_view request(what);
     for (const policy_rule &rule : rules.rules()) {
         const auto concerned = detail::concerns_peer(rule.who, who);
@@ -241,7 +243,7 @@ inline verdict decide(const peer &who, const envelope &what, const policy &rules
 
 namespace detail {
 
-// The terms that keep within both; nothing when their accounts differ.
+// The terms that satisfy both; nothing when their accounts differ.
 [[nodiscard]] inline std::optional<run_terms> narrower_terms(const run_terms &one,
                                                              const run_terms &other) {
     const auto least = [](const auto &a, const auto &b) {
@@ -251,7 +253,7 @@ namespace detail {
         return std::nullopt;
     run_terms out = one;
     if (out.argv.empty())
-        out.argv = other.argv; // without a shell, where either says so
+        out.argv = other.argv; // without a shell, if either says so
     out.timeout_s = one.timeout_s == 0 || other.timeout_s == 0
                         ? std::max(one.timeout_s, other.timeout_s)
                         : std::min(one.timeout_s, other.timeout_s);
@@ -289,12 +291,13 @@ inline verdict narrower(const verdict &one, const verdict &other) {
     }
     auto terms = detail::narrower_terms(one.how, other.how);
     if (!terms)
-        return detail::denied(out.rule, "dom0's policy has changed and is not reloaded yet");
+        return detail::denied(
+            out.rule, "dom0's policy has changed; in dom0: systemctl reload qvm-remote-dom0");
     out.how = std::move(*terms);
-    // A grant was given for the terms that it names.
+    // A grant is valid only for the terms that the operator saw.
     if (one.granted || other.granted)
         out.what = policy_action::ask;
-    // Collected input is an operator's to see, and nobody is asked here.
+    // Input is only collected for an operator, and no operator is asked here.
     if (out.what == policy_action::allow && out.how.input == stdin_mode::collected)
         out.how.input = stdin_mode::closed;
     out.granted = false;
@@ -307,7 +310,8 @@ inline verdict could_allow(const peer &who, const policy &rules) {
     if (!who.service_argument.empty()) {
         const auto cap = parse_level(who.service_argument);
         if (!cap || *cap == access_level::deny)
-            return detail::denied("the argument of the call", "the call's argument is no level");
+            return detail::denied("the argument of the call",
+                                  "the argument of the qrexec call is not a level");
     }
     for (const policy_rule &rule : rules.rules()) {
         const auto concerned = detail::concerns_peer(rule.who, who);

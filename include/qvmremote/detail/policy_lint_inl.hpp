@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of policy.hpp: what is well-formed and probably not meant.
+/// Bodies of policy.hpp: rules that are well-formed and probably a mistake.
 
 #pragma once
 
@@ -17,13 +17,13 @@ namespace detail {
 [[nodiscard]] inline bool takes_all(const policy_rule &rule) {
     return rule.request.what == request_pattern::kind::any || is_full(rule.request);
 }
-// Whether one selector is about every qube that the other is about.
+// Whether one selector matches every qube that the other matches.
 [[nodiscard]] inline bool covers(const qube_selector &wide, const qube_selector &narrow) {
     return wide.what == qube_selector::kind::any || wide == narrow;
 }
 
-// Whether a program of the levels can do to a qube what the denied one does: stop it, let it go on, list
-// its devices. A restart does both of the first two, and a deny of it is about neither of them alone.
+// Whether a program of the levels can do to a qube what the denied one does: stop it, start it, list
+// its devices. A restart does the first two; a deny of restart denies neither of them alone.
 [[nodiscard]] inline bool has_effect_of(std::string_view program,
                                         std::string_view denied) noexcept {
     static constexpr std::string_view stop[] = {"qvm-kill", "qvm-pause", "qvm-shutdown"};
@@ -36,20 +36,20 @@ namespace detail {
            (is_one_of(devices, denied) && is_one_of(devices, program));
 }
 
-// A word that names a thing: a qube, a property, a verb, a unit.
+// Whether a word names something: a qube, a property, a verb, a unit.
 [[nodiscard]] inline bool names_something(const word_pattern &word) noexcept {
     return word.what == word_pattern::kind::qube ||
            (word.what == word_pattern::kind::literal && !word.text.starts_with('-'));
 }
 
-// The part of a level's line that does to the same qube, or to the same thing, what `denied` does;
-// nothing when there is none. Options do not matter: with or without one it is the same effect.
+// The part of a level's line that has the same effect as `denied` on the same qube or thing; nothing
+// when there is none. Options are ignored: the effect is the same with or without them.
 [[nodiscard]] inline std::optional<argv_pattern> same_effect(argv_pattern line,
                                                              const argv_pattern &denied) {
     using kind = word_pattern::kind;
     if (!has_effect_of(line[0].text, denied[0].text))
         return std::nullopt;
-    // A line about another thing is another effect.
+    // A line about another thing has another effect.
     const auto is_a_thing = [](const word_pattern &word) {
         return word.what == kind::literal && names_something(word);
     };
@@ -114,7 +114,7 @@ class rule_doubts {
             if (!covers(before.who, rule_.who) ||
                 !(takes_all(before) || before.request == rule_.request))
                 continue;
-            doubt("this is never reached: " + place(before) + " decides before");
+            doubt("this is never reached: " + place(before) + " decides first");
             return true;
         }
         return false;
@@ -126,8 +126,8 @@ class rule_doubts {
         for (const passed_variable &variable : rule_.options.environment)
             if (!variable.whatever_it_is && !is_plain_variable(variable.name))
                 doubt(variable.name +
-                      " is withheld: a program may run or read what it says; if "
-                      "you mean it, say env!=" +
+                      " is not passed on: a program may run or read what it names; "
+                      "to pass it on, write env!=" +
                       variable.name);
     }
 
@@ -162,8 +162,8 @@ class rule_doubts {
         for (const word_pattern &word : words)
             argv.push_back(word.what == word_pattern::kind::literal ? word.text : "-exec");
         if (is_free && interprets(argv))
-            doubt(words[0].text + " runs what its arguments say, as far as is known here: this is "
-                                  "as good as level:full");
+            doubt(words[0].text + " can run other programs that its arguments name: this is "
+                                  "the same as level:full");
     }
 
     void find_shell_around() {
@@ -176,7 +176,7 @@ class rule_doubts {
             doubt("a shell command gets around this: " + place(*wide) + " lets it through");
     }
 
-    // What a level that follows still lets through to the same effect, one missing line each.
+    // Commands with the same effect that a later level still allows: one missing line for each.
     void find_other_ways(std::size_t level) {
         const policy_rule &after = rules_[level];
         if (after.request.what != request_pattern::kind::level || is_full(after.request) ||
@@ -199,8 +199,8 @@ class rule_doubts {
                 continue;
             policy_rule missing = rule_;
             missing.request.words = std::move(*way);
-            doubt(place(after) +
-                  " still allows the same in other words; missing: " + missing.text());
+            doubt(place(after) + " still allows the same in another way; to deny that too, add: " +
+                  missing.text());
         }
     }
 

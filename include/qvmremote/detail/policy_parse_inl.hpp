@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of policy.hpp: from text to rules, and back.
+/// Bodies of policy.hpp: parse rules, and write them as text.
 
 #pragma once
 
@@ -17,13 +17,13 @@ struct policy_word {
     std::uint32_t column; // from 1
 };
 
-// Collects problems of one file.
+// Reads one file and collects its problems.
 class policy_reader {
   public:
     policy_reader(std::string file, std::vector<policy_problem> &problems)
         : file_(std::move(file)), problems_(problems) {}
 
-    // Calls `take` with the words of each line that has any.
+    // Calls `take` with the words of each line that is not empty.
     template <class Take>
     void lines(std::string_view text, Take &&take) {
         if (text.size() > limits::policy_file)
@@ -64,10 +64,10 @@ class policy_reader {
     std::uint32_t line_ = 0;
 };
 
-// A word of the file in a message: printable ASCII by now, and not endless.
+// A word of the file for a message: it is printable ASCII, and is cut here.
 [[nodiscard]] inline std::string shown(std::string_view word) {
     constexpr std::size_t most = 64;
-    return "'" + std::string(word.substr(0, most)) + (word.size() > most ? "…'" : "'");
+    return "'" + std::string(word.substr(0, most)) + (word.size() > most ? "...'" : "'");
 }
 
 [[nodiscard]] constexpr bool is_action(std::string_view word) noexcept {
@@ -133,7 +133,7 @@ inline bool policy_reader::read_who(const policy_word &word, qube_selector &out)
         return true;
     }
     if (word.text.starts_with('@')) {
-        wrong(word, shown(word.text) + " is none of a qube's name, @tag:TAG, @anyvm");
+        wrong(word, shown(word.text) + " is not a qube's name, @tag:TAG or @anyvm");
         return false;
     }
     const auto qube = qube_name::parse(word.text);
@@ -155,7 +155,7 @@ inline bool policy_reader::read_word(const policy_word &word, bool is_last, word
     }
     if (word.text == "**") {
         if (!is_last)
-            wrong(word, "** stands for all that follows: nothing can stand behind it");
+            wrong(word, "** stands for all words that follow, so it must be the last word");
         out = {kind::rest, {}};
         return is_last;
     }
@@ -180,17 +180,17 @@ inline bool policy_reader::read_word(const policy_word &word, bool is_last, word
     if (bad != word.text.end()) {
         const auto at = static_cast<std::uint32_t>(bad - word.text.begin());
         wrong(word.column + at,
-              *bad == '*' ? "* stands alone, for one word; {qube:…} knows it within a name"
+              *bad == '*' ? "* stands alone, for one word; only {qube:GLOB} takes it within a name"
                           : shown({&*bad, 1}) +
-                                " cannot stand in a word here: words are of "
-                                "[A-Za-z0-9_@%+:,./=-], *, **, {qube:…}, {number} or {name}");
+                                " is not allowed in a word: words are of "
+                                "[A-Za-z0-9_@%+:,./=-], *, **, {qube:GLOB}, {number} or {name}");
         return false;
     }
     out = {kind::literal, std::string(word.text)};
     return true;
 }
 
-// The words of an exec pattern, the first one still with its `exec:`.
+// The words of an exec pattern; the first one still begins with `exec:`.
 inline bool policy_reader::read_argv(std::span<const policy_word> words, argv_pattern &out) {
     const std::string_view program = words[0].text.substr(5);
     const std::uint32_t column = words[0].column + 5;
@@ -199,10 +199,12 @@ inline bool policy_reader::read_argv(std::span<const policy_word> words, argv_pa
                           return is_alnum(c) || c == '_' || c == '-' || c == '.' || c == '+';
                       });
     if (!good) {
-        wrong(column, program.empty() ? "a program's name follows exec: without a blank"
-                      : program.find('/') != std::string_view::npos
-                          ? "a program is named without its directory: it is found in a fixed PATH"
-                          : shown(program) + " is no program's name");
+        wrong(column,
+              program.empty() ? "a program's name follows exec: without a blank"
+              : program.find('/') != std::string_view::npos
+                  ? "a program is named without its directory: it is found in a fixed PATH"
+                  : shown(program) +
+                        " is not a program's name: use letters, digits, '_', '-', '.' and '+'");
         return false;
     }
     if (words.size() > limits::arguments) {
@@ -232,8 +234,8 @@ inline bool policy_reader::read_request(std::span<const policy_word> words, requ
     } else if (first.text.starts_with("level:")) {
         const auto level = parse_level(first.text.substr(6));
         if (!level || *level == access_level::deny) {
-            wrong(first.column + 6,
-                  shown(first.text.substr(6)) + " is no level: monitor, read-only, manage or full");
+            wrong(first.column + 6, shown(first.text.substr(6)) +
+                                        " is not a level: use monitor, read-only, manage or full");
             return false;
         }
         out.what = kind::level;
@@ -256,12 +258,13 @@ inline bool policy_reader::read_request(std::span<const policy_word> words, requ
                                                       hex_value(digits[2 * i + 1]));
         out.what = kind::script;
     } else {
-        wrong(first, shown(first.text) + " is none of level:LEVEL, exec:PROGRAM WORD…, "
-                                         "script:sha256:DIGEST, *");
+        wrong(first, shown(first.text) +
+                         " is not a request: use level:LEVEL, exec:PROGRAM WORD..., "
+                         "script:sha256:DIGEST or *");
         return false;
     }
     if (words.size() > 1) {
-        wrong(words[1], shown(words[1].text) + " where allow, ask or deny should stand");
+        wrong(words[1], shown(words[1].text) + " is not allow, ask or deny");
         return false;
     }
     return true;
@@ -279,7 +282,7 @@ inline bool policy_reader::read_option(const policy_word &word, policy_rule &out
     };
     const auto once = [&](auto &field, auto parsed, std::string_view form) {
         if (field) {
-            wrong(word, std::string(key) + "= stands here twice");
+            wrong(word, std::string(key) + "= is given twice");
             return false;
         }
         if (!parsed)
@@ -326,15 +329,15 @@ inline bool policy_reader::read_option(const policy_word &word, policy_rule &out
             return bad("the name of one variable");
         if (std::any_of(o.environment.begin(), o.environment.end(),
                         [&](const passed_variable &v) { return v.name == value; })) {
-            wrong(word, "env=" + std::string(value) + " stands here twice");
+            wrong(word, "env=" + std::string(value) + " is given twice");
             return false;
         }
         o.environment.push_back({std::string(value), key == "env!"});
         return true;
     }
     wrong(word, shown(key) +
-                    " is no option: ttl, timeout, user, stdin, tty, env, memory, pids, cpu, "
-                    "output");
+                    " is not an option: use ttl, timeout, user, stdin, tty, env, memory, pids, "
+                    "cpu or output");
     return false;
 }
 
@@ -343,7 +346,7 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
     out.line = line_;
     if (!read_who(words[0], out.who))
         return false;
-    // From the end, since an exec pattern may hold any word: options, and before them the action.
+    // Read from the end, since an exec pattern may hold any word: first the options, then the action.
     std::size_t action = words.size() - 1;
     while (action > 1 && !is_action(words[action].text) &&
            words[action].text.find('=') != std::string_view::npos)
@@ -352,10 +355,9 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
         const policy_word &last = words.back();
         wrong(action < 2 ? last.column + static_cast<std::uint32_t>(last.text.size())
                          : words[action].column,
-              action < 2
-                  ? "a rule is QUBE REQUEST ACTION; the action is allow, ask or deny"
-                  : shown(words[action].text) +
-                        " is neither allow, ask or deny nor an option KEY=VALUE behind them");
+              action < 2 ? "a rule is QUBE REQUEST ACTION; the action is allow, ask or deny"
+                         : shown(words[action].text) +
+                               " is not allow, ask or deny, nor an option KEY=VALUE after it");
         return false;
     }
     if (!read_request(words.subspan(1, action - 1), out.request))
@@ -365,7 +367,7 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
                  : word == "ask" ? policy_action::ask
                                  : policy_action::deny;
     if (out.request.what == request_pattern::kind::any && out.action == policy_action::allow) {
-        wrong(words[1], "whatever is asked for cannot be allowed: if you mean it, say level:full");
+        wrong(words[1], "* cannot be allowed: for everything, write level:full");
         return false;
     }
     for (const policy_word &option : words.subspan(action + 1)) {
@@ -475,7 +477,7 @@ level_rules::parse(std::string_view monitor, std::string_view manage) {
         reader.lines(text, [&](std::span<const detail::policy_word> words) {
             argv_pattern pattern;
             if (!words[0].text.starts_with("exec:"))
-                return reader.wrong(words[0], "a line here is exec:PROGRAM WORD…");
+                return reader.wrong(words[0], "a line here is exec:PROGRAM WORD...");
             if (reader.read_argv(words, pattern)) {
                 auto &of_program = to[pattern[0].text];
                 of_program.push_back(std::move(pattern));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of policy.hpp: what is known of programs and variables by their names.
+/// Bodies of policy.hpp: known names of programs and variables.
 
 #pragma once
 
@@ -16,18 +16,18 @@ template <std::size_t Size>
     return std::find(std::begin(list), std::end(list), word) != std::end(list);
 }
 
-// Programs whose argv tells what will happen: none of their arguments, and nothing in their input,
-// names a program or a script that they run. A list of the others could never be whole.
+// Programs whose argv says what they do: nothing in their arguments or their input names a program or a
+// script that they run. A list of all other programs would never be complete.
 [[nodiscard]] inline bool is_plain_program(std::string_view program) noexcept {
     // clang-format off
     static constexpr std::string_view known[] = {
-        // of Qubes; not qvm-run, qvm-template and the backup tools, which run programs
+        // of Qubes, without qvm-run, qvm-template and the backup tools, which run programs
         "qubes-prefs", "qvm-block", "qvm-check", "qvm-clone", "qvm-create", "qvm-device", "qvm-features",
         "qvm-firewall", "qvm-kill", "qvm-ls", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs",
         "qvm-remove", "qvm-restart", "qvm-service", "qvm-shutdown", "qvm-start", "qvm-tags",
         "qvm-unpause", "qvm-usb", "qvm-volume",
-        // of any system; not cp, tee and the like, which can write what another program runs, and
-        // not sort, which starts the program that compresses for it
+        // of any system, without cp, tee and others that can write what another program runs, and
+        // without sort, which starts a program to compress
         "arch", "b2sum", "basename", "blkid", "cal", "cat", "cksum", "cmp", "comm", "cut", "date", "df",
         "dirname", "dmesg", "du", "echo", "expand", "expr", "factor", "false", "findmnt", "fold",
         "free", "getent", "grep", "groups", "head", "hostname", "id", "journalctl", "kill", "last",
@@ -42,7 +42,7 @@ template <std::size_t Size>
     return is_one_of(known, program);
 }
 
-// The same of a program that has verbs, when the verb comes first.
+// The same for a program with verbs, when the verb is the first argument.
 [[nodiscard]] inline bool is_plain_verb(std::string_view program, std::string_view verb) noexcept {
     static constexpr std::string_view of_systemctl[] = {
         "is-active",
@@ -75,8 +75,8 @@ template <std::size_t Size>
            word.starts_with("-fls") || word == "-delete";
 }
 
-// Variables that change how a program prints and nothing that it runs, reads or writes, as long as
-// their value is no path.
+// Variables that only change how a program prints, and not what it runs, reads or writes, if their
+// value is not a path.
 [[nodiscard]] inline bool is_plain_variable(std::string_view variable) noexcept {
     static constexpr std::string_view known[] = {
         "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "COLUMNS",  "FORCE_COLOR", "GREP_COLORS", "LANG",
@@ -88,8 +88,8 @@ template <std::size_t Size>
     return is_one_of(known, variable);
 }
 
-// A time zone is a name below one directory, and any other of these values has no directory at all:
-// libraries take LANGUAGE, TERM or TZ with a path for the file to read.
+// A time zone is a name below one directory, and the other values are not paths at all: if LANGUAGE,
+// TERM or TZ is a path, a library reads that file.
 [[nodiscard]] inline bool is_plain_value(std::string_view variable,
                                          std::string_view value) noexcept {
     if (std::any_of(value.begin(), value.end(), [](char c) { return is_control(c); }))
@@ -110,7 +110,7 @@ template <std::size_t Size>
 } // namespace detail
 
 inline bool interprets(std::span<const std::string> argv) {
-    // A program that is named by its path need not be the one with that name.
+    // A program that is given by its path may be another one with the same name.
     if (argv.empty() || argv[0].find('/') != std::string::npos)
         return true;
     if (argv[0] == "find")

@@ -166,14 +166,14 @@ TEST_CASE("what is there is said") {
     cgroup_home home;
     home.why_none = "for this reason";
     CHECK(home.describe() ==
-          "no cgroup for a command: for this reason; cannot be bounded: memory (but "
-          "of each process alone), processes (but of an account of its own), "
+          "commands have no cgroups: for this reason; cannot be limited: memory (except "
+          "of each process alone), processes (except of a dedicated account), "
           "processor time");
     home.directory = home.name = "/g";
     home.memory = home.pids = home.cpu = true;
     CHECK(home.describe() ==
           "a cgroup for each command below /g; memory, processes and processor time "
-          "can be bounded");
+          "can be limited");
 }
 
 TEST_CASE("a ceiling lowers and never raises") {

@@ -93,6 +93,30 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("expired keys follow the usable ones") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    constexpr auto end = 5000 + keyring::overlap_s; // of the key that was rotated out
+    REQUIRE(ring.store(work, key_of('a')));
+    REQUIRE(ring.rotate(work, key_of('b'), 5000));
+    REQUIRE(host::write_atomically(dir / "keys/work.until", std::to_string(end + 9) + "\n", 0600,
+                                   host::durability::unsynced));
+    const struct {
+        std::int64_t now;
+        std::size_t usable;
+        std::int64_t ended_at;
+    } rows[] = {{5000, 2, 0}, {end, 1, end}, {end + 8, 1, end}, {end + 9, 0, end + 9}};
+    for (const auto &row : rows) {
+        CAPTURE(row.now);
+        const auto found = ring.known(work, row.now);
+        REQUIRE(found);
+        CHECK(found->keys.size() == 2);
+        CHECK(as_text(found->keys[0].text()).front() == 'b');
+        CHECK(found->usable == row.usable);
+        CHECK(found->ended_at == row.ended_at);
+    }
+}
+
 TEST_CASE("a key that is removed takes all of its with it") {
     const scratch dir;
     const keyring ring(dir / "keys");

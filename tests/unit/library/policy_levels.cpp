@@ -64,19 +64,19 @@ TEST_CASE("doubts") {
         {"work level:full allow\nwork exec:ls deny", "never reached"},
         {"@anyvm * deny\nwork level:monitor allow", "never reached"},
         {"work exec:ls ask\nwork exec:ls allow", "never reached"},
-        {"work exec:bash ** allow", "as good as level:full"},
-        {"work exec:frobnicate ** allow", "as good as level:full"},
+        {"work exec:bash ** allow", "the same as level:full"},
+        {"work exec:frobnicate ** allow", "the same as level:full"},
         {"work exec:frobnicate --status allow", ""},
         {"work exec:systemctl restart * allow", ""},
-        {"work exec:systemctl * qubesd allow", "as good as level:full"},
+        {"work exec:systemctl * qubesd allow", "the same as level:full"},
         {"work exec:ls allow env=LC_ALL env=TZ env!=LD_PRELOAD", ""},
         {"work exec:ls allow env=DBUS_SYSTEM_BUS_ADDRESS", "env!=DBUS_SYSTEM_BUS_ADDRESS"},
-        {"work level:manage allow env=LD_PRELOAD", "is withheld"},
+        {"work level:manage allow env=LD_PRELOAD", "is not passed on"},
         {"work script:sha256:0000000000000000000000000000000000000000000000000000000000000000 ask "
          "env=A",
-         "is withheld"},
+         "is not passed on"},
         {"work level:full allow env=LD_PRELOAD", ""},
-        {"work exec:find ** allow", "as good as level:full"},
+        {"work exec:find ** allow", "the same as level:full"},
         {"work exec:bash /usr/local/bin/report allow", ""},
         {"work exec:rm ** deny\nwork level:full allow", "gets around"},
         {"work exec:ls allow user=bot\ndev level:full allow user=bot", "confined here, and not by"},
@@ -135,7 +135,7 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
             INFO(p.what);
             CHECK(p.line == 1);
             CHECK(p.what.starts_with("50.policy:2 still allows the same"));
-            lines += p.what.substr(p.what.find("missing: ") + 9) + "\n";
+            lines += p.what.substr(p.what.find("add: ") + 5) + "\n";
             ++count;
         }
         INFO(lines);

@@ -277,7 +277,7 @@ TEST_CASE("who says nothing is closed in time, by the clock, and does not hold u
     CHECK(is_closed(silent[0]));
     REQUIRE(got);
     CHECK(got->from.source == "work");
-    CHECK(contains(l.words(), "did not say within 5 s"));
+    CHECK(contains(l.words(), "did not name its origin within 5 s"));
     CHECK(l.dom0.half_way() == 10);
     ahead = 0;
 }
@@ -318,7 +318,7 @@ TEST_CASE("a user that qrexec does not run as is nobody") {
         char c = 0;
         ::_exit(::read(made.get(), &c, 1) <= 0 ? 0 : 1);
     }
-    CHECK(contains(l.words(), "is not whom qrexec runs as"));
+    CHECK(contains(l.words(), "qrexec does not run as that user"));
     int status = -1;
     REQUIRE(::waitpid(child, &status, 0) == child);
     CHECK(status == 0);
@@ -442,7 +442,7 @@ TEST_CASE("why a call ended before dom0 said a word") {
         {"exit 127", ECONNREFUSED, "there is no service qvmremote.Exec in dom0"},
         {"printf 'cannot connect\\033[2J\\n' >&2; exit 125", ECONNREFUSED,
          "qrexec could not make the call to qvmremote.Exec in dom0 (cannot connect?[2J)"},
-        {"exit 0", ECONNREFUSED, "ended the call to qvmremote.Exec without a word"},
+        {"exit 0", ECONNREFUSED, "ended the call to qvmremote.Exec without an answer"},
         {"exit 1", EIO, "ended with 1"},
         {"kill -9 $$", EIO, "was killed by signal 9"},
         {"exec >&- <&-; sleep 1000", 0, ""},

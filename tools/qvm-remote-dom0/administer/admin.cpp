@@ -33,6 +33,7 @@
 #include "administer/typed_answer.hpp"
 #include "base/helper.hpp"
 #include "common/cli.hpp"
+#include "common/key_text.hpp"
 #include "decide/keyring.hpp"
 #include "decide/policy_files.hpp"
 #include "record/journal.hpp"
@@ -46,7 +47,7 @@ int fail_with(const std::string &what) {
 }
 int fail_with(const host::failure &why) {
     const bool not_root = why.error_number == EACCES && ::geteuid() != 0;
-    return fail_with(why.what + (not_root ? "; run this as root" : ""));
+    return fail_with(why.what + (not_root ? ": run this as root" : ""));
 }
 
 host::outcome<qube_name> named_qube(std::string_view typed) {
@@ -59,42 +60,49 @@ host::outcome<qube_name> named_qube(std::string_view typed) {
 
 void tell_daemon(const paths &where) {
     if (auto answer = ask_daemon(where, "reload"); answer && *answer != "ok\n")
-        std::fprintf(stderr, "qvm-remote-dom0: the daemon says: %s", for_terminal(*answer).c_str());
+        fail_with(daemon_says(*answer));
+}
+
+std::string daemon_says(std::string_view answer) {
+    if (answer.ends_with('\n'))
+        answer.remove_suffix(1);
+    return "the daemon says: " + for_terminal(answer, 512);
 }
 
 namespace {
 
-// A word typed by the operator, at a terminal or from a pipe.
+// Whether the operator types the expected word, at a terminal or through a pipe.
 bool confirmed(const char *prompt, std::string_view expected) {
     return typed_line(stderr, prompt) == expected;
 }
 
 host::outcome<secret> parse_key(std::string text) {
-    auto key = secret::parse(text);
-    const std::size_t size = text.size();
-    OPENSSL_cleanse(text.data(), text.size());
+    auto key = read_key(std::move(text));
     if (!key)
-        return host::failed("that is no key: byte " + std::to_string(key.error().offset + 1) +
-                            " of " + std::to_string(size) +
-                            " does not fit; a key is 64 digits of 0-9 and a-f as `qvm-remote key "
-                            "show` prints them in the qube, without 0x, sign or separators");
-    return std::move(*key);
+        return host::failed(key.error().what + "; in the qube, `qvm-remote key show` prints it");
+    return key;
 }
 
 constexpr std::chrono::seconds call_limit{15};
 
-// A fixed shell text in a running qube; nothing of anybody's is put into it.
+// Runs a fixed shell text in a running qube. Nothing that anybody typed becomes part of it.
 std::vector<std::string> call_into(const qube_name &qube, const char *text) {
     return {"qvm-run", "--no-gui", "--no-autostart", "--pass-io", qube.text(), text};
 }
 
 host::outcome<secret> fetch_key(const qube_name &qube) {
+    const std::string otherwise = "; or run `qvm-remote key show` there and give its output to "
+                                  "`qvm-remote-dom0 authorize " +
+                                  qube.text() + "`";
+    std::fprintf(stderr, "Reading the key in %s, for %d seconds at most ...\n", qube.text().c_str(),
+                 static_cast<int>(call_limit.count()));
     auto said = run_helper(call_into(qube, "cat ~/.qvm-remote/auth.key"), 256, call_limit);
     if (!said)
-        return tl::unexpected(said.error());
+        return host::failed("cannot read the key in " + qube.text() + ": " + said.error().what +
+                            otherwise);
     if (said->exit_code != 0)
         return host::failed("cannot read the key in " + qube.text() +
-                            ": is it running, and was `qvm-remote key gen` called there?");
+                            ": start the qube, and call `qvm-remote key gen` there" + otherwise);
     auto key = parse_key(std::move(said->untrusted_output));
     if (!key)
         return key;
@@ -129,8 +137,8 @@ int systemctl(const invocation &in, const char *verb) {
 
 namespace {
 
-// Adds a qube to the list in remote.conf or takes it off. Without a list every qube that has a key
-// is served, and there is nothing to do.
+// Adds a qube to the list in remote.conf, or removes it. Without a list every qube that has a key is
+// served, so nothing changes.
 host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool wanted) {
     auto text = host::read_trusted(where.config(), host::trusted::file, limits::config_file);
     if (!text)
@@ -144,7 +152,7 @@ host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool w
     const auto before = listed_qubes(*values);
     if (before.empty())
         return {};
-    // An empty list would be none, which serves every qube with a key: this name is no qube's.
+    // An empty list counts as no list, so it would serve every qube with a key. No qube has this name.
     constexpr std::string_view nobody = "-";
     std::string after;
     const auto add = [&](std::string_view name) { (after += after.empty() ? "" : " ") += name; };
@@ -165,14 +173,15 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     static constexpr cli::option table[] = {
         {'l', "level", "LEVEL", "deny, monitor, read-only, manage or full (full)"},
         {'f', "fetch", nullptr, "read the key in the running qube and ask to confirm it"},
-        {'u', "until", "TIME", "for so long: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM"},
+        {'u', "until", "TIME",
+         "let the key expire after 30m, 8h or 7d, or at YYYY-MM-DD or YYYY-MM-DDTHH:MM"},
     };
     std::string level_text, until_text;
     bool fetch = false;
     std::vector<char *> words{const_cast<char *>("qvm-remote-dom0")};
     words.insert(words.end(), in.arguments.begin(), in.arguments.end());
     std::vector<char *> plain;
-    // Options may stand behind the qube's name, as people type them.
+    // People also type options after the qube's name.
     for (std::size_t at = 1; at < words.size();) {
         words[at - 1] = words[0];
         const int next = cli::parse(table, static_cast<int>(words.size() - at + 1),
@@ -198,20 +207,20 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     auto level = std::optional(access_level::full);
     if (!level_text.empty() && !(level = parse_level(level_text)))
         return fail_with("'" + for_terminal(level_text, 32) +
-                         "' is no level: deny, monitor, read-only, manage or full");
+                         "' is not a level: use deny, monitor, read-only, manage or full");
     std::optional<std::int64_t> until;
     if (!until_text.empty()) {
         const std::int64_t now = host::local_time::now().seconds;
         until = parse_moment(until_text, now);
         if (!until || *until <= now)
-            return fail_with(
-                "--until '" + for_terminal(until_text, 32) +
-                "' is no time that will come: 30m, 8h, 7d, YYYY-MM-DD or YYYY-MM-DDTHH:MM");
+            return fail_with("--until '" + for_terminal(until_text, 32) +
+                             "' is not a time in the future: use 30m, 8h, 7d, YYYY-MM-DD or "
+                             "YYYY-MM-DDTHH:MM");
     }
     if (in.where.is_real()) {
         const auto checked = run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
         if (checked && checked->exit_code != 0)
-            return fail_with("there is no qube '" + qube->text() + "'; see qvm-ls");
+            return fail_with("there is no qube '" + qube->text() + "': qvm-ls lists them");
     }
 
     host::outcome<secret> key = host::failed("");
@@ -241,7 +250,7 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     }
     if (!key)
         return fail_with(key.error());
-    // A new key is no new level: who was narrowed stays so until somebody says otherwise.
+    // A new key does not change the level: a qube below full stays there until --level says otherwise.
     const policy_files policies(in.where.policy());
     const bool keeps = level_text.empty() && policies.has_level(*qube);
     if (keeps)
@@ -253,7 +262,8 @@ int let_in(const invocation &in, const char *verb, bool listed) {
                                      "level=" + to + " key=" + key->fingerprint() +
                                          (until ? " until=" + std::to_string(*until) : ""));
         !recorded)
-        return fail_with("nothing was changed: " + recorded.error().what);
+        return fail_with("nothing was changed, since it cannot be recorded: " +
+                         recorded.error().what);
     if (!keeps)
         if (auto written = policies.write_level(*qube, *level); !written)
             return fail_with(written.error());
@@ -267,18 +277,19 @@ int let_in(const invocation &in, const char *verb, bool listed) {
     return 0;
 }
 
-// Whether the key is gone, with a word about it when it is not.
+// Removes the key and the level of a qube. Returns the exit code.
 int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
     auto removed = keyring(in.where.keys()).remove(qube);
     const auto forgotten = policy_files(in.where.policy()).remove_level(qube);
-    tell_daemon(in.where); // even then: the key may be gone already, and its sessions not
-    if (removed)           // a key that is gone is better than a record of it
+    tell_daemon(in.where); // after a failure too: it ends sessions whose key was removed before
+    if (removed)           // removing the key matters more than the record
         if (auto recorded = record_admin(in.where, verb, qube.text(), {}); !recorded)
-            return fail_with("the key is removed, and that is not recorded: " +
+            return fail_with("the key is removed, but that is not recorded: " +
                              recorded.error().what);
     if (!removed)
         return fail_with(removed.error().error_number == ENOENT
-                             ? "'" + qube.text() + "' has no key here; see qvm-remote-dom0 keys"
+                             ? "'" + qube.text() +
+                                   "' has no key here: qvm-remote-dom0 keys lists them"
                              : removed.error().what);
     return forgotten ? 0 : fail_with(forgotten.error());
 }
@@ -297,7 +308,7 @@ constexpr const char *empty_queue =
     "[ -f \"$f\" ] || [ -L \"$f\" ] || continue\n"
     "rm -f \"$f\" && n=$((n + 1)) || exit; done\n"
     "echo removed $n";
-// What the carrier's `stale` leads to, for a time when no daemon runs.
+// Does what the daemon does after the carrier's `stale`, for a time when no daemon runs.
 constexpr const char *recover_queue =
     "umask 077; cd ~/.qvm-remote/queue 2>/dev/null || { echo no queue; exit; }\n"
     "for f in running/*; do i=${f#*/}\n"
@@ -310,7 +321,7 @@ constexpr const char *recover_queue =
     ": >results/$i.out && printf 130 >results/.$i.exit && mv results/.$i.exit results/$i.exit &&\n"
     "rm -f \"$f\" && echo $i || exit; done";
 
-// Calls one of these texts in a qube and shows what it says, line by line.
+// Runs one of these texts in a qube and prints its output, line by line.
 int in_queue_of(const qube_name &qube, const char *text) {
     const auto said = run_helper(call_into(qube, text), 1 << 20, call_limit);
     if (!said)
@@ -320,14 +331,14 @@ int in_queue_of(const qube_name &qube, const char *text) {
         std::printf("%s: %s\n", qube.text().c_str(), for_terminal(line).c_str());
     if (said->exit_code != 0)
         return fail_with(qube.text() + ": qvm-run ended with " + std::to_string(said->exit_code) +
-                         "; is the qube running?");
+                         ": start the qube, then try again");
     return 0;
 }
 
 } // namespace
 
-// The qube makes the key and keeps it aside; it counts here before the qube uses it, so that no
-// command falls between two keys.
+// The qube makes the key and keeps it in a file beside the old one. dom0 accepts it before the qube
+// uses it, so that no command is refused during the change.
 constexpr const char *make_key = "umask 077; cd ~/.qvm-remote && od -An -v -N32 -tx1 /dev/urandom "
                                  "| tr -d ' \\n' >.auth.key.new && "
                                  "[ $(wc -c <.auth.key.new) -eq 64 ] && cat .auth.key.new";
@@ -350,22 +361,23 @@ int rotate_key(const invocation &in) {
         return fail_with(said.error());
     if (said->exit_code != 0)
         return fail_with("cannot make a key in " + qube->text() +
-                         ": is it running, with a home that "
-                         "can be written?");
+                         ": start the qube, call `qvm-remote key gen` there if it never had a "
+                         "key, and see that its home is not full");
     const auto key = parse_key(std::move(said->untrusted_output));
     if (!key)
         return fail_with(key.error());
     if (const auto recorded =
             record_admin(in.where, "rotate", qube->text(), "key=" + key->fingerprint());
         !recorded)
-        return fail_with("nothing was changed: " + recorded.error().what);
+        return fail_with("nothing was changed, since it cannot be recorded: " +
+                         recorded.error().what);
     if (const auto done = ring.rotate(*qube, *key, host::local_time::now().seconds); !done)
         return fail_with(done.error());
     tell_daemon(in.where);
     const auto used = run_helper(call_into(*qube, use_key), 256, call_limit);
     std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
     if (!used || used->exit_code != 0)
-        return fail_with("the qube still uses the key before, which is good for 24 hours: there, "
+        return fail_with("the qube still uses its old key, which is good for 24 hours more: there, "
                          "mv ~/.qvm-remote/.auth.key.new ~/.qvm-remote/auth.key");
     return 0;
 }
@@ -386,7 +398,7 @@ int disconnect(const invocation &in) {
     auto qube = named_qube(in.arguments[0]);
     if (!qube)
         return fail_with(qube.error());
-    // The key first: whatever else fails, the qube is out.
+    // The key first: if anything else fails, the qube cannot run commands any more.
     int code = shut_out(in, *qube, "disconnect");
     if (auto done = set_listed(in.where, *qube, false); !done)
         code = fail_with(done.error());
@@ -410,8 +422,8 @@ int queue(const invocation &in) {
     if (text == recover_queue)
         if (const auto answer = ask_daemon(in.where, "status"); answer)
             return fail_with(
-                "the daemon is running: it reports what a dead one left in running/ as "
-                "soon as it is connected to the qube, and what is there now may run");
+                "the daemon is running, and it recovers the queue itself when it connects to the "
+                "qube; commands in running/ may run now");
     if (in.arguments.size() == 2) {
         auto qube = named_qube(in.arguments[1]);
         return qube ? in_queue_of(*qube, text) : fail_with(qube.error());
@@ -481,10 +493,7 @@ int status(const invocation &in) {
         return fail_with("usage: qvm-remote-dom0 status");
     auto answer = ask_daemon(in.where, "status");
     if (!answer)
-        return answer.error().error_number == EACCES
-                   ? fail_with(answer.error())
-                   : fail_with(answer.error().what +
-                               "; start it with systemctl start qvm-remote-dom0");
+        return fail_with(answer.error());
     std::fputs(answer->c_str(), stdout);
     return 0;
 }
@@ -495,15 +504,16 @@ int log(const invocation &in) {
     if (!lines)
         return fail_with("'" + for_terminal(words.back(), 32) +
                          "' is not a number of lines: use 1 or more");
-    // The daemon may have begun another just now, or be about to.
+    // The daemon may begin a new file at any time.
     const std::size_t most = std::size_t{*lines} * 1024 + 4096;
     const auto before = host::read_tail(in.where.log() + ".1", most);
     const auto now = host::read_tail(in.where.log(), most);
     if (!now && !(before && now.error().error_number == ENOENT))
         return fail_with(now.error());
     const std::string text = before.value_or("") + now.value_or("");
+    // Not for_terminal: the daemon has escaped the text already, so backslashes would be doubled.
     for (const std::string_view line : tail_lines(text, *lines))
-        std::printf("%s\n", for_terminal(line).c_str());
+        std::printf("%s\n", preview(line, sanitized_text).c_str());
     return 0;
 }
 

@@ -15,10 +15,10 @@
 
 namespace qvmremote::dom0 {
 
-/// What a subcommand is called with; each returns its exit code and has said what was wrong.
+/// What a subcommand is called with. Each one prints what is wrong and returns its exit code.
 struct invocation {
     paths where;
-    std::span<char *> arguments; ///< behind the subcommand's name
+    std::span<char *> arguments; ///< after the subcommand's name
 };
 
 int authorize(const invocation &);
@@ -42,14 +42,16 @@ int approvals_command(const invocation &);
 int panic(const invocation &);
 int resume(const invocation &);
 
-// What they share.
+// For all of them.
 
-/// Says what went wrong; 1.
+/// Prints what went wrong; returns 1.
 int fail_with(const std::string &what);
 int fail_with(const host::failure &why);
 /// The name of a qube as people type it.
 [[nodiscard]] host::outcome<qube_name> named_qube(std::string_view typed);
-/// Tells a running daemon to read again what was changed; none running is no fault.
+/// Makes a running daemon read its files again. It is not an error when no daemon runs.
 void tell_daemon(const paths &where);
+/// An answer of the daemon that is not "ok", as a message.
+[[nodiscard]] std::string daemon_says(std::string_view answer);
 
 } // namespace qvmremote::dom0

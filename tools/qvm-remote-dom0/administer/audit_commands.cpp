@@ -34,17 +34,17 @@ namespace qvmremote::dom0 {
 namespace {
 
 constexpr std::size_t most_heads = 100'000; // of the newest, from the system journal
-constexpr std::size_t head_line = 128;      // more than one takes there
+constexpr std::size_t head_line = 128;      // bytes; a head is shorter
 constexpr std::chrono::seconds journalctl_limit{120};
 
 struct open_file {
     std::string path;
-    std::uint64_t last = 0; ///< 0: not known, since it grows
+    std::uint64_t last = 0; ///< serial of its last line; 0: not known, since the file grows
     host::unique_fd fd;
 };
 
-// All files of the log, oldest first, opened at once, so that a new one that is begun meanwhile
-// leaves no gap.
+// Opens all files of the log, the oldest first. They are opened together, so that no line is missed
+// when the daemon begins a new file.
 host::outcome<std::vector<open_file>> open_log(const paths &where) {
     constexpr int tries = 3;
     for (int i = 0; i < tries; ++i) {
@@ -53,7 +53,9 @@ host::outcome<std::vector<open_file>> open_log(const paths &where) {
             return tl::unexpected(newest.error());
         auto kept = kept_audit_files(where);
         if (!kept && kept.error().error_number == ENOENT)
-            return host::failed("there is no audit log at " + where.audit(), ENOENT);
+            return host::failed("there is no audit log at " + where.audit() +
+                                    ": the daemon has not run yet",
+                                ENOENT);
         if (!kept)
             return tl::unexpected(kept.error());
         struct stat st {};
@@ -75,13 +77,15 @@ host::outcome<std::vector<open_file>> open_log(const paths &where) {
         if (newest)
             out.push_back({where.audit(), 0, std::move(*newest)});
         if (out.empty())
-            return host::failed("there is no audit log at " + where.audit(), ENOENT);
+            return host::failed("there is no audit log at " + where.audit() +
+                                    ": the daemon has not run yet",
+                                ENOENT);
         return out;
     }
     return host::failed("the files of the audit log change too fast; try again");
 }
 
-// Whether somebody holds the log: a daemon, or one who appends a line.
+// Whether a process holds the log: the daemon, or a command that appends a line.
 bool is_written(const paths &where) {
     const host::unique_fd fd(::open(where.audit_lock().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
     return fd && ::flock(fd.get(), LOCK_SH | LOCK_NB) != 0;
@@ -93,7 +97,7 @@ void take_heads(std::string_view untrusted_text, std::vector<audit_head> &to) {
             to.push_back(std::move(*head));
 }
 
-// From the system journal; what root alone can have written there.
+// From the system journal: only lines that root wrote.
 host::outcome<std::vector<audit_head>> heads_of_journal(const paths &where) {
     std::vector<std::string> argv = {"journalctl", "--no-pager", "--quiet", "--output=cat",
                                      "--lines=" + std::to_string(most_heads)};
@@ -105,7 +109,8 @@ host::outcome<std::vector<audit_head>> heads_of_journal(const paths &where) {
     if (!said)
         return tl::unexpected(said.error());
     if (said->exit_code != 0)
-        return host::failed("journalctl ended with " + std::to_string(said->exit_code));
+        return host::failed("journalctl ended with " + std::to_string(said->exit_code) +
+                            " (see above)");
     std::vector<audit_head> out;
     take_heads(said->untrusted_output, out);
     return out;
@@ -122,13 +127,14 @@ host::outcome<std::vector<audit_head>> heads_of_file(const std::string &name) {
     std::vector<audit_head> out;
     take_heads(*text, out);
     if (out.empty())
-        return host::failed("no line of " + for_terminal(name) + " ends in a head; they read \"" +
-                            format_audit_head(1, "HASH") + "\"");
+        return host::failed("no line of " + for_terminal(name) +
+                            " ends in a head: such a line is \"" + format_audit_head(1, "HASH") +
+                            "\"");
     return out;
 }
 
 int verify(const invocation &in, const std::string &heads_file) {
-    // Heads first: what is written meanwhile is no cut tail.
+    // Heads first: lines that are written after this are not missing ones.
     auto heads = heads_file.empty() ? heads_of_journal(in.where) : heads_of_file(heads_file);
     if (!heads && !heads_file.empty())
         return fail_with(heads.error());
@@ -139,8 +145,8 @@ int verify(const invocation &in, const std::string &heads_file) {
     const auto bad = [](const std::string &place, std::uint64_t serial, std::string_view what) {
         std::fprintf(stderr,
                      "qvm-remote-dom0: %s (serial %llu) %.*s\n"
-                     "qvm-remote-dom0: keep all files as they are, and find out who could write "
-                     "there as root; to start anew, move them away\n",
+                     "qvm-remote-dom0: keep all files of the log, and find out who changed them as "
+                     "root; to begin a new log, move them away\n",
                      place.c_str(), static_cast<unsigned long long>(serial),
                      static_cast<int>(what.size()), what.data());
         return 1;
@@ -164,11 +170,11 @@ int verify(const invocation &in, const std::string &heads_file) {
         }
         place = f.path;
         if (lines.torn() && n + 1 < files->size())
-            return bad(place, verifier.last() + 1, "ends within a line: its end was cut off");
+            return bad(place, verifier.last() + 1, "ends within a line: its end is missing");
         if (lines.torn() && !is_written(in.where))
             std::fprintf(stderr,
-                         "qvm-remote-dom0: %s ends within a line, as a crash leaves it; the "
-                         "daemon takes that out when it starts\n",
+                         "qvm-remote-dom0: %s ends within a line, as after a crash; the "
+                         "daemon removes that part when it starts\n",
                          f.path.c_str());
     }
     if (const auto fault = verifier.finish(); fault == audit_fault::cut)
@@ -184,17 +190,16 @@ int verify(const invocation &in, const std::string &heads_file) {
                 static_cast<unsigned long long>(verifier.last()),
                 std::string(verifier.hash()).c_str());
     if (!heads)
-        std::printf("heads: not compared, so lines cut off at the end would not show: %s; give "
-                    "them with --heads FILE\n",
+        std::printf("heads: not compared, so missing lines at the end would not be found: %s; "
+                    "give the heads with --heads FILE\n",
                     heads.error().what.c_str());
     else
-        std::printf("heads: %zu compared, the last of serial %llu\n", verifier.compared(),
+        std::printf("heads: %zu compared, the last with serial %llu\n", verifier.compared(),
                     static_cast<unsigned long long>(verifier.noted()));
     return 0;
 }
 
-// A value as people read it. Bytes that were escaped in the file are escaped once more, for the
-// terminal.
+// A value as people read it. Bytes that were escaped in the file are escaped again, for the terminal.
 std::string shown(const audit_entry &entry, std::string_view key, std::string_view raw) {
     if (const auto words = entry.list(key)) {
         std::string out;
@@ -224,7 +229,7 @@ void print_line(const audit_entry &entry) {
     std::printf("\n");
 }
 
-// Calls `see(entry, line)` for each line from a serial on, until it returns false.
+// Calls `see(entry, line)` for each line with this serial or a later one, until it returns false.
 template <class See>
 host::outcome<void> each_from(const paths &where, std::uint64_t from, See see) {
     auto files = open_log(where);
@@ -245,7 +250,7 @@ host::outcome<void> each_from(const paths &where, std::uint64_t from, See see) {
             if (!entry)
                 return host::failed(
                     f.path + ":" + std::to_string(number) +
-                    " is no line that dom0 wrote; see qvm-remote-dom0 audit verify");
+                    " is not a line that dom0 wrote: run qvm-remote-dom0 audit verify");
             if (entry->serial >= from && !see(*entry, **line))
                 return {};
         }
@@ -255,7 +260,7 @@ host::outcome<void> each_from(const paths &where, std::uint64_t from, See see) {
 
 int show(const invocation &in, std::uint64_t serial) {
     bool found = false, ended = false;
-    std::optional<std::uint64_t> start; // of which the END is looked for
+    std::optional<std::uint64_t> start; // the serial of the START whose END is wanted
     const auto look = [&](const audit_entry &entry, std::string_view) {
         const auto of = entry.number("of");
         if (!found) {
@@ -276,20 +281,23 @@ int show(const invocation &in, std::uint64_t serial) {
         std::printf("\n");
         print_fields(entry);
         if (entry.text("cause") == "unknown")
-            std::printf("outcome unknown: dom0 ended while this ran\n");
+            std::printf("outcome unknown: the daemon ended while this ran\n");
         ended = true;
         return false;
     };
     if (auto read = each_from(in.where, serial, look); !read)
         return fail_with(read.error());
-    if (found && start && *start != serial) // an END was asked for: all of it, from its START
-        return *start < serial ? show(in, *start) : fail_with("that END names no START before it");
+    if (found && start && *start != serial) // it is an END: show its START too
+        return *start < serial ? show(in, *start)
+                               : fail_with("this END does not name a START before it: run "
+                                           "qvm-remote-dom0 audit verify");
     if (!found)
-        return fail_with("there is no record with serial " + std::to_string(serial));
+        return fail_with("there is no record with serial " + std::to_string(serial) +
+                         ": qvm-remote-dom0 audit export lists them");
     if (start && !ended)
         std::printf("\n%s\n", is_written(in.where)
-                                  ? "no END yet: it runs"
-                                  : "no END: outcome unknown, since no daemon runs");
+                                  ? "no END yet: it is running"
+                                  : "no END: outcome unknown, since no daemon is running");
     return 0;
 }
 
@@ -303,14 +311,16 @@ int export_from(const invocation &in, std::uint64_t since, bool as_text) {
     };
     if (auto read = each_from(in.where, since, print); !read)
         return fail_with(read.error());
-    return std::fflush(stdout) == 0 ? 0 : fail_with("cannot write what was read");
+    return std::fflush(stdout) == 0
+               ? 0
+               : fail_with(host::failed("cannot write to standard output", errno).value());
 }
 
 int rotate(const invocation &in) {
     const auto answer = ask_daemon(in.where, "audit rotate");
     if (!answer)
-        return fail_with(answer.error().what + "; a new file is begun by the daemon alone");
-    return *answer == "ok\n" ? 0 : fail_with("the daemon says: " + for_terminal(*answer));
+        return fail_with(answer.error().what + ": only the daemon begins a new file");
+    return *answer == "ok\n" ? 0 : fail_with(daemon_says(*answer));
 }
 
 std::string who_asks() {
@@ -347,7 +357,7 @@ int audit(const invocation &in) {
             return verb == wanted;
         });
     if (next < 0)
-        return fail_with(usage);
+        return 1;
     const auto left = std::span(words).subspan(static_cast<std::size_t>(next));
     if (verb == "show" && left.size() == 1)
         since = left[0];
@@ -355,9 +365,9 @@ int audit(const invocation &in) {
         return fail_with(usage);
     const auto serial = detail::parse_decimal<std::uint64_t>(since);
     if (!serial || *serial == 0)
-        return fail_with("'" + for_terminal(since, 32) + "' is no serial: use a number above 0");
+        return fail_with("'" + for_terminal(since, 32) + "' is not a serial: use a number above 0");
     if (format != "json" && format != "text")
-        return fail_with("'" + for_terminal(format, 32) + "' is no format: use json or text");
+        return fail_with("'" + for_terminal(format, 32) + "' is not a format: use json or text");
     if (verb == "verify")
         return verify(in, heads);
     if (verb == "show")
@@ -378,15 +388,17 @@ host::outcome<void> record_admin(const paths &where, std::string_view act, std::
         if (answer && *answer == "ok\n")
             return {};
         if (answer)
-            return host::failed(for_terminal(*answer, 256));
+            return host::failed(daemon_says(*answer));
         if (answer.error().error_number != ENOENT && answer.error().error_number != ECONNREFUSED)
             return tl::unexpected(answer.error());
         auto written = journal::append(where, audit_limits{}, admin_entry(act, peer, who, words));
         if (written || written.error().error_number != EWOULDBLOCK)
             return written;
-        ::usleep(20'000); // a daemon that starts or ends
+        ::usleep(20'000); // a daemon starts or ends
     }
-    return host::failed("a daemon holds the audit log and does not answer");
+    return host::failed(
+        "a daemon holds the audit log and does not answer: try again, or restart it with "
+        "systemctl restart qvm-remote-dom0");
 }
 
 } // namespace qvmremote::dom0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What an operator does: answers questions, stops everything, lets it go on.
+// The commands of an operator: answer questions, stop everything, let it go on.
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
@@ -36,13 +36,13 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr int answer_seconds = 10;
-constexpr int poll_seconds = 70;                           // the daemon answers a `wait` after less
+constexpr int poll_seconds = 70;                           // the daemon answers a `wait` sooner
 constexpr std::size_t longest_question = 32 * 1024 * 1024; // a script and its input, escaped
 constexpr const char *usage = "usage: qvm-remote-dom0 approvals list [--json] | watch | "
                               "show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | "
                               "deny SERIAL";
 
-// What the daemon answers in lines of JSON.
+// The lines of JSON in an answer of the daemon.
 std::vector<ordered_json> parse_lines(std::string_view text) {
     std::vector<ordered_json> out;
     for (const std::string_view line : tail_lines(text, SIZE_MAX)) {
@@ -80,7 +80,7 @@ int list(const invocation &in, bool json) {
     return 0;
 }
 
-// All of the question with that serial, and the line of JSON it came in.
+// The whole question with a serial, and its line of JSON.
 struct whole_question {
     ordered_json fields;
     std::string line;
@@ -109,9 +109,9 @@ int show(const invocation &in, std::uint64_t serial, bool json) {
     return 0;
 }
 
-// One question at a terminal: all of it is shown before a yes is possible. The serial is part of the
-// answer, so that no line that was typed for another question counts; what runs in a shell, or runs
-// what it is told, takes the qube's name too.
+// Asks one question at a terminal. All of it is shown before a yes is possible. The answer holds the
+// serial, so that a line that was typed for another question does not count. For a shell, or a program
+// that runs other programs, it holds the qube's name too.
 enum class said { yes, no, nothing };
 said ask_at_terminal(const ordered_json &q) {
     if (!show_by_pages(rows_of(q, terminal_width())))
@@ -131,7 +131,7 @@ std::string allow_request(const ordered_json &q, const std::string &lasts) {
 // False at the end of input.
 bool answer_at_terminal(const invocation &in, std::uint64_t serial) {
     const auto q = read_question(in, serial);
-    if (!q) { // over already
+    if (!q) { // it ended meanwhile
         fail_with(q.error());
         return true;
     }
@@ -144,7 +144,7 @@ bool answer_at_terminal(const invocation &in, std::uint64_t serial) {
     return true;
 }
 
-// Until it is ended, or the daemon is gone.
+// Runs until it is ended, or until the daemon ends.
 int watch(const invocation &in) {
     const bool asks = is_interactive();
     std::string version = "-";
@@ -155,7 +155,7 @@ int watch(const invocation &in) {
             return fail_with(answer.error().what);
         const std::size_t end = answer->find('\n');
         if (end == std::string::npos)
-            return fail_with("the daemon has ended");
+            return fail_with("the daemon has ended: systemctl start qvm-remote-dom0");
         version = for_terminal(answer->substr(0, end), 32);
         for (const ordered_json &q : parse_lines(std::string_view(*answer).substr(end + 1))) {
             const auto serial = q.value("serial", 0ull);
@@ -190,7 +190,7 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
     const std::string number = std::to_string(serial);
     if (!digest && !is_interactive())
         return fail_with(
-            "without a terminal, allow takes the digest of what you read: read it with "
+            "without a terminal, allow needs the digest of the request that you read: call "
             "qvm-remote-dom0 approvals show " +
             number + ", then qvm-remote-dom0 approvals allow " + number + " DIGEST");
     if (digest && digest->size() != 64)
@@ -204,10 +204,13 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
     if (!q)
         return fail_with(q.error());
     if (digest && *digest != q->fields.value("digest", ""))
-        return fail_with("this is not the digest of the request with the serial " + number);
+        return fail_with("this is not the digest of request " + number +
+                         ": read it again with "
+                         "qvm-remote-dom0 approvals show " +
+                         number);
     if (ask_at_terminal(q->fields) != said::yes)
-        return fail_with("not allowed; it still waits, and qvm-remote-dom0 approvals deny " +
-                         number + " refuses it");
+        return fail_with("not allowed; it still waits: qvm-remote-dom0 approvals deny " + number +
+                         " refuses it");
     return tell(in, allow_request(q->fields, lasts));
 }
 
@@ -235,13 +238,13 @@ int approvals_command(const invocation &in) {
 int panic(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with("usage: qvm-remote-dom0 panic");
-    // The mark first: it holds whatever becomes of the daemon, and through the next boot. An operator
-    // who may not write it asks the daemon to.
+    // The mark first: it counts even when the daemon does not answer, and after the next boot. An
+    // operator who may not write it asks the daemon to do so.
     const auto marked = set_panic(in.where, host::local_time::now().timestamp() + " by uid " +
                                                 std::to_string(::geteuid()));
     const auto answer = ask_daemon(in.where, "panic", 1);
     const bool obeyed = answer && *answer == "ok\n";
-    // One that hangs is killed, and all that it runs with it.
+    // A daemon that hangs is killed, with everything that it runs.
     if (!obeyed)
         if (const auto pid = daemon_pid(in.where); pid && ::kill(*pid, SIGKILL) == 0)
             std::fprintf(stderr, "qvm-remote-dom0: the daemon did not answer and was killed\n");
@@ -249,7 +252,7 @@ int panic(const invocation &in) {
         return fail_with(marked.error());
     if (const auto recorded = record_admin(in.where, "panic", {}, {}); !recorded)
         std::fprintf(stderr, "qvm-remote-dom0: %s\n", recorded.error().what.c_str());
-    std::printf("stopped; nothing runs before qvm-remote-dom0 resume\n");
+    std::printf("stopped; no command runs until qvm-remote-dom0 resume\n");
     return 0;
 }
 
@@ -257,9 +260,10 @@ int resume(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with("usage: qvm-remote-dom0 resume");
     if (!is_panic(in.where))
-        return fail_with("nothing was stopped: there is nothing to resume");
+        return fail_with("there is nothing to resume: no panic is in force");
     if (const auto recorded = record_admin(in.where, "resume", {}, {}); !recorded)
-        return fail_with("nothing was changed: " + recorded.error().what);
+        return fail_with("nothing was changed, since it cannot be recorded: " +
+                         recorded.error().what);
     if (const auto cleared = clear_panic(in.where); !cleared)
         return fail_with(cleared.error());
     tell_daemon(in.where);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// policy check and lint, and the one migration from before there was policy.
+// policy check and lint, and the migration from versions without policy.
 #include <cerrno>
 #include <cstdio>
 #include <optional>
@@ -26,7 +26,7 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-// Of `policy check`, beside 0 for allow and 1 for a mistake in calling it.
+// Exit codes of `policy check`. Others are 0 for allow and 1 for a wrong call.
 constexpr int exit_ask = 3;
 constexpr int exit_deny = 126;
 
@@ -57,7 +57,7 @@ void print_terms(const run_terms &how, const envelope &what) {
         print("output", std::to_string(*how.output));
 }
 
-// The request that qvm-remote makes of the same words. What a command would read is not known here.
+// The request that qvm-remote makes of the same words. The command's standard input is not known here.
 host::outcome<envelope> request_of_words(const std::vector<const char *> &words, bool exec,
                                          const std::string &script) {
     typed_command typed;
@@ -98,11 +98,14 @@ int check(const invocation &in) {
             behind = true;
         else if (word == "--exec")
             exec = true;
-        else if (word == "--script" && has_value)
-            script = in.arguments[++i];
-        else if (word == "--argument" && has_value)
-            argument = in.arguments[++i];
-        else if (word.starts_with('-') || !plain.empty())
+        else if ((word == "--script" || word == "--argument") && has_value) {
+            const std::string_view value = in.arguments[++i];
+            if (value.empty())
+                return fail_with("option '" + std::string(word) +
+                                 "' has an empty value: leave it out, or give a " +
+                                 (word == "--script" ? "FILE" : "LEVEL"));
+            (word == "--script" ? script : argument) = value;
+        } else if (word.starts_with('-') || !plain.empty())
             return fail_with(check_usage);
         else
             plain.push_back(in.arguments[i]);
@@ -141,7 +144,7 @@ int check(const invocation &in) {
     return said.allowed() ? 0 : exit_ask;
 }
 
-// Mistakes make it fail, doubts do not.
+// Errors make it fail, warnings do not.
 int lint(const invocation &in) {
     const policy_files policies(in.where.policy());
     auto files = policies.read();
@@ -179,9 +182,9 @@ int migrate(const invocation &in) {
         return fail_with("usage: qvm-remote-dom0 migrate");
     struct stat st {};
     if (::lstat(in.where.migrated().c_str(), &st) == 0) {
-        // Or a qube whose policy somebody took away would have all back at the next upgrade.
-        std::printf("done already, and it is done once; qvm-remote-dom0 authorize VM --level LEVEL "
-                    "lets a qube in\n");
+        // Otherwise an upgrade would give full access again to a qube whose policy was removed.
+        std::printf("already done: the migration runs only once; qvm-remote-dom0 authorize VM "
+                    "--level LEVEL gives a qube access\n");
         return 0;
     }
     const policy_files policies(in.where.policy());
@@ -196,7 +199,7 @@ int migrate(const invocation &in) {
             continue;
         if (auto written = policies.write_level(qube, access_level::full); !written)
             return fail_with(written.error());
-        std::printf("%s: level full, which is what it had: it IS dom0\n", qube.text().c_str());
+        std::printf("%s: level full, as before: it IS dom0\n", qube.text().c_str());
     }
     if (auto made = host::make_directories(in.where.state_directory(), 0700); !made)
         return fail_with(made.error());

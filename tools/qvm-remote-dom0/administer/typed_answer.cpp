@@ -16,7 +16,7 @@ namespace {
 constexpr std::chrono::seconds settling_time{1};
 constexpr std::size_t longest_answer = 128;
 
-// Byte by byte: nothing is buffered here that a flush of the terminal would miss.
+// Reads byte by byte, so that a flush of the terminal discards everything that was typed ahead.
 std::optional<std::string> read_line() {
     std::string out;
     char c = 0;

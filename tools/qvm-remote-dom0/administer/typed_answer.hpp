@@ -20,13 +20,12 @@ namespace qvmremote::dom0 {
 
 /// Prints the prompt and reads a line, without its newline; nothing at the end of input.
 ///
-/// At a terminal what was typed earlier does not count: it was typed before the question could be
-/// read. The prompt comes a second after whatever was printed last, and what arrived until then is
-/// thrown away. From a pipe every line counts.
+/// At a terminal, input that was typed before the prompt is discarded, since the person could not have
+/// read the question. The prompt comes one second after the last output. From a pipe every line counts.
 [[nodiscard]] std::optional<std::string> typed_line(std::FILE *to, const std::string &prompt);
 
-/// Prints rows a screen at a time. False as soon as the reader answers with anything but Enter, which
-/// shows more; the end of input is such an answer.
+/// Prints rows a screen at a time; Enter shows more. False when the reader answers with anything else,
+/// or at the end of input.
 [[nodiscard]] bool show_by_pages(const std::vector<std::string> &rows);
 
 } // namespace qvmremote::dom0

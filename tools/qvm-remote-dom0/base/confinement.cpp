@@ -17,15 +17,16 @@
 namespace qvmremote::dom0 {
 namespace {
 
-// Where services listen. /var/run is a link to /run nearly everywhere. Of /tmp, which programs share on
-// purpose, the places of the desktop's sockets alone.
+// The directories with sockets of services. /var/run is a link to /run nearly everywhere. Programs use
+// /tmp to share files, so only the desktop's sockets in it are hidden.
 constexpr const char *hidden[] = {"/run", "/var/run", "/tmp/.X11-unix", "/tmp/.ICE-unix"};
 
-// Puts an empty directory that nobody can write to over this one. The directory is held by a descriptor:
-// /tmp is everybody's, and a link there must not lead the mount elsewhere.
+// Mounts an empty directory that nobody can write to over this one. It uses a descriptor of the
+// directory, since anybody can write to /tmp, and a link there must not lead the mount to another
+// place.
 [[nodiscard]] int hide(const char *directory) noexcept {
     const int place = ::open(directory, O_PATH | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
-    if (place < 0) // not there, or a link: there is nothing to hide at this name
+    if (place < 0) // missing, or a link: there is nothing to hide
         return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : errno;
     int failure = 0;
     const int context = ::fsopen("tmpfs", FSOPEN_CLOEXEC);
@@ -47,8 +48,8 @@ constexpr const char *hidden[] = {"/run", "/var/run", "/tmp/.X11-unix", "/tmp/.I
 
 int confine() noexcept {
     if (::unshare(CLONE_NEWNS | CLONE_NEWNET) != 0 ||
-        // Nothing that is mounted here shows outside. What dom0 unmounts goes here too, so that no
-        // volume stays busy; what it mounts below a place that is hidden here stays hidden.
+        // Mounts made here are not visible outside. What dom0 unmounts is unmounted here too, so that
+        // no volume stays busy. What it mounts below a hidden directory stays hidden.
         ::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0)
         return errno;
     for (const char *const directory : hidden)
@@ -61,7 +62,7 @@ std::string why_no_confinement() {
     static std::atomic<bool> works = false;
     if (works)
         return {};
-    // The daemon has threads, so the child makes system calls alone.
+    // The daemon has threads, so the child only makes system calls.
     const pid_t child = ::fork();
     if (child == 0)
         ::_exit(confine());
@@ -72,7 +73,8 @@ std::string why_no_confinement() {
     const int failure = ended < 0 ? errno : WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
     works = failure == 0;
     return works ? std::string()
-                 : std::string("dom0 cannot confine a command there: ") + std::strerror(failure);
+                 : std::string("dom0 cannot hide its sockets from a command: ") +
+                       std::strerror(failure);
 }
 
 } // namespace qvmremote::dom0

@@ -2,13 +2,14 @@
 /// @file
 /// The view of dom0 that a command under a dedicated account gets.
 ///
-/// In dom0 an account alone is no boundary: polkit says yes to everybody there, so whoever reaches the
-/// system bus can have systemd start a root unit, and whoever reaches qubesd's socket has the Admin API.
-/// A confined process has a mount namespace in which /run is empty, and with it the system bus, systemd's
-/// and qubesd's sockets, the sessions of other users and what else listens there. It has a network
-/// namespace without any interface, so that abstract sockets and services on the loopback address do not
-/// exist for it either. no_new_privs, which the launch sets beside it, closes sudo and every other setuid
-/// program. doc/SECURITY.md lists the ways that this closes, and what it leaves.
+/// In dom0 a separate account is not a boundary: polkit allows everything there, so a process that
+/// reaches the system bus can make systemd start a root unit, and a process that reaches qubesd's
+/// socket has the Admin API. A confined process has a mount namespace in which /run is empty: it does
+/// not see the system bus, the sockets of systemd and qubesd, the sessions of other users, and whatever
+/// else listens there. It has a network namespace without interfaces, so it does not reach abstract
+/// sockets or services on the loopback address. The launch also sets no_new_privs, which disables sudo
+/// and every other setuid program. doc/SECURITY.md lists the ways that this closes, and those that it
+/// leaves open.
 
 #pragma once
 
@@ -16,13 +17,13 @@
 
 namespace qvmremote::dom0 {
 
-/// Confines the calling process for good; its children inherit it. Needs CAP_SYS_ADMIN. Makes system
-/// calls alone, so it may be called between vfork and exec. Returns 0, or the errno of the step that
-/// failed; then the process must not go on, since it may be confined by half.
+/// Confines the calling process for ever; its children inherit this. Needs CAP_SYS_ADMIN. It only makes
+/// system calls, so it may be called between vfork and exec. Returns 0, or the errno of the step that
+/// failed; then the process must end, since it may be confined only in part.
 [[nodiscard]] int confine() noexcept;
 
-/// Why no process can be confined here, as a sentence without an end; empty when one can. Tried in a
-/// child; that it works is remembered, a failure may pass.
+/// Why no process can be confined here, as a clause; empty when it works. It is tried in a child. A
+/// success is remembered; after a failure the next call tries again.
 [[nodiscard]] std::string why_no_confinement();
 
 } // namespace qvmremote::dom0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Within which bounds a command runs: what a verdict says, in the executor's words.
+/// The limits of a command: from the verdict of policy, as the executor takes them.
 
 #pragma once
 
@@ -9,9 +9,9 @@
 
 namespace qvmremote::dom0 {
 
-/// What a command may use, all of it together. 0 is "as much as there is".
+/// What all processes of a command may use together. 0 means no limit.
 struct resources {
-    std::uint64_t memory_bytes = 0; ///< no swap is given beside it
+    std::uint64_t memory_bytes = 0; ///< and no swap
     std::uint32_t pids = 0;         ///< processes and threads at once
     std::uint32_t cpu_percent = 0;  ///< of one processor: 150 is one and a half
 
@@ -22,12 +22,12 @@ struct resources {
 
 struct containment {
     resources most;
-    std::uint64_t output_bytes =
-        0;                 ///< stdout and stderr together; beyond it the command ends. 0: any
-    bool confined = false; ///< runs with no_new_privs and in the view of confinement.hpp
+    /// Of stdout and stderr together; beyond it the command ends. 0 means no limit.
+    std::uint64_t output_bytes = 0;
+    bool confined = false; ///< with no_new_privs and confine() of confinement.hpp
 };
 
-/// `what`, and no number of it above that of `ceiling`.
+/// `what`, with each limit lowered to that of `ceiling`.
 [[nodiscard]] inline containment within(containment what, const containment &ceiling) {
     const auto lower = [](auto &to, auto most) {
         if (most != 0)

@@ -48,7 +48,8 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     ::posix_spawnattr_destroy(&attributes);
     ::posix_spawn_file_actions_destroy(&actions);
     if (error != 0)
-        return host::failed("cannot run " + argv[0], error);
+        return host::failed(
+            "cannot run " + argv[0] + (error == ENOENT ? " (not found in PATH)" : ""), error);
     write_end.reset();
 
     helper_result out;
@@ -77,7 +78,7 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     }
     int status = 0;
     pid_t ended = 0;
-    // One that has closed its output may still not end.
+    // A program may close its output and not end.
     while (failure == 0 && (ended = ::waitpid(pid, &status, WNOHANG)) == 0) {
         if (host::awake_ms() >= end_ms)
             failure = ETIMEDOUT;
@@ -89,8 +90,11 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
         ::waitpid(pid, &status, 0);
     }
     if (failure != 0)
-        return host::failed(argv[0] + (failure == EFBIG ? " prints too much" : " does not end"),
-                            failure);
+        return host::failed(
+            argv[0] + (failure == EFBIG
+                           ? " prints more than " + std::to_string(limit) + " bytes"
+                           : " did not end within " + std::to_string(time.count() / 1000) + " s"),
+            failure);
     out.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     return out;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Programs of dom0's that the administrator's commands call.
+/// Runs other programs of dom0 for the administrator's commands.
 
 #pragma once
 
@@ -18,9 +18,9 @@ struct helper_result {
     std::string untrusted_output;
 };
 
-/// Runs a program found in PATH, with /dev/null as its stdin and our stderr, and takes what it
-/// prints. The failure is that it cannot be run, printed more than `limit` bytes (EFBIG) or did not
-/// end in time (ETIMEDOUT); then it has been killed.
+/// Runs a program found in PATH, with /dev/null as its stdin and our stderr, and returns its output.
+/// Fails when it cannot be run, when it prints more than `limit` bytes (EFBIG), or when it does not
+/// end in time (ETIMEDOUT). In the last two cases it is killed.
 [[nodiscard]] host::outcome<helper_result>
 run_helper(std::vector<std::string> argv, std::size_t limit, std::chrono::milliseconds time);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How many lines one peer may cause in a log that all peers share.
+/// Limits how many lines one peer may cause in a log that all peers share.
 
 #pragma once
 
@@ -14,8 +14,8 @@
 
 namespace qvmremote::dom0 {
 
-/// Lets `burst` lines of each peer through at once, then `per_second`. It counts the others, for one
-/// line that says how many there were. A peer never uses up what another may write.
+/// Lets `burst` lines of each peer through at once, then `per_second`. It counts the others, so that
+/// one line can say how many there were. The lines of one peer do not use up the limit of another.
 ///
 /// At most most_peers have an account of their own; peers beyond these share one, whose name
 /// is empty.
@@ -28,10 +28,10 @@ class line_gate {
 
     struct sum {
         std::uint64_t count = 0;
-        std::string reason; ///< the last one's
+        std::string reason; ///< of the last one
     };
 
-    /// Whether this line is written. If not, it has been counted.
+    /// Whether to write this line. If not, it has been counted.
     [[nodiscard]] bool take(const std::string &peer, const std::string &reason, bool has_room,
                             std::uint64_t now_ms) {
         account &a = account_of(peer, now_ms);
@@ -46,7 +46,7 @@ class line_gate {
         return false;
     }
 
-    /// When a sum is due, once a minute; nothing while nothing was counted.
+    /// When a sum is due, at most once a minute; nothing while nothing was counted.
     [[nodiscard]] std::optional<std::uint64_t> due_ms() const {
         std::optional<std::uint64_t> out;
         for (const auto &[peer, a] : of_)
@@ -55,7 +55,7 @@ class line_gate {
         return out;
     }
 
-    /// Takes a sum that is due, or any with `all`.
+    /// Takes a sum that is due; with `all`, any sum.
     [[nodiscard]] std::optional<std::pair<std::string, sum>> next_sum(std::uint64_t now_ms,
                                                                       bool all) {
         for (auto &[peer, a] : of_)
@@ -84,7 +84,7 @@ class line_gate {
     account &account_of(const std::string &peer, std::uint64_t now_ms) {
         if (const auto at = of_.find(peer); at != of_.end())
             return at->second;
-        // An account that is as good as new is not missed.
+        // An account that looks like a new one can be removed.
         if (of_.size() >= most_peers)
             std::erase_if(of_, [&](const auto &entry) {
                 return entry.second.counted.count == 0 && level(entry.second, now_ms) == most_;

@@ -41,11 +41,11 @@ void event_log::put(std::string_view text) {
     if (text.empty())
         return;
     if (!keeps_its_name()) {
-        // Where that fails, all goes on in the open file, and the next line tries again.
+        // After a failure the open file stays in use, and the next line tries again.
         [[maybe_unused]] const auto opened = reopen();
     }
     if (size_ >= limits::event_log_file) {
-        // Where one of the two fails, all goes on in the open file, and the next line tries again.
+        // After a failure the open file stays in use, and the next line tries again.
         [[maybe_unused]] const int renamed = std::rename(path_.c_str(), (path_ + ".1").c_str());
         [[maybe_unused]] const auto opened = reopen();
     }

@@ -18,32 +18,33 @@
 
 namespace qvmremote::dom0 {
 
-/// Appends lines; with `echo`, to stderr as well. A line that cannot be written is lost: what must
-/// not be lost is in the audit log. Where the file was renamed or removed, another is begun.
+/// Appends lines; with `echo`, to stderr as well. A line that cannot be written is lost: the audit log
+/// has what must not be lost. When the file was renamed or removed, a new one is made.
 ///
-/// At limits::event_log_file the file becomes PATH.1, in the place of an earlier one, and another is
-/// begun: what qubes do must not fill dom0's disk, whether dom0 rotates its logs or not.
+/// At limits::event_log_file the file becomes PATH.1, which replaces an earlier one, and a new file is
+/// made: qubes must not fill dom0's disk, even if dom0 does not rotate its logs.
 class event_log {
   public:
     [[nodiscard]] static host::outcome<event_log> open(const std::string &path, bool echo);
 
-    /// The file that now has the name, for who rotates logs otherwise. Fails as open does, and then
-    /// writes on where it wrote.
+    /// Opens the file that has the name now, for a program that rotates logs. When that fails, as open
+    /// does, the old file stays in use.
     [[nodiscard]] host::outcome<void> reopen();
 
-    /// `text` holds no raw bytes of a qube: they have passed for_log or preview.
+    /// Bytes of a qube in `text` must have passed for_log or preview.
     void write(log_category category, std::string_view text);
 
-    /// A line that bytes of a peer can cause and that no START bounds: a refusal, a failure, the end of
-    /// a stream. Each peer has a limit of its own (line_gate); one line a minute counts the others.
+    /// A line that a peer can cause as often as it likes: a refusal, a failure, the end of a stream.
+    /// Each peer has a limit of its own (line_gate); one line a minute says how many were left out.
     void write_for(const std::string &peer, log_category category, std::string_view text);
     static constexpr std::uint64_t lines_burst = 100, lines_per_second = 1;
-    /// Writes the counts that are due, or all of them; tells when the next one is due.
+    /// Writes the counts that are due, or all of them. Returns when the next one is due.
     std::optional<std::uint64_t> write_counts(bool all = false);
-    /// Called when write_for has begun to count, so that somebody calls write_counts in time.
+    /// Sets the function that is called when write_for begins to count, so that write_counts is called
+    /// in time.
     void when_counting(std::function<void()> call) { on_counting_ = std::move(call); }
 
-    /// Several lines of one moment in one write.
+    /// Several lines with the same time, in one write.
     class lines;
     [[nodiscard]] lines begin();
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What a service tells systemd: sd_notify(3), whose datagram is a stable interface.
+/// Tells systemd the state of the service: sd_notify(3), whose datagram is a stable interface.
 
 #pragma once
 
@@ -20,7 +20,7 @@
 
 namespace qvmremote::dom0 {
 
-/// Sends one state ("READY=1") to $NOTIFY_SOCKET; nothing where there is none.
+/// Sends one state ("READY=1") to $NOTIFY_SOCKET; does nothing when it is not set.
 inline void notify_supervisor(std::string_view state) noexcept {
     const char *const path = ::secure_getenv("NOTIFY_SOCKET");
     sockaddr_un address{};
@@ -38,7 +38,7 @@ inline void notify_supervisor(std::string_view state) noexcept {
                  static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length));
 }
 
-/// How often WATCHDOG=1 is due, in microseconds; nothing when nobody watches.
+/// How often WATCHDOG=1 is due, in microseconds; nothing without a watchdog.
 [[nodiscard]] inline std::optional<std::uint64_t> watchdog_interval_us() {
     const char *const pid = std::getenv("WATCHDOG_PID");
     const char *const interval = std::getenv("WATCHDOG_USEC");

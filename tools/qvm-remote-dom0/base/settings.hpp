@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Where dom0's files are, and what remote.conf says.
+/// The paths of dom0's files, and the settings in remote.conf.
 
 #pragma once
 
@@ -21,13 +21,13 @@
 
 namespace qvmremote::dom0 {
 
-/// The paths of dom0 (COMPAT-V1.md, DESIGN.md), below a root that is empty in real life.
+/// The paths in dom0 (COMPAT-V1.md, DESIGN.md), below a root, which is empty except in tests.
 class paths {
   public:
     paths() = default;
 
-    /// For tests and the demo: DIR must be absolute, a real directory, the caller's own, and closed
-    /// to everybody else, or files in it could be somebody else's doing.
+    /// For tests and the demo. DIR must be absolute, a directory of the caller, and closed to everybody
+    /// else, so that nobody else can make files in it.
     [[nodiscard]] static host::outcome<paths> below(const std::string &dir);
 
     [[nodiscard]] bool is_real() const noexcept { return root_.empty(); }
@@ -38,15 +38,15 @@ class paths {
     [[nodiscard]] std::string log() const { return root_ + "/var/log/qubes/qvm-remote.log"; }
     [[nodiscard]] std::string audit_directory() const { return root_ + "/var/log/qvm-remote"; }
     [[nodiscard]] std::string audit() const { return audit_directory() + "/audit.jsonl"; }
-    /// Whoever appends to the log holds this.
+    /// The lock of a process that appends to the log.
     [[nodiscard]] std::string audit_lock() const { return audit_directory() + "/lock"; }
     [[nodiscard]] std::string state_directory() const { return root_ + "/var/lib/qvm-remote"; }
-    /// Scripts while they run. Apart from the state, since every account that runs one enters it; and not in
-    /// /run, which confined commands do not see.
+    /// Scripts while they run. Not in the state directory, since every account that runs a script
+    /// enters it, and not in /run, which confined commands do not see.
     [[nodiscard]] std::string scripts() const { return root_ + "/var/spool/qvm-remote"; }
     [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
     [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
-    /// Marks that `migrate` was done, which is once.
+    /// Marks that `migrate` was done: it runs only once.
     [[nodiscard]] std::string migrated() const { return state_directory() + "/policy-migrated"; }
     [[nodiscard]] std::string run_directory() const { return root_ + "/run/qvm-remote"; }
     /// Where qrexec looks for the service of its transport.
@@ -62,18 +62,18 @@ class paths {
     std::string root_;
 };
 
-/// Which transports serve which qube, as QVM_REMOTE_TRANSPORT says it: a default, then qubes by name,
-/// each with one name, several with '+' between them, or `both`, which is qvm-run+qrexec.
+/// Which transports serve which qube, from QVM_REMOTE_TRANSPORT: a default, then qubes by name. Each
+/// has one transport, several with '+' between them, or `both`, which is qvm-run+qrexec.
 class transport_choice {
   public:
-    /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default together;
-    /// of two words for one qube the later counts. Without a default it is qvm-run.
+    /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default together. Of
+    /// two words for one qube the later one counts. Without a default it is qvm-run.
     [[nodiscard]] static transport_choice parse(std::string_view spec);
 
-    /// Each once, those of the default first.
+    /// All transports that are named, those of the default first.
     [[nodiscard]] const std::vector<std::string> &all() const noexcept { return all_; }
     [[nodiscard]] bool serves(std::string_view transport, std::string_view qube) const;
-    /// For people: the names with blanks and commas between them.
+    /// For people: the names, with commas between them.
     [[nodiscard]] std::string text() const;
 
   private:
@@ -89,21 +89,22 @@ struct audit_limits {
     std::uint64_t qube_bytes_per_day = limits::audit_per_qube;
 };
 
-/// What the daemon is told by file, environment and command line, in this order; later wins.
+/// The daemon's settings from file, environment and command line; later wins.
 struct settings {
     config values;
     transport_choice transports;
-    /// Listed in QVM_REMOTE_VMS and friends, or --vm; nothing when nothing is listed, which is not
-    /// the same as a list in which no name is good.
+    /// The qubes listed in QVM_REMOTE_VMS (or its older names) or --vm. Nothing when there is no list;
+    /// an empty vector when no name in the list is valid.
     std::optional<std::vector<qube_name>> qubes;
     audit_limits audit;
     containment ceiling;              ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
-    std::vector<std::string> ignored; ///< listed names that are no qube names, for the log
+    std::vector<std::string> ignored; ///< listed names that are not valid, for the log
     std::vector<std::string> warnings;
 };
 
-/// Reads remote.conf (a missing one is an empty one; one that others can write is a failure) and
-/// overlays the environment. `vm` and `transport` are the command line's, empty when not given.
+/// Reads remote.conf and overlays the environment. A missing file is like an empty one; a file that
+/// others can write is a failure. `vm` and `transport` come from the command line, empty when not
+/// given.
 [[nodiscard]] host::outcome<settings> load_settings(const paths &where, const std::string &vm,
                                                     const std::string &transport);
 

@@ -42,15 +42,17 @@ host::outcome<account> find_account(const std::string &name) {
     errno = 0;
     const passwd *const entry = ::getpwnam(name.c_str());
     if (!entry)
-        return host::failed("there is no user '" + for_terminal(name, 64) + "' in dom0", errno);
+        return host::failed("there is no user '" + for_terminal(name, 64) +
+                                "' in dom0: make it, or change user= in the policy",
+                            errno);
     account out = describe(*entry);
     int count = 32;
     out.who.groups.resize(32);
     while (::getgrouplist(out.name.c_str(), out.who.gid, out.who.groups.data(), &count) < 0) {
         if (static_cast<std::size_t>(count) <= out.who.groups.size() ||
             static_cast<std::size_t>(count) > most_groups)
-            return host::failed("the groups of user '" + for_terminal(name, 64) +
-                                "' cannot be learnt");
+            return host::failed("cannot list the groups of user '" + for_terminal(name, 64) +
+                                "': see `id " + for_terminal(name, 64) + "` in dom0");
         out.who.groups.resize(static_cast<std::size_t>(count));
     }
     out.who.groups.resize(static_cast<std::size_t>(count));

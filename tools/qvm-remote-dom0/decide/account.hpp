@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The account that a command runs as: by name, as the system knows it.
+/// The account that a command runs as, from the system's user database.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace qvmremote::dom0 {
 
-/// Who a command runs as, all of it.
+/// The user and groups of a command.
 struct identity {
     uid_t uid;
     gid_t gid;
@@ -24,11 +24,11 @@ struct account {
     std::string name, home, shell; ///< never empty
     identity who{};
     /// May administer dom0, or become root: root itself, and members of group qubes and of a few others
-    /// (account.cpp). The name of such an account keeps order and bounds nothing.
+    /// (account.cpp). Running as such an account limits nothing.
     bool may_administer = false;
 };
 
-/// Of a user by name, or of the one that this process runs as.
+/// The account of a user by name, or of this process.
 [[nodiscard]] host::outcome<account> find_account(const std::string &name);
 [[nodiscard]] account own_account();
 

@@ -49,7 +49,7 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
         const std::string_view mode = word.substr(word.find('=') + 1); // npos + 1: all of it
         if (mode != "auto" && mode != "both" && mode != "1" && mode != "2")
             return host::failed("QVM_REMOTE_PROTOCOL: '" + for_terminal(word, 64) +
-                                "' is none of auto, both, 1, 2 or QUBE=one of these");
+                                "' is not valid: use auto, both, 1, 2 or QUBE=one of these");
     }
     auto qubes = keys_.list();
     if (!qubes)
@@ -63,7 +63,7 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
                                                " has a key and is not served: it is not listed in "
                                                "QVM_REMOTE_VMS, or --vm names another");
     protocols_ = std::move(protocols);
-    pinned_.clear(); // a key may have come back as it was before
+    pinned_.clear(); // a key may have been removed and registered again
 
     auto fresh = policies_.load();
     policy_trouble_.clear();
@@ -77,22 +77,22 @@ host::outcome<void> admission::reload(const std::optional<std::vector<qube_name>
         if (fresh && served_.contains(qube.text()) && !has_rules(rules_, qube))
             without_rules_.push_back(qube.text());
     if (!policy_trouble_.empty())
-        log_.write(log_category::error,
-                   "the policy is broken, nothing new is let in: " + for_log(policy_trouble_));
+        log_.write(log_category::error, "the policy is broken, so new requests are refused: " +
+                                            for_log(policy_trouble_));
     for (const std::string &qube : without_rules_)
         log_.write(log_category::error,
                    "vm=" + qube +
-                       " has a key and no policy, so nothing it asks for runs: "
-                       "qvm-remote-dom0 migrate, once, or authorize --level");
+                       " has a key and no policy, so its requests are refused: call "
+                       "qvm-remote-dom0 migrate once, or authorize --level");
     keep_keys(*qubes);
-    key_owner_.clear();
+    keys_owner_.clear();
     return {};
 }
 
 std::string admission::level(const qube_name &qube) const { return level_word(rules_, qube); }
 
-// IDs without a time are remembered as long as their key stands; one that cannot be read may. What
-// operators said was said of a qube with that key.
+// IDs without a time are remembered until their key is removed; a key file that cannot be read counts
+// as not removed. When a key is replaced, what operators allowed for it ends too.
 void admission::keep_keys(const std::vector<qube_name> &qubes) {
     std::vector<digest256> standing;
     std::map<std::string, digest256> now;
@@ -117,17 +117,31 @@ void admission::keep_keys(const std::vector<qube_name> &qubes) {
         records_.keep_keys(std::move(standing));
 }
 
-const admission::good_keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
-    if (key_owner_ != qube.text() || key_read_ms_ != now_ms) {
-        key_ = keys_.usable(qube, host::local_time::now().seconds);
-        key_owner_ = qube.text();
-        key_read_ms_ = now_ms;
+const admission::found_keys &admission::keys_of(const qube_name &qube, std::uint64_t now_ms) {
+    if (keys_owner_ != qube.text() || keys_read_ms_ != now_ms) {
+        keys_found_ = keys_.known(qube, host::local_time::now().seconds);
+        keys_owner_ = qube.text();
+        keys_read_ms_ = now_ms;
     }
-    return key_;
+    return keys_found_;
 }
 
+namespace {
+// Only for a request that verified under the expired key: nobody else learns that there is one.
+refusal expired(const qube_name &qube, const known_keys &keys) {
+    std::string text = "in dom0: qvm-remote-dom0 authorize " + qube.text() + " --fetch";
+    if (keys.ended_at != 0) {
+        host::local_time end;
+        const time_t seconds = keys.ended_at;
+        ::localtime_r(&seconds, &end.fields);
+        text = "on " + end.timestamp() + "; " + text;
+    }
+    return {errc::key_expired, std::move(text)};
+}
+} // namespace
+
 void admission::log_failure(const peer &from, std::string_view id, errc why,
-                            const good_keys &found) {
+                            const found_keys &found) {
     std::string text = "vm=" + from.name.text() + " id=" + std::string(id);
     if (why == errc::no_key) {
         text += found || found.error().error_number == ENOENT
@@ -143,28 +157,29 @@ void admission::log_failure(const peer &from, std::string_view id, errc why,
 
 std::optional<refusal> admission::take_id(const peer &from, const command_id &id,
                                           const digest256 &key_mark) {
-    // An ID outlives its memory only if it shows its age.
+    // Only IDs with a time are forgotten at some point, so only they can be too old.
     if (const auto claimed = id.claimed_time()) {
         const std::int64_t off = *claimed - host::local_time::now().seconds;
         if (off > limits::id_clock_skew_s || off < -limits::id_clock_skew_s)
             return refusal{errc::id_outdated, {}};
         if (records_.is_forgotten(id))
-            return refusal{errc::id_outdated, "dom0's clock was ahead of it, and dom0 may have "
-                                              "forgotten whether this ID was used"};
+            return refusal{errc::id_outdated,
+                           "dom0's clock was ahead, so dom0 may have forgotten "
+                           "whether this ID was used: send the command again later"};
     }
     if (!records_.has_room(from.name))
         return refusal{errc::busy,
-                       "this qube has used up what a day allows it of dom0's audit log; "
-                       "some of it comes back every minute"};
+                       "this qube has used up its share of dom0's audit log for a day; it gets "
+                       "a part back every minute"};
     if (!records_.reserve(from.name, id, key_mark))
         return refusal{errc::id_used, records_.is_outcome_unknown(from.name, id)
-                                          ? "dom0 ended while it ran: outcome unknown"
+                                          ? "the daemon in dom0 ended while it ran: outcome unknown"
                                           : ""};
     return std::nullopt;
 }
 
-// What QVM_REMOTE_PROTOCOL says of a key that has just verified a request of this protocol. Under
-// auto the first request of protocol 2 is the last word on it, and is written down.
+// Whether QVM_REMOTE_PROTOCOL allows this protocol for the key that has just verified a request. With
+// `auto`, the first request of protocol 2 forbids protocol 1 for this key from then on, durably.
 bool admission::accepts(const peer &from, std::uint32_t protocol, const digest256 &mark) {
     look_at_files();
     const std::string name = from.name.text();
@@ -189,7 +204,7 @@ bool admission::accepts(const peer &from, std::uint32_t protocol, const digest25
     if (!pinned) {
         if (const auto kept = keys_.pin(from.name, mark); !kept)
             log_.write(log_category::error, for_log(kept.error().what));
-        pinned_[from.name.text()] = mark; // even then, for as long as this daemon lives
+        pinned_[from.name.text()] = mark; // even after a failure, while this daemon runs
     }
     return true;
 }
@@ -198,7 +213,7 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
                                    const peer &from, std::uint64_t now_ms) {
     const auto &found = keys_of(from.name, now_ms);
     const std::span<const secret> keys =
-        found ? std::span<const secret>(*found) : std::span<const secret>();
+        found ? std::span<const secret>(found->keys) : std::span<const secret>();
     auto checked = stream.verify(event, keys, now_ms);
     if (!checked) {
         log_failure(from, "?", checked.error().code, found);
@@ -212,6 +227,8 @@ result<candidate> admission::check(server_stream &stream, const server_event &ev
         record_refusal(from, &what, why);
         return fail(why.reason);
     };
+    if (checked->key_index >= found->usable)
+        return refuse(expired(from.name, *found));
     if (!accepts(from, what.protocol, mark))
         return refuse({errc::bad_version, {}});
     if (const auto why = take_id(from, *what.id, mark))
@@ -224,7 +241,7 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
                        std::uint64_t length, std::uint64_t now_ms) {
     const auto &found = keys_of(from.name, now_ms);
     const std::span<const secret> keys =
-        found ? std::span<const secret>(*found) : std::span<const secret>();
+        found ? std::span<const secret>(found->keys) : std::span<const secret>();
     auto checked = request_verifier::verify_entry(keys, id, untrusted_token);
     if (!checked) {
         log_failure(from, id.text(), keys.empty() ? errc::no_key : errc::bad_token, found);
@@ -235,6 +252,8 @@ admission::check_entry(const peer &from, const command_id &id, std::string_view 
         record_refusal(from, &*checked->header, why);
         return tl::unexpected(std::optional(std::move(why)));
     };
+    if (checked->key_index >= found->usable)
+        return refuse(expired(from.name, *found));
     if (!accepts(from, 1, mark))
         return refuse({errc::protocol_retired, {}});
     if (length > limits::command)
@@ -254,12 +273,12 @@ void admission::look_at_files() const {
     if (!on_disk_->refresh())
         return;
     if (!on_disk_->trouble().empty())
-        log_.write(log_category::error, "policy or settings on disk cannot be read, nothing new is "
-                                        "let in: " +
+        log_.write(log_category::error, "policy or settings on disk cannot be read, so new "
+                                        "requests are refused: " +
                                             for_log(on_disk_->trouble()));
     else if (on_disk_->rules())
-        log_.write(log_category::info, "the policy on disk is not the one that was loaded: until a "
-                                       "reload, what both of them allow runs");
+        log_.write(log_category::info, "the policy on disk is not the one that was loaded: until "
+                                       "systemctl reload qvm-remote-dom0, a request needs both");
 }
 
 bool admission::uses_tags() const {
@@ -281,14 +300,16 @@ std::optional<refusal> admission::shut(const peer &from) const {
         return refusal{errc::panicked, {}};
     if (!trouble().empty())
         return refusal{errc::denied,
-                       "dom0's policy is broken; qvm-remote-dom0 status there says where"};
+                       "dom0's policy is broken; in dom0: qvm-remote-dom0 policy lint"};
     const auto &now = on_disk_->values();
     const bool is_listed =
         !now || !now->qubes ||
         std::find(now->qubes->begin(), now->qubes->end(), qube) != now->qubes->end();
     if (!served_.contains(qube.text()) || !is_listed ||
         (now && !now->transports.serves(from.transport, qube.text())))
-        return refusal{errc::denied, "dom0 does not serve this qube"};
+        return refusal{errc::denied,
+                       "dom0 does not serve this qube: see QVM_REMOTE_VMS and QVM_REMOTE_TRANSPORT "
+                       "in dom0's remote.conf"};
     if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) !=
         without_rules_.end())
         return refusal{errc::denied,
@@ -361,10 +382,11 @@ void admission::decide_and_start(peer from, verified<request> what, consent give
             why = refusal{said.reason, "an operator in dom0 would be asked", said.rule, said.what};
         else if (said.what == policy_action::ask && given.by &&
                  given.by->digest != request_digest(from, header, said.how, collected))
-            why = refusal{errc::denied, "dom0's policy has changed since an operator was asked",
+            why = refusal{errc::denied,
+                          "dom0's policy has changed since an operator was asked: send it again",
                           said.rule, said.what};
     }
-    // Before anything is recorded as started, and before an operator is asked in vain.
+    // Before START is recorded, and before an operator is asked for a request that cannot run.
     if (!why && !said.how.user.empty()) {
         if (auto found = account_of_rule(said.how.user, said.how.full))
             as = std::move(*found);
@@ -474,10 +496,15 @@ void admission::record_refusal(const peer &from, const envelope *what, const ref
 }
 
 std::optional<errc> admission::why_over(const qube_name &qube, const digest256 &key_mark) const {
-    const auto good = keys_.usable(qube, host::local_time::now().seconds);
-    if (!good || std::none_of(good->begin(), good->end(),
-                              [&](const secret &key) { return sha256(key.text()) == key_mark; }))
+    const auto found = keys_.known(qube, host::local_time::now().seconds);
+    if (!found)
         return errc::key_revoked;
+    const auto at = std::find_if(found->keys.begin(), found->keys.end(),
+                                 [&](const secret &key) { return sha256(key.text()) == key_mark; });
+    if (at == found->keys.end())
+        return errc::key_revoked;
+    if (at - found->keys.begin() >= static_cast<std::ptrdiff_t>(found->usable))
+        return errc::key_expired;
     if (!served_.contains(qube.text()))
         return errc::denied;
     return std::nullopt;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The one way to a running process: verify, unseen, decide, record.
+/// The only way to a running process: verify the token, check that the ID is new, decide, record.
 
 #pragma once
 
@@ -38,12 +38,12 @@ class admitted {
     [[nodiscard]] const envelope &request() const noexcept { return request_->header; }
     [[nodiscard]] const peer &from() const noexcept { return from_; }
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
-    /// How it runs: never otherwise than this, whatever the request says.
+    /// How it runs. This replaces what the request says.
     [[nodiscard]] const run_terms &terms() const noexcept { return terms_; }
     /// The stdin that was collected, where terms() says so.
     [[nodiscard]] const std::string &collected() const noexcept { return collected_; }
-    /// Within which it runs, by policy: the same in the executor's words. A dedicated account is
-    /// a boundary only when it is confined; under full access none is meant to be.
+    /// Its limits by policy, as the executor takes them. A command with a dedicated account is
+    /// confined, unless it has full access.
     [[nodiscard]] containment bounds() const {
         return within(
             {.most = {terms_.memory.value_or(0), terms_.pids.value_or(0), terms_.cpu.value_or(0)},
@@ -69,37 +69,37 @@ class admitted {
     std::optional<account> as_;
     std::string collected_;
     std::uint64_t serial_;
-    containment ceiling_; // of remote.conf as it was then
+    containment ceiling_; // of remote.conf at that time
 };
 
-/// A request that is whole, may run if an operator says so, and has no such word yet.
+/// A complete request that may run if an operator allows it, which has not happened yet.
 struct held {
     verified<request> what;
     peer from;
     verdict said; ///< ask
 };
 
-/// What a held request is given on its way, when it comes back.
+/// What was added to a held request before it is decided again.
 struct consent {
-    std::optional<approval> by;           ///< nobody was asked yet without it
-    std::optional<std::string> collected; ///< its stdin, once that was read
+    std::optional<approval> by;           ///< empty: nobody was asked yet
+    std::optional<std::string> collected; ///< its stdin, if it was read
 };
 
-/// What an operator is shown of a held request.
+/// The question that an operator gets about a held request.
 [[nodiscard]] question question_of(const held &what, const std::optional<std::string> &collected);
 
 /// Why a request does not run.
 struct refusal {
     errc reason;
-    std::string text;      ///< words of dom0's for the client; may be empty
-    std::string rule = {}; ///< of policy, for the records alone
+    std::string text;      ///< dom0's explanation for the client; may be empty
+    std::string rule = {}; ///< of policy, only for the records
     policy_action said = policy_action::deny;
 };
 
 /// A header that verified, and the mark of the key that did it.
 struct candidate {
     verified<envelope> header;
-    digest256 key_mark; ///< SHA-256 of the key: tells whether it still stands, and is no key
+    digest256 key_mark; ///< SHA-256 of the key, to check later whether it is still registered
 };
 
 class admission {
@@ -111,28 +111,29 @@ class admission {
           records_(records), log_(log),
           on_disk_(std::make_unique<current_files>(where, policies, std::move(said))) {}
 
-    /// Learns anew who may do what: at start and whenever keys or policy were changed. Who has a key
-    /// is served; when there is a list (QVM_REMOTE_VMS, --vm), only those on it are. `protocols` is
-    /// QVM_REMOTE_PROTOCOL: auto, 1, 2 or both, in all and per qube. A policy that cannot be read is
-    /// no failure here: what runs goes on, and trouble() says why nothing new is let in. Between two
-    /// calls, what policy and settings on disk take away counts already, and what they add does not.
+    /// Reads keys and policy: at start and after each change. Every qube with a key is served; when
+    /// there is a list (QVM_REMOTE_VMS, --vm), only the qubes on it. `protocols` is
+    /// QVM_REMOTE_PROTOCOL: auto, 1, 2 or both, for all and by qube. A policy that cannot be read is
+    /// not a failure here: running commands go on, and trouble() says why new requests are refused.
+    /// Between two calls, a change on disk that takes rights away counts at once, and one that gives
+    /// rights does not count.
     [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed,
                                              std::string protocols);
 
-    /// First half, on a REQUEST frame: the token under the key that is registered for this peer now,
-    /// then the ID, which from here on is taken. On failure the client has been told and the log
-    /// written.
+    /// First half, for a REQUEST frame: checks the token under the keys that are registered for this
+    /// peer now, then the ID, which is used from then on. After a failure the client has been told and
+    /// the log written.
     [[nodiscard]] result<candidate> check(server_stream &stream, const server_event &event,
                                           const peer &from, std::uint64_t now_ms);
 
-    /// The same for an entry of the queue, whose token covers its ID alone. Without a refusal the
-    /// sender did not authenticate: it learns nothing, and the entry is dropped.
+    /// The same for an entry of the queue, whose token covers only its ID. A failure without a refusal
+    /// means that the token did not verify: the sender is told nothing, and the entry is dropped.
     [[nodiscard]] tl::expected<candidate, std::optional<refusal>>
     check_entry(const peer &from, const command_id &id, std::string_view untrusted_token,
                 std::uint64_t length, std::uint64_t now_ms);
 
-    /// Why the policy is not in force, as lines for people; empty when all is well. Behind the first
-    /// kind nothing is let in, behind the second nothing of the qubes named.
+    /// Why the policy is not in force, as lines for people; empty when all is well. trouble() blocks
+    /// every request; without_rules() blocks only the qubes that it lists.
     [[nodiscard]] std::string trouble() const;
     [[nodiscard]] const std::vector<std::string> &without_rules() const { return without_rules_; }
     /// Which accounts of rules no command can run as here, and why, one sentence each.
@@ -140,30 +141,31 @@ class admission {
     /// The level of a qube, in a word.
     [[nodiscard]] std::string level(const qube_name &qube) const;
 
-    /// Why a request will not run, where that is sure before it is whole; admit asks again.
+    /// Why a request cannot run, if that is certain before all of it is here. admit() decides again.
     [[nodiscard]] std::optional<refusal> hopeless(const peer &from, const envelope &what) const;
 
-    /// Second half: decides, writes START and, when that is durable, hands over what may run. Calls
-    /// `tell` on the loop, at once or later. What is held may come back with an operator's word, and
-    /// is decided again then: it runs if it is still what was shown.
+    /// Second half: decides, writes START and, when that is durable, returns the admitted request.
+    /// Calls `tell` on the loop, at once or later. A held request may come back with an operator's
+    /// approval and is decided again: it runs if it is still what the operator was shown.
     using outcome = std::variant<admitted, held, refusal>;
     using answer = std::function<void(outcome)>;
     void admit(const peer &from, verified<request> what, consent given, answer tell);
 
-    /// How many wait for their START to be written: each is told, and whoever ends the loop before
-    /// leaves one that has no END.
+    /// How many requests wait for their START to be written. If the loop ends before they are told, a
+    /// START has no END.
     [[nodiscard]] std::size_t starting() const noexcept { return starting_; }
-    /// Called behind `tell` when there is none of them left.
+    /// Called after `tell` when none of them is left.
     void when_none_starts(std::function<void()> call) { none_starts_ = std::move(call); }
 
-    /// Gives up on a request that check() let through and admit() did not get: its ID is free again.
+    /// Gives up a request that passed check() and did not reach admit(): its ID is free again.
     void abandon(const peer &from, const envelope &what, const refusal &why);
 
-    /// Records that an admitted request does not run after all, and why: its sender went meanwhile,
-    /// its key was revoked, all was stopped.
+    /// Records that an admitted request does not run, and why: its sender has gone, its key was
+    /// revoked, or everything was stopped.
     void not_run(const admitted &what, errc why);
 
-    /// Why what runs for that qube, by the key with this mark, is to end; none while it may go on.
+    /// Why requests of that qube, verified by the key with this mark, must end; nothing while they may
+    /// go on.
     [[nodiscard]] std::optional<errc> why_over(const qube_name &qube,
                                                const digest256 &key_mark) const;
 
@@ -177,9 +179,9 @@ class admission {
     void start(peer from, verified<request> what, verdict said, std::optional<account> as,
                consent given, answer tell);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
-    using good_keys = host::outcome<std::vector<secret>>;
-    [[nodiscard]] const good_keys &keys_of(const qube_name &qube, std::uint64_t now_ms);
-    void log_failure(const peer &from, std::string_view id, errc why, const good_keys &found);
+    using found_keys = host::outcome<known_keys>;
+    [[nodiscard]] const found_keys &keys_of(const qube_name &qube, std::uint64_t now_ms);
+    void log_failure(const peer &from, std::string_view id, errc why, const found_keys &found);
     [[nodiscard]] std::optional<refusal> take_id(const peer &from, const command_id &id,
                                                  const digest256 &key_mark);
     void keep_keys(const std::vector<qube_name> &qubes);
@@ -194,23 +196,23 @@ class admission {
     event_log &log_;
     std::size_t starting_ = 0;
     std::function<void()> none_starts_;
-    policy rules_; // the last good one
+    policy rules_; // the last one that could be read
     std::unique_ptr<current_files> on_disk_;
     std::string policy_trouble_;
     std::set<std::string, std::less<>> served_;
-    std::vector<std::string> without_rules_; // those of the served that no rule is about
+    std::vector<std::string> without_rules_; // served qubes that no rule matches
     std::string protocols_ = "auto";
-    std::map<std::string, digest256> pinned_; // what is known to be on disk
+    std::map<std::string, digest256> pinned_; // marks that are known to be on disk
     std::map<std::string, digest256> marks_;  // of the keys at the last reload
 
-    // The key of the last qube that asked, good for the events of one moment: one that sends a
-    // thousand bad tokens at once has its file read once.
-    good_keys key_ = host::failed("no key was read yet");
-    std::string key_owner_;
-    std::uint64_t key_read_ms_ = 0;
+    // The keys of the last qube that asked, for the events of one moment: if it sends a thousand bad
+    // tokens at once, its files are read once.
+    found_keys keys_found_ = host::failed("no key was read yet");
+    std::string keys_owner_;
+    std::uint64_t keys_read_ms_ = 0;
 };
 
-/// The words of a request as the records show them: an argv, or a digest in place of a long body.
+/// Fills in the request as the records show it: an argv, or a digest in place of a long body.
 void describe(const envelope &what, journal_entry &to);
 /// The text that stands for a request in a log line, before escaping.
 [[nodiscard]] std::string command_text(const envelope &what);

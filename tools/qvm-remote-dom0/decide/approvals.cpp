@@ -27,7 +27,7 @@ void approvals::withdraw(std::uint64_t serial) { version_ += waiting_.erase(seri
 
 void approvals::withdraw_all(const qube_name *of, errc why) {
     of ? grants_.revoke(*of) : grants_.clear();
-    // Whoever is told may withdraw others.
+    // A callback may withdraw other questions.
     std::vector<std::uint64_t> serials;
     for (const auto &[serial, w] : waiting_)
         if (!of || w.what.from.name == *of)
@@ -117,7 +117,7 @@ void approvals::settle(table::iterator at, tl::expected<approval, errc> with) {
 
 namespace {
 
-// Hands out texts until so many bytes were handed out, and remembers whether something was left out.
+// Passes texts on up to a number of bytes, and remembers whether something was left out.
 class allowance {
   public:
     explicit allowance(extent much)
@@ -130,11 +130,11 @@ class allowance {
         return for_terminal(taken, std::string_view::npos);
     }
 
-    // A word or a variable is there as a whole or not at all.
+    // A word or a variable is shown whole, or not at all.
     nlohmann::ordered_json list(const std::vector<std::string> &untrusted_words) {
         auto out = nlohmann::ordered_json::array();
         for (const std::string &word : untrusted_words) {
-            if (word.size() >= left_) { // what is empty costs something too
+            if (word.size() >= left_) { // an empty word counts as one byte
                 is_complete_ = false;
                 left_ = 0;
                 break;

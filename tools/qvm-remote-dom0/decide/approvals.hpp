@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Requests that wait for an operator's word (DESIGN.md §6), and what operators have granted.
+/// Requests that wait for an operator (DESIGN.md §6), and what operators have granted.
 
 #pragma once
 
@@ -17,24 +17,24 @@
 
 namespace qvmremote::dom0 {
 
-/// What an operator is asked: the request as it will run, each part of it in a field of its own. The
-/// texts are the qube's and go to a screen through the sanitizer of that screen alone.
+/// What an operator is asked: the request as it will run, each part in a field of its own. The texts
+/// come from the qube, so they go to a screen only through the sanitizer of that screen.
 struct question {
     peer from;
     std::string id;
-    std::string kind;             ///< "shell", "exec" or "script"
-    run_terms terms;              ///< with the argv, where no shell runs
-    bool is_detached = false;     ///< goes on when the session that asked for it has ended
-    std::string untrusted_script; ///< what bash or the script's interpreter runs
+    std::string kind;                                ///< "shell", "exec" or "script"
+    run_terms terms;                                 ///< with the argv, if no shell runs
+    bool is_detached = false;                        ///< runs on after its session has ended
+    std::string untrusted_script;                    ///< what bash or the script's interpreter runs
     std::vector<std::string> untrusted_arguments;    ///< of the script
-    std::optional<std::string> untrusted_stdin = {}; ///< that was collected
-    digest256 digest{};                              ///< request_digest: names all of it
+    std::optional<std::string> untrusted_stdin = {}; ///< if it was collected
+    digest256 digest{};                              ///< request_digest: covers all of it
 };
 
-/// One that waits.
+/// A question that waits.
 struct open_question : question {
     std::uint64_t serial = 0;
-    std::uint64_t deadline_ms = 0; ///< silence until then is a no
+    std::uint64_t deadline_ms = 0; ///< no answer until then means no
 };
 
 /// An operator's yes.
@@ -44,41 +44,41 @@ struct approval {
     std::string who;    ///< the operator: account and number
 };
 
-/// Named by a serial of dom0's. Serials begin anywhere, so that one that was read off before the
-/// daemon was restarted names nothing. Times are CLOCK_BOOTTIME in milliseconds: neither a suspend
-/// nor a change of the clock lengthens anything.
+/// Each has a serial. Serials begin at a random number, so that one from before a restart of the daemon
+/// names nothing. Times are CLOCK_BOOTTIME in milliseconds, so a suspend or a change of the clock does
+/// not make an approval last longer.
 class approvals {
   public:
     static constexpr std::uint64_t patience_ms = 60'000;
-    static constexpr std::size_t most_of_a_qube = 8; ///< more would be a way to tire an operator
+    static constexpr std::size_t most_of_a_qube = 8; ///< with more, a qube could tire an operator
     static constexpr std::size_t most_in_all = 64;
     static constexpr std::uint32_t longest_grant_s = 24 * 3600; ///< where the rule has no `ttl`
 
     explicit approvals(std::uint64_t first_serial) : last_serial_(first_serial) {}
 
-    /// Told once: the approval, or why not (approval_denied, approval_timeout, or the reason given
-    /// to withdraw_all). Not told after withdraw().
+    /// Called once: with the approval, or with why not (approval_denied, approval_timeout, or the
+    /// reason given to withdraw_all). Not called after withdraw().
     using answer = std::function<void(tl::expected<approval, errc>)>;
 
-    /// Puts a question; nothing when there are too many already.
+    /// Asks a question; nothing when too many wait already.
     [[nodiscard]] std::optional<std::uint64_t> ask(question what, std::uint64_t now_ms,
                                                    answer tell);
 
-    /// The session is gone: nobody asks any more.
+    /// Removes a question whose session has ended.
     void withdraw(std::uint64_t serial);
-    /// Answers all questions of a qube, or all there are, with `why`; and takes its grants away.
+    /// Answers all questions of a qube, or of every qube, with `why`, and removes the grants.
     void withdraw_all(const qube_name *of, errc why);
 
-    /// An operator's yes to the question of that serial, if `digest` is that of what the operator read,
-    /// as to_json() writes it. `for_s`: also to the same request again, for so many seconds. On a
-    /// failure, whose text is for the operator, nothing changes.
+    /// An operator's yes to a question. `digest` must be the digest of what the operator read, as
+    /// to_json() writes it. With `for_s` the same request is also allowed again, for so many seconds.
+    /// On a failure nothing changes; its text is for the operator.
     [[nodiscard]] tl::expected<void, std::string> allow(std::uint64_t serial,
                                                         std::string_view digest,
                                                         std::optional<std::uint32_t> for_s,
                                                         std::string who, std::uint64_t now_ms);
     [[nodiscard]] tl::expected<void, std::string> deny(std::uint64_t serial);
 
-    /// Says no to those whose time is up.
+    /// Answers questions whose time is over with no.
     void expire(std::uint64_t now_ms);
     /// When expire() has something to do; UINT64_MAX when nothing waits.
     [[nodiscard]] std::uint64_t due_ms() const;
@@ -106,15 +106,15 @@ class approvals {
     std::uint64_t version_ = 0;
 };
 
-/// How much of a question's texts to_json() gives.
+/// How much of a question's texts to_json() writes.
 enum class extent {
     beginning, ///< some of it, for lists: "complete" is false where something was left out
     whole,
 };
 
-/// A question as a line of JSON, for front-ends; `now_ms` for what is left of its time. Every text of
-/// the qube's stands there as for_terminal() shows it, which from_terminal() turns back: printable
-/// ASCII, and no two requests alike.
+/// A question as a line of JSON, for front-ends; `now_ms` gives the time that is left. Each text of the
+/// qube is escaped by for_terminal() and can be turned back by from_terminal(): so it is printable
+/// ASCII, and no two requests look alike.
 [[nodiscard]] std::string to_json(const open_question &shown, std::uint64_t now_ms, extent much);
 
 } // namespace qvmremote::dom0

@@ -9,7 +9,8 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-// The kernel's times of files move in steps of up to 10 ms: two changes within one step look alike.
+// The kernel's file times advance in steps of up to 10 ms: two changes within one step have the same
+// time.
 constexpr std::int64_t step_ns = 50'000'000;
 
 std::int64_t nanoseconds(const timespec &t) { return t.tv_sec * 1'000'000'000 + t.tv_nsec; }
@@ -48,7 +49,7 @@ void file_stamps::take(std::vector<std::string> paths) {
             above.push_back(path.substr(0, slash));
         stamps_.push_back(look(std::move(path), false));
         const stamp &last = stamps_.back();
-        // A time in the future comes from a clock that was set back, and tells as little.
+        // A time in the future comes from a clock that was set back, so it does not tell either.
         if (last.exists && nanoseconds(last.seen.st_ctim) > nanoseconds(now) - step_ns)
             may_change_unseen_ = true;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Policy and settings as the files say them at this moment, while the daemon goes on with what it
-/// loaded: whatever takes rights away counts before a reload.
+/// Policy and settings as they are on disk now. The daemon uses what it has loaded, but a change on
+/// disk that takes rights away counts before a reload.
 
 #pragma once
 
@@ -19,23 +19,22 @@
 
 namespace qvmremote::dom0 {
 
-/// Tells whether files are still the ones that were read, without reading them: by device, inode,
-/// mode, owner, size and both times of each, and by who may write to the directories above them.
+/// Tells whether files have changed since they were read, without reading them: it compares device,
+/// inode, mode, owner, size and both times of each, and who may write to the directories above.
 class file_stamps {
   public:
-    /// Looks at the files, and at every directory above each. Call it before the files are read, so
-    /// that a change while they are read is seen later. A file that is missing is remembered as
-    /// missing.
+    /// Remembers the files, and every directory above each. Call it before the files are read, so that
+    /// a change during the reading is seen later. A missing file is remembered as missing.
     void take(std::vector<std::string> paths);
 
-    /// Whether anything has changed since. True also while a file is so young that a second change
-    /// could carry the same time.
+    /// Whether anything has changed since. Also true while a file is so new that a second change could
+    /// have the same time.
     [[nodiscard]] bool changed() const;
 
   private:
     struct stamp {
         std::string path;
-        bool is_above = false; ///< a directory above: who writes what into it does not matter here
+        bool is_above = false; ///< a directory above: changes of its contents do not count
         bool exists = false;
         struct stat seen {};
     };
@@ -45,7 +44,7 @@ class file_stamps {
     bool may_change_unseen_ = true;
 };
 
-/// What the command line of the daemon says in place of remote.conf.
+/// Settings from the daemon's command line, which replace those of remote.conf.
 struct overrides {
     std::string vm, transport;
 };
@@ -56,18 +55,18 @@ class current_files {
     current_files(const paths &where, const policy_files &policies, overrides said)
         : where_(where), policies_(policies), said_(std::move(said)) {}
 
-    /// What is in force is read: from here on only what differs from it matters.
+    /// Tells what was loaded: from now on only differences from it count.
     void loaded(const policy &rules);
 
-    /// Reads what has changed since the last call. True when that differs from what was loaded, or
-    /// cannot be read, and did not at the last call or did otherwise.
+    /// Reads what has changed since the last call. True when there is a new difference from what was
+    /// loaded, or a new failure.
     bool refresh();
 
-    /// Why nothing may be let in: a file that cannot be read or parsed. Empty: all is well.
+    /// Why every request is refused: a file cannot be read or parsed. Empty when all is well.
     [[nodiscard]] const std::string &trouble() const noexcept { return trouble_; }
-    /// The rules as they are on disk; nothing where they say what was loaded.
+    /// The rules on disk; nothing when they are the loaded ones.
     [[nodiscard]] const std::optional<policy> &rules() const noexcept { return rules_; }
-    /// The settings as they are on disk; nothing before the first refresh, or in trouble.
+    /// The settings on disk; nothing before the first refresh, or when they cannot be read.
     [[nodiscard]] const std::optional<settings> &values() const noexcept { return values_; }
 
   private:

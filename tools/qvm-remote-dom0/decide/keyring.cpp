@@ -19,13 +19,13 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-// What may lie beside each other for a qube.
+// The files of a qube.
 constexpr const char *key_file = ".key";
 constexpr const char *until_file = ".until";       // of the key: seconds since 1970
 constexpr const char *previous_file = ".previous"; // a key, then a line as in until_file
 constexpr const char *pin_file = ".protocol2";
 
-constexpr std::size_t largest_file = 256; // 64 digits, and whatever blanks an editor left
+constexpr std::size_t largest_file = 256; // 64 digits, and the blanks that an editor may add
 
 std::optional<std::int64_t> parse_seconds(std::string_view text) {
     if (text.ends_with('\n'))
@@ -33,7 +33,7 @@ std::optional<std::int64_t> parse_seconds(std::string_view text) {
     return qvmremote::detail::parse_decimal<std::int64_t>(text);
 }
 
-// What lies in the directory for one qube. The directory is walked to once for all of it.
+// Reads the files of one qube. The path of the directory is checked once for all of them.
 class qube_files {
   public:
     qube_files(const std::string &directory, const qube_name &qube)
@@ -106,24 +106,42 @@ std::optional<std::int64_t> keyring::previous_until(const qube_name &qube) const
     return old->until;
 }
 
-host::outcome<std::vector<secret>> keyring::usable(const qube_name &qube, std::int64_t now) const {
+host::outcome<known_keys> keyring::known(const qube_name &qube, std::int64_t now) const {
     const qube_files files(directory_, qube);
     auto key = files.key();
     if (!key)
         return tl::unexpected(key.error());
+    known_keys out;
+    out.keys.push_back(std::move(*key));
     if (const auto ends = files.until(); ends && *ends <= now)
-        return host::failed("the time of '" + qube.text() +
-                                "' is over; authorize it anew with qvm-remote-dom0 authorize",
-                            EKEYEXPIRED);
-    std::vector<secret> out;
-    out.push_back(std::move(*key));
-    // One that is no good is one fewer that is.
+        out.ended_at = *ends;
+    else
+        out.usable = 1;
+    // A previous key that does not parse is left out: it lets nobody in.
     if (auto old = files.previous()) {
-        if (auto parsed = secret::parse(old->key); parsed && now < old->until)
-            out.push_back(std::move(*parsed));
+        if (auto parsed = secret::parse(old->key)) {
+            out.keys.push_back(std::move(*parsed));
+            if (out.usable == 1 && now < old->until)
+                out.usable = 2;
+            else if (out.usable == 1)
+                out.ended_at = old->until;
+        }
         OPENSSL_cleanse(old->key.data(), old->key.size());
     }
     return out;
+}
+
+host::outcome<std::vector<secret>> keyring::usable(const qube_name &qube, std::int64_t now) const {
+    auto all = known(qube, now);
+    if (!all)
+        return tl::unexpected(all.error());
+    if (all->usable == 0)
+        return host::failed("the key of '" + qube.text() +
+                                "' has expired; register it anew: qvm-remote-dom0 authorize " +
+                                qube.text(),
+                            EKEYEXPIRED);
+    all->keys.erase(all->keys.begin() + static_cast<std::ptrdiff_t>(all->usable), all->keys.end());
+    return std::move(all->keys);
 }
 
 host::outcome<void> keyring::write(const qube_name &qube, const char *suffix,
@@ -139,7 +157,7 @@ host::outcome<void> keyring::write(const qube_name &qube, const char *suffix,
 
 host::outcome<void> keyring::store(const qube_name &qube, const secret &key,
                                    std::optional<std::int64_t> until) const {
-    // In an order in which a crash leaves nobody in longer than was meant.
+    // In this order a crash does not let anybody in for longer than was meant.
     ::unlink(path(qube, previous_file).c_str());
     if (until)
         if (auto written = write(qube, until_file, std::to_string(*until) + "\n"); !written)
@@ -157,7 +175,7 @@ host::outcome<void> keyring::rotate(const qube_name &qube, const secret &key,
     if (!present)
         return tl::unexpected(present.error());
     if (present->fingerprint() == key.fingerprint())
-        return host::failed("that is the key that '" + qube.text() + "' has already", EEXIST);
+        return host::failed("'" + qube.text() + "' has this key already", EEXIST);
     if (auto written = write(qube, previous_file,
                              std::string(as_text(present->text())) + "\n" +
                                  std::to_string(now + overlap_s) + "\n");
@@ -182,14 +200,16 @@ host::outcome<void> keyring::remove(const qube_name &qube) const {
     auto directory = host::open_trusted(directory_, host::trusted::directory);
     if (!directory)
         return tl::unexpected(directory.error());
-    // The older key first: what is left without the present one is nothing.
+    // The previous key first: it does not count without the present one.
     ::unlinkat(directory->get(), (qube.text() + previous_file).c_str(), 0);
     if (::unlinkat(directory->get(), (qube.text() + key_file).c_str(), 0) != 0)
         return host::failed("cannot remove the key of '" + qube.text() + "'", errno);
     for (const char *suffix : {until_file, pin_file})
         ::unlinkat(directory->get(), (qube.text() + suffix).c_str(), 0);
     if (::fsync(directory->get()) != 0)
-        return host::failed("the key of '" + qube.text() + "' is removed, but not durably", errno);
+        return host::failed("the key of '" + qube.text() +
+                                "' is removed, but a crash now may bring it back: try again",
+                            errno);
     return {};
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The mark that nothing may run: a file, so that it outlives the daemon and the boot (I7).
+/// The mark that nothing may run. It is a file, so that it stays after the daemon ends and after a
+/// reboot (I7).
 
 #pragma once
 
@@ -12,13 +13,13 @@
 
 namespace qvmremote::dom0 {
 
-/// Whether the mark is set. Where that cannot be known, it is.
+/// Whether the mark is set. When that is unknown, it counts as set.
 [[nodiscard]] bool is_panic(const paths &where) noexcept;
 
-/// Sets it, durably; `words` say who and when. One that is set stays as it is.
+/// Sets it, durably; `words` say who did this and when. A mark that is set already is not changed.
 [[nodiscard]] host::outcome<void> set_panic(const paths &where, const std::string &words);
 
-/// Takes it away, durably.
+/// Removes it, durably.
 [[nodiscard]] host::outcome<void> clear_panic(const paths &where);
 
 } // namespace qvmremote::dom0

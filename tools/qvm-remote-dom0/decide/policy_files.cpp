@@ -26,7 +26,7 @@ constexpr std::string_view suffix = ".policy";
 const level_rules &shipped_levels() {
     static const level_rules levels = [] {
         auto parsed = level_rules::parse(monitor_rules, manage_rules);
-        if (!parsed) // a test parses them: this is another program than was built
+        if (!parsed) // a unit test parses them, so this program is damaged
             std::abort();
         return std::move(*parsed);
     }();
@@ -34,7 +34,7 @@ const level_rules &shipped_levels() {
 }
 
 namespace {
-// The names in a directory that was opened, which is closed by this.
+// The names in an open directory. Closes it.
 host::outcome<std::vector<std::string>> names_in(host::unique_fd directory) {
     DIR *const entries = ::fdopendir(directory.get());
     if (!entries)
@@ -76,7 +76,8 @@ host::outcome<std::vector<policy_file>> policy_files::read() const {
         return host::failed("cannot read " + directory_, names.error().error_number);
     if (names->size() > limits::policy_files)
         return host::failed(directory_ + " holds more than " +
-                            std::to_string(limits::policy_files) + " policy files");
+                            std::to_string(limits::policy_files) +
+                            " policy files: join some of them");
     std::vector<policy_file> out;
     for (std::string &name : *names) {
         auto text =
@@ -109,13 +110,14 @@ host::outcome<void> policy_files::write_level(const qube_name &qube, access_leve
     const std::string what =
         level == access_level::deny ? "* deny" : "level:" + std::string(name(level)) + " allow";
     const std::string text =
-        "# Written by qvm-remote-dom0 authorize; the next authorize and revoke of this qube "
-        "replace\n"
-        "# it. Files count in the order of their names and the first rule that matches decides: "
-        "write\n"
-        "# what is to come before this into a file like 30-local.policy, what is to come behind "
-        "it\n"
-        "# into one like 70-local.policy. Then: qvm-remote-dom0 policy lint\n" +
+        "# qvm-remote-dom0 authorize wrote this file, and replaces it; revoke removes it. Files "
+        "are "
+        "read\n"
+        "# in the order of their names, and the first rule that matches decides. Write rules that "
+        "come\n"
+        "# before this one into a file like 30-local.policy, and rules that come after it into one "
+        "like\n"
+        "# 70-local.policy. Then: qvm-remote-dom0 policy lint\n" +
         qube.text() + " " + what + "\n";
     return host::write_atomically(directory_ + "/" + level_file(qube), text, 0644,
                                   host::durability::synced);
@@ -131,7 +133,8 @@ host::outcome<void> policy_files::remove_level(const qube_name &qube) const {
                    ? host::outcome<void>()
                    : host::failed("cannot remove " + directory_ + "/" + level_file(qube), errno);
     if (::fsync(directory->get()) != 0)
-        return host::failed(level_file(qube) + " is removed, but not durably", errno);
+        return host::failed(
+            level_file(qube) + " is removed, but a crash now may bring it back: try again", errno);
     return {};
 }
 

@@ -25,13 +25,13 @@ namespace {
 constexpr std::uint64_t answer_limit_ms = 10'000;
 constexpr std::size_t largest_answer = 256 * 1024;
 
-// The lines of a listing, each a tag as policy may name one.
+// The lines of a list of tags; nothing if one could not be a tag in a policy.
 known_tags parse_lines(std::string_view untrusted) {
     std::vector<std::string> out;
     while (!untrusted.empty()) {
         const std::size_t end = untrusted.find('\n');
         if (end == std::string_view::npos)
-            return std::nullopt; // cut
+            return std::nullopt; // the last line is not whole
         const std::string_view tag = untrusted.substr(0, end);
         untrusted.remove_prefix(end + 1);
         if (tag.empty() || tag.size() > limits::qube_tag ||
@@ -44,7 +44,7 @@ known_tags parse_lines(std::string_view untrusted) {
 
 enum class reached : bool { no, yes };
 
-// Whether qubesd was there to ask; what it said, in `out`.
+// Asks qubesd; `out` becomes its answer. Returns whether qubesd could be asked.
 reached ask_qubesd(const qube_name &qube, const std::string &path, known_tags &out) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -100,7 +100,7 @@ tag_origin tag_origin::of(const settings &from, const paths &where) {
     tag_origin out;
     if (!where.is_real())
         out.qubesd = out.program = "";
-    // qubesd is one and the same for the transport that asks it which qubes run.
+    // The transport qvm-run asks the same qubesd, so there is one setting for both.
     const auto set = [&](std::string_view key, std::string &to) {
         if (const auto value = from.values.get(key))
             to = *value == "none" ? std::string() : std::string(*value);

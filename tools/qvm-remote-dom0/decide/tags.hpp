@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The tags of qubes, as dom0 has them: from qubesd, from qvm-tags where it cannot be reached.
+/// The tags of qubes: from qubesd, or from qvm-tags when qubesd cannot be reached.
 
 #pragma once
 
@@ -25,12 +25,12 @@ namespace qvmremote::dom0 {
 /// The tags of one qube, or nothing: unknown.
 using known_tags = std::optional<std::vector<std::string>>;
 
-/// What qubesd answers to admin.vm.tag.List: `0`, a NUL, and a line for each tag. Nothing for an
-/// exception or for what is no such answer.
+/// Parses the answer of qubesd to admin.vm.tag.List: `0`, a NUL, and a line for each tag. Nothing for
+/// an exception, or for anything else.
 [[nodiscard]] known_tags parse_tag_answer(std::string_view untrusted);
 
-/// Who is asked. Below --root nobody, unless the settings name somebody: the tags of this machine's
-/// qubes say nothing about a test's.
+/// Whom to ask for tags. With --root nobody, unless the settings name a program or a socket: this
+/// machine's qubes are not those of a test.
 struct tag_origin {
     std::string qubesd = "/run/qubesd.sock"; ///< empty: not asked
     std::string program = "qvm-tags";        ///< empty: not asked
@@ -38,12 +38,12 @@ struct tag_origin {
     [[nodiscard]] static tag_origin of(const settings &from, const paths &where);
 };
 
-/// Asks, for some seconds at most. One who is asked and does not know is not asked a second time
-/// by another way: unknown is an answer.
+/// Asks, for some seconds at most. If qubesd answers that it does not know, qvm-tags is not asked:
+/// unknown is an answer.
 [[nodiscard]] known_tags ask_tags(const qube_name &qube, const tag_origin &origin);
 
-/// Asks on a thread of its own, so that the loop never waits, and keeps an answer for a moment:
-/// long enough for a burst of requests, and short enough that a tag taken away is soon gone.
+/// Asks on a thread of its own, so that the loop never waits. Keeps an answer for fresh_ms: long enough
+/// for a burst of requests, and short enough that a removed tag soon stops counting.
 class tag_source {
   public:
     using poster = std::function<void(std::function<void()>)>;
@@ -55,11 +55,11 @@ class tag_source {
     tag_source(const tag_source &) = delete;
     tag_source &operator=(const tag_source &) = delete;
 
-    /// What was learnt within the last fresh_ms; null when it must be asked.
+    /// The answer of the last fresh_ms; null when there is none.
     [[nodiscard]] const known_tags *fresh(const qube_name &qube, std::uint64_t now_ms) const;
     /// Asks, and calls back on the loop, once, when the answer is in fresh().
     void ask(const qube_name &qube, std::function<void(known_tags)> tell);
-    /// On a reload: what is known may have changed, and who is asked.
+    /// For a reload: forgets all answers, and changes whom to ask.
     void forget(tag_origin origin);
 
   private:
@@ -72,7 +72,7 @@ class tag_source {
     void run();
     void told(const std::string &qube, known_tags tags);
 
-    // The loop's.
+    // For the loop's thread.
     std::map<std::string, entry> entries_;
 
     // Shared.
@@ -83,7 +83,7 @@ class tag_source {
     bool stop_ = false;
 
     poster post_;
-    std::thread thread_; // begun by the first question: most policies use no tags
+    std::thread thread_; // started by the first question, since most policies use no tags
 };
 
 } // namespace qvmremote::dom0

@@ -27,8 +27,8 @@ namespace {
 constexpr int busy_tries = 500; // 2 ms apart
 constexpr long busy_wait_ns = 2'000'000;
 
-// Runs in the new process between vfork and exec: on the keeper's memory, while the keeper stands
-// still. So only system calls, and nothing is written but the two answers.
+// Runs in the new process between vfork and exec. It uses the keeper's memory, and the keeper is
+// stopped. So it only makes system calls, and writes only the two answers.
 [[noreturn, gnu::noinline]] void become(preparation &p) noexcept {
     const auto give_up = [&p] {
         p.error = errno;
@@ -55,29 +55,30 @@ constexpr long busy_wait_ns = 2'000'000;
         if (::syscall(SYS_prlimit64, 0, what, &both, nullptr) != 0)
             give_up();
     }
-    if (!p.oom_score.empty()) { // while we may: lowering it needs a privilege
+    if (!p.oom_score.empty()) { // before the privileges go: lowering it needs one
         const int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
         if (fd >= 0) {
-            // A command that is killed later, or earlier, than it might be is no reason against it.
+            // A failure only changes when the kernel kills the command, so the command starts anyway.
             [[maybe_unused]] const ssize_t n = ::write(fd, p.oom_score.data(), p.oom_score.size());
             ::close(fd);
         }
     }
-    if (p.confined) // while we may: as the account we could not
+    if (p.confined) // before the privileges go: the account could not do it
         if (const int failure = confine(); failure != 0) {
             errno = failure;
             give_up();
         }
     if (p.user) {
-        // The system calls themselves: glibc's functions of these names change all threads of a
-        // process, by a protocol that knows nothing of vfork.
+        // Direct system calls: glibc's functions of these names change all threads of a process, which
+        // does not work after vfork.
         const identity &as = *p.user;
         if (::syscall(SYS_setgroups, as.groups.size(), as.groups.data()) != 0 ||
             ::syscall(SYS_setresgid, as.gid, as.gid, as.gid) != 0 ||
             ::syscall(SYS_setresuid, as.uid, as.uid, as.uid) != 0)
             give_up();
     }
-    // As the user that it runs as, who may see less than root, or on a network more.
+    // After the change of user, who may have no access where root has, or the other way round on a
+    // network.
     if (*p.directory == '\0' || ::chdir(p.directory) != 0) {
         p.directory_missing = *p.directory != '\0';
         if (::chdir("/") != 0)
@@ -86,12 +87,12 @@ constexpr long busy_wait_ns = 2'000'000;
     if (p.no_new_privs && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         give_up();
     ::sigprocmask(SIG_SETMASK, &p.no_signals, nullptr);
-    // As execvp: a program that may not be run counts when there is none behind it that may. But
-    // what is no program (ENOEXEC) is not handed to a shell.
+    // As execvp does: report a program that may not be run, if no later directory has one that may. But
+    // a file that is not a program (ENOEXEC) is not given to a shell.
     int why = ENOENT;
     for (const std::string &place : p.places) {
         ::execve(place.c_str(), p.argv.data(), p.environment.data());
-        // A script that was just written: a helper that the daemon started at that moment holds a copy of
+        // The script was just written. A helper that the daemon started at that moment holds a copy of
         // the descriptor that wrote it, until its own exec.
         for (int i = 0; errno == ETXTBSY && i < busy_tries; ++i) {
             const timespec moment{0, busy_wait_ns};
@@ -112,9 +113,9 @@ constexpr long busy_wait_ns = 2'000'000;
 
 } // namespace
 
-// vfork lends our memory to the new process and wakes us when it has called exec or ended, so the
-// cost does not depend on what we hold, and errno needs no pipe. A frame of its own, since the new
-// process must not return from the one that called vfork.
+// vfork lends our memory to the new process and wakes us when it has called exec or ended. So the cost
+// does not depend on the size of our memory, and errno needs no pipe. This function is separate because
+// the new process must not return from the function that called vfork.
 [[gnu::noinline]] pid_t start_process(preparation &p) noexcept {
     const pid_t pid = ::vfork();
     if (pid == 0)
@@ -124,10 +125,10 @@ constexpr long busy_wait_ns = 2'000'000;
     return pid;
 }
 
-// A process that moves there by itself waits 10 ms for all others to notice
-// (the write lock on cgroup_threadgroup_rwsem); one that is born there waits for nobody. glibc has
-// no such call, and vfork's other half is to leave nothing on the stack that the new process could
-// write over: the call itself is inline, and what follows it in the new process does not return.
+// A process that moves to a cgroup waits 10 ms (for the write lock on cgroup_threadgroup_rwsem); a
+// process that is made there does not wait. glibc has no function for this. As with vfork, the new
+// process must not overwrite our stack: so the call is inline, and the code after it in the new process
+// does not return.
 [[gnu::noinline]] pid_t start_process_in_group(preparation &p) noexcept {
     clone_args how{};
     how.flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP;
@@ -142,7 +143,7 @@ constexpr long busy_wait_ns = 2'000'000;
     if (pid == 0)
         become(p);
 #if defined(__SANITIZE_ADDRESS__)
-    // What its frames were marked with lies below ours; for vfork the sanitizer does this itself.
+    // The new process has marked the stack below our frame. For vfork the sanitizer clears this itself.
     constexpr std::size_t deep = 256 * 1024;
     __asan_unpoison_memory_region(static_cast<char *>(__builtin_frame_address(0)) - deep, deep);
 #endif
@@ -150,7 +151,7 @@ constexpr long busy_wait_ns = 2'000'000;
         p.error = static_cast<int>(-pid);
     return static_cast<pid_t>(pid);
 #else
-    p.error = ENOSYS; // claim_cgroup knows
+    p.error = ENOSYS; // claim_cgroup checks for this
     return -1;
 #endif
 }

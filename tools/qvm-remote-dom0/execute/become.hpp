@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// From a keeper to the command: the new process takes the command's identity, limits and view.
+/// Starts a command from a keeper: the new process takes the command's identity, limits and namespaces.
 
 #pragma once
 
@@ -18,33 +18,33 @@
 
 namespace qvmremote::dom0 {
 
-/// All that the new process needs, ready before vfork: from there on nothing may be allocated.
+/// Everything that the new process needs, prepared before vfork: nothing may be allocated after it.
 struct preparation {
-    std::vector<std::string> places; // where the program may be
+    std::vector<std::string> places; // files to try, in order
     std::vector<char *> argv, environment;
     const char *directory = nullptr;
     mode_t mask = 0;
-    std::string oom_score; // empty: as it is
+    std::string oom_score; // empty: unchanged
     bool no_new_privs = false;
     bool confined = false;
     bool terminal = false;
     resources most;
-    std::vector<std::pair<int, rlim_t>> rlimits; // RLIMIT_…, of what has no controller
+    std::vector<std::pair<int, rlim_t>> rlimits; // RLIMIT_..., where there is no controller
     int cgroup = -1;                             // a directory; none: the keeper's own
     std::optional<identity> user;
     std::vector<std::pair<int, int>> descriptors; // from -> to, in order of `to`
     sigset_t no_signals{};
 
-    // Written by the new process, in our memory, which is how we learn of it.
+    // The new process writes these into our memory.
     volatile int error = 0;
     volatile bool directory_missing = false;
 };
 
-/// Starts the command and returns its number when exec has succeeded. When it has not, p.error says
-/// why, and the process, if there was one, has ended.
+/// Starts the command and returns its process ID when exec has succeeded. Otherwise p.error says why,
+/// and no process is left.
 [[nodiscard]] pid_t start_process(preparation &p) noexcept;
 
-/// The same, born in p.cgroup. ENOSYS on an architecture for which nobody has written it.
+/// The same, in p.cgroup from the beginning. ENOSYS on an architecture without this code.
 [[nodiscard]] pid_t start_process_in_group(preparation &p) noexcept;
 
 } // namespace qvmremote::dom0

@@ -45,7 +45,7 @@ constexpr int cpu_period_us = 100'000;
     }
 }
 
-// The files of a group take one word a write, and say by errno what they think of it.
+// Writes one word to a file of a group. False, with errno, when the kernel refuses it.
 [[nodiscard]] bool put(const std::string &path, std::string_view word) noexcept {
     const unique_fd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
     ssize_t n = -1;
@@ -65,7 +65,7 @@ void for_each_line(std::string_view text, Take take) {
     }
 }
 
-// The name in the v2 hierarchy: the line "0::/…".
+// The name in the v2 hierarchy: the line "0::/NAME".
 [[nodiscard]] std::optional<std::string> group_of(const std::string &process) {
     const auto text = text_of("/proc/" + process + "/cgroup");
     std::optional<std::string> out;
@@ -77,8 +77,8 @@ void for_each_line(std::string_view text, Take take) {
     return out;
 }
 
-// Where cgroup v2 is mounted: alone at /sys/fs/cgroup, or beside v1. A mount that shows a part of
-// the hierarchy is not one that we look for.
+// Where cgroup v2 is mounted: at /sys/fs/cgroup, or beside v1. A mount of only a part of the hierarchy
+// does not count.
 [[nodiscard]] std::optional<std::string> mount_point() {
     const auto text = text_of("/proc/self/mountinfo");
     std::optional<std::string> out;
@@ -100,8 +100,8 @@ void for_each_line(std::string_view text, Take take) {
 }
 
 [[nodiscard]] bool is_delegated(const std::string &directory) {
-    // systemd marks what it delegates; the first mark is for root's eyes alone. Ownership is how it
-    // hands a group to a user.
+    // systemd marks a group that it delegates; only root can read the first mark. To a user it
+    // delegates a group by making the user its owner.
     for (const char *name : {"trusted.delegate", "user.delegate"}) {
         char value = 0;
         if (::getxattr(directory.c_str(), name, &value, 1) == 1 && value == '1')
@@ -139,7 +139,7 @@ struct process_stat {
 
 [[nodiscard]] std::optional<process_stat> stat_of(pid_t pid) {
     const auto text = text_of("/proc/" + std::to_string(pid) + "/stat");
-    // "PID (NAME) STATE PARENT GROUP SESSION TERMINAL …": a name may hold anything, ")" too.
+    // "PID (NAME) STATE PARENT GROUP SESSION TERMINAL ...": the name may hold any byte, also ")".
     const std::size_t name_end = text ? text->rfind(')') : std::string::npos;
     if (name_end == std::string::npos || text->size() < name_end + 5)
         return {};
@@ -163,16 +163,16 @@ std::string cgroup_home::describe() const {
         unbounded += (unbounded.empty() ? "" : ", ") + std::string(what);
     };
     if (!memory)
-        add("memory (but of each process alone)");
+        add("memory (except of each process alone)");
     if (!pids)
-        add("processes (but of an account of its own)");
+        add("processes (except of a dedicated account)");
     if (!cpu)
         add("processor time");
-    return (directory.empty() ? "no cgroup for a command: " + why_none
+    return (directory.empty() ? "commands have no cgroups: " + why_none
                               : "a cgroup for each command below " + name) +
            "; " +
-           (unbounded.empty() ? "memory, processes and processor time can be bounded"
-                              : "cannot be bounded: " + unbounded);
+           (unbounded.empty() ? "memory, processes and processor time can be limited"
+                              : "cannot be limited: " + unbounded);
 }
 
 cgroup_home claim_cgroup() {
@@ -192,7 +192,7 @@ cgroup_home claim_cgroup() {
     out.directory = *point + *name;
     if (!is_delegated(out.directory))
         return none(*name + " is not delegated (Delegate=yes in the unit)");
-    // A terminal's or a session's group is its user's as well, and not for us to divide.
+    // The group of a terminal or a session also belongs to the user, but we must not divide it.
     if (text_of(out.directory + "/cgroup.procs") != std::to_string(::getpid()) + "\n")
         return none(*name + " holds other processes");
     for_each_group_below(out.directory, [&](const std::string &below) {
@@ -201,10 +201,10 @@ cgroup_home claim_cgroup() {
             (void)remove_group(below);
         }
     });
-    // The kernel that brought this (5.14) has all else that is used here.
+    // A kernel with this (5.14 or later) has everything else that is used here.
     if (::access((out.directory + "/cgroup.kill").c_str(), W_OK) != 0)
         return none("the kernel is too old");
-    // A group has processes or groups below it that are bounded, never both.
+    // A group with limits for the groups below it must not hold processes itself.
     const std::string own = out.directory + std::string(own_group);
     if ((::mkdir(own.c_str(), 0755) != 0 && errno != EEXIST) || !put(own + "/cgroup.procs", "0"))
         return none(*name + " cannot be divided: " + std::strerror(errno));
@@ -225,7 +225,7 @@ command_cgroup::command_cgroup(const cgroup_home &home, std::uint64_t number) {
 host::outcome<void> command_cgroup::make() const {
     if (path_.empty() || ::mkdir(path_.c_str(), 0755) == 0)
         return {};
-    // Of a daemon before us, and its last process would not die at once.
+    // An earlier daemon left it, and its last process did not die at once.
     if (errno == EEXIST && remove() && ::mkdir(path_.c_str(), 0755) == 0)
         return {};
     return host::failed("cannot make " + path_, errno);
@@ -244,8 +244,8 @@ host::outcome<void> command_cgroup::limit(const resources &most, const cgroup_ho
     if (!set(home.memory, most.memory_bytes, "/memory.max", std::to_string(most.memory_bytes)) ||
         !set(home.pids, most.pids, "/pids.max", std::to_string(most.pids)) ||
         !set(home.cpu, most.cpu_percent, "/cpu.max", quota))
-        return host::failed("cannot bound " + path_, errno);
-    // Not every kernel has these. Half a command is worth nothing: it ends whole.
+        return host::failed("cannot set the limits of " + path_, errno);
+    // Not every kernel has these. If one process of a command is out of memory, all of it ends.
     (void)set(home.memory, most.memory_bytes, "/memory.swap.max", "0");
     (void)set(home.memory, most.memory_bytes, "/memory.oom.group", "1");
     return {};
@@ -283,11 +283,11 @@ bool is_inside_our_command(pid_t pid, const cgroup_home &home, pid_t warden) {
         if (!group || group->starts_with(home.name + std::string(command_prefix)))
             return true;
     }
-    // Upwards: whose parent ends meanwhile gets a keeper as its next, if it is ours.
+    // From child to parent. When a parent ends meanwhile, the keeper becomes the parent, if the process
+    // is ours.
     for (int tries = 0; tries < 5; ++tries) {
         pid_t at = pid;
-        // Nobody has more ancestors than there are processes; a number that is taken anew between
-        // two looks could lead round in a circle.
+        // A limit, since a process ID that is reused between two reads could make this an endless loop.
         for (int steps = 0; steps < 4096; ++steps) {
             if (at == warden)
                 return true;

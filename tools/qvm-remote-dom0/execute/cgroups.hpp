@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A cgroup for each command, where the daemon's unit was given one to divide (cgroup v2).
+/// A cgroup for each command, if systemd has delegated the daemon's cgroup (cgroup v2).
 ///
 ///     qvm-remote-dom0.service
 ///     ├─ daemon        the daemon, the warden, the keepers
 ///     ├─ command-1     one command, its whole tree
-///     └─ command-2     …
+///     └─ command-2     ...
 ///
-/// It bounds what a command takes, and ends it with one write, whatever it forks. It is beside the
-/// keepers and not in their place: root can leave its group, but not its ancestors.
+/// A cgroup limits a command, and one write ends all of it, whatever it forks. The keepers are needed
+/// too: root can leave its cgroup, but cannot change its ancestors.
 
 #pragma once
 
@@ -24,41 +24,41 @@
 
 namespace qvmremote::dom0 {
 
-/// The group that is ours to divide, or none.
+/// The group that we may divide, or none.
 struct cgroup_home {
-    std::string directory;                          ///< empty: there is none
+    std::string directory;                          ///< empty: none
     std::string name;                               ///< as in /proc/PID/cgroup
     std::string why_none;                           ///< for `status`
-    bool memory = false, pids = false, cpu = false; ///< what can be bounded there
+    bool memory = false, pids = false, cpu = false; ///< what can be limited there
 
     [[nodiscard]] explicit operator bool() const noexcept { return !directory.empty(); }
-    /// One line for people: what ends a command, and what cannot be bounded.
+    /// One line for people: how a command is ended, and what cannot be limited.
     [[nodiscard]] std::string describe() const;
 };
 
-/// Finds the group that this process is in. If it was delegated (systemd's Delegate=yes; a group
-/// that this user owns) and holds nobody else, this process moves to a group below it, and what a
-/// daemon before us left there is ended. Otherwise nothing is changed. To be called before there is
-/// a warden or a thread.
+/// Finds the group that this process is in. If it was delegated (systemd's Delegate=yes, or a group
+/// that this user owns) and holds no other process, this process moves to a group below it, and
+/// commands that an earlier daemon left there are ended. Otherwise nothing changes. Call it before
+/// there is a warden or a thread.
 [[nodiscard]] cgroup_home claim_cgroup();
 
 /// The group of one command.
 class command_cgroup {
   public:
-    command_cgroup() = default; ///< none: all below does nothing and succeeds
+    command_cgroup() = default; ///< no group: each function does nothing and succeeds
     command_cgroup(const cgroup_home &home, std::uint64_t number);
 
     [[nodiscard]] host::outcome<void> make() const;
-    /// Sets what there are controllers for; swap goes with memory.
+    /// Sets the limits that have a controller. The limit of memory allows no swap.
     [[nodiscard]] host::outcome<void> limit(const resources &most, const cgroup_home &home) const;
-    /// For clone3, open; an invalid one where there is no group.
+    /// An open descriptor for clone3; an invalid one without a group.
     [[nodiscard]] host::outcome<host::unique_fd> open() const;
-    /// Whether the kernel killed it, since it needed more memory than it may have.
+    /// Whether the kernel killed the command because it reached its memory limit.
     [[nodiscard]] bool out_of_memory() const;
-    /// KILL to all in it and below, without a gap to fork through.
+    /// Sends KILL to everything in it and below, at once, so that no fork can escape.
     void kill() const noexcept;
-    /// Whether it is gone: it goes when no process is left in it. Groups that the command made
-    /// below it go too.
+    /// Removes it, with groups that the command made below it, when no process is left in it. Returns
+    /// whether it is gone.
     [[nodiscard]] bool remove() const;
 
     [[nodiscard]] explicit operator bool() const noexcept { return !path_.empty(); }
@@ -67,12 +67,12 @@ class command_cgroup {
     std::string path_;
 };
 
-/// Whether a process is part of a command of ours: in its group, or below a keeper of this warden.
-/// True when that cannot be told, and for a process that is gone. A trip-wire where commands are
-/// root: what root asks another service to start is neither.
+/// Whether a process is part of one of our commands: in its group, or below a keeper of this warden.
+/// True when that is unknown, and for a process that has ended. It does not stop a command that runs as
+/// root: such a command can ask another service to start a process.
 [[nodiscard]] bool is_inside_our_command(pid_t pid, const cgroup_home &home, pid_t warden);
 
-/// Whether a process has a controlling terminal that no command of ours has.
+/// Whether a process has a controlling terminal, and no command of ours has the same.
 [[nodiscard]] bool has_terminal_of_its_own(pid_t pid, pid_t warden);
 
 } // namespace qvmremote::dom0

@@ -22,13 +22,13 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// After output has ended, for the processes that are left to end by themselves (DESIGN.md §7).
+// How long the other processes may run after output has ended (DESIGN.md §7).
 constexpr milliseconds leave_limit{2000};
 // The same for what got SIGHUP, as its terminal has gone.
 constexpr milliseconds leave_limit_of_terminal{500};
 // After a signal that is meant to end it.
 constexpr milliseconds patience{5000};
-// Before a stream that the running command has closed is reported: most commands end right then.
+// How long to wait before reporting a stream that the command has closed: most commands end right then.
 constexpr milliseconds early_eof{100};
 
 struct pipe_ends {
@@ -42,7 +42,7 @@ host::outcome<pipe_ends> make_pipe() {
 }
 void set_nonblocking(int fd) { ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); }
 
-// The bytes as a file without a name that nobody can change any more, the one who runs it included.
+// A file without a name with these bytes. Nobody can change it, not even the command that runs it.
 host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
     host::unique_fd fd(::memfd_create("qvm-remote", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (!fd)
@@ -264,7 +264,7 @@ void execution::on_child() {
             take_what_is_there();
             break;
         case child_event::lost:
-            // Somebody killed the keeper; the warden ends what it watched.
+            // The keeper was killed; the warden ends the command.
             if (!end_)
                 end_ = run_end{.cause = end_cause::cancelled,
                                .value = static_cast<std::uint32_t>(errc::outcome_unknown),
@@ -276,12 +276,12 @@ void execution::on_child() {
         if (finished_)
             return;
     }
-    // Behind the last word the socket is at its end for good: waiting for it would not wait.
+    // After the last report the socket stays at its end, so waiting for it would return at once.
     if (!tree_empty_)
         watch_child();
 }
 
-// Beyond what the error itself says.
+// More than the errno says.
 std::string execution::why_not_started(int error_number) const {
     const std::string &body = what_.request().body;
     if (error_number != ENOENT || script_.path().empty() || !body.starts_with("#!"))
@@ -317,12 +317,12 @@ void execution::on_exit(const child_event &what) {
 
 bool execution::stalled() const { return port_ && port_->stalled(); }
 
-// Decides, after the first process has ended, what there is to wait for: output to its end, as ssh does,
-// then the processes that are left.
+// Decides what to wait for after the first process has ended: for the end of output, as ssh does, and
+// then for the other processes.
 void execution::settle() {
     if (finished_ || !exited_)
         return;
-    // Nothing runs any more: a client that does not read its output keeps nobody else waiting.
+    // Nothing runs any more, so the slot is free, even if the client does not read its output.
     if (tree_empty_)
         slot_.reset();
     if (outputs_open())
@@ -368,7 +368,7 @@ void execution::take_what_is_there() {
     settle();
 }
 
-// TERM to all that is left, 2 s later KILL: the keeper sees to that.
+// The keeper sends TERM to all processes that are left, and KILL 2 s later.
 void execution::terminate() {
     if (!std::exchange(terminating_, true))
         child_->terminate();
@@ -376,7 +376,7 @@ void execution::terminate() {
 
 void execution::on_time_limit() {
     time_is_up_ = true;
-    // What only its client keeps from ending has ended.
+    // Only the client keeps this execution from ending, so it counts as ended.
     if (!exited_ || !tree_empty_)
         terminate_because(end_cause::timed_out, what_.terms().timeout_s, {});
     take_what_is_there();
@@ -397,8 +397,8 @@ void execution::watch_output(output &from) {
 void execution::read_output(output &from) {
     if (!port_)
         return;
-    // Two large pieces go out in one write, since each write is a wake-up for all on the way; then it
-    // is the others' turn.
+    // Send two large pieces in one write, since each write wakes every process on the way. Then let the
+    // others go on.
     for (int pieces = 0; from.open && !stalled() && pieces < 2;) {
         const auto room = port_->prepare_output(limits::frame);
         const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
@@ -431,7 +431,7 @@ void execution::read_output(output &from) {
 }
 
 void execution::on_too_much_output() {
-    // Even of a command that has ended meanwhile the result is not whole.
+    // The result is not complete, even if the command has ended meanwhile.
     end_ = run_end{.cause = end_cause::cancelled,
                    .value = static_cast<std::uint32_t>(errc::denied),
                    .text = "it wrote more than the " + std::to_string(bounds_.output_bytes) +
@@ -489,7 +489,7 @@ void execution::tell_early_eof() {
 }
 
 void execution::stdin_data(bytes_view data) {
-    if (!port_) // its session is over
+    if (!port_) // the session is over
         return;
     stdin_bytes_ += data.size();
     if (!stdin_.is_open()) { // the command no longer reads
@@ -572,7 +572,7 @@ void execution::signal(int number) {
     child_->signal(number);
     if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
         return;
-    // From the first one on: more signals do not buy more time.
+    // Counts from the first signal: more signals do not give more time.
     if (std::exchange(told_to_end_, true))
         return;
     patience_timer_.expires_after(patience);
@@ -597,7 +597,8 @@ void execution::more_output() {
 void execution::terminate_because(end_cause cause, std::uint32_t value, std::string text) {
     if (finished_)
         return;
-    // After its first process the time-out alone says more than that one's exit code: output is missing.
+    // After the first process has ended, only a time-out replaces its exit code, since output is
+    // missing.
     if (!end_ || cause == end_cause::timed_out)
         end_ = run_end{.cause = cause, .value = value, .text = std::move(text)};
     terminate();
@@ -622,7 +623,7 @@ void execution::cancel(errc why) {
     end_ = run_end{.cause = end_cause::cancelled,
                    .value = static_cast<std::uint32_t>(why),
                    .text = std::string(message(why))};
-    // A client that does not read may never do so.
+    // A client that does not read its output may never read it.
     close_outputs();
     terminating_ = true;
     child_->kill();

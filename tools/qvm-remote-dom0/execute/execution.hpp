@@ -25,28 +25,28 @@
 
 namespace qvmremote::dom0 {
 
-/// Runs what was admitted, and speaks for it on a session. The whole process tree ends with it (I9):
-/// when the command has ended, when its time is up, when the session is gone.
+/// Runs an admitted request and reports on its session. The whole process tree ends (I9) when the
+/// command has ended, when its time is up, or when the session is gone.
 class execution : public std::enable_shared_from_this<execution> {
   public:
-    /// `slot` is let go of when the last process has ended: whatever it holds counts the command as
-    /// running until then.
+    /// `slot` is released when the last process has ended: until then the command counts as running.
     execution(execution_context &context, std::unique_ptr<session_port> port, admitted what,
               std::shared_ptr<void> slot);
 
-    /// Starts the command and sends ACCEPTED; whatever goes wrong from here on ends in an END.
+    /// Starts the command and sends ACCEPTED. Any failure after that is reported by an END.
     void start();
 
-    // From the session.
+    // Calls from the session.
     void stdin_data(bytes_view data);
     void stdin_eof();
     void signal(int number);
     void resize(std::uint16_t columns, std::uint16_t rows);
     void more_output(); ///< credit came, or the stream drained
 
-    /// The session is over on the qube's side: nobody listens any more.
+    /// The session is over on the qube's side, so nothing is reported any more.
     void abandon();
-    /// dom0 ends the command at once; the client is told why, and what it has not read it does not get.
+    /// Ends the command at once and tells the client why. Output that the client has not read is
+    /// dropped.
     void cancel(errc why);
 
   private:
@@ -116,7 +116,7 @@ class execution : public std::enable_shared_from_this<execution> {
     std::uint64_t output_left_ = UINT64_MAX;
 
     boost::asio::steady_timer limit_timer_, patience_timer_, leave_timer_, eof_timer_;
-    std::optional<run_end> end_; // how it ended, once that is known
+    std::optional<run_end> end_; // how it ended; empty until that is known
     bool exited_ = false;        // the first process
     bool tree_empty_ = false;
     bool terminating_ = false;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What all executions share.
+/// The parts of the daemon that all executions share.
 
 #pragma once
 
@@ -30,11 +30,11 @@ struct execution_context {
 
     std::string scripts{};  ///< the directory of script_file
     bool dry_run = false;   ///< decide and record, but start nothing
-    account self{};         ///< whom commands run as unless policy names another account
+    account self{};         ///< the account of commands, unless policy names another
     std::string language{}; ///< the LANG of every command
     containment ceiling{};  ///< no command gets more than this, whatever policy says
 
-    /// Those that run. An execution takes itself out when it is over, and then calls `on_end`.
+    /// The running executions. An execution removes itself when it is over, and then calls `on_end`.
     std::set<std::shared_ptr<execution>> running{};
     std::function<void()> on_end{};
 };

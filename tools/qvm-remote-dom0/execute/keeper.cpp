@@ -39,7 +39,7 @@ class keeper {
         : control_(std::move(control)), group_(group) {}
 
     [[nodiscard]] bool start(preparation &p, const cgroup_home &home) noexcept {
-        // Dropped before it began: nobody would hear of it.
+        // The daemon dropped it before it began, so nobody would read its output.
         char byte;
         if (::recv(control_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
             return false;
@@ -48,7 +48,7 @@ class keeper {
             auto opened = group_.limit(p.most, home).and_then([&] { return group_.open(); });
             if (!opened) {
                 const int why = opened.error().error_number;
-                fail(why == ENOENT ? EIO : why); // it is not the program that does not exist
+                fail(why == ENOENT ? EIO : why); // ENOENT must mean that the program does not exist
                 return false;
             }
             group = std::move(*opened);
@@ -66,7 +66,7 @@ class keeper {
 
     void fail(int error_number) noexcept { tell({child_event::failed, error_number, 0}); }
 
-    // Until nothing is left of the tree; returns whether it went by itself.
+    // Waits until no process of the tree is left. Returns whether it ended by itself.
     bool watch() {
         for (;;) {
             std::array<pollfd, 1> watched{{{deaf_ ? -1 : control_.get(), POLLIN, 0}}};
@@ -75,7 +75,7 @@ class keeper {
                 childless_ = true;
                 if (group_.remove())
                     break;
-                begin_to_kill(); // who is in the group and was never below us
+                begin_to_kill(); // processes in the group that were never below us
             }
             if (watched[0].revents != 0)
                 take_order();
@@ -101,14 +101,15 @@ class keeper {
         return killing_ ? clock_.next() : kill_at_ms_;
     }
 
-    // Whether nothing is left. No child means no descendant: whoever loses its parent is ours.
+    // Whether nothing is left. Without a child there is no descendant: a process that loses its parent
+    // becomes our child.
     [[nodiscard]] bool reap_all() {
         int status = 0, first_status = 0;
         bool first_ended = false;
         pid_t pid;
         while ((pid = reap(status)) > 0)
             if (pid == first_) {
-                first_ = 0; // the number may be another's from now on, also as a group
+                first_ = 0; // another process or group may get this number now
                 first_ended = true;
                 first_status = status;
             }
@@ -125,7 +126,7 @@ class keeper {
         if (n < 0 && errno == EAGAIN)
             return;
         if (n != sizeof what) {
-            // Reports still go out: the daemon may only have closed its half.
+            // Reports are still sent: the daemon may only have closed its side for writing.
             deaf_ = true;
             begin_to_kill();
         } else if (what == order_terminate) {
@@ -149,7 +150,7 @@ class keeper {
         kill_at_ms_ = now_ms() + grace_ms;
         for (const pid_t pid : processes_below(::getpid())) {
             ::kill(pid, SIGTERM);
-            ::kill(pid, SIGCONT); // a stopped process would not learn of it
+            ::kill(pid, SIGCONT); // so that a stopped process gets the signal
         }
     }
 
@@ -160,14 +161,14 @@ class keeper {
         killing_ = true;
         clock_.start();
         // Raise our priority, so that a fork bomb cannot starve the process that kills it. Only root
-        // may; others do without.
+        // may do this; without it we go on.
         ::setpriority(PRIO_PROCESS, 0, -20);
     }
 
     void kill_tree() {
         group_.kill();
-        // A signal to a group reaches all of it or none of it against fork, so this alone ends most
-        // trees however fast they grow.
+        // A signal to a group is atomic with respect to fork, so this alone ends most trees, however
+        // fast they grow.
         if (first_ != 0)
             ::kill(-first_, SIGKILL);
         kill_all_below_us();
@@ -184,7 +185,7 @@ class keeper {
     kill_clock clock_;
 };
 
-// What a controller does better is left to it.
+// Only for resources without a controller: a controller does it better.
 [[nodiscard]] std::vector<std::pair<int, rlim_t>> rlimits_for(const preparation &p,
                                                               const cgroup_home &home) {
     std::vector<std::pair<int, rlim_t>> out;
@@ -197,7 +198,7 @@ class keeper {
     return out;
 }
 
-// From a message to the end of the command; returns whether this process is as it was before.
+// Runs one command, from its message to its end. Returns whether this process can run another one.
 bool keep(launch_message message, const command_cgroup &group, const cgroup_home &home) noexcept {
     auto &[received, block] = message;
     keeper self(std::move(received.front()), group);
@@ -209,8 +210,8 @@ bool keep(launch_message message, const command_cgroup &group, const cgroup_home
     }
     int error = 0;
     if (!take_launch(block, p) || received.size() != p.descriptors.size() + 1)
-        error = EMFILE; // some did not arrive, as this process may not hold so many
-    // No source may stand where another's target is: all are moved above the targets.
+        error = EMFILE; // some did not arrive, since this process may not have so many
+    // A source must not have the number of another target, so all are moved above the targets.
     int above = 0;
     for (const auto &[from, to] : p.descriptors)
         above = std::max(above, to + 1);
@@ -231,7 +232,7 @@ bool keep(launch_message message, const command_cgroup &group, const cgroup_home
     }
     p.rlimits = rlimits_for(p, home);
     const bool started = self.start(p, home);
-    // The command's own ends stay with it alone, or nobody would see them end.
+    // Only the command keeps its ends of the pipes, or their end would never be seen.
     received.clear();
     return started && self.watch() && !is_mapped;
 }
@@ -258,23 +259,24 @@ void lend(int link, int socket) noexcept {
 void be_keeper(unique_fd socket, unique_fd link, pid_t warden, const cgroup_home &home,
                std::uint64_t number) noexcept {
     ::prctl(PR_SET_NAME, "qvm-remote-keep", 0, 0, 0);
-    // Cannot fail where it did not fail the warden.
+    // This cannot fail, since it did not fail in the warden.
     ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     command_cgroup group(home, number);
     while (socket) {
-        // While we wait we have the socket too: should the warden die, the daemon would not see it.
+        // While we wait we hold the socket too, so the daemon would not see that the warden died.
         ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
         if (::getppid() != warden)
             break;
-        // While nobody waits for it. Where it cannot be made, the command does not start.
+        // Made in advance, while nobody waits for it. If it cannot be made, the command does not start.
         (void)group.make();
         std::optional<launch_message> message;
         do
             message = take_message(socket.get(), 0);
-        while (message && message->received.empty()); // out of descriptors; the control socket ends
+        while (message &&
+               message->received.empty()); // out of descriptors: the control socket was closed
         if (!message)
             break;
-        // From here on there is a tree to see through, with or without a warden.
+        // From here on there is a command to watch to its end, with or without a warden.
         ::prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
         socket.reset();
         send_one(link.get(), keeper_word::taken);

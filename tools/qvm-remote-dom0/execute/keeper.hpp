@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The process that sees one command through, and its talk with the warden.
+/// The process that starts one command and watches it to its end, and its messages to the warden.
 
 #pragma once
 
@@ -14,16 +14,16 @@ namespace qvmremote::dom0 {
 
 struct cgroup_home;
 
-/// What a keeper tells the warden over their link: it has taken a message, or it is done and asks for
-/// the socket to wait at again. When the warden closes the link, the keeper ends.
+/// What a keeper tells the warden over their link: it has taken a message, or its command has ended and
+/// it asks for the socket to wait again. When the warden closes the link, the keeper ends.
 enum class keeper_word : std::uint8_t { taken, done };
 
 /// The warden's answer to `done`: the socket.
 void lend(int link, int socket) noexcept;
 
-/// The life of a keeper: it waits for a message, sees a command through, and waits again if the warden
-/// has use for it. Out of memory ends it (noexcept), and the warden clears up; it also clears up after
-/// a keeper that cannot remove its group.
+/// The loop of a keeper: it waits for a message, runs a command to its end, and waits again if the
+/// warden needs it. It ends when it is out of memory (noexcept). Then, and when it cannot remove its
+/// group, the warden cleans up.
 [[noreturn]] void be_keeper(host::unique_fd socket, host::unique_fd link, pid_t warden,
                             const cgroup_home &home, std::uint64_t number) noexcept;
 

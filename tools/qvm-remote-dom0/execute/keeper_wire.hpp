@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What goes over the socket between the daemon and a keeper.
+/// The messages between the daemon and a keeper.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace qvmremote::dom0 {
 
-/// From keeper to daemon. Both ends are this very program, so structs go as they are.
+/// From keeper to daemon. Both ends are the same program, so structs are sent as they are.
 struct report {
     std::int32_t kind;
     std::int32_t number;
@@ -22,13 +22,13 @@ struct report {
 /// Flags of `exited`.
 inline constexpr std::int32_t flag_empty = 1, flag_out_of_memory = 2;
 
-/// From daemon to keeper: a signal's number, or order_terminate. There is no order to kill: that is
-/// the end of the socket, which never fails for lack of room.
+/// From daemon to keeper: a signal's number, or order_terminate. The order to kill is the end of the
+/// socket, which cannot fail when the socket is full.
 using order = std::int32_t;
 inline constexpr order order_terminate = 0;
 
-/// -1 with errno, 0 at the other end's end. A peer that closed with something of ours unread shows
-/// as ECONNRESET, once and ahead of what it had sent before: that is still to be read.
+/// -1 with errno, 0 when the peer has closed. When the peer closed before it read everything,
+/// ECONNRESET comes once, before the messages that it had sent; read on after it.
 [[nodiscard]] inline ssize_t receive(int fd, void *to, std::size_t size) noexcept {
     for (;;) {
         const ssize_t n = ::recv(fd, to, size, MSG_DONTWAIT);
@@ -37,7 +37,7 @@ inline constexpr order order_terminate = 0;
     }
 }
 
-/// Whether it was sent. Waits for nobody.
+/// Whether it was sent. Does not wait.
 template <class T>
 bool send_one(int fd, const T &what) noexcept {
     ssize_t n;

@@ -24,13 +24,13 @@ using host::unique_fd;
 
 constexpr std::array<std::string_view, 4> program_directories = {
     "/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/", "/usr/bin/"};
-constexpr std::size_t inline_block = 64 * 1024;        // what a default socket buffer surely takes
-constexpr std::size_t largest_block = 8 * 1024 * 1024; // execve's own limit lies below
+constexpr std::size_t inline_block = 64 * 1024;        // fits into a default socket buffer
+constexpr std::size_t largest_block = 8 * 1024 * 1024; // execve's own limit is lower
 constexpr std::size_t most_extra = 16;
 constexpr std::size_t most_descriptors = 4 + most_extra + 1;
 
-// The launch block: `launch` as bytes, without its descriptors. Each string has its NUL with it, so
-// that argv can point into the block.
+// The launch block: `launch` as bytes, without its descriptors. Each string ends in NUL, so that argv
+// can point into the block.
 
 void put_string(byte_writer &to, std::string_view text) {
     to.u32(static_cast<std::uint32_t>(text.size() + 1));
@@ -84,7 +84,7 @@ void put_launch(byte_writer &to, const launch &what) {
     const auto text = from.take(size.value_or(0));
     if (!text || text->empty() || text->back() != 0)
         return nullptr;
-    // execve takes char *const and leaves it alone.
+    // execve takes char *const and does not change it.
     return const_cast<char *>(as_text(*text).data());
 }
 
@@ -139,7 +139,10 @@ host::outcome<void> send_launch(int socket, int control, const launch &what) {
     to.u8(0); // see take_message
     put_launch(to, what);
     if (block.size() > largest_block)
-        return host::failed("a command is too long", E2BIG);
+        return host::failed(
+            "the command and its environment are too long to start: send data by standard input "
+            "instead",
+            E2BIG);
 
     std::vector<int> descriptors = {control, what.in, what.out, what.err};
     for (const auto &[fd, number] : what.extra)
@@ -174,10 +177,12 @@ host::outcome<void> send_launch(int socket, int control, const launch &what) {
         if (errno == EINTR)
             continue;
         if (errno == EPIPE || errno == ECONNRESET)
-            return host::failed("the process that starts commands is gone", errno);
+            return host::failed(
+                "the process that starts commands has ended: systemctl restart qvm-remote-dom0",
+                errno);
         if (errno != EAGAIN || waited)
             return host::failed("cannot reach the process that starts commands", errno);
-        // Rather than a queue of our own: a start takes the warden a tenth of a millisecond.
+        // Waiting is simpler than a queue: the warden starts a command in a tenth of a millisecond.
         pollfd p{socket, POLLOUT, 0};
         waited = ::poll(&p, 1, 1000) == 0;
     }
@@ -185,7 +190,7 @@ host::outcome<void> send_launch(int socket, int control, const launch &what) {
 }
 
 std::optional<launch_message> take_message(int socket, int flags) {
-    // Not on the stack, and the kernel gives memory only to what is written.
+    // Not on the stack. The kernel gives memory only to the pages that are written.
     static std::array<std::uint8_t, inline_block> text;
     alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary;
     iovec part{text.data(), text.size()};
@@ -210,7 +215,7 @@ std::optional<launch_message> take_message(int socket, int flags) {
             out.received.emplace_back(fd);
         }
     }
-    // Without its first byte, which says nothing: an empty message would be taken for the end.
+    // Without its first byte, which is there because an empty message would look like the end.
     out.block = bytes_view(text.data(), static_cast<std::size_t>(n)).subspan(1);
     return out;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A launch on its way from the daemon to a keeper: one message with the descriptors, and a block of
-/// bytes, which is in a file in memory when it is large.
+/// The message by which the daemon gives a command to a keeper: descriptors, and a block of bytes. A
+/// large block is in a file in memory.
 
 #pragma once
 
@@ -17,28 +17,28 @@
 
 namespace qvmremote::dom0 {
 
-/// Why a launch cannot be carried out as it is written; null when it can. It may hold no NUL above
-/// all: the kernel would cut there, and what runs would not be what was approved.
+/// Why a launch cannot be sent; null when it can. Above all, a string must not hold NUL: the kernel
+/// would cut it there, and another command than the approved one would run.
 [[nodiscard]] const char *why_not(const launch &what);
 
-/// Sends it, with `control`, the keeper's end of the command's socket. Waits 1 s at most.
+/// Sends the launch, with `control`, the keeper's end of the command's socket. Waits 1 s at most.
 [[nodiscard]] host::outcome<void> send_launch(int socket, int control, const launch &what);
 
-/// A launch as it has arrived: control, stdin, stdout, stderr, the extra ones and, when there is no
-/// block, the file that it is in. No descriptors: nothing has arrived.
+/// A received launch: control, stdin, stdout, stderr, the extra descriptors and, when there is no
+/// block, the file with it. Without descriptors, nothing was received.
 struct launch_message {
     std::vector<host::unique_fd> received;
     bytes_view block;
 };
 
-/// None when the daemon is gone. The block lies in memory that the next call overwrites.
+/// Nothing when the daemon is gone. The next call overwrites the block.
 [[nodiscard]] std::optional<launch_message> take_message(int socket, int flags);
 
-/// Maps what did not fit into the message; it stays for as long as argv points into it.
+/// Maps the file with a large block. It stays mapped, since argv points into it.
 [[nodiscard]] bytes_view map_block(int fd) noexcept;
 
-/// Reads the block; `p` points into it afterwards. Of the descriptors, `p` holds the target numbers
-/// alone. The block is the daemon's own, so the checks are against our faults.
+/// Reads the block; `p` points into it afterwards. Of the descriptors, `p` has only the target numbers.
+/// The block comes from the daemon, so the checks only find our own mistakes.
 [[nodiscard]] bool take_launch(bytes_view block, preparation &p);
 
 } // namespace qvmremote::dom0

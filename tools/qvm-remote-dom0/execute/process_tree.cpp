@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::size_t processes_per_pass = 4096;
 
-// Processes and their children, as /proc has it.
+// Processes and their children, from /proc.
 class process_table {
   public:
     explicit process_table(listing how) : how_(how) {
@@ -29,8 +29,7 @@ class process_table {
             scan();
     }
 
-    // The kernel promises all children only while none of them ends; who must not miss one asks
-    // again.
+    // The list is complete only while no child ends, so a caller that must not miss one asks again.
     void append_children(pid_t of, std::vector<pid_t> &to) const {
         if (how_ == listing::whole_proc) {
             const auto [first, last] = children_.equal_range(of);
@@ -76,7 +75,7 @@ class process_table {
     void scan() {
         for_each_number("/proc", [this](const char *number) {
             const std::string text = read_file(std::string("/proc/") + number + "/stat");
-            // "PID (NAME) STATE PPID …": a name may hold anything, ")" too.
+            // "PID (NAME) STATE PPID ...": the name may hold any byte, also ")".
             const std::size_t name_end = text.rfind(')');
             if (name_end == std::string::npos || text.size() < name_end + 5)
                 return;
@@ -87,7 +86,7 @@ class process_table {
     }
 
     listing how_;
-    std::multimap<pid_t, pid_t> children_; // of parent; whole_proc alone
+    std::multimap<pid_t, pid_t> children_; // by parent; only for whole_proc
 };
 
 [[nodiscard]] listing best_listing() noexcept {
@@ -110,10 +109,11 @@ std::vector<pid_t> processes_below(pid_t root, listing how) {
 
 std::vector<pid_t> processes_below(pid_t root) { return processes_below(root, best_listing()); }
 
-// Stop, list, kill, parents first. A stopped process neither forks nor reaps, so its list is complete
-// and the numbers on it stay whose they are; the killed one's children become ours, and we reap between
-// passes alone. What slips through (another thread of the same process, a chain that forks and ends)
-// is there in the next pass. A process that restarts what dies is dead before it learns of it.
+// Stop, list, kill; parents first. A stopped process does not fork or reap, so the list of its children
+// is complete, and no process ID in it is reused. The children of a killed process become ours, and we
+// reap only between passes. A process that is missed (made by another thread, or by a chain of
+// processes that fork and end) is found in the next pass. A process that restarts its children is dead
+// before it sees that they died.
 bool kill_all_below_us(const std::function<bool(pid_t)> &spare) {
     const process_table table(best_listing());
     std::vector<pid_t> found;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The processes below one: how they are found, killed, and waited for.
+/// Finds, kills and waits for the processes below one.
 
 #pragma once
 
@@ -17,18 +17,17 @@
 
 namespace qvmremote::dom0 {
 
-/// Where it stands which process is below which. The first names children alone and is current for
-/// each process asked; the second reads of every process of the machine who its parent is, for
-/// kernels without CONFIG_PROC_CHILDREN.
+/// How the children of a process are found. The first way reads its list of children. The second way
+/// reads the parent of every process of the machine; it is for kernels without CONFIG_PROC_CHILDREN.
 enum class listing { children_files, whole_proc };
 
 /// The processes below `root`, parents before their children.
 [[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing how);
-/// The same in the better way that there is.
+/// The same, in the first way if the kernel has it.
 [[nodiscard]] std::vector<pid_t> processes_below(pid_t root);
 
-/// One pass over what is below us. Returns whether there was anybody; it spares children of ours
-/// that `spare` names, with all below them.
+/// Kills the processes below us, in one pass. Returns whether there were any. Does not touch the
+/// children in `spare`, and the processes below them.
 bool kill_all_below_us(const std::function<bool(pid_t)> &spare = {});
 
 /// Milliseconds of the monotonic clock.
@@ -40,8 +39,8 @@ bool kill_all_below_us(const std::function<bool(pid_t)> &spare = {});
 }
 inline constexpr std::uint64_t never = ~std::uint64_t{0};
 
-/// When to kill again: soon, then less and less often, for what does not die at once (a process in
-/// the middle of a write to a broken disk, one of another user).
+/// When to kill again: soon, then less and less often. A process may not die at once (in a write to a
+/// broken disk), or never (when another user owns it).
 class kill_clock {
   public:
     void start() noexcept { interval_ = 1; }
@@ -62,16 +61,16 @@ class kill_clock {
     std::uint64_t interval_ = 1;
 };
 
-/// SIGCHLD's handler, and what it sets.
+/// The handler of SIGCHLD, and the flag that it sets.
 void on_child_ended(int);
 extern volatile std::sig_atomic_t child_ended;
 
-/// Waits until a descriptor (-1: none) is ready, a child has ended, or the time has come. All
-/// signals are blocked elsewhere, so no end of a child is missed between looking and waiting.
+/// Waits until a descriptor (-1: none) is ready, a child has ended, or the time has come. All signals
+/// are blocked outside this function, so no end of a child is missed between checking and waiting.
 void wait_for(std::span<pollfd> watched, std::uint64_t until_ms) noexcept;
 
-/// The children that have ended, one a call; 0 when none has now, -1 when there is no child. __WALL:
-/// whatever signal the child was to send us at its end.
+/// Reaps one child that has ended; 0 when none has, -1 when there is no child. __WALL: also children
+/// that send another signal than SIGCHLD at their end.
 [[nodiscard]] pid_t reap(int &status) noexcept;
 
 } // namespace qvmremote::dom0

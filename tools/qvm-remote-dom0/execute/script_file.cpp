@@ -17,7 +17,7 @@ namespace qvmremote::dom0 {
 host::outcome<script_file> script_file::make(const std::string &directory, std::uint64_t serial,
                                              std::string_view bytes, gid_t group) {
     std::string path = directory + "/" + std::to_string(serial);
-    // Nobody may read it before it is whole, and nobody may write to it at any time.
+    // Nobody may read it before it is complete, and nobody may ever write to it.
     const host::unique_fd fd(
         ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0));
     if (!fd)
@@ -42,7 +42,7 @@ script_file::~script_file() {
 }
 
 host::outcome<void> prepare_scripts(const std::string &directory) {
-    // Entered by every account that runs a script there, and listed by none.
+    // Every account that runs a script may enter the directory, and none may list it.
     if (auto made = host::make_directories(directory, 0711); !made)
         return made;
     if (auto safe = host::open_trusted(directory, host::trusted::directory); !safe)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A script as a file of dom0's, for as long as it runs.
+/// A script as a file in dom0, while it runs.
 
 #pragma once
 
@@ -15,9 +15,9 @@
 
 namespace qvmremote::dom0 {
 
-/// The bytes that were approved, in a file that only root can change (or the user that the daemon runs
-/// as): interpreters differ in how they read /dev/fd/N, and some find its end there. The file is gone when
-/// this object is.
+/// The approved bytes, in a file that only root (or the user of the daemon) can change. A file is
+/// needed because interpreters differ in how they read /dev/fd/N, and some find nothing there. The
+/// destructor removes the file.
 class script_file {
   public:
     script_file() = default;
@@ -40,7 +40,7 @@ class script_file {
     std::string path_; // empty: none
 };
 
-/// Makes the directory where it is missing, and removes what a daemon that was killed left in it.
+/// Makes the directory if it is missing, and removes files that a killed daemon left in it.
 [[nodiscard]] host::outcome<void> prepare_scripts(const std::string &directory);
 
 } // namespace qvmremote::dom0

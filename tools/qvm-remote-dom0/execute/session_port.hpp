@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What an execution speaks through: a session of protocol 2, or an entry of the queue.
+/// Where an execution sends its output and its end: a session of protocol 2, or an entry of the queue.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 
 namespace qvmremote::dom0 {
 
-/// What the records in the qube say of a command that has ended.
+/// What the records in the qube say about a command that has ended.
 struct run_record {
     std::string started; ///< YYYY-MM-DDTHH:MM:SS
     std::uint64_t duration_ms = 0;
@@ -25,9 +25,9 @@ class session_port {
     virtual ~session_port() = default;
 
     virtual void accept(std::uint32_t timeout_s, bool stdin_live) = 0;
-    /// No output can be taken now; the execution is told when that changes.
+    /// Whether no output can be taken now. The execution is told when that changes.
     [[nodiscard]] virtual bool stalled() const = 0;
-    /// As server_stream::prepare_output and commit_output; only while not stalled.
+    /// As server_stream::prepare_output and commit_output. Only call them while not stalled.
     [[nodiscard]] virtual std::span<std::uint8_t> prepare_output(std::size_t most) = 0;
     virtual void commit_output(bool is_stdout, std::size_t n) = 0;
     virtual void output_eof(bool is_stdout) = 0;
@@ -36,7 +36,7 @@ class session_port {
     virtual void notify(std::string_view text) = 0;
     /// The last word; byte counts are filled in.
     virtual run_end end(run_end how, const run_record &record) = 0;
-    /// Writes out what was said.
+    /// Sends what was queued.
     virtual void flush() = 0;
 };
 

@@ -29,21 +29,22 @@ namespace {
 
 using host::unique_fd;
 
-// Sees to it that a keeper waits for the next message: fork takes longer than all else of ours
-// between launch and exec, so it is done beforehand, and not at all while a keeper comes back from a
-// command before. The warden itself reads no message, unless it cannot fork.
+// Makes sure that a keeper waits for the next message. fork takes longer than everything else between
+// launch and exec, so a keeper is forked in advance, and not at all if one has finished its command.
+// The warden itself reads a message only when it cannot fork.
 class warden_process {
   public:
     warden_process(unique_fd socket, const cgroup_home &home) noexcept
         : socket_(std::move(socket)), home_(home), self_(::getpid()) {}
 
-    // Until the daemon is gone and all keepers with it.
+    // Runs until the daemon and all keepers have ended.
     void run() {
         std::vector<pollfd> watched;
         while (socket_ || !keepers_.empty() || orphans_) {
             if (socket_ && idle() == 0)
                 make_keeper();
-            // The socket's end shows unasked, a message only while nobody else is there to take it.
+            // poll() always reports the end of the socket. Ask for messages only while no keeper waits
+            // for one.
             watched.assign(1, {socket_.get(), static_cast<short>(idle() > 0 ? 0 : POLLIN), 0});
             for (const auto &[pid, k] : keepers_)
                 watched.push_back({k.link.get(), POLLIN, 0});
@@ -66,7 +67,7 @@ class warden_process {
   private:
     struct kept {
         std::uint64_t group; // the number of its cgroup
-        unique_fd link;      // none: it has died or is about to end
+        unique_fd link;      // closed: it has died or is about to end
         bool waits = true;
     };
     static constexpr std::ptrdiff_t most_idle = 2;
@@ -102,7 +103,8 @@ class warden_process {
         if (pid < 0)
             return false;
         if (pid == 0) {
-            // The links to the others are not its business, and 3 is the socket (settle_in).
+            // A keeper must not hold the links to other keepers. Descriptor 3 is the socket
+            // (settle_in).
             constexpr int own = 4;
             if (theirs.get() != own)
                 ::dup3(theirs.release(), own, O_CLOEXEC);
@@ -116,7 +118,7 @@ class warden_process {
         return true;
     }
 
-    // Whether anything is left of commands whose keeper is gone.
+    // Whether processes are left whose keeper has died.
     bool clear_up() {
         std::erase_if(abandoned_, [](const command_cgroup &group) {
             group.kill();
@@ -139,7 +141,7 @@ class warden_process {
             const auto keeper = keepers_.extract(pid);
             if (!keeper)
                 continue; // an orphan
-            // A keeper that ends by itself leaves nothing behind.
+            // When a keeper ends by itself, no process is left.
             if (status != 0) {
                 abandoned_.emplace_back(home_, keeper.mapped().group);
                 orphans_ = true;
@@ -158,22 +160,23 @@ class warden_process {
     kill_clock clock_;
 };
 
-// From fork to a process that holds nothing of the daemon but stderr: 0, or errno.
+// Prepares the forked process: of the daemon's descriptors it keeps only stderr. Returns 0, or errno.
 [[nodiscard]] int settle_in(unique_fd &socket) noexcept {
-    // Out of the daemon's process group: a kill -9 of that group ends the daemon alone, and we
-    // clear up behind it.
+    // Leave the daemon's process group: a kill -9 of that group ends only the daemon, and we clean up
+    // after it.
     ::setsid();
     ::prctl(PR_SET_NAME, "qvm-remote-ward", 0, 0, 0);
     if (::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 || ::chdir("/") != 0)
         return errno;
 
-    // Blocked for good: no signal that was meant for the daemon or for a command ends us. SIGCHLD
-    // is let in while we wait.
+    // Block all signals: no signal for the daemon or for a command may end us. SIGCHLD is unblocked
+    // while we wait.
     sigset_t all;
     ::sigfillset(&all);
     ::sigprocmask(SIG_SETMASK, &all, nullptr);
-    // The kernel's own call (for 8 bytes of mask), since glibc lets nobody touch signals 32 and 33 and
-    // whoever started the daemon may have them ignored. All zero is SIG_DFL; KILL and STOP refuse.
+    // A direct system call (8 is the size of the mask), since glibc does not allow signals 32 and 33,
+    // and the daemon may have been started with them ignored. All zero is SIG_DFL; KILL and STOP cannot
+    // be set.
     const std::array<std::uint64_t, 8> by_default{};
     for (int n = 1; n < NSIG; ++n)
         ::syscall(SYS_rt_sigaction, n, by_default.data(), nullptr, std::size_t{8});
@@ -191,7 +194,7 @@ class warden_process {
     if (::fcntl(2, F_GETFD) < 0)
         ::dup2(null, 2);
     ::dup3(high, 3, O_CLOEXEC);
-    // Whatever number it had, it is closed below or overwritten above.
+    // Its old number is closed below or overwritten above.
     (void)socket.release();
     socket.reset(3);
     return ::syscall(SYS_close_range, 4U, ~0U, 0) == 0 ? 0 : errno;
@@ -259,7 +262,7 @@ void child::signal(int number) noexcept {
 }
 
 void child::terminate() noexcept {
-    // A keeper that does not read is not waited for.
+    // Do not wait for a keeper that does not read.
     if (!send_one(control_.get(), order_terminate))
         kill();
 }
@@ -286,7 +289,7 @@ host::outcome<warden> warden::start(const cgroup_home &home) {
     while (n < 0 && errno == EINTR);
     if (n != sizeof error || error != 0) {
         out.stop();
-        return host::failed("the process that starts commands cannot", error);
+        return host::failed("the process that starts commands cannot begin", error);
     }
     return out;
 }

@@ -40,7 +40,7 @@ host::outcome<std::vector<kept_audit_file>> kept_audit_files(const paths &where)
         struct stat st {};
         if (!last || kept_audit_path(where, *last) != where.audit() + "." + std::string(digits) ||
             ::fstatat(::dirfd(entries.get()), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-            continue; // somebody else's
+            continue; // not a file of the log
         out.push_back({kept_audit_path(where, *last), *last, st.st_ino,
                        static_cast<std::uint64_t>(st.st_size), st.st_mtime});
     }
@@ -62,7 +62,7 @@ host::outcome<std::optional<std::string_view>> line_reader::next() {
         taken_ = 0;
         searched = held_.size();
         if (held_.size() > limits::audit_line)
-            return host::failed("a line is too long to be one of ours", EFBIG);
+            return host::failed("a line is longer than any that dom0 writes", EFBIG);
         constexpr std::size_t piece = 1 << 16;
         held_.resize(searched + piece);
         const ssize_t n = ::pread(fd_, held_.data() + searched, piece, static_cast<off_t>(read_));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The files of the audit log: audit.jsonl, and before it those it was until it grew too large.
+/// The files of the audit log: audit.jsonl, and its earlier parts.
 
 #pragma once
 
@@ -17,8 +17,8 @@
 
 namespace qvmremote::dom0 {
 
-/// A file that was set aside: audit.jsonl.LAST, LAST being the serial of its last line, with zeros
-/// in front so that names sort. Nothing is ever renamed twice, so a crash leaves no gap.
+/// An earlier part: audit.jsonl.LAST, where LAST is the serial of its last line, with zeros in front so
+/// that the names sort. A file is renamed only once, so a crash leaves no gap.
 struct kept_audit_file {
     std::string path;
     std::uint64_t last = 0;
@@ -31,23 +31,25 @@ struct audit_place {
     std::uint64_t inode = 0, offset = 0;
 };
 
-/// The name under which audit.jsonl is set aside.
+/// The name that audit.jsonl gets when it becomes an earlier part.
 [[nodiscard]] std::string kept_audit_path(const paths &where, std::uint64_t last);
 
-/// Those that are there, oldest first.
+/// The earlier parts, oldest first.
 [[nodiscard]] host::outcome<std::vector<kept_audit_file>> kept_audit_files(const paths &where);
 
-/// Lines of a file, in a memory that does not grow with it.
+/// Reads a file by lines. Its memory does not grow with the file.
 class line_reader {
   public:
     explicit line_reader(int fd, std::uint64_t from = 0) : fd_(fd), offset_(from), read_(from) {}
 
-    /// The next whole line, without its newline, good until the next call; nothing at the end. EFBIG
-    /// for a line that is too long to be one of ours.
+    /// The next whole line, without its newline, valid until the next call; nothing at the end. EFBIG
+    /// for a line that is longer than any that dom0 writes.
     [[nodiscard]] host::outcome<std::optional<std::string_view>> next();
 
-    [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; }    ///< behind that line
-    [[nodiscard]] bool torn() const noexcept { return held_.size() > taken_; } ///< at the end
+    [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; } ///< after that line
+    [[nodiscard]] bool torn() const noexcept {
+        return held_.size() > taken_;
+    } ///< ends within a line
   private:
     int fd_;
     std::uint64_t offset_, read_;

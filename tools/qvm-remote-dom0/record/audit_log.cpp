@@ -18,7 +18,7 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr int lock_tries = 500; // of 20 ms: who else appends is done in one
+constexpr int lock_tries = 500; // of 20 ms; another process appends within one
 
 // The first or last line of a file that ends in a newline.
 host::outcome<std::string> edge_of(int fd, std::uint64_t size, bool last) {
@@ -93,7 +93,7 @@ host::outcome<void> audit_log::open_file() {
         file_.set_chain(audit_chain());
         return {};
     }
-    // Where the chain goes on: the last whole line.
+    // Continues the chain from the last whole line.
     std::string last;
     if (auto read = whole > 0 ? edge_of(file_.fd(), whole, true) : edge_of_kept(kept->back(), true);
         !read)
@@ -102,19 +102,20 @@ host::outcome<void> audit_log::open_file() {
         last = std::move(*read);
     const auto entry = parse_audit(last);
     if (!entry)
-        return host::failed(where_.audit() +
-                            ": the last line is not one of ours; move the files away and "
-                            "keep them");
+        return host::failed(
+            where_.audit() +
+            ": dom0 did not write the last line; move the files of the log away and "
+            "keep them");
     file_.set_chain(audit_chain(entry->serial + 1, entry->hash));
     return whole > 0 ? host::outcome<void>() : begin_with_head(*kept);
 }
 
-// Reads the lines that the index does not know, in this file and in those before it, and cuts off
-// one that has no end: a crash fell into its writing, so nobody was told that it stood.
+// Reads the lines that the index does not have yet, in this file and the earlier ones. Removes a line
+// that is not whole: the daemon crashed while it was written, so it was never acknowledged.
 host::outcome<void> audit_log::catch_up(const std::vector<kept_audit_file> &kept,
                                         std::uint64_t size) {
     std::uint64_t from = 0;
-    auto first = kept.begin(); // without a place that is known, all of them
+    auto first = kept.begin(); // without a known place, read all of them
     if (const auto upto = ids_.known_until()) {
         if (upto->inode == file_.place().inode && upto->offset <= size) {
             from = upto->offset;
@@ -149,8 +150,8 @@ host::outcome<void> audit_log::catch_up(const std::vector<kept_audit_file> &kept
     return ids_.commit(file_.place());
 }
 
-// The index is new. IDs that were used in files of the log that are gone are not in it, so IDs
-// that show a time of those files are refused.
+// The index is new. It lacks the IDs of files of the log that were removed, so IDs with a time of those
+// files are refused.
 host::outcome<void> audit_log::refuse_ids_of_lost_files(const std::vector<kept_audit_file> &kept,
                                                         std::uint64_t size) {
     if (kept.empty() && size == 0)
@@ -166,8 +167,8 @@ host::outcome<void> audit_log::refuse_ids_of_lost_files(const std::vector<kept_a
     return {};
 }
 
-// The first line of a file behind others, by which it can be checked without them. Only when it
-// stands do those go that are too old or too many: it says so.
+// The first line of a file that follows others: with it, the file can be checked without them. Files
+// that are too old or too many are removed only after it is durable, since it names them.
 host::outcome<void> audit_log::begin_with_head(const std::vector<kept_audit_file> &kept) {
     const std::int64_t now = ids_.now_s(host::local_time::now().seconds);
     std::uint64_t bytes = 0;
@@ -189,15 +190,15 @@ host::outcome<void> audit_log::begin_with_head(const std::vector<kept_audit_file
         const auto line = edge_of_kept(*first, false);
         const auto entry = line ? parse_audit(*line) : result<audit_entry>(fail(errc::bad_json));
         if (!entry)
-            return host::failed(first->path + ": the first line is not one of ours; move the "
-                                              "files away and keep them");
+            return host::failed(first->path + ": dom0 did not write the first line; move the "
+                                              "files of the log away and keep them");
         head.oldest = entry->serial;
     }
     if (auto written = file_.write_durably({head}); !written)
         return written;
     if (first == kept.begin())
         return {};
-    // No crash may take the index back to a file that is gone.
+    // After a crash the index must not refer to a file that was removed.
     if (!ids_.settle(file_.place()))
         return {};
     for (auto f = kept.begin(); f != first; ++f)
@@ -235,8 +236,8 @@ host::outcome<void> audit_log::make_ready() {
     return file_.size() >= limits_.file_bytes ? new_file() : host::outcome<void>();
 }
 
-// Begins anew from what is on disk, and believes it only when a test record is durable. Lines
-// that could not be taken out are in the chain again; what they start never ran.
+// Begins again from the files on disk, and trusts them only when a test record is durable. Lines that
+// could not be removed are in the chain again; the commands that they start never ran.
 host::outcome<void> audit_log::reopen() {
     const std::uint64_t unsure = file_.chain().next_serial();
     if (auto opened = open_file(); !opened) {
@@ -255,7 +256,7 @@ host::outcome<void> audit_log::reopen() {
     return {};
 }
 
-// What a crash leaves at any point of this, open_file() finishes.
+// After a crash at any point here, open_file() does the rest.
 host::outcome<void> audit_log::new_file() {
     if (!file_.is_open() || file_.size() == 0)
         return {};
@@ -265,7 +266,7 @@ host::outcome<void> audit_log::new_file() {
         return synced;
     const std::string kept = kept_audit_path(where_, file_.chain().next_serial() - 1);
     if (::access(kept.c_str(), F_OK) == 0)
-        return host::failed(kept + " is there already; move it away and keep it");
+        return host::failed(kept + " exists already; move it away and keep it");
     if (auto aside = file_.set_aside(kept); !aside)
         return aside;
     if (auto opened = open_file(); !opened) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The audit log and the index of its IDs as they lie on the disk: how they are opened, repaired
-/// after a crash, and begun anew when a file is large.
+/// The audit log and the index of its IDs on the disk. Opens them, repairs them after a crash, and
+/// begins a new file when one is large.
 
 #pragma once
 
@@ -20,24 +20,24 @@
 
 namespace qvmremote::dom0 {
 
-/// The log is the truth, and the index follows it. One thread uses both, but for what their classes
-/// say that any thread may ask.
+/// The log is the truth, and the index follows it. One thread uses both; any thread may call the
+/// functions that say so.
 class audit_log {
   public:
     audit_log(const paths &where, const audit_limits &limits)
         : where_(where), limits_(limits), file_(where), ids_(where) {}
 
-    /// Takes the lock of the log and opens both. With `patience`, waits for a process that appends
-    /// a record and ends.
+    /// Takes the lock of the log and opens both. With `patience`, waits for a process that only appends
+    /// a record.
     [[nodiscard]] host::outcome<void> open(bool patience);
 
-    /// Before each write: the file has its name, is open, and is not too large.
+    /// Call before each write: makes sure that the file is open, has its name, and is not too large.
     [[nodiscard]] host::outcome<void> make_ready();
 
-    /// Sets the file aside and begins a new one.
+    /// Makes the file an earlier part, and begins a new one.
     [[nodiscard]] host::outcome<void> new_file();
 
-    /// Writes an END for each START from a serial on that has none and will get none.
+    /// Writes an END for each START, from this serial on, that will get no other END.
     [[nodiscard]] host::outcome<void> close_open_starts(std::uint64_t from, const char *cause,
                                                         errc why);
 

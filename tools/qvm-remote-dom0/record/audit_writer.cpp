@@ -31,7 +31,7 @@ host::outcome<std::uint64_t> audit_writer::open() {
         return host::failed("cannot open the audit log " + path, errno);
     if (auto safe = host::open_trusted(path, host::trusted::secret); !safe)
         return tl::unexpected(safe.error());
-    // A file whose name is not on the disk holds no durable line.
+    // The lines of a file are not durable before its name is.
     if (auto synced = sync_directory(); !synced)
         return tl::unexpected(synced.error());
     struct stat st {};
@@ -61,18 +61,18 @@ host::outcome<void> audit_writer::sync_directory() const {
 
 host::outcome<void> audit_writer::check_name() const {
     const std::lock_guard lock(mutex_);
-    // Where no file was begun yet, there is nothing to compare.
+    // Before the first file there is nothing to compare.
     if (identity_ == file_identity())
         return {};
     const std::string path = where_.audit();
     struct stat st {};
     if (::lstat(path.c_str(), &st) != 0)
-        return host::failed("the audit log " + path + " was removed or renamed; nothing runs " +
+        return host::failed("the audit log " + path + " was removed or renamed; no command runs " +
                                 "before it is put back or the daemon is restarted",
                             errno);
     if (!S_ISREG(st.st_mode) || file_identity{st.st_dev, st.st_ino} != identity_)
         return host::failed("another file is in the place of the audit log " + path +
-                            "; nothing runs before the log is put back or the daemon is "
+                            "; no command runs before the log is put back or the daemon is "
                             "restarted");
     return {};
 }
@@ -98,7 +98,7 @@ host::outcome<void> audit_writer::write(const audit_lines &lines, bool sync) {
             return abandon("cannot write");
         left.remove_prefix(static_cast<std::size_t>(n));
     }
-    // After a failed sync the kernel may have dropped the pages and call the next one good.
+    // After a failed sync the kernel may drop the pages, and then the next sync succeeds without them.
     if (sync && ::fdatasync(fd_.get()) != 0)
         return abandon("cannot sync");
     if (auto named = check_name(); sync && !named) {
@@ -123,14 +123,14 @@ host::outcome<void> audit_writer::sync() {
     return ::fdatasync(fd_.get()) == 0 ? host::outcome<void>() : abandon("cannot sync");
 }
 
-// What of the lines came into the file is taken out again, since nobody is told that they stand.
+// Removes what was written of the lines, since they are not acknowledged.
 host::outcome<void> audit_writer::abandon(const char *what) {
     const int error = errno;
     [[maybe_unused]] const int cut = ::ftruncate(fd_.get(), static_cast<off_t>(size_));
     fd_.reset();
-    retry_later(); // a sync may have failed on its own
+    retry_later(); // the sync may fail without a failed write
     return host::failed(std::string(what) + " the audit log " + where_.audit() +
-                            "; nothing runs until it can be written again",
+                            "; no command runs until it can be written again",
                         error);
 }
 
@@ -143,8 +143,8 @@ host::outcome<void> audit_writer::set_aside(const std::string &path) {
     return {};
 }
 
-// The lines are on the disk before their head is known elsewhere: one that a crash takes back
-// would look cut off.
+// The lines must be durable before their head is sent. Otherwise lines that a crash removes would look
+// like an attack.
 host::outcome<void> audit_writer::send_head(bool at_the_end) {
     const std::uint64_t now = host::boottime_ms();
     if (!fd_ || !(heads_.is_due(now) || (at_the_end && heads_.is_behind())))

@@ -25,12 +25,13 @@
 
 namespace qvmremote::dom0 {
 
-/// Lines that are written together: all of them count, or none.
+/// Lines that are written together: either all of them count, or none.
 class audit_lines {
   public:
     explicit audit_lines(const audit_chain &chain) : next_(chain) {}
 
-    /// Returns the number of bytes of the line. Its serial is what next_serial() said before.
+    /// Returns the number of bytes of the line. Its serial is the value of next_serial() before the
+    /// call.
     std::size_t add(const journal_entry &e);
     [[nodiscard]] std::uint64_t next_serial() const noexcept { return next_.next_serial(); }
 
@@ -51,25 +52,25 @@ class audit_writer {
   public:
     explicit audit_writer(const paths &where) : where_(where) {}
 
-    /// Opens or makes the file, and makes its name durable. Returns the file's size, which may
-    /// include a line that a crash cut off.
+    /// Opens or makes the file, and makes its name durable. Returns the file's size, which may include
+    /// a part of a line after a crash.
     [[nodiscard]] host::outcome<std::uint64_t> open();
     void close() { fd_.reset(); }
     [[nodiscard]] bool is_open() const noexcept { return static_cast<bool>(fd_); }
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
-    /// Cuts the file of `size` bytes off after its last whole line.
+    /// Removes from the file of `size` bytes everything after its last whole line.
     [[nodiscard]] host::outcome<void> set_end(std::uint64_t whole_lines, std::uint64_t size);
-    /// The chain goes on from here.
+    /// Continues the chain from this head.
     void set_chain(const audit_chain &chain) { chain_ = chain; }
     [[nodiscard]] const audit_chain &chain() const noexcept { return chain_; }
     [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
     [[nodiscard]] audit_place place() const noexcept { return {inode_, size_}; }
 
-    /// Fails when another file, or none, has the log's name: a line counts as recorded only in the
-    /// file that people find under the name. Any thread may ask.
+    /// Fails when another file, or none, has the log's name: a line counts as recorded only in the file
+    /// that has the name. Any thread may call this.
     [[nodiscard]] host::outcome<void> check_name() const;
-    /// check_name() before a write. lost_name() says whether the last write failed for that.
+    /// check_name() before a write. lost_name() tells whether the last write failed for that reason.
     [[nodiscard]] host::outcome<void> check_name_for_write();
     [[nodiscard]] bool lost_name() const noexcept { return lost_name_; }
 
@@ -79,10 +80,10 @@ class audit_writer {
     [[nodiscard]] host::outcome<void> sync();
     [[nodiscard]] host::outcome<void> sync_directory() const;
 
-    /// Gives the file another name. None has the log's name then, and open() makes one.
+    /// Gives the file another name. Then no file has the log's name, and open() makes one.
     [[nodiscard]] host::outcome<void> set_aside(const std::string &path);
 
-    /// Sends the head when it is due, or at the end.
+    /// Sends the head when it is due, or when the daemon ends.
     [[nodiscard]] host::outcome<void> send_head(bool at_the_end);
     [[nodiscard]] const head_schedule &heads() const noexcept { return heads_; }
 
@@ -91,7 +92,7 @@ class audit_writer {
     void retry_later();
 
   private:
-    // Which file it is, whatever its name.
+    // Identifies a file, independent of its name.
     struct file_identity {
         dev_t device = 0;
         ino_t inode = 0;
@@ -112,7 +113,7 @@ class audit_writer {
     head_schedule heads_;
 
     mutable std::mutex mutex_;
-    file_identity identity_; // the file that is written; nothing where none was begun yet
+    file_identity identity_; // of the file that is written; empty before the first
 };
 
 } // namespace qvmremote::dom0

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The audit log's heads on their way to the system journal, against a tail that is cut off.
+/// Sends the audit log's heads to the system journal, which shows when lines at the end are removed.
 ///
-/// journald's datagram is a stable interface, and small: libsystemd would bring its own
-/// dependencies into a process that holds keys, for one call.
+/// journald's datagram is a stable interface. libsystemd would bring its dependencies into a process
+/// that holds keys, for one call.
 
 #pragma once
 
@@ -25,11 +25,11 @@
 
 namespace qvmremote::dom0 {
 
-/// What our heads are found by in the system journal.
+/// The identifier of our heads in the system journal.
 inline constexpr std::string_view head_identifier = "qvm-remote-audit";
 
-/// Sends one head to the journal's socket. Waits for nobody: a journal that is full or gone is a
-/// failure (EAGAIN, ENOENT).
+/// Sends one head to the journal's socket. Does not wait: fails when the journal is full (EAGAIN) or
+/// missing (ENOENT).
 [[nodiscard]] inline host::outcome<void> send_head(const std::string &socket_path,
                                                    std::uint64_t serial, std::string_view hash) {
     sockaddr_un address{};
@@ -47,8 +47,8 @@ inline constexpr std::string_view head_identifier = "qvm-remote-audit";
     return {};
 }
 
-/// When a head is sent: every 100 lines, and 10 minutes after a line that no head covers. Without
-/// such a line there is no date, and nobody wakes up for it.
+/// When a head is sent: every 100 lines, and 10 minutes after the first line that no head covers.
+/// Without such a line there is no time, so the thread does not wake up.
 class head_schedule {
   public:
     void lines_written(std::size_t count, std::uint64_t now_ms) {
@@ -61,7 +61,7 @@ class head_schedule {
     [[nodiscard]] bool is_due(std::uint64_t now_ms) const noexcept {
         return lines_ >= limits::audit_head_lines || (lines_ > 0 && now_ms >= due_ms_);
     }
-    /// Whether the head that was sent last is not the newest.
+    /// Whether the newest head is not sent yet.
     [[nodiscard]] bool is_behind() const noexcept { return lines_ > 0 || missed_; }
     [[nodiscard]] std::optional<std::uint64_t> due_ms() const noexcept {
         return lines_ > 0 ? std::optional(due_ms_) : std::nullopt;
@@ -70,7 +70,7 @@ class head_schedule {
         lines_ = 0;
         missed_ = false;
     }
-    /// There may be no journal: not tried again before other lines have come.
+    /// There may be no journal: do not try again before there are more lines.
     void failed() noexcept {
         lines_ = 0;
         missed_ = true;

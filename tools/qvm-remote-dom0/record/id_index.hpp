@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The index of used IDs beside the audit log: an SQLite file that can be made again from that.
+/// The index of used IDs: an SQLite file that can be made again from the audit log.
 
 #pragma once
 
@@ -20,13 +20,13 @@ struct sqlite3_stmt;
 
 namespace qvmremote::dom0 {
 
-/// A qube and an ID of its. Names and IDs hold no NUL, so the pair is told apart; 128 bits leave no
-/// accident.
+/// A hash of a qube and an ID. Names and IDs hold no NUL, so no two pairs look alike; with 128 bits no
+/// two hashes will be equal.
 using id_hash = std::array<std::uint8_t, 16>;
 [[nodiscard]] id_hash hash_of(std::string_view peer, std::string_view id);
 
-/// One connection to the index, for one thread. SQLite's words go into the failure; a statement is
-/// made once.
+/// One connection to the index, for one thread. A failure holds the message of SQLite. Each statement
+/// is prepared once.
 class id_index {
   public:
     id_index() = default;
@@ -38,19 +38,19 @@ class id_index {
     void close();
     [[nodiscard]] host::outcome<void> execute(const char *sql);
 
-    /// Whether SQLite has found since open() that the file is corrupt or is no database. Any other
-    /// failure (a full disk, a lock, no memory) passes, and the file is good then.
+    /// Whether SQLite has found since open() that the file is corrupt or not a database. After any
+    /// other failure (a full disk, a lock, no memory) the file is still good.
     [[nodiscard]] bool is_damaged() const noexcept { return damaged_; }
 
-    /// Used IDs. One without `expires` is remembered as long as the key whose mark is given stands.
+    /// Used IDs. An ID without `expires` is remembered until the key with this mark is removed.
     [[nodiscard]] host::outcome<bool> contains(const id_hash &h);
     [[nodiscard]] bool insert(const id_hash &h, std::optional<std::int64_t> expires,
                               const std::optional<digest256> &mark);
-    /// Forgets some that have expired, `most` at once so that nobody waits long; how many.
+    /// Forgets some that have expired, `most` at once so that nobody waits long. Returns how many.
     [[nodiscard]] std::optional<int> forget_expired(std::int64_t now, std::int64_t most);
     /// When the first of them expires.
     [[nodiscard]] host::outcome<std::optional<std::int64_t>> first_expiry();
-    /// The time by which IDs are forgotten, and the time that no forgotten ID shows or exceeds.
+    /// The time by which IDs are forgotten, and a time that is later than that of every forgotten ID.
     struct clock {
         std::int64_t now_s = 0, forgotten_before_s = 0;
     };
@@ -58,11 +58,11 @@ class id_index {
     [[nodiscard]] host::outcome<std::optional<clock>> stored_clock();
     /// The keys that IDs without a time are remembered for.
     [[nodiscard]] std::vector<digest256> marks();
-    /// Lets some of a key's IDs expire at `when`; whether there may be more.
+    /// Lets some of a key's IDs expire at `when`. Returns whether there may be more.
     [[nodiscard]] host::outcome<bool> lapse(const digest256 &mark, std::int64_t when,
                                             std::int64_t most);
 
-    /// STARTs that have no END yet.
+    /// STARTs without an END.
     struct open_start {
         std::uint64_t serial = 0;
         std::string peer, id;
@@ -71,7 +71,7 @@ class id_index {
     [[nodiscard]] bool remove_open(std::uint64_t serial);
     [[nodiscard]] host::outcome<std::vector<open_start>> open_starts(std::uint64_t from);
 
-    /// IDs of which nobody knows how they ended.
+    /// IDs whose outcome is unknown.
     [[nodiscard]] bool add_unknown(const id_hash &h);
     [[nodiscard]] bool is_unknown(const id_hash &h);
 
@@ -79,7 +79,7 @@ class id_index {
     [[nodiscard]] bool touch(const std::string &peer, std::int64_t when);
     [[nodiscard]] std::optional<std::int64_t> last_used(const std::string &peer);
 
-    /// Where in which file the next line begins that is not in the index.
+    /// The file and the place of the first line that is not in the index.
     [[nodiscard]] bool set_upto(std::uint64_t inode, std::uint64_t offset);
     [[nodiscard]] std::optional<std::pair<std::uint64_t, std::uint64_t>> upto();
 
@@ -104,7 +104,7 @@ class id_index {
     [[nodiscard]] tl::unexpected<host::failure> failure(const std::string &what) const;
     [[nodiscard]] sqlite3_stmt *prepared(statement which);
     [[nodiscard]] bool finished(sqlite3_stmt *s);
-    /// Looks for damage in a result code, and gives it back.
+    /// Notes damage that a result code shows. Returns the code.
     int noted(int code) noexcept;
     template <class Get>
     [[nodiscard]] bool rows(const char *sql, std::string_view text, std::int64_t number, Get get);

@@ -26,7 +26,7 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr std::size_t held_notes = 4096; // ENDs that wait for that
+constexpr std::size_t held_notes = 4096; // ENDs that wait until the disk can be written
 constexpr std::size_t unindexed_starts = 4096;
 
 } // namespace
@@ -103,13 +103,13 @@ class journal::state {
         bool was_empty;
         {
             const std::lock_guard lock(mutex_);
-            // What is counted takes no place in the queue, however fast a peer fails.
+            // Counted refusals take no place in the queue, however fast a peer sends them.
             if (entry.kind == audit_kind::refused && !entry.peer.empty()) {
                 const std::uint64_t now = host::boottime_ms();
                 const bool counts = gate_.due_ms().has_value();
                 if (!gate_.take(entry.peer, entry.reason, quota_.has_room(entry.peer, now), now)) {
                     if (!counts)
-                        wake_.notify_one(); // it has a date now
+                        wake_.notify_one(); // there is a time to wake up at now
                     return;
                 }
             }
@@ -154,7 +154,7 @@ class journal::state {
     }
 
     void run() {
-        // Signals are the loop's.
+        // The loop's thread takes the signals.
         sigset_t all;
         sigfillset(&all);
         ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
@@ -183,7 +183,7 @@ class journal::state {
         }
     }
 
-    // When there is something to do that nobody asks for. Called with the mutex held.
+    // When there is something to do without a request. Called with the mutex held.
     std::optional<std::uint64_t> due_ms() const {
         if (log_.ids().has_lapsed())
             return 0;
@@ -210,7 +210,7 @@ class journal::state {
         }
         if (!batch.empty() || (!file.is_open() && (stopping || now >= file.retry_at_ms()))) {
             const auto written = write(batch);
-            // trouble() looks for itself whether the file has its name.
+            // trouble() checks by itself whether the file has its name.
             set_trouble(written || file.lost_name() ? std::string() : written.error().what);
             tell(batch, written.has_value());
             if (written)
@@ -233,7 +233,7 @@ class journal::state {
         return out;
     }
 
-    // What happened stays true while the disk is full.
+    // These events happened, so they are kept while the disk is full.
     void hold(std::vector<item> batch) {
         for (item &i : batch)
             if ((i.entry.kind == audit_kind::end || i.entry.kind == audit_kind::admin ||
@@ -242,7 +242,8 @@ class journal::state {
                 held_.push_back(std::move(i));
     }
 
-    // One write and at most one sync for all that wait. On any failure nothing of the batch counts.
+    // One write and at most one sync for everything that waits. After any failure nothing of the batch
+    // counts.
     host::outcome<void> write(std::vector<item> &batch) {
         log_.file().retry_later();
         if (log_.ids().waiting_starts() >= unindexed_starts && !write_index())
@@ -279,8 +280,8 @@ class journal::state {
             });
     }
 
-    // The index may lag: what it lacks is in recent_, and after a crash in the log. ENDs ride along
-    // with the next STARTs.
+    // The index may be behind: what it lacks is in recent_, and after a crash in the log. ENDs are
+    // written together with the next STARTs.
     void remember(const std::vector<item> &batch) {
         bool starts = false;
         for (const item &i : batch) {
@@ -298,7 +299,7 @@ class journal::state {
     bool write_index() {
         if (!log_.ids().write_index(log_.file().place()))
             return false; // they stay in recent_
-        // Forgetting is not urgent: it rides along once there is something to gain.
+        // Forgetting is not urgent: it happens with another write, once there are enough IDs.
         if (auto done = log_.ids().take_indexed(); !done.empty())
             post_([this, done = std::move(done)] {
                 for (const id_hash &h : done)
@@ -315,11 +316,11 @@ class journal::state {
     const paths where_;
     poster post_;
 
-    // The loop's.
+    // For the loop's thread.
     id_index reader_;
     std::map<id_hash, digest256> recent_; // used, with the mark of the key that signed
 
-    // The thread's.
+    // For the journal's thread.
     audit_log log_;
     std::vector<item> held_;
 

@@ -14,8 +14,8 @@
 
 namespace qvmremote::dom0 {
 
-/// One record on its way to the audit log: audit_record with texts of its own, empty or 0 where a
-/// kind has none.
+/// One record for the audit log: an audit_record that owns its texts. A field that a kind does not have
+/// is empty or 0.
 struct journal_entry {
     audit_kind kind{};
     std::string peer, id, transport, request;
@@ -29,18 +29,18 @@ struct journal_entry {
     std::optional<std::int32_t> exit;
     std::optional<std::uint64_t> stdin_bytes, stdout_bytes, stderr_bytes, duration_ms;
 
-    /// APPROVED: the approval's serial and the digest of what was shown; who said yes is `user`, and
-    /// peer, ID and request are those of the START that follows.
+    /// APPROVED: the approval's serial and the digest of what was shown. `user` is the operator; peer,
+    /// ID and request are those of the START that follows.
     std::optional<std::uint64_t> approval;
     std::optional<digest256> digest;
 
-    // The journal's own.
+    // Set by the journal.
     std::optional<digest256> key;
     std::string previous;
     std::optional<std::uint64_t> oldest, count;
 };
 
-/// The record that the log shows for it. It borrows the entry's texts.
+/// The record as the log has it. It borrows the entry's texts.
 [[nodiscard]] audit_record record_of(const journal_entry &e, std::string_view time);
 
 } // namespace qvmremote::dom0

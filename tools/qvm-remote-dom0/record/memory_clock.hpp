@@ -18,8 +18,8 @@ namespace qvmremote::dom0 {
 ///  - It goes forward at most `rate` times as fast as the time that the machine has run. A clock
 ///    that is far ahead for an hour takes it eight hours ahead, which is less than IDs are kept.
 ///
-/// The price: while it lags (the machine was off, or its clock was years behind at first), IDs are
-/// remembered longer. A machine that runs three hours a day catches up.
+/// While it is behind (the machine was off, or its clock was years behind at first), IDs are remembered
+/// longer. On a machine that runs three hours a day it catches up.
 class memory_clock {
   public:
     static constexpr std::int64_t rate = 8;
@@ -29,7 +29,7 @@ class memory_clock {
                  std::uint64_t boottime_ms) noexcept
         : now_s_(stored_s.value_or(wall_s)), counted_ms_(boottime_ms) {}
 
-    /// Counts the time that has passed; the new time, in seconds since 1970.
+    /// Counts the time that has passed. Returns the new time, in seconds since 1970.
     std::int64_t advance(std::int64_t wall_s, std::uint64_t boottime_ms) noexcept {
         const std::uint64_t ran_s = (boottime_ms - std::min(boottime_ms, counted_ms_)) / 1000;
         counted_ms_ += ran_s * 1000;
@@ -45,8 +45,8 @@ class memory_clock {
         return std::max({wall_s, now_s_, claimed_s - limits::id_clock_skew_s}) +
                limits::id_remembered_s;
     }
-    /// Every ID that expiry() lets be forgotten by now shows an earlier time than this one. So IDs
-    /// that show an earlier time are refused for good, whatever dom0's clock says then.
+    /// Every ID that may be forgotten by now has an earlier time than this. So IDs with an earlier time
+    /// are refused for ever, even when dom0's clock goes back.
     [[nodiscard]] std::int64_t forgotten_before() const noexcept {
         return now_s_ - limits::id_remembered_s + limits::id_clock_skew_s;
     }

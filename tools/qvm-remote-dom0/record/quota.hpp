@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How much one qube may have written into the audit log, so that it does not fill the disk for all.
+/// How much of the audit log one qube may fill, so that it does not fill the disk for all.
 
 #pragma once
 
@@ -11,8 +11,8 @@
 
 namespace qvmremote::dom0 {
 
-/// Bytes per day and qube, flowing back evenly: no midnight at which all is allowed again. Who has
-/// room may begin; what began is written in any case and may overdraw by its own few lines.
+/// Bytes per day and qube. A qube gets them back evenly, not all at midnight. A request may begin while
+/// there is room; its own few lines are written in any case, even beyond the limit.
 class daily_quota {
   public:
     explicit daily_quota(std::uint64_t bytes_per_day) : most_(bytes_per_day) {}
@@ -31,7 +31,7 @@ class daily_quota {
     struct account {
         std::uint64_t bytes = 0, at_ms = 0;
 
-        // What of it has not flowed back.
+        // The bytes that the qube has not got back yet.
         [[nodiscard]] std::uint64_t left(std::uint64_t now_ms, std::uint64_t most) const {
             constexpr std::uint64_t day_ms = 86'400'000;
             const std::uint64_t ms = std::min(now_ms - at_ms, 30 * day_ms); // keeps it in 64 bits

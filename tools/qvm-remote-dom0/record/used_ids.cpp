@@ -19,10 +19,10 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr std::int64_t lapse_step = 1000;         // IDs; what the next START may have to wait for
+constexpr std::int64_t lapse_step = 1000;         // IDs; the next START may have to wait for them
 constexpr std::int64_t widest_zone_s = 14 * 3600; // a record shows local time
 
-// The time that an ID shows; nothing for one that shows none.
+// The time in an ID; nothing when it has none.
 std::optional<std::int64_t> claimed_time_of(std::string_view id) {
     const auto parsed = command_id::parse(id);
     return parsed ? parsed->claimed_time() : std::nullopt;
@@ -62,7 +62,7 @@ host::outcome<void> used_ids::open() {
     return start_clock();
 }
 
-// The damaged file is kept for whoever wants to know why.
+// The damaged file is kept, so that somebody can find the cause.
 host::outcome<void> used_ids::replace(const std::string &why) {
     index_.close();
     const std::string path = where_.index(), aside = path + ".damaged";
@@ -88,7 +88,7 @@ host::outcome<void> used_ids::start_clock() {
         forgotten_before_s_ = (*stored)->forgotten_before_s;
     } else if (auto first = index_.first_expiry(); !first) {
         return tl::unexpected(first.error());
-    } else if (*first) { // an index that is older than the clock in it
+    } else if (*first) { // the index was made before it had a clock
         begin = std::min(wall, **first - limits::id_remembered_s);
     }
     clock_ = memory_clock(begin, wall, host::boottime_ms());
@@ -141,7 +141,7 @@ bool used_ids::settle(const audit_place &known_until) {
     return set_place(known_until) && index_.execute("PRAGMA wal_checkpoint(TRUNCATE)");
 }
 
-// An ID that shows no time is remembered as long as its key stands.
+// An ID without a time is remembered until its key is removed.
 std::optional<std::int64_t> used_ids::expiry_of(std::string_view id, std::int64_t wall) const {
     const auto claimed = claimed_time_of(id);
     return claimed ? std::optional(clock_.expiry(wall, *claimed)) : std::nullopt;
@@ -210,8 +210,8 @@ std::vector<id_hash> used_ids::take_indexed() {
     return indexed_.size() >= 64 ? std::exchange(indexed_, {}) : std::vector<id_hash>();
 }
 
-// Two for each that comes, so the index shrinks to what must be remembered. That they are
-// forgotten is stored, and known to the loop, before they are gone.
+// Removes two for each new ID, so that the index shrinks to what must be remembered. Before an ID is
+// removed, the time up to which IDs are forgotten is stored and known to the loop.
 bool used_ids::forget_some(std::int64_t wall) {
     const std::int64_t now = clock_.advance(wall, host::boottime_ms());
     const auto most = 2 * static_cast<std::int64_t>(unindexed_.size()) + 8;
@@ -238,7 +238,7 @@ void used_ids::lapse_some() {
     const bool kept = more && index_.execute("COMMIT").has_value();
     if (!kept)
         static_cast<void>(index_.execute("ROLLBACK"));
-    if (!kept) // then with the next change of keys
+    if (!kept) // try again with the next change of keys
         lapsed_.clear();
     else if (!*more)
         lapsed_.pop_back();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Which IDs were used, kept in the index beside the audit log.
+/// The used IDs, kept in the index beside the audit log.
 
 #pragma once
 
@@ -22,8 +22,8 @@
 
 namespace qvmremote::dom0 {
 
-/// Writes the index: what the log's lines say, what the clock lets be forgotten, and what goes with
-/// a key. The index may lag behind the log, which is read into it at start.
+/// Writes the index: adds IDs from the lines of the log, and removes those that are too old or whose
+/// key was removed. The index may be behind the log; the missing lines are read into it at start.
 ///
 /// One thread uses it; any thread may call forgotten_before_s().
 class used_ids {
@@ -33,10 +33,10 @@ class used_ids {
     /// Opens the index and its clock.
     [[nodiscard]] host::outcome<void> open();
     [[nodiscard]] bool is_damaged() const noexcept { return index_.is_damaged(); }
-    /// Moves a damaged index out of the way of open(), and tells the log for people why.
+    /// Renames a damaged index, so that open() makes a new one, and says why in the log for people.
     [[nodiscard]] host::outcome<void> replace(const std::string &why);
 
-    /// Where in which file the next line begins that is not in the index; nothing in a new index.
+    /// The file and the place of the first line that is not in the index; nothing for a new index.
     [[nodiscard]] std::optional<audit_place> known_until();
     /// Reads lines of the log in one transaction: begin(), read_lines() for each file, then commit()
     /// or undo().
@@ -47,17 +47,17 @@ class used_ids {
     [[nodiscard]] host::outcome<void> commit(const audit_place &known_until);
     [[nodiscard]] host::outcome<void> undo(host::failure why);
 
-    /// Refuses IDs that show a time before that of a record, given as the log writes it.
+    /// Refuses IDs with a time before that of a record; the argument has the form of the log.
     void refuse_before(std::string_view record_time);
-    /// IDs that show an earlier time are refused. Any thread may ask.
+    /// IDs with an earlier time are refused. Any thread may call this.
     [[nodiscard]] std::int64_t forgotten_before_s() const noexcept { return forgotten_before_s_; }
 
-    /// The time by which IDs and files of the log age.
+    /// The time by which IDs and files of the log get old.
     [[nodiscard]] std::int64_t now_s(std::int64_t wall);
-    /// No crash may take the index back to an earlier place.
+    /// Makes the place durable: after a crash the index must not go back to an earlier one.
     [[nodiscard]] bool settle(const audit_place &known_until);
 
-    /// STARTs from a serial on that have no END.
+    /// STARTs without an END, from this serial on.
     [[nodiscard]] host::outcome<std::vector<id_index::open_start>> open_starts(std::uint64_t from) {
         return index_.open_starts(from);
     }
@@ -66,7 +66,7 @@ class used_ids {
                                                    bool outcome_unknown,
                                                    const audit_place &known_until);
 
-    /// What was written to the log since the last write_index().
+    /// Adds what was written to the log since the last write_index().
     void add_start(id_index::open_start start, const std::optional<digest256> &key);
     void add_end(std::uint64_t of) { ended_.push_back(of); }
     [[nodiscard]] std::size_t waiting_starts() const noexcept { return unindexed_.size(); }
@@ -75,7 +75,7 @@ class used_ids {
     /// IDs that the index holds now, once there are enough to be worth the call.
     [[nodiscard]] std::vector<id_hash> take_indexed();
 
-    /// Which keys stand: IDs of others lapse, some with each call of lapse_some().
+    /// Tells which keys are registered. IDs of other keys lapse, some with each call of lapse_some().
     void keep_keys(const std::vector<digest256> &standing);
     [[nodiscard]] bool has_lapsed() const noexcept { return !lapsed_.empty(); }
     void lapse_some();

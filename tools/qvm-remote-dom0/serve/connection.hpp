@@ -23,7 +23,7 @@
 
 namespace qvmremote::dom0 {
 
-/// Moves bytes between the transport's descriptors and a server_stream, and answers its events.
+/// Moves bytes between the transport's descriptors and a server_stream, and handles its events.
 class connection : public std::enable_shared_from_this<connection> {
   public:
     connection(service &context, host::stream from, qube_name qube, std::string transport);
@@ -32,14 +32,14 @@ class connection : public std::enable_shared_from_this<connection> {
 
     [[nodiscard]] const peer &from() const noexcept { return from_; }
     [[nodiscard]] server_stream &stream() noexcept { return stream_; }
-    /// The request of a session whose body is whole; errors as server_stream::complete.
+    /// The request of a session whose body is complete; errors as server_stream::complete.
     [[nodiscard]] result<verified<request>> take_body(std::uint32_t number);
     [[nodiscard]] std::size_t session_count() const noexcept { return stream_.session_count(); }
 
-    /// Writes what the stream machine has to say; call after every use of stream().
+    /// Sends what the stream machine has queued. Call it after every use of stream().
     void flush();
 
-    /// Ends the stream; what runs for it is ended too.
+    /// Ends the stream, and the commands that run for it.
     void close();
 
     /// The keep-alive (DESIGN.md §5): asks for a sign of life when the last one is old, at whatever
@@ -48,29 +48,29 @@ class connection : public std::enable_shared_from_this<connection> {
     /// When keep_alive has something to do; UINT64_MAX while the stream is idle or silent.
     [[nodiscard]] std::uint64_t keep_alive_due() const;
 
-    /// Nothing is going on and nothing waits in the qube: its carrier says that the queue is empty, or
-    /// there is none and the client has gone.
+    /// Whether nothing runs here and nothing waits in the qube: its carrier says that the queue is
+    /// empty, or there is no carrier and the client has gone.
     [[nodiscard]] bool is_done() const {
         if (queue_)
             return session_count() == 0 && queue_->size() == 0 && queue_->said_idle();
         return closed_ && was_asked_;
     }
     [[nodiscard]] bool is_closed() const noexcept { return closed_; }
-    /// Something runs or waits here.
+    /// Whether something runs or waits here.
     [[nodiscard]] bool is_busy() const {
         return !requests_.empty() || (queue_ && queue_->size() > 0);
     }
 
-    /// A token did not verify. A stream with very many of them is read slowly: each costs us more
-    /// than it costs its sender.
+    /// Counts a token that did not verify. A stream with very many of them is read slowly, since each
+    /// one costs us more than its sender.
     void count_failure(std::uint64_t now_ms);
 
-    /// Ends sessions whose key was revoked or changed since it verified them, or whose qube is served no more.
+    /// Ends sessions whose key was revoked or replaced, or whose qube is not served any more.
     void recheck_keys();
-    /// Refuses what waits: the daemon is about to end.
+    /// Refuses requests that wait, since the daemon is about to end.
     void refuse_waiting(errc why);
 
-    /// The request of this session is over.
+    /// Called when the request of this session is over.
     void forget(std::uint32_t number) { requests_.erase(number); }
 
   private:
@@ -90,9 +90,9 @@ class connection : public std::enable_shared_from_this<connection> {
     boost::asio::steady_timer preamble_timer_, pause_timer_;
     server_stream stream_;
     std::map<std::uint32_t, std::shared_ptr<request_pipeline>> requests_;
-    std::unique_ptr<entry_queue> queue_;     // once the other end has spoken of it
+    std::unique_ptr<entry_queue> queue_;     // null until the other end uses it
     std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
-    std::size_t failures_ = 0;               // in the present window
+    std::size_t failures_ = 0;               // in this period
     std::uint64_t failures_since_ms_ = 0;
     bool silent_ = false; // the question was not answered in time
     bool reading_ = false;

@@ -27,8 +27,8 @@ namespace qvmremote::dom0 {
 namespace {
 
 constexpr std::size_t longest_request = 256;
-constexpr int patience_seconds = 10;                   // to send a request, and to take an answer
-constexpr std::chrono::milliseconds accept_pause{100}; // when there was no descriptor to be had
+constexpr int patience_seconds = 10;                   // to send a request, and to read an answer
+constexpr std::chrono::milliseconds accept_pause{100}; // when this process has no descriptor left
 constexpr const char *operators = "qubes";             // the group
 
 using socket_type = boost::asio::local::stream_protocol::socket;
@@ -46,9 +46,9 @@ bool is_operator(uid_t uid) {
     return false;
 }
 
-// The process as it was when it connected. Before Linux 6.5, the one that has its number by now.
+// The process that connected. Before Linux 6.5, the process that has its number now.
 host::unique_fd process_of(int connection, pid_t pid) {
-    constexpr int so_peerpidfd = 77; // SO_PEERPIDFD of headers younger than Debian 12's
+    constexpr int so_peerpidfd = 77; // SO_PEERPIDFD, which the headers of Debian 12 lack
     int pidfd = -1;
     socklen_t length = sizeof pidfd;
     if (::getsockopt(connection, SOL_SOCKET, so_peerpidfd, &pidfd, &length) != 0 &&
@@ -82,7 +82,7 @@ bool is_always_answered(std::string_view request) {
 }
 } // namespace
 
-// One request and its answer; ends by itself when the other end dawdles.
+// One request and its answer. It ends by itself when the other end is too slow.
 struct control_server::exchange : std::enable_shared_from_this<exchange> {
     exchange(control_server &of, socket_type s, requester w)
         : handle(of.answer_), taken(of.places_), socket(std::move(s)), timer(socket.get_executor()),
@@ -104,7 +104,7 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
                     self->answer_to(std::string_view(self->untrusted_request).substr(0, n - 1));
             });
     }
-    // Makes room for another whose request may come sooner.
+    // Closes this connection, to make room for another.
     void give_way() {
         leave_unread();
         close();
@@ -148,9 +148,9 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
             });
     }
 
-    const handler &handle; // the server's, which lives as long as the loop runs
+    const handler &handle; // of the server, which lives as long as the loop
     std::shared_ptr<places> taken;
-    std::optional<std::list<std::weak_ptr<exchange>>::iterator> place; // among the unread
+    std::optional<std::list<std::weak_ptr<exchange>>::iterator> place; // in the list of unread ones
     bool is_held = false;
     socket_type socket;
     boost::asio::steady_timer timer;
@@ -177,7 +177,7 @@ control_server::open(boost::asio::io_context &loop, const paths &where, handler 
         const mode_t before = ::umask(0177);
         out->acceptor_.bind(endpoint, ec);
         ::umask(before);
-        // Then for the operators, where there are any.
+        // Give it to the group of operators, if there is one.
         if (const group *const members = ec ? nullptr : ::getgrnam(operators);
             members && ::chown(path.c_str(), static_cast<uid_t>(-1), members->gr_gid) == 0)
             ::chmod(path.c_str(), 0660);
@@ -229,7 +229,10 @@ host::outcome<host::unique_fd> connect_to_daemon(const paths &where) {
     std::memcpy(address.sun_path, path.c_str(), path.size());
     host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
-        return host::failed("no daemon answers at " + path, errno);
+        return tl::unexpected(host::failure{"no daemon answers at " + path + " (" +
+                                                std::strerror(errno) +
+                                                "): start it with systemctl start qvm-remote-dom0",
+                                            errno});
     return fd;
 }
 
@@ -243,15 +246,15 @@ host::outcome<std::string> ask_daemon(const paths &where, std::string_view reque
     const timeval limit{seconds, 0};
     ::setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     const std::string line = std::string(request) + "\n";
-    // Who may not ask has the door shut in the face, before or after the question was put.
+    // The daemon closes the connection of a user who may not ask, at once or after the question.
     const auto shut = [] {
-        return host::failed("the daemon answers root and members of the group qubes alone", EACCES);
+        return host::failed("the daemon answers only root and members of the group qubes", EACCES);
     };
     if (::send(fd->get(), line.data(), line.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(line.size()))
         return errno == EPIPE || errno == ECONNRESET
                    ? shut()
-                   : host::failed("the daemon does not listen", errno);
+                   : host::failed("the daemon does not read the request", errno);
     auto answer = host::read_all(fd->get(), most);
     if (!answer && answer.error().error_number == ECONNRESET)
         return shut();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The daemon's control socket: one line of request, text until the end of file as answer.
+/// The daemon's control socket: a request is one line, and its answer is text up to the end of file.
 
 #pragma once
 
@@ -25,34 +25,35 @@
 
 namespace qvmremote::dom0 {
 
-/// Who asks, as the kernel has it (SO_PEERCRED).
+/// Who asks, from the kernel (SO_PEERCRED).
 struct requester {
     uid_t uid;
     pid_t pid;
-    host::unique_fd process; ///< a pidfd; none where the process was gone already
+    host::unique_fd process; ///< a pidfd; invalid when the process had ended already
 
     [[nodiscard]] bool is_root() const noexcept { return uid == 0 || uid == ::geteuid(); }
 
-    /// Whether the process is there still. Its number cannot have been another's until now then, and
-    /// what was read of /proc by that number is about it.
+    /// Whether the process still runs. If so, its process ID was not reused, and what was read from
+    /// /proc by that ID is about it.
     [[nodiscard]] bool lives() const noexcept;
 };
 
-/// Who made the connection to a UNIX socket; nothing for those that control_server does not answer.
+/// Who made the connection to a UNIX socket; nothing for users that control_server does not answer.
 [[nodiscard]] std::optional<requester> who_asks(int connection);
 
 /// Answers root, the daemon's own user and operators: dom0's desktop users, the members of group
-/// qubes. Who may ask what is the handler's business.
+/// qubes. The handler decides who may ask what.
 ///
-/// However many connections others hold, a new one is always read: the one that has kept its request
-/// back for longest is closed for it. And what stops something (`panic`, `deny`), and `status`, is
-/// always answered; every other request is refused while most_held of them are not done.
+/// A new connection is always read, however many are open: the oldest one without a request is closed
+/// for it. Requests that stop something (`panic`, `deny`) and `status` are always answered; any other
+/// request is refused while most_held of them are not done.
 class control_server {
   public:
-    static constexpr std::size_t most_unread = 64; ///< connections whose request is not here yet
-    static constexpr std::size_t most_held = 64;   ///< requests that wait, or whose answer does
+    static constexpr std::size_t most_unread = 64; ///< connections without a request yet
+    static constexpr std::size_t most_held =
+        64; ///< requests that wait, or whose answer waits to be read
 
-    /// Called once, at once or later.
+    /// Called exactly once, at once or later.
     using reply = std::function<void(std::string)>;
     using handler = std::function<void(std::string_view request, const requester &, reply)>;
 
@@ -62,7 +63,7 @@ class control_server {
 
   private:
     struct exchange;
-    // Exchanges may outlive the server.
+    // An exchange may live longer than the server.
     struct places {
         std::list<std::weak_ptr<exchange>> unread; // oldest first
         std::size_t held = 0;
@@ -80,14 +81,14 @@ class control_server {
     boost::asio::steady_timer pause_timer_;
 };
 
-/// Asks the running daemon, which answers with `most` bytes at most. error_number is ENOENT or ECONNREFUSED when none runs, EAGAIN when it has
-/// not answered for `seconds`.
+/// Asks the running daemon. Its answer may have `most` bytes. error_number is ENOENT or ECONNREFUSED
+/// when no daemon runs, EAGAIN when it has not answered for `seconds`.
 [[nodiscard]] host::outcome<std::string> ask_daemon(const paths &where, std::string_view request,
                                                     int seconds = 10,
                                                     std::size_t most = 1024 * 1024);
 
-/// The process that listens there, as the kernel has it, whether or not it answers; nothing when
-/// there is none.
+/// The process that listens there, from the kernel, even when it does not answer; nothing when there is
+/// none.
 [[nodiscard]] std::optional<pid_t> daemon_pid(const paths &where);
 
 } // namespace qvmremote::dom0

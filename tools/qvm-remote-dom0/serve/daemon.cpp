@@ -99,7 +99,7 @@ class daemon final : public coordinator {
             return host::failed("the mock transport runs commands for whoever connects: it is for "
                                 "tests, with --root DIR, and never beside /etc/qubes");
         if (options_.where.is_real() && ::geteuid() != 0)
-            return host::failed("the daemon takes root: sudo systemctl start qvm-remote-dom0");
+            return host::failed("the daemon needs root: sudo systemctl start qvm-remote-dom0");
         return {};
     }
 

@@ -16,19 +16,19 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr std::size_t unconfirmed_results = 1024; // of which "failed" is logged
+constexpr std::size_t unconfirmed_results = 1024; // at most; a failure of one of them is logged
 
 std::string subject(const peer &from, std::string_view id) {
     return "vm=" + from.name.text() + " id=" + std::string(id);
 }
 
-// What Python writes into ID.exit.
+// The exit code that the Python daemon writes into ID.exit.
 int exit_of(const run_end &how) {
     return how.cause == end_cause::signalled && how.value <= 64 ? -static_cast<int>(how.value)
                                                                 : how.exit_code();
 }
 
-// What an end that is not the command's own adds to its stderr; empty for one that is.
+// A line for stderr when the command did not end by itself; empty otherwise.
 std::string words_of(const run_end &how) {
     switch (how.cause) {
     case end_cause::timed_out:
@@ -45,7 +45,7 @@ std::string words_of(const run_end &how) {
 
 } // namespace
 
-/// Output goes to the carrier as it comes, the rest at the end. Files are cut at 10 MiB.
+/// Sends output to the carrier as it comes, and the other files at the end. Files are cut at 10 MiB.
 class entry_port final : public session_port {
   public:
     entry_port(std::shared_ptr<connection> stream, entry_queue &queue, command_id id,
@@ -113,14 +113,14 @@ class entry_port final : public session_port {
     }
 
     std::shared_ptr<connection> stream_;
-    entry_queue &queue_; // the connection's
+    entry_queue &queue_; // of the connection
     command_id id_;
     std::string shown_;
     std::uint64_t out_ = 0, err_ = 0;
     bool has_ended_ = false;
 };
 
-/// The entry as its request speaks to it. The queue owns the request, and this with it.
+/// The entry as the sender of a request. The queue owns the request, and the request owns this.
 class entry_request_port final : public request_port {
   public:
     entry_request_port(entry_queue &queue, command_id id) : queue_(queue), id_(std::move(id)) {}
@@ -130,7 +130,7 @@ class entry_request_port final : public request_port {
         return true;
     }
     [[nodiscard]] result<verified<request>> take_body() override { return fail(errc::incomplete); }
-    // Protocol 1 cannot tell its sender that it waits, and has no stdin to collect.
+    // Protocol 1 cannot tell its sender that a request waits, and has no stdin to collect.
     void pend(std::uint64_t, const std::string &) override {}
     void collect_stdin(std::size_t) override {}
     [[nodiscard]] bool postpone() override {
@@ -198,7 +198,7 @@ void entry_queue::handle(queue_event event, std::uint64_t now_ms) {
 void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
     const command_id &id = *event.id;
     if (entries_.contains(id.text()))
-        return; // said twice
+        return; // announced twice
     auto asked = context_.admission.check_entry(owner_.from(), id, event.untrusted_token,
                                                 event.length, now_ms);
     if (!asked) {
@@ -219,11 +219,11 @@ void entry_queue::on_entry(const queue_event &event, std::uint64_t now_ms) {
 void entry_queue::on_body(queue_event event) {
     const auto at = entries_.find(event.id->text());
     if (at == entries_.end())
-        return; // refused in between; its result is on its way
+        return; // refused meanwhile; its result was sent
     const auto request = at->second;
     auto whole =
         request_verifier::complete(request->verified_header(), std::move(event.untrusted_body));
-    // As the Python daemon names them.
+    // The names that the Python daemon uses.
     const std::string reason = whole                                        ? ""
                                : whole.error().code == errc::command_empty  ? "empty-command"
                                : whole.error().code == errc::binary_content ? "binary-content"
@@ -238,7 +238,7 @@ void entry_queue::on_gone(const std::string &id) {
     }
 }
 
-// Of an entry that is not ours, the carrier may say what it wants: it is not logged.
+// What the carrier says about an entry that is not ours is not logged.
 void entry_queue::on_failed(const command_id &id) {
     if (unconfirmed_.erase(id.text()) == 0 && !entries_.contains(id.text()))
         return;
@@ -253,7 +253,7 @@ void entry_queue::confirm_later(const command_id &id) {
     unconfirmed_.insert(id.text());
 }
 
-// A daemon died while this ran, or its stream broke; nobody can say how far the command came.
+// The daemon died while this ran, or its stream broke: it is unknown how far the command came.
 void entry_queue::on_stale(const command_id &id) {
     if (entries_.contains(id.text()))
         return;
@@ -268,7 +268,7 @@ void entry_queue::on_stale(const command_id &id) {
 }
 
 void entry_queue::refuse_entry(const command_id &id, const refusal &why) {
-    // A result of the first one must not be overwritten by the refusal of the second.
+    // The refusal of a second entry must not overwrite the result of the first one.
     if (why.reason == errc::id_used && entries_.contains(id.text()))
         return machine_.drop(id);
     send_refusal(id, why);
@@ -291,7 +291,7 @@ void entry_queue::send_failure(const command_id &id, int exit_code, std::string_
                        line_started(now, id.text(), exit_code, 0, {}));
 }
 
-// A copy, since any of them may end, and end others with it.
+// Use a copy, since a call may end requests.
 template <class Call>
 void entry_queue::for_each_request(Call call) {
     const auto all = entries_;

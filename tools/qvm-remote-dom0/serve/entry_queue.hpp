@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Protocol 1 of one qube: the entries that its carrier announces, up to their results.
+/// Protocol 1 of one qube: handles the entries that its carrier announces, and sends their results.
 
 #pragma once
 
@@ -21,30 +21,30 @@ namespace qvmremote::dom0 {
 
 class connection;
 
-/// Answers what the carrier says, on the stream of a connection that owns this.
+/// Handles the carrier's messages, on the stream of the connection that owns this.
 class entry_queue {
   public:
     entry_queue(service &context, connection &owner) : context_(context), owner_(owner) {}
 
-    /// A piece of the queue's bytes. False when they are no good: the stream is to be closed.
+    /// Takes a piece of the queue's bytes. False when they are not valid: then close the stream.
     [[nodiscard]] bool take(bytes_view untrusted, std::uint64_t now_ms);
 
-    /// Asks for a sign of life; `answers` tells how many came.
+    /// Sends a ping; `answers` tells how many answers came.
     void ping();
     [[nodiscard]] std::uint64_t answers() const noexcept { return answers_; }
 
-    /// How many entries are being dealt with.
+    /// How many entries wait or run.
     [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }
-    /// The carrier has said that nothing waits there.
+    /// Whether the carrier has said that nothing waits there.
     [[nodiscard]] bool said_idle() const noexcept { return said_idle_; }
 
-    /// The stream is gone: what runs is ended.
+    /// Ends what runs, since the stream has ended.
     void close();
-    /// As connection's.
+    /// As in connection.
     void recheck_keys();
     void check_body_times(std::uint64_t awake_ms);
     void refuse_waiting(errc why);
-    /// The stream drained.
+    /// Called when the stream has room again.
     void more_output();
 
   private:
@@ -69,7 +69,7 @@ class entry_queue {
     connection &owner_;
     queue_server machine_;
     std::map<std::string, std::shared_ptr<request_pipeline>> entries_;
-    std::set<std::string> unconfirmed_; // results that the carrier has not said to have stored
+    std::set<std::string> unconfirmed_; // results that the carrier has not confirmed yet
     std::uint64_t pings_ = 0, answers_ = 0;
     bool said_idle_ = false;
 };

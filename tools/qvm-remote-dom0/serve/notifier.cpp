@@ -26,7 +26,7 @@ struct session {
     identity as;
 };
 
-// Below --root the caller's own session, at a place that only a test makes.
+// With --root, the caller's own session, at a path that only a test makes.
 std::optional<session> desktop_session(const paths &where) {
     const passwd *who = nullptr;
     if (!where.is_real())
@@ -45,7 +45,7 @@ std::optional<session> desktop_session(const paths &where) {
     return out;
 }
 
-// One value, a line of its own; what is left out is said.
+// One value on a line of its own. If a part is left out, the line says so.
 std::string line_of(const std::string &label, std::string_view untrusted_text) {
     const std::string_view shown = untrusted_text.substr(0, shown_text);
     return label + ": " + for_markup(shown, std::string_view::npos) +

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A word on the desktop that an operator is asked for.
+/// A notification on the desktop when a request waits for an operator.
 
 #pragma once
 
@@ -13,8 +13,8 @@
 
 namespace qvmremote::dom0 {
 
-/// Starts notify-send in the session of dom0's desktop user, the first member of group qubes, where
-/// there is one. A convenience: nothing waits for it, and its failure is nobody's.
+/// Starts notify-send in the session of dom0's desktop user, the first member of group qubes, if there
+/// is one. Nothing waits for it, and a failure has no effect.
 class notifier {
   public:
     /// `program` is QVM_REMOTE_NOTIFY: a path, "none", or empty for notify-send.
@@ -27,7 +27,7 @@ class notifier {
     paths where_;
     warden &children_;
     std::string program_;
-    std::vector<child> shown_; // until they have ended; the oldest is killed for a new one
+    std::vector<child> shown_; // running ones; the oldest is killed for a new one
 };
 
 } // namespace qvmremote::dom0

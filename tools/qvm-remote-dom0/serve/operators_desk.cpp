@@ -82,12 +82,12 @@ std::string operators_desk::questions() const {
     return out;
 }
 
-// All that the control socket takes: what is not here is refused.
+// All requests of the control socket; any other is refused.
 void operators_desk::answer(std::string_view request, const requester &who,
                             control_server::reply tell) {
     struct verb {
         std::string_view name;
-        bool is_for_operators; // not for root alone
+        bool is_for_operators; // not only for root
         void (operators_desk::*run)(std::string_view request, const requester &,
                                     control_server::reply);
     };
@@ -132,8 +132,7 @@ void operators_desk::on_approvals(std::string_view, const requester &, control_s
     tell(all.substr(all.find('\n') + 1));
 }
 
-// Answered when the questions are others than those of the version that is known there, or after
-// a while.
+// Answered when the questions are newer than the version that the client has, or after a while.
 void operators_desk::on_wait(std::string_view request, const requester &,
                              control_server::reply tell) {
     if (request != "wait " + std::to_string(parts_.approvals.version()))
@@ -150,7 +149,7 @@ void operators_desk::on_wait(std::string_view request, const requester &,
     });
 }
 
-// All of one question, so that who decides can read all of it.
+// All of one question, so that the operator can read all of it.
 void operators_desk::on_question(std::string_view request, const requester &,
                                  control_server::reply tell) {
     const auto words = split_words(request);
@@ -203,7 +202,7 @@ void operators_desk::on_deny(std::string_view request, const requester &who,
     tell(done ? "ok\n" : done.error() + "\n");
 }
 
-// What a qube had started here does not decide what a qube may (DESIGN.md §6).
+// A process that a qube started here must not decide what a qube may do (DESIGN.md §6).
 const char *operators_desk::why_no_operator(const requester &who) const {
     if (is_inside_our_command(who.pid, home_, children_.pid()))
         return "a command of a qube's does not decide about one";
@@ -214,7 +213,7 @@ const char *operators_desk::why_no_operator(const requester &who) const {
     return nullptr;
 }
 
-// The mark first. Then nothing that runs is given time to end.
+// The mark first. Then everything is ended at once, without time to end by itself.
 void operators_desk::on_panic(std::string_view, const requester &who, control_server::reply tell) {
     const auto marked = set_panic(options_.where, host::local_time::now().timestamp() + " by uid " +
                                                       std::to_string(who.uid));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What operators and root ask of the running daemon, over its control socket.
+/// The requests of operators and root to the running daemon, over its control socket.
 
 #pragma once
 
@@ -28,7 +28,7 @@
 
 namespace qvmremote::dom0 {
 
-/// Shows operators the questions that wait, takes their answers, and tells how the daemon is.
+/// Shows operators the questions that wait, takes their answers, and reports the daemon's status.
 class operators_desk {
   public:
     /// `reload` returns what is wrong, or nothing; `unserved` says which listed qubes cannot come in.
@@ -46,7 +46,7 @@ class operators_desk {
     /// Puts a question to the operators. Returns its serial, or nothing when too many wait.
     [[nodiscard]] std::optional<std::uint64_t> ask(question what, approvals::answer tell);
 
-    /// Tells those who watch, and sees to it that silence ends.
+    /// Tells watching clients, and sets the timer for questions that nobody answers.
     void questions_changed();
 
   private:

@@ -20,7 +20,7 @@ std::string reload(const reloaded &all) {
     if (!read) {
         problem = read.error().what;
     } else {
-        // Which of those that are there serves whom can change now.
+        // Which transport serves which qube can change now, among the loaded transports.
         for (const std::string &name : read->transports.all())
             if (std::none_of(all.ways.all().begin(), all.ways.all().end(),
                              [&](const auto &way) { return way->transport.name() == name; }))
@@ -34,7 +34,8 @@ std::string reload(const reloaded &all) {
     const auto loaded = all.parts.admission.reload(all.config.qubes, protocols(all.config));
     if (!loaded)
         problem = loaded.error().what;
-    // Whatever else went wrong, a key that is gone ends its sessions, and so does a list without the qube.
+    // Even after a failure, the sessions end of a qube whose key was removed, or that is not on the
+    // list any more.
     const auto connections = all.parts.connections;
     for (const auto &c : connections)
         if (all.config.transports.serves(c->from().transport, c->from().name.text()))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What the daemon reads again while it runs: configuration, keys and policy.
+/// Reads configuration, keys and policy again while the daemon runs.
 
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace qvmremote::dom0 {
 
-/// What takes up a change.
+/// The parts of the daemon that use them.
 struct reloaded {
     const daemon_options &options;
     settings &config;
@@ -30,8 +30,8 @@ struct reloaded {
     class notifier &notifier;
 };
 
-/// Reads all of it again. Returns what is wrong, or nothing; as much as possible is taken up even
-/// then.
+/// Reads all of them again. Returns what is wrong, or nothing. After a failure, everything else is
+/// used.
 [[nodiscard]] std::string reload(const reloaded &all);
 
 /// What the list of qubes (QVM_REMOTE_VMS, --vm) names and nobody can come from, with what to do, one
@@ -42,7 +42,7 @@ struct reloaded {
 /// Logs whom the settings list in vain, and their warnings.
 void report_settings(const settings &config, const keyring &keys, event_log &log);
 
-/// What is wrong with the policy, one line each, for status and stderr.
+/// What is wrong with the policy, one line for each mistake, for status and stderr.
 [[nodiscard]] std::string policy_trouble(const admission &by);
 
 /// QVM_REMOTE_PROTOCOL and QVM_REMOTE_NOTIFY.

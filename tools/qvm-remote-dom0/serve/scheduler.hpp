@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Who runs next: so many at once, few of them new, so many starts a second, and qubes take turns.
+/// Decides which request runs next: it limits how many run, how many of them are new, and how many
+/// start each second; qubes take turns.
 
 #pragma once
 
@@ -16,15 +17,15 @@
 
 namespace qvmremote::dom0 {
 
-/// Hands out slots. A waiting request is a function that is called when it may go on; it returns
-/// false when nobody wants the slot any more (its client has gone).
+/// Gives slots. A waiting request is a function that is called when it may go on. It returns false when
+/// it does not need the slot any more (its client has gone).
 class scheduler {
   public:
     using go = std::function<bool()>;
 
-    /// `beginning` is how many commands of a qube may be in their first limits::beginning_ms. Most end
-    /// within that, so that a burst of them has as many processors and another qube's command is not
-    /// one of many that the kernel runs by turns.
+    /// `beginning` is how many commands of a qube may be in their first limits::beginning_ms. Most
+    /// commands end within this time. So a burst of them uses only as many processors, and a command of
+    /// another qube does not have to share with all of them.
     explicit scheduler(std::size_t beginning) : beginning_(beginning) {}
 
     /// Names one that waits, so that it can be withdrawn.
@@ -57,7 +58,7 @@ class scheduler {
         q.waiting.erase(at);
     }
 
-    /// A slot that a started request had.
+    /// Gives back the slot of a started request.
     void release(const std::string &qube) {
         queue &q = queues_[qube];
         --q.running;
@@ -66,13 +67,13 @@ class scheduler {
             q.begun_ms.pop_front(); // most likely its own
     }
 
-    /// Starts what may start now, one of each qube in turn. When only time keeps something waiting,
-    /// returns after how many milliseconds to call again.
+    /// Starts what may start now, one of each qube in turn. When a request only has to wait for time to
+    /// pass, returns after how many milliseconds to call this again.
     [[nodiscard]] std::optional<std::uint64_t> run(std::uint64_t now_ms) {
         std::optional<std::uint64_t> again;
         for (bool progress = true; progress && running_ < limits::running;) {
             progress = false;
-            // Go on behind the qube that was served last.
+            // Go on after the qube that was served last.
             auto at = queues_.upper_bound(last_);
             for (std::size_t n = queues_.size(); n > 0 && running_ < limits::running; --n) {
                 if (at == queues_.end())
@@ -114,7 +115,7 @@ class scheduler {
     }
 
   private:
-    // A token bucket, in thousandths of a start so that milliseconds count whole.
+    // A token bucket, in thousandths of a start, so that milliseconds give whole numbers.
     class bucket {
       public:
         std::uint64_t wait_ms(std::uint64_t now_ms) {
@@ -140,7 +141,8 @@ class scheduler {
         std::size_t held = 0;
         std::size_t running = 0;
         bucket rate;
-        std::deque<std::uint64_t> begun_ms; // of those that run and are new
+        std::deque<std::uint64_t>
+            begun_ms; // of running commands in their first limits::beginning_ms
     };
 
     [[nodiscard]] std::uint64_t wait_ms(queue &q, std::uint64_t now_ms) const {

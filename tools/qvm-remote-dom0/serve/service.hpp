@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What connections and executions share: the daemon's parts, and its one loop.
+/// The parts of the daemon that connections and executions share, and its one loop.
 
 #pragma once
 
@@ -34,26 +34,26 @@ namespace qvmremote::dom0 {
 
 class connection;
 
-/// What connections and requests ask of the daemon that owns them. Called on the loop's thread.
+/// The functions of the daemon that connections and requests call, on the loop's thread.
 class coordinator {
   public:
-    /// Starts what the scheduler lets start; to be called whenever that may have changed.
+    /// Starts what the scheduler allows. Call it whenever that may have changed.
     virtual void reschedule() = 0;
-    /// A connection or an execution is over, or a queue is empty.
+    /// Called when a connection or an execution is over, or a queue is empty.
     virtual void something_ended() = 0;
     /// Puts a question to the operators. Returns its serial, or nothing when too many wait.
     [[nodiscard]] virtual std::optional<std::uint64_t> ask_operator(question what,
                                                                     approvals::answer answer) = 0;
-    /// The questions that wait have changed.
+    /// Called when the questions that wait have changed.
     virtual void questions_changed() = 0;
-    /// A connection's keep_alive_due may have changed.
+    /// Called when a connection's keep_alive_due may have changed.
     virtual void keep_alive_changed() = 0;
 
   protected:
     ~coordinator() = default;
 };
 
-/// Everything here lives as long as the loop and is touched by its thread alone.
+/// Everything here lives as long as the loop, and only its thread uses it.
 struct service : std::enable_shared_from_this<service> {
     service(coordinator &owner, boost::asio::io_context &on, event_log &to, journal &r,
             class admission &a, class approvals &words, warden &w)
@@ -72,7 +72,7 @@ struct service : std::enable_shared_from_this<service> {
     };
     std::uint32_t features = feature::known;
     bool draining = false;
-    /// How long standard input that an operator is to see may take to end.
+    /// How long dom0 waits for the end of standard input that an operator must see.
     std::uint64_t stdin_patience_ms = dom0::approvals::patience_ms;
     /// How long a request waits for a slot before its sender is told.
     std::uint64_t slot_word_after_ms = 1'000;
@@ -86,7 +86,7 @@ struct service : std::enable_shared_from_this<service> {
     std::map<std::string, std::size_t> places_of;
 };
 
-/// One of the scheduler's slots, for as long as something may run in it.
+/// One of the scheduler's slots. The destructor gives it back.
 class slot {
   public:
     slot(service &parts, std::string qube)
@@ -94,14 +94,14 @@ class slot {
     slot(slot &&) noexcept = default;
     slot &operator=(slot &&) = delete;
     ~slot() {
-        const auto parts = parts_.lock(); // gone: moved from, or the daemon is ending
+        const auto parts = parts_.lock(); // null when this was moved from, or the daemon is ending
         if (!parts)
             return;
         parts->scheduler.release(qube_);
         boost::asio::post(parts->loop, [parts] { parts->daemon.reschedule(); });
     }
 
-    /// Whether its holder has had all the time that there is for a body to come.
+    /// Whether the time for a body to come is over.
     [[nodiscard]] bool is_overdue(std::uint64_t awake_ms) const noexcept {
         const auto parts = parts_.lock();
         return parts && awake_ms >= since_ms_ + parts->body_patience_ms;
@@ -113,9 +113,9 @@ class slot {
     std::uint64_t since_ms_;
 };
 
-/// One of the places for requests that keep something large while they hold no slot: standard input that
-/// is collected for an operator to see, or a body that did not come in time. They bound what a qube can
-/// make dom0 keep in this way: limits::collected_stdin and limits::command for each.
+/// One of the places for requests that keep something large while they hold no slot: standard input
+/// that is collected for an operator to see, or a body that did not come in time. They bound what a
+/// qube can make dom0 keep in this way: limits::collected_stdin and limits::command for each.
 class waiting_place {
   public:
     [[nodiscard]] static std::optional<waiting_place> take(service &context,
@@ -137,7 +137,8 @@ class waiting_place {
         return *this;
     }
     ~waiting_place() {
-        const auto context = context_.lock(); // gone: moved from, or the daemon is ending
+        const auto context =
+            context_.lock(); // null when this was moved from, or the daemon is ending
         if (!context)
             return;
         if (const auto at = context->places_of.find(qube_); --at->second == 0)
@@ -152,7 +153,7 @@ class waiting_place {
     std::string qube_;
 };
 
-/// A question that an operator was asked, for as long as somebody wants to know.
+/// A question to an operator. The destructor withdraws it.
 class standing_question {
   public:
     standing_question(service &parts, std::uint64_t serial)
@@ -160,7 +161,7 @@ class standing_question {
     standing_question(standing_question &&) noexcept = default;
     standing_question &operator=(standing_question &&) = delete;
     ~standing_question() {
-        const auto parts = parts_.lock(); // gone: moved from, or the daemon is ending
+        const auto parts = parts_.lock(); // null when this was moved from, or the daemon is ending
         if (!parts)
             return;
         parts->approvals.withdraw(serial_);

@@ -29,7 +29,7 @@ void single_run::start() {
             time_is_up();
     });
     expected_ = running_peers();
-    // There may be none, and so nothing to wait for.
+    // There may be no qube to wait for.
     const bool all_call = std::all_of(ways_.all().begin(), ways_.all().end(),
                                       [](const auto &way) { return way->transport.takes_peers(); });
     if (all_call && expected_.empty()) {
@@ -48,8 +48,8 @@ bool single_run::is_over(bool idle) {
     return done && expected_.empty();
 }
 
-// Those of them that run: a single run ends when it has served each. A transport that only
-// listens cannot know; then it ends when whoever came is served.
+// The qubes that run: a single run ends when it has served each of them. A transport that only listens
+// cannot know them; then it ends when the qubes that came are served.
 std::set<std::string> single_run::running_peers() const {
     std::set<std::string> out;
     for (const auto &way : ways_.all()) {
@@ -63,7 +63,7 @@ std::set<std::string> single_run::running_peers() const {
             const auto checked =
                 run_helper({program, "--quiet", "--running", name}, 4096, check_limit);
             if (!checked || checked->exit_code == 0)
-                out.insert(name); // one that cannot be asked about is not passed over
+                out.insert(name); // a qube whose state is unknown counts as running
         }
     }
     return out;
@@ -71,7 +71,7 @@ std::set<std::string> single_run::running_peers() const {
 
 void single_run::time_is_up() {
     if (expected_.empty() && served_) {
-        // Who came is served; a call that a qube keeps open holds nobody up.
+        // The qubes that came are served. A call that a qube keeps open does not delay the end.
         on_end_(0);
         return;
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// `--once`: when a daemon that serves whoever is there has served them.
+/// `--once`: decides when a daemon that serves the running qubes has served them all.
 
 #pragma once
 
@@ -17,10 +17,10 @@
 
 namespace qvmremote::dom0 {
 
-/// Knows who is expected, and when the last of them has been served.
+/// Knows which qubes are expected, and when the last of them has been served.
 class single_run {
   public:
-    /// `on_end` is called with an exit code when the time is up.
+    /// `on_end` is called with an exit code when the time is over.
     single_run(service &parts, const ways_in &ways, const settings &config, unsigned wait_s,
                std::function<void(int)> on_end)
         : parts_(parts), ways_(ways), settings_(config), wait_s_(wait_s),
@@ -28,7 +28,7 @@ class single_run {
 
     void start();
     void stream_came() { served_ = true; }
-    /// To be called when something ended; `idle` says that nothing runs.
+    /// Call it when something ended; `idle` says that nothing runs.
     [[nodiscard]] bool is_over(bool idle);
 
   private:
@@ -41,7 +41,7 @@ class single_run {
     const unsigned wait_s_;
     std::function<void(int)> on_end_;
     boost::asio::steady_timer timer_;
-    std::set<std::string> expected_; // who is not served yet
+    std::set<std::string> expected_; // qubes that are not served yet
     bool served_ = false;
 };
 

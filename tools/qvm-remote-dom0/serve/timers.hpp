@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The daemon's clocks that run by themselves.
+/// The daemon's timers.
 
 #pragma once
 
@@ -19,15 +19,16 @@
 
 namespace qvmremote::dom0 {
 
-/// One timer for all streams: idle ones are asked together, once a minute, so that 64 quiet qubes
-/// wake this process as often as one does. A timerfd of our own, since it can be put off: Asio's
-/// would fire when its first date comes, and on a clock that stands still during a suspend.
+/// One timer for the keep-alives of all streams: idle ones are asked together, once a minute, so that
+/// 64 quiet qubes wake this process as often as one does. It is a timerfd of our own, since it can be
+/// postponed. Asio's timer would fire at the first time that was set, and its clock stops during a
+/// suspend.
 class keep_alive_timer {
   public:
     explicit keep_alive_timer(service &parts) : parts_(parts), timer_(parts.loop) {}
 
     [[nodiscard]] host::outcome<void> start();
-    /// To be called when there is another connection, or when a connection's keep_alive_due may have
+    /// Call it when there is another connection, or when a connection's keep_alive_due may have
     /// changed.
     void arm();
 
@@ -40,15 +41,15 @@ class keep_alive_timer {
     std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
 };
 
-/// Keys run out at a time of day (`authorize --until`, rotate): on that clock, and also when
-/// somebody sets it.
+/// Keys expire at a time of day (`authorize --until`, rotate). This timer uses that clock, and also
+/// fires when the clock is set.
 class expiry_timer {
   public:
     expiry_timer(boost::asio::io_context &loop, const keyring &keys, std::function<void()> on_due)
         : keys_(keys), on_due_(std::move(on_due)), timer_(loop) {}
 
     [[nodiscard]] host::outcome<void> start();
-    /// To be called when the keys may have changed.
+    /// Call it when the keys may have changed.
     void arm();
 
   private:
@@ -59,7 +60,7 @@ class expiry_timer {
     boost::asio::posix::stream_descriptor timer_;
 };
 
-/// Tells the supervisor that the loop turns, where the unit asks for it.
+/// Tells systemd that the loop runs, if the unit asks for it.
 class watchdog {
   public:
     explicit watchdog(boost::asio::io_context &loop) : timer_(loop) {}
@@ -69,7 +70,7 @@ class watchdog {
     boost::asio::steady_timer timer_;
 };
 
-/// Counts in the log, from time to time, the lines that were left out of it.
+/// Writes to the log, from time to time, how many lines were left out.
 class counts_timer {
   public:
     counts_timer(boost::asio::io_context &loop, event_log &log) : log_(log), timer_(loop) {}

@@ -38,7 +38,7 @@ host::outcome<void> ways_in::open() {
         auto event_fd = way->transport.listen();
         if (!event_fd)
             return tl::unexpected(event_fd.error());
-        // The transport keeps the descriptor; the loop has a copy of its own.
+        // The transport keeps the descriptor; the loop uses a copy.
         const int copy = ::fcntl(*event_fd, F_DUPFD_CLOEXEC, 3);
         if (copy < 0)
             return host::failed("cannot watch the transport", errno);
@@ -48,7 +48,7 @@ host::outcome<void> ways_in::open() {
     return {};
 }
 
-// Its options, with what --root changes.
+// The options of a transport, with the changes by --root.
 host::transport_options ways_in::transport_options(const std::string &name) const {
     host::transport_options out = host::options_of(settings_.values, name);
     const bool has_socket =
@@ -58,9 +58,9 @@ host::transport_options ways_in::transport_options(const std::string &name) cons
     return out;
 }
 
-// The qubes that may come in: they have a key and, if there is a list, are on it. Each transport
-// is told of those that it is configured for. Another one stays until what ran for it has had its
-// last word, since a transport ends the stream of a qube that is not named any more.
+// The qubes that may connect: they have a key and, if there is a list, are on it. Each transport gets
+// the qubes that it is configured for. A transport ends the stream of a qube that it is not told any
+// more, so a removed qube stays until the results of its commands have been sent.
 host::outcome<void> ways_in::tell_peers() {
     auto qubes = keys_.list();
     if (!qubes)
@@ -138,7 +138,7 @@ void ways_in::take_stream(const std::string &transport, host::stream from) {
     for (const auto &c : parts_.connections)
         have += c->from().name == *qube;
     if (have >= limits::streams_per_qube || parts_.draining)
-        return; // closing it says so
+        return; // which closes the stream
     const auto made =
         std::make_shared<connection>(parts_, std::move(from), std::move(*qube), transport);
     parts_.connections.insert(made);

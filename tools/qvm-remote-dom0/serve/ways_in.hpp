@@ -24,22 +24,22 @@
 
 namespace qvmremote::dom0 {
 
-/// One of the ways in.
+/// One transport.
 struct way_in {
     way_in(boost::asio::io_context &on, host::transport t)
         : transport(std::move(t)), incoming(on), pause(on) {}
 
     host::transport transport;
-    std::vector<std::string> peers; ///< who may come through it
+    std::vector<std::string> peers; ///< the qubes that may use it
     boost::asio::posix::stream_descriptor incoming;
     boost::asio::steady_timer pause; ///< after a failure
 };
 
-/// Lets a qube in when it has a key, is served, and comes over the transport that it is configured
-/// for. Each stream that is let in becomes a connection.
+/// Accepts a qube that has a key, is served, and uses the transport that it is configured for. Each
+/// accepted stream becomes a connection.
 class ways_in {
   public:
-    /// `config` may change; tell_peers() takes it up.
+    /// `config` may change; call tell_peers() then.
     ways_in(service &parts, const daemon_options &options, const settings &config,
             const keyring &keys, std::function<void()> on_stream)
         : parts_(parts), options_(options), settings_(config), keys_(keys),
@@ -48,12 +48,12 @@ class ways_in {
     /// Loads the transports, tells them their peers, and listens.
     [[nodiscard]] host::outcome<void> open();
 
-    /// Tells the transports which qubes may come in.
+    /// Tells the transports which qubes may connect.
     [[nodiscard]] host::outcome<void> tell_peers();
-    /// The same, if a qube was named for its last words alone. To be called when something ended.
+    /// The same, if a removed qube was kept for its results. Call it when something ended.
     [[nodiscard]] host::outcome<void> forget_leaving();
 
-    /// Takes no more streams.
+    /// Accepts no more streams.
     void close();
 
     [[nodiscard]] const std::vector<std::unique_ptr<way_in>> &all() const noexcept { return ways_; }
@@ -71,7 +71,7 @@ class ways_in {
     const keyring &keys_;
     std::function<void()> on_stream_;
     std::vector<std::unique_ptr<way_in>> ways_;
-    bool some_leave_ = false; // qubes are named to a transport for their last words alone
+    bool some_leave_ = false; // a removed qube is kept for its results
 };
 
 } // namespace qvmremote::dom0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What the client does without dom0: keys, queue, log and history of this user.
+/// The subcommands that work without dom0: keys, queue, log and history of this user.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace qvmremote::qube {
 
-/// Each takes the words after its name and returns the exit code, having said what was wrong.
+/// Each takes the words after its name, prints what is wrong, and returns the exit code.
 int key_command(const settings &how, const home &where, std::span<char *> words);
 int queue_command(const settings &how, const home &where, std::span<char *> words);
 int log_command(const settings &how, const home &where, std::span<char *> words);
@@ -21,7 +21,7 @@ int history_command(const settings &how, const home &where, std::span<char *> wo
 
 /// Prints the message and returns 1.
 [[nodiscard]] int fail_with(const std::string &what);
-/// The names in a directory, sorted; none of those that begin with a dot.
+/// The names in a directory, sorted, without those that begin with a dot.
 [[nodiscard]] std::vector<std::string> names_in(const std::string &directory);
 
 } // namespace qvmremote::qube

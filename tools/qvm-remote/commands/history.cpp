@@ -49,7 +49,7 @@ int log_command(const settings &, const home &where, std::span<char *> words) {
 
 namespace {
 
-// Recorded output: as it was into a pipe or file, cleaned onto a terminal.
+// Prints recorded output: unchanged to a pipe or a file, escaped on a terminal.
 void print_recorded(const std::string &path) {
     auto text = host::read_text(path, 2 * limits::recorded_output);
     if (!text)
@@ -69,8 +69,8 @@ int history_show(const home &where, const char *word) {
     const auto id = command_id::parse(word);
     if (!id)
         return fail_with("'" + for_terminal(word, 64) +
-                         "' is no ID of a command; see "
-                         "qvm-remote history");
+                         "' is not the ID of a command: "
+                         "qvm-remote history lists them");
     auto days = names_in(where.history());
     std::reverse(days.begin(), days.end());
     for (const std::string &day : days) {
@@ -84,7 +84,8 @@ int history_show(const home &where, const char *word) {
         }
         return 0;
     }
-    return fail_with("there is no record of " + id->text() + " in " + where.history());
+    return fail_with("there is no record of " + id->text() + " in " + where.history() +
+                     ": qvm-remote history lists the commands");
 }
 
 } // namespace
@@ -98,7 +99,7 @@ int history_command(const settings &, const home &where, std::span<char *> words
     const std::uint32_t n = count_of(words, 20);
     if (n == 0)
         return 1;
-    // A command has two or three lines of a few hundred bytes; the last ones are enough.
+    // A command has two or three lines of a few hundred bytes.
     auto text = host::read_tail(where.audit_log(), std::size_t{n} * 1024 + 16384);
     if (!text)
         return fail_with(text.error().error_number == ENOENT ? "no command has been run yet"
@@ -108,7 +109,7 @@ int history_command(const settings &, const home &where, std::span<char *> words
     for (const std::string_view line : tail_lines(*text, SIZE_MAX)) {
         const auto entry = parse_audit_line(line);
         if (!entry)
-            continue; // half a line, or another program's
+            continue; // part of a line, or a line of another program
         if (entry->kind == history_kind::submit) {
             commands[std::string(entry->id)] = preview(entry->untrusted_command, client_preview);
         } else if (entry->kind == history_kind::done || entry->kind == history_kind::timeout) {

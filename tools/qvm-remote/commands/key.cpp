@@ -12,6 +12,8 @@
 
 #include <qvmremote/host/files.hpp>
 
+#include "common/key_text.hpp"
+
 namespace qvmremote::qube {
 
 namespace {
@@ -27,10 +29,10 @@ void print_key_hint(const secret &key) {
 int key_generate(const home &where) {
     if (::access(where.key_file().c_str(), F_OK) == 0)
         return fail_with("there is a key already at " + where.key_file() +
-                         "; remove that file first if dom0 shall no longer know this qube by it");
+                         ": remove that file first to replace it; dom0 knows this qube by it");
     secret_bytes<32> random;
     if (::getrandom(random.value().data(), random.value().size(), 0) != 32)
-        return fail_with("the kernel has no random bytes yet");
+        return fail_with("the kernel has no random bytes yet: try again in a minute");
     const secret key = secret::from_random(random);
     if (auto stored = where.store_key(key); !stored)
         return fail_with(stored.error().what);
@@ -63,17 +65,12 @@ int key_import(const home &where, std::span<char *> words) {
     } else {
         auto read = host::read_all(STDIN_FILENO, 256);
         if (!read)
-            return fail_with("that is no key: " + read.error().what);
+            return fail_with("cannot read the key: " + read.error().what);
         text = std::move(*read);
     }
-    auto key = secret::parse(text);
-    const std::size_t size = text.size();
-    OPENSSL_cleanse(text.data(), text.size());
+    const auto key = read_key(std::move(text));
     if (!key)
-        return fail_with("that is no key: byte " + std::to_string(key.error().offset + 1) + " of " +
-                         std::to_string(size) +
-                         " does not fit; a key is 64 digits of 0-9 and a-f, without 0x, sign or "
-                         "separators");
+        return fail_with(key.error().what);
     if (auto stored = where.store_key(*key); !stored)
         return fail_with(stored.error().what);
     std::printf("%s\n", key->fingerprint().c_str());

@@ -311,7 +311,7 @@ inline outcome<std::string> trusted_directory::read(const std::string &name, tru
                                                     std::size_t limit) const {
     const std::string whole = path_ + "/" + name;
     if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos)
-        return failed(detail::shell_word(name) + " is no file's name", EINVAL);
+        return failed(detail::shell_word(name) + " is not the name of a file", EINVAL);
     const unique_fd file(::openat(fd_.get(), name.c_str(), detail::target_flags(kind)));
     if (!file)
         return detail::open_failed(fd_.get(), name, whole, errno);

@@ -123,7 +123,7 @@ inline outcome<transport> transport::from_table(const qvmremote_transport_ops *t
     if (table->abi != QVMREMOTE_TRANSPORT_ABI)
         return failed("transport '" + out.name_ + "' has ABI " + std::to_string(table->abi) +
                       " and this program takes " + std::to_string(QVMREMOTE_TRANSPORT_ABI) +
-                      "; install the one that was built for this version");
+                      "; install the transport that was built for this version");
     out.ops_ = detail::copy_table(table);
     const qvmremote_transport_ops &ops = out.ops_;
     if (ops.name == nullptr ||
@@ -197,7 +197,7 @@ inline outcome<stream> transport::take(const qvmremote_stream &given, std::strin
 
 inline outcome<stream> transport::connect() {
     if (role_ != role::qube)
-        return failed("transport '" + name_ + "' was opened for dom0, which connects to nobody");
+        return failed("transport '" + name_ + "' was opened for dom0, so it does not connect");
     qvmremote_stream given{sizeof given, -1, -1, {}, {}};
     char text[detail::error_text_size] = {};
     const std::int32_t status = ops_.connect(self_, &given, text, sizeof text - 1);
@@ -218,7 +218,7 @@ inline std::optional<failure> transport::explain() {
 
 inline outcome<int> transport::listen() {
     if (role_ != role::dom0)
-        return failed("transport '" + name_ + "' was opened for a qube, which listens to nobody");
+        return failed("transport '" + name_ + "' was opened for a qube, so it does not listen");
     std::int32_t event_fd = -1;
     char text[detail::error_text_size] = {};
     const std::int32_t status = ops_.listen(self_, &event_fd, text, sizeof text - 1);
@@ -231,7 +231,7 @@ inline outcome<int> transport::listen() {
 
 inline outcome<std::optional<stream>> transport::accept() {
     if (role_ != role::dom0)
-        return failed("transport '" + name_ + "' was opened for a qube, which listens to nobody");
+        return failed("transport '" + name_ + "' was opened for a qube, so it does not listen");
     qvmremote_stream given{sizeof given, -1, -1, {}, {}};
     char text[detail::error_text_size] = {};
     const std::int32_t status = ops_.accept(self_, &given, text, sizeof text - 1);
@@ -257,7 +257,7 @@ inline outcome<std::optional<stream>> transport::accept() {
 
 inline outcome<void> transport::set_peers(std::span<const std::string> names) {
     if (role_ != role::dom0)
-        return failed("transport '" + name_ + "' was opened for a qube, which has no peers");
+        return failed("transport '" + name_ + "' was opened for a qube, so it has no peers");
     if (!takes_peers())
         return {};
     std::vector<const char *> pointers;
