@@ -25,7 +25,7 @@ def documented():
 
 @case
 def the_environment_is_what_is_documented(f):
-    said = re.search(r"The environment is (.*?);", documented())[1]
+    said = re.search(r"\*\*Environment\*\*: (.*?)\. After these", documented())[1]
     wanted = dict.fromkeys(re.findall(r"`([A-Z_]+)[`=]", said))
     fixed = dict(re.findall(r"`([A-Z_]+)=([^`]*)`", said))
     check(len(wanted) == 8 and "PATH" in fixed, said)
@@ -42,7 +42,7 @@ def the_environment_is_what_is_documented(f):
 @case
 def descriptors_are_what_is_documented(f):
     said = documented()
-    check("three descriptors" in said and "that only root can change" in said, said)
+    check("**Descriptors**: three." in said and "Only root can change that file" in said, said)
     f.start()
 
     def descriptors(*words, stdin=None):

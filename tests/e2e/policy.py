@@ -80,14 +80,14 @@ def why_an_account_is_not_used_is_said_before_anybody_asks(f):
     """This daemon is nobody's, so that it can confine no command."""
     begin(f, "work exec:id -u allow user=daemon\nwork exec:id -g ask user=root\nwork exec:true allow user=daemon\n"
              "work exec:ls allow\n")
-    reason = "dom0 cannot confine a command there: Operation not permitted"
+    reason = "dom0 cannot hide its sockets from a command: Operation not permitted"
     denied(f.run("id -u"), reason.encode())
     got = f.dom0("policy", "check", "work", "--", "id", "-u")
     lines = got.stdout.decode().splitlines()
     equal((got.returncode, lines[0]), (126, "verdict: deny"))
     check(any(line.startswith("why: " + reason) for line in lines), lines)
     got = f.dom0("policy", "check", "work", "--", "id", "-g")
-    check(got.returncode == 126 and b"bounds no command" in got.stdout, got)
+    check(got.returncode == 126 and b"limits nothing" in got.stdout, got)
     equal(f.dom0("policy", "check", "work", "--", "ls").returncode, 0)
     said = [line for line in f.dom0("status").stdout.decode().splitlines() if "are refused" in line]
     equal(len(said), 2)

@@ -68,7 +68,7 @@ END
 systemctl start qvm-remote-dom0 || { cat /run/daemon.log; exit; }
 
 is status "$(qvm-remote-dom0 --root /srv/dom0 status)" \
-    "*containment: a cgroup for each command below /system.slice/qvm-remote-dom0.service; memory, processes and processor time can be bounded*"
+    "*containment: a cgroup for each command below /system.slice/qvm-remote-dom0.service; memory, processes and processor time can be limited*"
 is limits "$(work 'g=/sys/fs/cgroup$(sed s/0::// /proc/self/cgroup); echo $g; cd $g; cat memory.max memory.swap.max pids.max cpu.max; ulimit -d')" \
     "$unit/command-[0-9]*"$'\n'"268435456"$'\n'*"64"$'\n'"150000 100000"$'\n'"unlimited"
 is daemon "$(cat $unit/daemon/cgroup.procs | wc -l)" "[34]"
@@ -139,7 +139,7 @@ is closed "$(</tmp/approved)" "agent"$'\n'"*Permission denied*"
 chmod 711 /srv/dom0 /srv/dom0/run /srv/dom0/run/qvm-remote
 chmod 666 /srv/dom0/run/qvm-remote/control.sock
 systemctl start approve@$serial
-is reached "$(</tmp/approved)" "agent"$'\n'"*answers root and members of the group qubes*"
+is reached "$(</tmp/approved)" "agent"$'\n'"*answers only root and members of the group qubes*"
 is root "$(narrow approve-as-root $serial 2>&1; echo $?)" "*command*"$'\n'"1"
 chmod 700 /srv/dom0
 kill -0 $asked && qvm-remote-dom0 --root /srv/dom0 approvals allow $serial $digest

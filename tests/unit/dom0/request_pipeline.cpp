@@ -438,7 +438,7 @@ TEST_CASE("a wait for a slot is told, ends with the time-out, and not without on
     other->begin(100);
     d.until([&] { return bounded.words == "waiting slot_timeout "; });
     CHECK(bounded.forgotten == 1);
-    CHECK(d.audit().find("slot_timeout") != std::string::npos);
+    d.until([&] { return d.audit().find("slot_timeout") != std::string::npos; });
     CHECK(unbounded.words == "waiting ");
     CHECK(d.context->scheduler.waiting("work") == 1);
     d.closed = false;

@@ -172,15 +172,17 @@ TEST_CASE("ways out of a terminal") {
 TEST_CASE("SIGINT is forwarded, and what runs in the terminal decides") {
     pair signals;
     answering_dom0 dom0([&](dom0_end &end, const kept<server_event> &event) {
-        if (event.what == kind::request)
-            say(signals.theirs.get(), "\x02");
-        else if (event.what == kind::signal)
+        if (event.what == kind::signal)
             end.stream.end(1, {.cause = end_cause::exited, .value = event.number});
     });
     host::client client(dom0.stream(), secret::parse(key_text).value());
     host::string_sink out, err;
-    const auto done =
-        client.run(in_terminal(), {.out = &out, .err = &err, .signal_fd = signals.ours.get()});
+    host::run_streams io{.out = &out, .err = &err, .signal_fd = signals.ours.get()};
+    io.changed = [&](host::run_state state, std::string_view) {
+        if (state == host::run_state::running)
+            say(signals.theirs.get(), "\x02");
+    };
+    const auto done = client.run(in_terminal(), io);
     CHECK(done.signal == 0);
     CHECK(done.exit_code() == SIGINT);
 }

