@@ -37,7 +37,9 @@ class Held:
         self.kib = {(name, pid): status(pid, "VmRSS") for name, pids in groups.items() for pid in pids}
 
     def no_more_than(self, before):
-        return all(n <= before.descriptors[name] for name, n in self.descriptors.items())
+        # The daemon's is the size of a table, which doubles and does not shrink.
+        return all(n <= max(before.descriptors[name], 512 if name == "daemon" else 0)
+                   for name, n in self.descriptors.items())
 
     def grown_since(self, before):
         """The largest growth of a process, by program."""
@@ -95,7 +97,8 @@ def a_kept_client_leaks_nothing(f):
     client = Client(house)
     end = time.monotonic() + SECONDS
     try:
-        client.step()
+        for _ in range(3):  # until all that serves a step at a time has been needed once
+            client.step()
         processes = f, client.process.pid, house.links("work")["agent"]
         before = now(processes)
         while client.done < COUNT and (time.monotonic() < end or client.done < 2 * STEP):

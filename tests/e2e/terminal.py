@@ -192,14 +192,14 @@ def a_shell_with_jobs(f):
 @case
 def a_size_and_its_changes(f):
     f.start()
-    t = Terminal(f, "--tty", "trap 'stty size' WINCH; stty size; while :; do sleep 0.1; done")
+    t = Terminal(f, "--tty", "trap 'stty size' WINCH; stty size; until read -t 0.1 x; do :; done; exit 7")
     t.see(b"24 80\r\n")
     for columns, rows in ((100, 30), (40, 10), (300, 80)):
         time.sleep(0.3)  # bash forgets a signal whose trap it runs
         t.resize(columns, rows)
         t.see(b"%d %d\r\n" % (rows, columns))
-    t.type(b"\x03")
-    equal(t.ended(), 130)
+    t.type(b"\r")
+    equal(t.ended(), 7)
     equal(t.modes(), t.before)
 
 

@@ -76,6 +76,12 @@ host::outcome<void> carrier::open_directories() {
                      !watches(files_.running, gone) || !watches(files_.base, IN_MOVE_SELF) ||
                      !watches(queue, gone | IN_DELETE_SELF | IN_MOVE_SELF)))
         inotify_.reset();
+    // One that was removed before it was watched says nothing any more.
+    struct stat st {};
+    for (const int directory :
+         {queue.get(), files_.pending.get(), files_.running.get(), files_.results.get()})
+        if (::fstat(directory, &st) != 0 || st.st_nlink == 0)
+            return host::failed("a directory of " + base_ + "/queue was removed");
     return {};
 }
 
