@@ -39,7 +39,8 @@ int connect_to(const std::string &path) {
 // dom0 says that there is no such service: the call's output is closed. One socket as both
 // descriptors stays open all the same, and the program waits for the other side.
 int end_without_service() {
-    struct stat in {}, out {};
+    struct stat in {
+    }, out{};
     const bool is_one = ::fstat(0, &in) == 0 && ::fstat(1, &out) == 0 && in.st_ino == out.st_ino;
     ::close(1);
     char room[4096];
