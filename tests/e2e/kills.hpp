@@ -29,7 +29,7 @@ class tally {
     [[nodiscard]] part rarest() const {
         return static_cast<part>(std::min_element(fell_.begin(), fell_.end()) - fell_.begin());
     }
-    /// Fails when one had less than a tenth.
+    /// Fails when one had less than a tenth; of few kills, by chance, when one had none.
     void print() const {
         int all = 0;
         for (const int n : fell_)
@@ -37,12 +37,13 @@ class tally {
         bool spread = true;
         for (std::size_t p = 0; p < fell_.size(); ++p) {
             std::printf("%-16s %4d of %d kills\n", part_names[p], fell_[p], all);
-            spread = spread && fell_[p] * 10 >= all;
+            spread = spread && fell_[p] * 10 >= (all < few_kills ? 10 : all);
         }
-        require(spread, "a part of the way had less than a tenth of the kills");
+        require(spread, "a part of the way had too few of the kills");
     }
 
   private:
+    static constexpr int few_kills = 200;
     std::array<int, 5> fell_{};
 };
 

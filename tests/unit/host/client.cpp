@@ -37,7 +37,9 @@ class answering_dom0 {
   public:
     using on_event = std::function<void(dom0_end &, const kept<server_event> &)>;
     answering_dom0(on_event call, std::uint32_t features = feature::known)
-        : end_("work", features), call_(std::move(call)), thread_([this] { run(); }) {}
+        : end_("work", features), call_(std::move(call)), thread_([this] { run(); }) {
+        ::signal(SIGPIPE, SIG_IGN); // as whoever uses a client does
+    }
     ~answering_dom0() { thread_.join(); }
 
     [[nodiscard]] host::stream stream() {
