@@ -125,7 +125,7 @@ main() {
         fail '--yes needs --sha256: without a digest that somebody compared, the qube could install anything'
     [ -e /etc/qubes-release ] && [ ! -e /usr/share/qubes/marker-vm ] ||
         fail 'this installs into dom0 of Qubes OS, and is run there'
-    [ "$EUID" -eq 0 ] || fail 'installing takes root: sudo bash install-dom0.sh ...'
+    [ "$EUID" -eq 0 ] || fail 'installing needs root: sudo bash install-dom0.sh ...'
     [[ $qube =~ ^[A-Za-z][A-Za-z0-9_-]{0,30}$ ]] && [ "$qube" != dom0 ] || fail "'${qube//[^ -~]/?}' is no name of a qube"
     [[ $given =~ ^[A-Za-z0-9_./+~-]+\.rpm$ ]] && [[ $given != -* ]] ||
         fail "the package's path in the qube ends in .rpm and has letters, digits and _ . / + ~ - only"

@@ -164,7 +164,7 @@ main() {
     [ -e /etc/qubes-release ] && [ ! -e /usr/share/qubes/marker-vm ] ||
         fail 'this is run in dom0 of Qubes OS'
     [ "$EUID" -eq 0 ] || [[ " $(id -nG) " == *' qubes '* ]] ||
-        fail 'calling into qubes takes root or a member of group qubes'
+        fail 'calling into qubes needs root or a member of group qubes'
     for each in "$template" "$qube"; do
         [[ $each =~ ^[A-Za-z][A-Za-z0-9_-]{0,30}$ ]] && [ "$each" != dom0 ] ||
             fail "'${each//[^ -~]/?}' is no name of a qube"
