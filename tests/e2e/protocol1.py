@@ -126,6 +126,19 @@ def a_script_on_standard_input_is_the_entry(f):
 
 
 @case
+def a_client_that_can_watch_nothing_looks_now_and_then(f):
+    q = Qube(f)
+    env = dict(q.env, ASAN_OPTIONS=q.env.get("ASAN_OPTIONS", "") + ":detect_leaks=0")
+    c = subprocess.Popen(["strace", "-fqqo/dev/null", "-e", "trace=inotify_init1", "-e",
+                          "inject=inotify_init1:error=EMFILE", CLIENT, "echo x"], env=env,
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    name, body = q.take()
+    equal(body, b"echo x\n")
+    q.answer(name, b"x\n")
+    equal((c.communicate(timeout=HANG), c.returncode), ((b"x\n", b""), 0))
+
+
+@case
 def a_command_that_was_killed_by_a_signal(f):
     q = Qube(f)
     c = q.start("true")

@@ -50,10 +50,11 @@ class entry {
                                  : watch_directory(out.inotify_.get(), directory.get(), events);
         };
         out.pending_watch_ = watch(out.files_.pending, IN_MOVED_FROM | IN_DELETE);
+        // Without inotify the directories are looked at once a second.
         if (out.pending_watch_ < 0 || watch(out.files_.running, IN_MOVED_TO | IN_DELETE) < 0 ||
             watch(out.files_.results, IN_MOVED_TO | IN_CLOSE_WRITE) < 0 ||
             watch(out.files_.base, IN_MOVED_TO | IN_CREATE) < 0)
-            return host::failed("cannot watch " + where.queue(), errno);
+            out.inotify_.reset();
         // The entry itself comes last, so that a reader who finds it also finds its token.
         const int pending = out.files_.pending.get();
         if (!write_file(pending, out.id_ + ".auth", token_v1(key, what.id)) ||
@@ -71,7 +72,7 @@ class entry {
     entry(const entry &) = delete;
     entry &operator=(const entry &) = delete;
     ~entry() {
-        if (inotify_ && is_left_)
+        if (files_.pending && is_left_) // else it was moved from
             take_back();
     }
 
