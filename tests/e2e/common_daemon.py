@@ -55,7 +55,7 @@ def signals_buy_no_time(f):
 @case
 def revoke_ends_live_sessions(f):
     f.start()
-    mark = "revoke-mark"
+    mark = f"revoke-mark-{os.getpid()}"
     p = f.popen(f"export MARK={mark}; echo up; sleep 1000", stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     equal(p.stdout.readline(), b"up\n")

@@ -15,7 +15,7 @@ def signals_are_forwarded_and_end_the_tree(f):
     f.start()
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
                          (signal.SIGQUIT, 131)):
-        mark = f"signal-mark-{number}"
+        mark = f"signal-mark-{number}-{os.getpid()}"
         p = f.popen(f"export MARK={mark}; setsid sleep 1000 & echo up; sleep 1000",
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         equal(p.stdout.readline(), b"up\n")
@@ -40,7 +40,7 @@ def a_second_signal_leaves_at_once(f):
 @case
 def background_children_end_with_the_command(f):
     f.start()
-    mark = "background-mark"
+    mark = f"background-mark-{os.getpid()}"
     got = f.run(f"export MARK={mark}; sleep 1000 >/dev/null 2>&1 & setsid sleep 1000 >/dev/null 2>&1 & echo on")
     equal((got.returncode, got.stdout), (0, b"on\n"))
     eventually(lambda: not survivors(mark), "background children end")
@@ -69,7 +69,7 @@ def output_is_read_to_its_end_as_with_ssh(f):
 @case
 def what_holds_the_output_is_bounded_by_the_time_out(f):
     f.start()
-    mark = "holder-mark"
+    mark = f"holder-mark-{os.getpid()}"
     got = f.run("-t", "2", f"export MARK={mark}; setsid sleep 1000 & echo on")
     equal((got.returncode, got.stdout), (124, b"on\n"))
     eventually(lambda: not survivors(mark), "its children end")
@@ -78,7 +78,7 @@ def what_holds_the_output_is_bounded_by_the_time_out(f):
 @case
 def no_wait_ends_with_the_first_process(f):
     f.start()
-    mark = "no-wait-mark"
+    mark = f"no-wait-mark-{os.getpid()}"
     got = f.run("--no-wait", f"export MARK={mark}; setsid sleep 1000 & echo on; exit 5")
     equal((got.returncode, got.stdout), (5, b"on\n"))
     eventually(lambda: not survivors(mark), "what is left ends")
@@ -87,7 +87,7 @@ def no_wait_ends_with_the_first_process(f):
 @case
 def a_killed_client_ends_its_command(f):
     f.start()
-    mark = "client-kill-mark"
+    mark = f"client-kill-mark-{os.getpid()}"
     p = f.popen(f"export MARK={mark}; echo up; trap '' TERM HUP; while :; do sleep 0.1; done",
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     equal(p.stdout.readline(), b"up\n")
@@ -99,7 +99,7 @@ def a_killed_client_ends_its_command(f):
 @case
 def a_killed_daemon_is_no_success(f):
     f.start()
-    mark = "daemon-kill-mark"
+    mark = f"daemon-kill-mark-{os.getpid()}"
     p = f.popen(f"export MARK={mark}; echo up; sleep 1000", stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     equal(p.stdout.readline(), b"up\n")

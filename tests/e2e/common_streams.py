@@ -206,7 +206,7 @@ def closed_standard_descriptors(f):
 @case
 def closed_pipe(f):
     f.start()
-    mark = "closed-pipe-mark"
+    mark = f"closed-pipe-mark-{os.getpid()}"
     got = subprocess.run(["bash", "-c", f"{CLIENT} 'MARK={mark} yes' | head -1; echo ${{PIPESTATUS[0]}}"],
                          env=f.env(), capture_output=True, timeout=HANG)
     equal(got.stdout, b"y\n141\n")

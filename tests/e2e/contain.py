@@ -70,7 +70,7 @@ def who_ignores_every_signal_ends_and_others_do_not_notice(f):
     f.start()
     other = f.popen("for i in {1..100}; do echo $i; sleep 0.03; done", stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE)
-    mark = "contain-mark-stubborn"
+    mark = f"contain-mark-stubborn-{os.getpid()}"
     got = f.run("-t", "1", f"export MARK={mark}; {STUBBORN}")
     equal((got.returncode, got.stdout), (124, b"up\n"))
     equal(survivors(mark), [])  # at once: END comes when no process is left
@@ -82,7 +82,7 @@ def who_ignores_every_signal_ends_and_others_do_not_notice(f):
 @case
 def a_lost_client_leaves_nothing_of_a_stubborn_command(f):
     f.start()
-    mark = "contain-mark-lost"
+    mark = f"contain-mark-lost-{os.getpid()}"
     p = f.popen(f"export MARK={mark}; {STUBBORN}", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     equal(p.stdout.readline(), b"up\n")
     p.kill()
@@ -96,7 +96,7 @@ def too_much_output_ends_a_command(f):
     most = 100 * 1024
     got = f.run(f"head -c {most} /dev/zero")
     equal((got.returncode, len(got.stdout)), (0, most))
-    mark = "contain-mark-output"
+    mark = f"contain-mark-output-{os.getpid()}"
     for command in (f"head -c {most + 1} /dev/zero", "yes", "yes >&2",
                     f"head -c {most} /dev/zero; echo >&2",
                     f"export MARK={mark}; trap '' PIPE TERM; setsid sleep 1000 & "

@@ -299,8 +299,13 @@ def a_command_may_have_the_largest_size_and_no_last_newline(f):
 def what_cannot_be_read_holds_up_nothing(f):
     house, qubes = house_of(f, agent=True)
     for q in qubes:
-        name = q.leave(b"echo never\n", name="unreadable-1")
-        os.chmod(q.path("pending", name), 0)
+        name = "unreadable-1"
+        with open(q.path("pending", name + ".auth"), "w") as t:
+            t.write(token(name, KEY))
+        with open(q.path("pending", ".new"), "wb") as body:
+            body.write(b"echo never\n")
+        os.chmod(q.path("pending", ".new"), 0)
+        os.rename(q.path("pending", ".new"), q.path("pending", name))
         equal(q.run(b"echo on\n")[1], b"on\n")
     f.stop()
     # All that waits is served, and then it ends: what nobody can read does not count.

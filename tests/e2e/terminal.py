@@ -361,7 +361,7 @@ def kill_keeper(f, mark):
 @case
 def modes_are_as_before_whatever_ends_it(f):
     f.start()
-    mark = "MARK=terminal-ways"
+    mark = f"MARK=terminal-ways-{os.getpid()}"
     loop = f"export {mark}; echo up; exec sleep 1000"
     ways = [("its own end", "echo up; read x; exit 0", lambda t: t.type("\r"), 0),
             ("its exit code", "echo up; read x; exit 9", lambda t: t.type("\r"), 9),
@@ -409,7 +409,7 @@ def modes_are_as_before_whatever_ends_it(f):
 @case
 def the_first_process_is_the_end(f):
     f.start()
-    mark, told = "MARK=terminal-first", os.path.join(f.path, "told")
+    mark, told = f"MARK=terminal-first-{os.getpid()}", os.path.join(f.path, "told")
     begin = time.monotonic()
     t = Terminal(f, "--tty", f"export {mark}; (trap 'echo hup >{told}; exit' HUP; while :; do sleep 0.05; done) & "
                  f"(trap '' HUP; sleep 1000) & yes & sleep 0.3; exit 5")
