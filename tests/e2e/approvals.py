@@ -18,25 +18,10 @@ import termios
 import time
 
 from entries import new_id, token
-from fixture import CLIENT, DAEMON, HANG, KEY, case, check, equal, eventually, main, survivors
+from fixture import (CLIENT, DAEMON, HANG, KEY, at_a_terminal, case, check, equal, eventually, main, operator,
+                     survivors)
 from house import House
 from policies import begin, rules
-
-
-def at_a_terminal():
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def operator(f, *words):
-    """Without cgroups for commands, an operator needs a terminal."""
-    control, terminal = pty.openpty()
-    try:
-        return subprocess.run([DAEMON, "--root", f.root, *words], env=f.env(), stdin=terminal,
-                              capture_output=True, timeout=HANG, preexec_fn=at_a_terminal)
-    finally:
-        os.close(control)
-        os.close(terminal)
 
 
 def questions(f):

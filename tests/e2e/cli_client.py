@@ -99,6 +99,13 @@ def what_still_holds_the_output_is_told_on_a_terminal(f):
     equal((seen.count(told), out), (1, b"x\n"))
     seen, out = on_terminal(f, "-q", "echo x; sleep 4 & exit 3", keep_stdout=True)
     equal((seen, out), (b"", b"x\n"))
+    # Nothing is left running here: only the reader of the output takes its time.
+    slow = os.path.join(f.path, "slow")
+    os.mkfifo(slow)
+    reader = subprocess.Popen(["/bin/sh", "-c", f"exec <{slow}; sleep 4; wc -c"], stdout=subprocess.PIPE)
+    with open(slow, "wb") as to:
+        seen, _ = on_terminal(f, "head -c 3000000 /dev/zero", stdout=to)
+    equal((seen.count(b"the command has ended"), reader.communicate(timeout=HANG)[0]), (0, b"3000000\n"))
     got = f.run("echo x; sleep 4 & exit 3")
     equal((got.returncode, got.stdout, got.stderr), (3, b"x\n", b""))
 

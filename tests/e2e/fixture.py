@@ -158,7 +158,7 @@ def eventually(condition, what):
         time.sleep(0.01)
 
 
-def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True):
+def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True, stdout=None):
     """What the client writes to a terminal of its own, and what it writes to stdout elsewhere."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -175,7 +175,7 @@ def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True):
                 os.setpgid(other, other)
             os.tcsetpgrp(2, other)
 
-    p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if keep_stdout else slave, stderr=slave,
+    p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=stdout or (subprocess.PIPE if keep_stdout else slave), stderr=slave,
                 preexec_fn=take_terminal)
     os.close(slave)
     seen, end = b"", time.monotonic() + HANG
@@ -190,6 +190,22 @@ def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True):
     p.wait(timeout=HANG)
     os.close(master)
     return seen, out
+
+
+def at_a_terminal():
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def operator(f, *words):
+    """What a command of dom0 says to somebody at a terminal, as an operator is where commands have no cgroups."""
+    control, terminal = pty.openpty()
+    try:
+        return subprocess.run([DAEMON, "--root", f.root, *words], env=f.env(), stdin=terminal,
+                              capture_output=True, timeout=HANG, preexec_fn=at_a_terminal)
+    finally:
+        os.close(control)
+        os.close(terminal)
 
 
 def survivors(mark):

@@ -5,15 +5,12 @@
 A request's header takes 1024 words and 16 KiB; what exceeds that travels in the body, and nobody sees a
 difference: not the command, the policy, the operator or the audit.
 """
-import fcntl
 import hashlib
 import json
 import os
-import pty
 import subprocess
-import termios
 
-from fixture import DAEMON, HANG, case, check, equal, eventually, main
+from fixture import HANG, case, check, equal, eventually, main, operator
 from policies import begin
 
 PRINT = r"%s\0"
@@ -55,22 +52,6 @@ def policy_decides_about_the_words_wherever_they_travel(f):
         got = f.dom0("policy", "check", "work", "--exec", "--", "echo", *words)
         equal((got.returncode, got.stdout.splitlines()[0].split()[-1]), (126, b"deny"))
     equal(f.run("--dry-run", "--exec", "echo", *LARGE).returncode, 126)
-
-
-def at_a_terminal():
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def operator(f, *words):
-    """Where commands have no cgroups, who decides needs a terminal."""
-    control, terminal = pty.openpty()
-    try:
-        return subprocess.run([DAEMON, "--root", f.root, *words], env=f.env(), stdin=terminal,
-                              capture_output=True, timeout=HANG, preexec_fn=at_a_terminal)
-    finally:
-        os.close(control)
-        os.close(terminal)
 
 
 @case

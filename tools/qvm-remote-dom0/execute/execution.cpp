@@ -341,13 +341,15 @@ void execution::settle() {
     });
 }
 
-// Whoever waits would take the command for one that hangs.
+// Whoever waits would take the command for one that hangs. Output that only its reader holds up is not
+// meant.
 void execution::tell_of_held_output() {
-    if (std::exchange(held_output_told_, true))
+    if (takes_what_is_there() || std::exchange(held_output_told_, true))
         return;
     leave_timer_.expires_after(leave_limit);
     leave_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
-        if (ec || self->finished_ || !self->port_ || !self->outputs_open())
+        if (ec || self->finished_ || !self->port_ || !self->outputs_open() || self->tree_empty_ ||
+            self->stalled())
             return;
         self->port_->notify("the command has ended; processes that it left running still hold its "
                             "output, and are waited for");
