@@ -99,13 +99,15 @@ def what_still_holds_the_output_is_told_on_a_terminal(f):
     equal((seen.count(told), out), (1, b"x\n"))
     seen, out = on_terminal(f, "-q", "echo x; sleep 4 & exit 3", keep_stdout=True)
     equal((seen, out), (b"", b"x\n"))
-    # Nothing is left running here: only the reader of the output takes its time.
-    slow = os.path.join(f.path, "slow")
-    os.mkfifo(slow)
-    reader = subprocess.Popen(["/bin/sh", "-c", f"exec <{slow}; sleep 4; wc -c"], stdout=subprocess.PIPE)
-    with open(slow, "wb") as to:
-        seen, _ = on_terminal(f, "head -c 3000000 /dev/zero", stdout=to)
-    equal((seen.count(b"the command has ended"), reader.communicate(timeout=HANG)[0]), (0, b"3000000\n"))
+    # Nothing is left running here: only the reader of the output takes its time. So much does not fit into
+    # the window and the pipes of this side, and the rest into those of dom0's.
+    for size in (550_000, 650_000, 750_000):
+        slow = os.path.join(f.path, f"slow-{size}")
+        os.mkfifo(slow)
+        reader = subprocess.Popen(["/bin/sh", "-c", f"exec <{slow}; sleep 4; wc -c"], stdout=subprocess.PIPE)
+        with open(slow, "wb") as to:
+            seen, _ = on_terminal(f, f"head -c {size} /dev/zero", stdout=to)
+        equal((seen.count(b"the command has ended"), reader.communicate(timeout=HANG)[0]), (0, b"%d\n" % size))
     got = f.run("echo x; sleep 4 & exit 3")
     equal((got.returncode, got.stdout, got.stderr), (3, b"x\n", b""))
 
