@@ -306,18 +306,27 @@ def an_agent_that_appears_gets_the_command(f):
     """The entry of protocol 1 is withdrawn: a daemon that refuses those would give 126."""
     house = House(f, "work", conf={"QVM_REMOTE_PROTOCOL": "2"})
     house.wait_for_agent("work")
-    f.stop()
-    eventually(lambda: not house.has_agent("work"), "the agent's end")
-    c = house.popen("work", "echo via agent", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    pending = os.path.join(house.machine.home("work"), ".qvm-remote", "queue", "pending")
-    eventually(lambda: len(os.listdir(pending)) == 3, "an entry")
-    # It sees the entry late, as on a busy machine.
-    c.send_signal(signal.SIGSTOP)
-    house.start()
-    eventually(lambda: house.has_agent("work"), "an agent")
-    time.sleep(0.1)
-    c.send_signal(signal.SIGCONT)
-    equal((c.stdout.read(), c.wait(HANG)), (b"via agent\n", 0))
+    base = os.path.join(house.machine.home("work"), ".qvm-remote")
+    pending = os.path.join(base, "queue", "pending")
+    for _ in range(30):
+        f.stop()
+        eventually(lambda: not house.has_agent("work"), "the agent's end")
+        c = house.popen("work", "echo via agent", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE)
+        eventually(lambda: len(os.listdir(pending)) == 3, "an entry")
+        # It sees the agent late, as on a busy machine.
+        c.send_signal(signal.SIGSTOP)
+        house.start()
+        eventually(lambda: house.has_agent("work"), "an agent")
+        time.sleep(0.05)
+        c.send_signal(signal.SIGCONT)
+        # The agent leaves the entry to it for half a second. A try that a busy machine has delayed shows nothing.
+        is_in_time = time.time() - os.stat(os.path.join(base, "agent.sock")).st_mtime < 0.25
+        got = c.communicate(timeout=HANG)[0], c.returncode
+        if is_in_time:
+            break
+    check(is_in_time, "each try was late")
+    equal(got, (b"via agent\n", 0))
     equal(os.listdir(pending), [])
 
 
