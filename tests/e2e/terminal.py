@@ -213,9 +213,16 @@ def full_screen_programs(f):
         t = Terminal(f, "--tty", f"less {path}").ready()
         t.see(b"line 22")
         t.type(b"G")
-        t.see(b"line 999")
-        t.resize(80, 50)
-        t.see(b"line 977")  # as less redraws it: more rows, with nothing in them
+        t.see(b"(END)")
+        t.shown, end = b"", time.monotonic() + HANG
+        rows = 50
+        # As less redraws it: more rows, with nothing in them. A size that changes while it goes to sleep it
+        # sees with the next one.
+        while b"line 977" not in t.shown:
+            check(time.monotonic() < end, f"not redrawn: {t.shown[-2000:]}")
+            t.resize(80, rows)
+            rows ^= 1
+            t.read(1)
         t.type(b"q")
         equal(t.ended(), 0)
         equal(t.modes(), t.before)
