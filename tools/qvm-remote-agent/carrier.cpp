@@ -24,12 +24,14 @@ using host::unique_fd;
 constexpr std::uint64_t token_patience_ms = 5'000;
 constexpr std::uint64_t later_ms = 1'000;
 constexpr std::uint64_t look_again_ms = 1'000;
-// For a client of ours that left an entry since there was no agent: it sees one, and takes it back.
+// A client of ours that found no agent leaves an entry, and takes it back when it sees one. So that
+// it can, what is there when we begin, or comes so soon afterwards, waits.
 constexpr std::uint64_t take_back_ms = 500;
 } // namespace
 
 host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_ms) {
     carrier out(base);
+    out.take_back_until_ms_ = now_ms + take_back_ms;
     if (auto opened = out.open_directories(); !opened)
         return tl::unexpected(opened.error());
     out.files_.sweep();
@@ -54,7 +56,7 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
     }
     for (const std::string &name : names_in(out.files_.pending.get()))
         if (command_id::parse(name))
-            out.entries_[name].not_before_ms = now_ms + take_back_ms;
+            out.consider(name, now_ms);
     out.say_idle();
     return out;
 }
@@ -184,10 +186,14 @@ void carrier::consider(const std::string &id, std::uint64_t now_ms) {
     if (at != entries_.end() && at->second.at != stage::seen)
         return;
     entry &e = at != entries_.end() ? at->second : entries_[id];
-    if (e.seen_ms == 0)
+    if (e.seen_ms == 0) {
         e.seen_ms = now_ms;
+        if (now_ms < take_back_until_ms_)
+            e.not_before_ms = take_back_until_ms_;
+    }
     if (now_ms < e.not_before_ms)
         return;
+    e.not_before_ms = 0; // from now on only its token is waited for
     const std::string token = token_of(id);
     if (token.empty() && now_ms < e.seen_ms + token_patience_ms)
         return;

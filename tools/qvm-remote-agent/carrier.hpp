@@ -50,7 +50,7 @@ class carrier {
         };
         stage at = stage::seen;
         std::uint64_t seen_ms = 0;
-        std::uint64_t not_before_ms = 0; // dom0 said later, or it was there before us
+        std::uint64_t not_before_ms = 0; // dom0 said later, or its client may take it back
         bool written = false;            // output, or the attempt at it
         bool failed = false;
     };
@@ -73,6 +73,7 @@ class carrier {
     std::string base_;
     queue_directories files_;
     host::unique_fd inotify_;
+    std::uint64_t take_back_until_ms_ = 0;
     std::uint64_t look_due_ms_ = UINT64_MAX; // nothing is watched, or a directory is missing
     queue_client machine_;
     entries entries_;
