@@ -26,12 +26,12 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/transport_abi.h>
 
 #include "../common/border.hpp"
@@ -43,6 +43,7 @@ namespace {
 using plugins::guarded;
 using plugins::problem;
 using qvmremote::host::trusted;
+using qvmremote::host::unix_address;
 
 [[noreturn]] void fail(int32_t status, std::string text) { throw problem{status, std::move(text)}; }
 
@@ -69,22 +70,11 @@ std::vector<std::string> split(std::string_view text, char separator) {
     return out;
 }
 
-sockaddr_un address_of(const std::string &path, const char *option) {
-    sockaddr_un out{};
-    out.sun_family = AF_UNIX;
-    if (path.size() >= sizeof out.sun_path)
-        fail(QVMREMOTE_BAD_OPTION, std::string("option '") + option + "': " + path + " exceeds " +
-                                       std::to_string(sizeof out.sun_path - 1) +
-                                       " bytes; choose a shorter path");
-    std::memcpy(out.sun_path, path.c_str(), path.size() + 1);
-    return out;
-}
-
-unique_fd make_socket() {
-    unique_fd out(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+unix_address address_of(const std::string &path, const char *option) {
+    const auto out = unix_address::of_path(path);
     if (!out)
-        fail_errno("cannot make a socket");
-    return out;
+        fail(QVMREMOTE_BAD_OPTION, std::string("option '") + option + "': " + out.error().what);
+    return *out;
 }
 
 // Only our own user and root may connect: the mode of the socket allows no others, and this checks
@@ -133,7 +123,7 @@ class transport {
         } else {
             if (socket_.empty())
                 fail(QVMREMOTE_BAD_OPTION, "option 'socket' is missing; name the daemon's socket");
-            address_of(socket_, "socket");
+            static_cast<void>(address_of(socket_, "socket"));
         }
         stop_.reset(::eventfd(0, EFD_CLOEXEC));
         if (!stop_)
@@ -150,22 +140,21 @@ class transport {
     }
 
     void connect(qvmremote_stream &out) {
-        const sockaddr_un address = address_of(socket_, "socket");
-        unique_fd made = make_socket();
-        if (::connect(made.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) !=
-            0) {
-            if (errno == ENOENT || errno == ECONNREFUSED)
+        auto made = qvmremote::host::connect_unix(address_of(socket_, "socket"));
+        if (!made) {
+            const auto &why = made.error();
+            if (why.error_number == ENOENT || why.error_number == ECONNREFUSED)
                 fail(QVMREMOTE_UNREACHABLE,
                      "nobody listens at " + socket_ + "; start a daemon with this transport");
-            if (errno == EACCES)
+            if (why.error_number == EACCES)
                 fail(QVMREMOTE_REFUSED, socket_ + " belongs to another user; run as that user");
-            fail_errno("cannot connect to " + socket_);
+            fail(QVMREMOTE_FAILED, why.what);
         }
-        if (!is_our_user(made.get()))
+        if (!is_our_user(made->get()))
             fail(QVMREMOTE_REFUSED, "the process that listens at " + socket_ +
                                         " runs as neither this user nor root; "
                                         "find out who made that socket");
-        give(std::move(made), "dom0", out);
+        give(std::move(*made), "dom0", out);
     }
 
     int32_t listen() {
@@ -274,24 +263,20 @@ class transport {
     }
 
     static unique_fd open_socket(const std::string &path) {
-        const sockaddr_un address = address_of(path, "dir");
-        const auto *generic = reinterpret_cast<const sockaddr *>(&address);
+        const unix_address address = address_of(path, "dir");
         // A socket without a listener was left by a daemon that was killed.
-        const unique_fd probe = make_socket();
-        if (::connect(probe.get(), generic, sizeof address) == 0)
+        const auto probe = qvmremote::host::connect_unix(address);
+        if (probe)
             fail(QVMREMOTE_FAILED, "another daemon listens at " + path + "; end it first");
-        if (errno == ECONNREFUSED) {
+        if (probe.error().error_number == ECONNREFUSED) {
             struct stat at {};
             if (::lstat(path.c_str(), &at) == 0 && S_ISSOCK(at.st_mode))
                 ::unlink(path.c_str());
         }
-        unique_fd out(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-        // On Linux, bind gives the file the mode of the socket. So the file never has more rights, and
-        // the umask of the process need not change.
-        if (!out || ::fchmod(out.get(), 0600) != 0 ||
-            ::bind(out.get(), generic, sizeof address) != 0 || ::listen(out.get(), 128) != 0)
-            fail_errno("cannot listen at " + path);
-        return out;
+        auto out = qvmremote::host::listen_unix(address, 0600, 128);
+        if (!out)
+            fail(QVMREMOTE_FAILED, out.error().what);
+        return std::move(*out);
     }
 
     // Without faults the host gets the socket itself, without a relay.

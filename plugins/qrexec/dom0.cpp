@@ -14,14 +14,16 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <qvmremote/host/files.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/transport_abi.h>
 
 namespace qrexec {
 namespace {
+
+using qvmremote::host::unix_address;
 
 constexpr int backlog = 128;
 constexpr const char *qubes_group = "qubes";
@@ -53,15 +55,11 @@ uid_t user_of_qrexec(const std::string &configured) {
     return who->pw_uid;
 }
 
-sockaddr_un address_of(const std::string &path) {
-    sockaddr_un out{};
-    out.sun_family = AF_UNIX;
-    if (path.size() >= sizeof out.sun_path)
-        throw problem{QVMREMOTE_BAD_OPTION, "option 'socket': " + path + " exceeds " +
-                                                std::to_string(sizeof out.sun_path - 1) +
-                                                " bytes; choose a shorter path"};
-    std::memcpy(out.sun_path, path.c_str(), path.size() + 1);
-    return out;
+unix_address address_of(const std::string &path) {
+    const auto out = unix_address::of_path(path);
+    if (!out)
+        throw problem{QVMREMOTE_BAD_OPTION, "option 'socket': " + out.error().what};
+    return *out;
 }
 
 } // namespace
@@ -91,33 +89,30 @@ int server::listen() {
 }
 
 void server::open_socket() {
-    const sockaddr_un address = address_of(how_.socket);
-    const auto *generic = reinterpret_cast<const sockaddr *>(&address);
+    const unix_address address = address_of(how_.socket);
     const std::string directory = how_.socket.substr(0, how_.socket.rfind('/'));
     if (auto made = qvmremote::host::make_directories(directory, 0755); !made)
         throw problem{QVMREMOTE_FAILED, made.error().what};
     // A socket without a listener was left by a daemon that was killed. Any other file stays, and then
     // bind fails.
-    const unique_fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    const bool answers = ::connect(probe.get(), generic, sizeof address) == 0;
-    if (answers || errno == EAGAIN)
+    const auto probe = qvmremote::host::connect_unix(address, SOCK_STREAM | SOCK_NONBLOCK);
+    const int error = probe ? 0 : probe.error().error_number;
+    if (probe || error == EAGAIN)
         throw problem{QVMREMOTE_FAILED,
                       "another daemon listens at " + how_.socket + "; end it first"};
     struct stat at {};
-    if (errno == ECONNREFUSED && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode))
+    if (error == ECONNREFUSED && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode))
         ::unlink(how_.socket.c_str());
 
-    unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    // On Linux, bind gives the file the mode of the socket, so it never has more rights. The group gets
-    // access after we know that the file is ours.
-    if (!made || ::fchmod(made.get(), 0600) != 0 ||
-        ::bind(made.get(), generic, sizeof address) != 0)
-        fail_errno("cannot listen at " + how_.socket);
+    // The group gets access after we know that the file is ours.
+    auto made = qvmremote::host::bind_unix(address, SOCK_STREAM | SOCK_NONBLOCK, 0600);
+    if (!made)
+        throw problem{QVMREMOTE_FAILED, made.error().what};
     const unique_fd file(::open(how_.socket.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
     if (!file || ::fstat(file.get(), &at) != 0 || !S_ISSOCK(at.st_mode))
         fail_errno("cannot look at " + how_.socket);
     inode_ = at.st_ino;
-    listener_ = std::move(made); // from now on the destructor removes the file
+    listener_ = std::move(*made); // from now on the destructor removes the file
     const group *const all = ::getgrnam(qubes_group);
     const std::string by_number = "/proc/self/fd/" + std::to_string(file.get());
     // Without root we may not be allowed to set this group; then its members have no access.

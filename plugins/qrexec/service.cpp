@@ -11,19 +11,23 @@
 #include <string>
 
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <qvmremote/host/unix_socket.hpp>
 
 #include "descriptor.hpp"
 
 namespace {
 
+using qvmremote::host::connect_unix;
+using qvmremote::host::unix_address;
+
 constexpr int no_service = 127; // as qrexec reports it
 constexpr int trouble = 125;
 
-int fail(int code, const char *what) {
-    std::fprintf(stderr, "qvmremote.Exec: %s: %s\n", what, std::strerror(errno));
+int fail(int code, const char *what, int error_number) {
+    std::fprintf(stderr, "qvmremote.Exec: %s: %s\n", what, std::strerror(error_number));
     return code;
 }
 
@@ -74,18 +78,14 @@ int main() {
     std::string path = variable("QVM_REMOTE_QREXEC_SOCKET");
     if (path.empty())
         path = "/run/qubes-rpc/qvmremote.Exec";
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) {
-        errno = ENAMETOOLONG;
-        return fail(trouble, path.c_str());
-    }
-    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-    const int socket = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (socket < 0)
-        return fail(trouble, "cannot make a socket");
-    if (::connect(socket, reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
-        return fail(no_service, "qvm-remote-dom0 does not serve qrexec now");
+    const auto address = unix_address::of_path(path);
+    if (!address)
+        return fail(trouble, path.c_str(), address.error().error_number);
+    const auto connected = connect_unix(*address);
+    if (!connected)
+        return fail(no_service, "qvm-remote-dom0 does not serve qrexec now",
+                    connected.error().error_number);
+    const int socket = connected->get();
     // Whatever qrexec's daemon left to us: nothing blocked, and a child that can be waited for.
     sigset_t none;
     ::sigemptyset(&none);
@@ -93,11 +93,11 @@ int main() {
     ::signal(SIGCHLD, SIG_DFL);
     ::signal(SIGPIPE, SIG_IGN);
     if (!write_all(socket, text.c_str(), text.size() + 1))
-        return fail(trouble, "cannot write to qvm-remote-dom0");
+        return fail(trouble, "cannot write to qvm-remote-dom0", errno);
 
     const pid_t child = ::fork();
     if (child < 0)
-        return fail(trouble, "cannot fork");
+        return fail(trouble, "cannot fork", errno);
     if (child == 0) {
         copy(STDIN_FILENO, socket);
         ::shutdown(socket, SHUT_WR);

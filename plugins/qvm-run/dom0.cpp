@@ -15,9 +15,9 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/transport_abi.h>
 
 #include "queue_program.hpp"
@@ -537,16 +537,16 @@ void caller::queue_checks(bool all) {
 }
 
 unique_fd caller::ask_qubesd(std::string_view what, int &error) const {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    how_.qubesd.copy(address.sun_path, sizeof address.sun_path - 1);
-    unique_fd out(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    auto connected = qvmremote::host::connect_unix(how_.qubesd, SOCK_STREAM | SOCK_NONBLOCK);
+    if (!connected) {
+        error = connected.error().error_number;
+        return {};
+    }
+    unique_fd out = std::move(*connected);
     ucred who{};
     socklen_t size = sizeof who;
     error = 0;
-    if (!out ||
-        ::connect(out.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0 ||
-        ::getsockopt(out.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0)
+    if (::getsockopt(out.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0)
         error = errno;
     else if (who.uid != 0 && who.uid != ::geteuid())
         error = EPERM;

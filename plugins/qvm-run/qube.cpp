@@ -7,30 +7,33 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <optional>
 
 #include <pwd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 
 namespace qvm_run {
 namespace {
 
 using qvmremote::host::unique_fd;
+using qvmremote::host::unix_address;
 
 struct qube {
-    sockaddr_un address;
+    unix_address address;
+    char path[unix_address::longest_path + 1]; // for messages
 };
 
 constexpr timeval longest_connect = {15, 0};
 
-bool set_path(qube &of, const char *directory, const char *file) {
-    const int size =
-        std::snprintf(of.address.sun_path, sizeof of.address.sun_path, "%s%s", directory, file);
-    return size > 0 && static_cast<std::size_t>(size) < sizeof of.address.sun_path;
+template <std::size_t N>
+bool set_path(char (&path)[N], const char *directory, const char *file) {
+    const int size = std::snprintf(path, N, "%s%s", directory, file);
+    return size > 0 && static_cast<std::size_t>(size) < N;
 }
 
 bool limit_waiting(int socket, timeval most) {
@@ -51,15 +54,10 @@ int32_t qvm_run_qube_open(const qvmremote_options *options, void **self, char *e
         }
         path = options->items[i].value;
     }
-    auto *const made = new (std::nothrow) qube{};
-    if (made == nullptr) {
-        std::snprintf(error, error_size, "out of memory");
-        return QVMREMOTE_FAILED;
-    }
-    made->address.sun_family = AF_UNIX;
+    char whole[unix_address::longest_path + 1];
     bool fits = false;
     if (path != nullptr) {
-        fits = set_path(*made, path, "");
+        fits = set_path(whole, path, "");
     } else {
         // As the client finds its own files.
         const char *home = std::getenv("HOME");
@@ -69,19 +67,24 @@ int32_t qvm_run_qube_open(const qvmremote_options *options, void **self, char *e
         }
         if (*home == '\0') {
             std::snprintf(error, error_size, "there is no home directory: set HOME");
-            delete made;
             return QVMREMOTE_FAILED;
         }
-        fits = set_path(*made, home, "/.qvm-remote/agent.sock");
+        fits = set_path(whole, home, "/.qvm-remote/agent.sock");
     }
-    if (!fits) {
+    const auto address = fits ? std::optional(unix_address::of_path(whole)) : std::nullopt;
+    if (!address || !*address) {
         std::snprintf(error, error_size,
                       "option 'socket': the path of the agent's socket exceeds %zu bytes; choose a "
                       "shorter one",
-                      sizeof made->address.sun_path - 1);
-        delete made;
+                      unix_address::longest_path);
         return QVMREMOTE_BAD_OPTION;
     }
+    auto *const made = new (std::nothrow) qube{**address, {}};
+    if (made == nullptr) {
+        std::snprintf(error, error_size, "out of memory");
+        return QVMREMOTE_FAILED;
+    }
+    std::memcpy(made->path, whole, sizeof whole);
     *self = made;
     return QVMREMOTE_OK;
 }
@@ -89,15 +92,15 @@ int32_t qvm_run_qube_open(const qvmremote_options *options, void **self, char *e
 void qvm_run_qube_close(void *self) { delete static_cast<qube *>(self); }
 
 int32_t qvm_run_qube_connect(void *self, qvmremote_stream *out, char *error, uint32_t error_size) {
-    const sockaddr_un &address = static_cast<const qube *>(self)->address;
-    const char *const path = address.sun_path;
+    const unix_address &address = static_cast<const qube *>(self)->address;
+    const char *const path = static_cast<const qube *>(self)->path;
     unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     // An agent that stands still with a full queue of connections would hold us for ever.
     if (!made || !limit_waiting(made.get(), longest_connect)) {
         std::snprintf(error, error_size, "cannot make a socket: %s", std::strerror(errno));
         return QVMREMOTE_FAILED;
     }
-    if (::connect(made.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0) {
+    if (::connect(made.get(), address.get(), address.size()) != 0) {
         switch (errno) {
         case ENOENT:
         case ECONNREFUSED:

@@ -14,10 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <qvmremote/bytes.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/transport_abi.h>
 
 #include "../common/border.hpp"
@@ -84,10 +84,9 @@ settings parse_options(const qvmremote_options &options) {
                               "' is unknown here; there are qubesd, qrexec-client, qvm-run, "
                               "qvm-check, user"};
     }
-    if (out.qubesd.size() >= sizeof(sockaddr_un::sun_path))
-        throw problem{QVMREMOTE_BAD_OPTION, "option 'qubesd': " + out.qubesd + " exceeds " +
-                                                std::to_string(sizeof(sockaddr_un::sun_path) - 1) +
-                                                " bytes; choose a shorter path"};
+    if (const auto address = qvmremote::host::unix_address::of_path(out.qubesd);
+        !out.qubesd.empty() && !address)
+        throw problem{QVMREMOTE_BAD_OPTION, "option 'qubesd': " + address.error().what};
     return out;
 }
 

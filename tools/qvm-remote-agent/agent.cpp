@@ -19,12 +19,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/route.hpp>
 
 #include "carrier.hpp"
@@ -151,23 +151,21 @@ class loop {
 
     // Under another name until it listens: a client never finds a socket that refuses.
     host::outcome<void> listen() {
-        sockaddr_un address{};
-        address.sun_family = AF_UNIX;
         const std::string name = socket_path().substr(base_.size() + 1);
         const std::string temporary = base_ + "/." + name;
-        if (temporary.size() >= sizeof address.sun_path)
+        const auto address = host::unix_address::of_path(temporary);
+        if (!address)
             return host::failed("the path " + temporary + " is too long for a socket");
-        std::memcpy(address.sun_path, temporary.c_str(), temporary.size() + 1);
-        unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
         ::unlink(temporary.c_str());
+        auto made = host::listen_unix(*address, 0700, SOMAXCONN);
         struct stat st {};
-        if (!made ||
-            ::bind(made.get(), reinterpret_cast<sockaddr *>(&address), sizeof address) != 0 ||
-            ::listen(made.get(), SOMAXCONN) != 0 || ::lstat(temporary.c_str(), &st) != 0 ||
+        if (!made)
+            return host::failed("cannot listen at " + socket_path(), made.error().error_number);
+        if (::lstat(temporary.c_str(), &st) != 0 ||
             ::rename(temporary.c_str(), socket_path().c_str()) != 0)
             return host::failed("cannot listen at " + socket_path(), errno);
         socket_inode_ = st.st_ino;
-        listener_ = std::move(made);
+        listener_ = std::move(*made);
         watch(listener_.get(), of_listener, EPOLLIN);
         return {};
     }

@@ -13,13 +13,13 @@
 #include <spawn.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <qvmremote/host/environment.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/host/plugin.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 
 #include "common/installed.hpp"
 #include "reach.hpp"
@@ -117,12 +117,12 @@ class private_daemon {
             return tl::unexpected(written.error());
 
         const std::string notify = root_ + "/notify";
-        const host::unique_fd ready(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-        sockaddr_un address{};
-        address.sun_family = AF_UNIX;
-        std::memcpy(address.sun_path, notify.c_str(), notify.size());
-        if (::bind(ready.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
-            return host::failed("cannot listen at " + notify, errno);
+        const auto address = host::unix_address::of_path(notify);
+        if (!address)
+            return tl::unexpected(address.error());
+        const auto ready = host::bind_unix(*address, SOCK_DGRAM, 0600);
+        if (!ready)
+            return tl::unexpected(ready.error());
 
         std::vector<std::string> words = {program,        "--root", root_,    "--transport", "mock",
                                           "--plugin-dir", plugins,  "--once", "--wait",      "60"};
@@ -136,7 +136,7 @@ class private_daemon {
         if (auto spawned = spawn(words, variables); !spawned)
             return tl::unexpected(spawned.error());
 
-        pollfd wait{ready.get(), POLLIN, 0};
+        pollfd wait{ready->get(), POLLIN, 0};
         for (int waited = 0; ::poll(&wait, 1, 100) != 1; waited += 100) {
             int status = 0;
             if (::waitpid(pid_, &status, WNOHANG) == pid_) {

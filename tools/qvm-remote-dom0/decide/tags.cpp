@@ -9,11 +9,10 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
-#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/limits.hpp>
 
 #include "base/helper.hpp"
@@ -46,35 +45,30 @@ enum class reached : bool { no, yes };
 
 // Asks qubesd; `out` becomes its answer. Returns whether qubesd could be asked.
 reached ask_qubesd(const qube_name &qube, const std::string &path, known_tags &out) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path)
+    const auto connected = host::connect_unix(path, SOCK_STREAM | SOCK_NONBLOCK);
+    if (!connected)
         return reached::no;
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
-    const host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const int fd = connected->get();
     ucred who{};
     socklen_t size = sizeof who;
-    if (!fd ||
-        ::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0 ||
-        ::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
+    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
         (who.uid != 0 && who.uid != ::geteuid()))
         return reached::no;
     std::string call = "admin.vm.tag.List+ dom0 name " + qube.text();
     call.push_back('\0');
-    if (::send(fd.get(), call.data(), call.size(), MSG_NOSIGNAL) !=
-            static_cast<ssize_t>(call.size()) ||
-        ::shutdown(fd.get(), SHUT_WR) != 0)
+    if (::send(fd, call.data(), call.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(call.size()) ||
+        ::shutdown(fd, SHUT_WR) != 0)
         return reached::no;
     std::string answer;
     const std::uint64_t end_ms = host::awake_ms() + answer_limit_ms;
     for (std::array<char, 4096> piece;;) {
         const std::uint64_t now_ms = host::awake_ms();
-        pollfd wait{fd.get(), POLLIN, 0};
+        pollfd wait{fd, POLLIN, 0};
         if (now_ms >= end_ms || answer.size() > largest_answer)
             return reached::yes;
         if (::poll(&wait, 1, static_cast<int>(end_ms - now_ms)) < 1)
             continue;
-        const ssize_t n = ::read(fd.get(), piece.data(), piece.size());
+        const ssize_t n = ::read(fd, piece.data(), piece.size());
         if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (n < 0)

@@ -10,17 +10,15 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <qvmremote/audit.hpp>
 #include <qvmremote/host/failure.hpp>
-#include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/limits.hpp>
 
 namespace qvmremote::dom0 {
@@ -32,17 +30,16 @@ inline constexpr std::string_view head_identifier = "qvm-remote-audit";
 /// missing (ENOENT).
 [[nodiscard]] inline host::outcome<void> send_head(const std::string &socket_path,
                                                    std::uint64_t serial, std::string_view hash) {
-    sockaddr_un address{};
-    if (socket_path.size() >= sizeof address.sun_path)
-        return host::failed("cannot reach the system journal", ENAMETOOLONG);
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, socket_path.c_str(), socket_path.size());
+    const auto journal = host::connect_unix(socket_path, SOCK_DGRAM);
+    if (!journal)
+        return host::failed(journal.error().error_number == ENAMETOOLONG
+                                ? "cannot reach the system journal"
+                                : "cannot write to the system journal",
+                            journal.error().error_number);
     const std::string text = "MESSAGE=" + format_audit_head(serial, hash) +
                              "\nPRIORITY=6\nSYSLOG_IDENTIFIER=" + std::string(head_identifier) +
                              "\n";
-    const host::unique_fd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    if (::sendto(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
-                 reinterpret_cast<const sockaddr *>(&address), sizeof address) < 0)
+    if (::send(journal->get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         return host::failed("cannot write to the system journal", errno);
     return {};
 }

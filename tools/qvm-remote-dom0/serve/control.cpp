@@ -12,7 +12,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <boost/asio/buffer.hpp>
@@ -21,10 +20,18 @@
 
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/host/unix_socket.hpp>
 
 namespace qvmremote::dom0 {
 
 namespace {
+
+host::outcome<host::unix_address> address_of(const std::string &path) {
+    auto out = host::unix_address::of_path(path);
+    if (!out)
+        return host::failed("the path " + path + " is too long for a socket: use a shorter --root");
+    return out;
+}
 
 constexpr std::size_t longest_request = 256;
 constexpr int patience_seconds = 10;                   // to send a request, and to read an answer
@@ -166,26 +173,25 @@ control_server::~control_server() { ::unlink(path_.c_str()); }
 host::outcome<std::unique_ptr<control_server>>
 control_server::open(boost::asio::io_context &loop, const paths &where, handler answer) {
     const std::string path = where.control_socket();
-    if (path.size() >= sizeof(sockaddr_un::sun_path))
-        return host::failed("the path " + path + " is too long for a socket: use a shorter --root");
+    const auto address = address_of(path);
+    if (!address)
+        return tl::unexpected(address.error());
     ::unlink(path.c_str());
     std::unique_ptr<control_server> out(new control_server(loop, path, std::move(answer)));
+    auto made = host::bind_unix(*address, SOCK_STREAM, 0600);
+    if (!made)
+        return tl::unexpected(made.error());
+    // Give it to the group of operators, if there is one.
+    if (const group *const members = ::getgrnam(operators);
+        members && ::chown(path.c_str(), static_cast<uid_t>(-1), members->gr_gid) == 0)
+        ::chmod(path.c_str(), 0660);
+    if (::listen(made->get(), 16) != 0)
+        return host::failed("cannot listen at " + path, errno);
     boost::system::error_code ec;
-    const boost::asio::local::stream_protocol::endpoint endpoint(path);
-    out->acceptor_.open(endpoint.protocol(), ec);
-    if (!ec) {
-        const mode_t before = ::umask(0177);
-        out->acceptor_.bind(endpoint, ec);
-        ::umask(before);
-        // Give it to the group of operators, if there is one.
-        if (const group *const members = ec ? nullptr : ::getgrnam(operators);
-            members && ::chown(path.c_str(), static_cast<uid_t>(-1), members->gr_gid) == 0)
-            ::chmod(path.c_str(), 0660);
-    }
-    if (!ec)
-        out->acceptor_.listen(16, ec);
+    out->acceptor_.assign(boost::asio::local::stream_protocol(), made->get(), ec);
     if (ec)
         return host::failed("cannot listen at " + path + ": " + ec.message());
+    static_cast<void>(made->release()); // the acceptor closes it
     out->accept();
     return out;
 }
@@ -221,18 +227,16 @@ void control_server::pause() {
 namespace {
 
 host::outcome<host::unique_fd> connect_to_daemon(const paths &where) {
-    sockaddr_un address{};
     const std::string path = where.control_socket();
-    if (path.size() >= sizeof address.sun_path)
-        return host::failed("the path " + path + " is too long for a socket: use a shorter --root");
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, path.c_str(), path.size());
-    host::unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0)
+    const auto address = address_of(path);
+    if (!address)
+        return tl::unexpected(address.error());
+    auto fd = host::connect_unix(*address);
+    if (!fd)
         return tl::unexpected(host::failure{"no daemon answers at " + path + " (" +
-                                                std::strerror(errno) +
+                                                std::strerror(fd.error().error_number) +
                                                 "): start it with systemctl start qvm-remote-dom0",
-                                            errno});
+                                            fd.error().error_number});
     return fd;
 }
 
