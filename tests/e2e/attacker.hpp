@@ -132,8 +132,8 @@ class attacker {
 // Frames of a session as one can make them who has its key, in any order and with any payload.
 class forger {
   public:
-    forger(const bytes &request, std::uint32_t session)
-        : session_(session), keys_(keys_of(request)) {}
+    forger(const bytes &request, std::uint32_t session, char key = 'a')
+        : session_(session), keys_(keys_of(request, key)) {}
     bytes frame(frame_type type, bytes_view payload) {
         return test::sealed_frame(keys_.to_dom0, type, session_, payload);
     }
@@ -145,10 +145,10 @@ class forger {
     }
 
   private:
-    static session_keys keys_of(const bytes &request) {
+    static session_keys keys_of(const bytes &request, char key) {
         digest256 token;
         std::copy_n(request.begin() + frame_header::size, token.size(), token.begin());
-        return request_signer(key_of('a')).keys(token);
+        return request_signer(key_of(key)).keys(token);
     }
 
     std::uint32_t session_;

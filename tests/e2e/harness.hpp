@@ -220,7 +220,9 @@ class daemon_under_test {
         environment_ = std::move(environment);
     }
 
-    void start() {
+    void start() { require(comes_up(), "the daemon does not come up"); }
+    /// Starts it; false when it ends instead.
+    [[nodiscard]] bool comes_up() {
         const std::string notify = root_ + "/notify";
         ::unlink(notify.c_str());
         const unique_fd ready(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -243,7 +245,14 @@ class daemon_under_test {
         environment.insert(environment.end(), environment_.begin(), environment_.end());
         pid_ = daemon_that_runs = spawn(words, environment);
         pollfd wait{ready.get(), POLLIN, 0};
-        require(::poll(&wait, 1, hang_guard_ms) == 1, "the daemon does not come up");
+        bool is_up = false;
+        require(eventually([&] {
+                    is_up = ::poll(&wait, 1, 0) == 1;
+                    return is_up || ::waitpid(pid_, nullptr, WNOHANG) == pid_;
+                }),
+                "the daemon does not come up");
+        pid_ = daemon_that_runs = is_up ? pid_ : 0;
+        return is_up;
     }
     /// SIGKILL, and wait for it.
     void kill_now() {

@@ -238,7 +238,10 @@ void suite::lying_client() {
     lie("RESIZE of another length", false, [](forger &key, std::mt19937 &random) {
         return key.frame(frame_type::resize, std::array<std::size_t, 3>{0, 3, 5}[random() % 3]);
     });
+}
 
+// What no client says: sizes, numbers and frames that make no sense.
+void suite::senseless_client() {
     row(
         "a BODY longer than was said", "work",
         [&](attacker &a, std::mt19937 &random) {
@@ -427,9 +430,7 @@ bool suite::has_no_slot() {
                .out.find("running: 0") != std::string::npos;
 }
 
-void suite::run() {
-    good_request("the start");
-    const auto withheld = withheld_body(); // it keeps its slot for a minute
+void suite::swapped_bodies() {
     std::string big(limits::inline_body + 1000, '#');
 
     row("I1: a body swapped behind its header", "work", [&](attacker &a, std::mt19937 &) {
@@ -465,6 +466,9 @@ void suite::run() {
             expect_refusal(a);
         });
     }
+}
+
+void suite::damaged_requests() {
     changed_header("I1: a time-out changed", timeout_at, 4, request(mark_command()));
     changed_header("I1: the stdin flag changed", flags_at, 1, request(mark_command()));
     changed_header("I1: a feature stripped from the request", features_at, 4,
@@ -504,48 +508,49 @@ void suite::run() {
         a.send(signed_request(a, a.open_session(), request(mark_command()), 'c'));
         expect_refusal(a);
     });
-    {
-        // One good request, kept, and sent again on every challenge that comes after.
-        std::optional<bytes> kept;
-        const std::string once = scratch_ / "once";
-        row("I2: a request sent again on another challenge", "work",
-            [&](attacker &a, std::mt19937 &) {
-                const std::uint32_t session = a.open_session();
-                if (!kept) {
-                    kept = signed_request(a, session, request("echo ran >> " + once));
-                    a.send(*kept);
-                    for (;;) {
-                        const auto event = a.next();
-                        require(event.has_value(), "the first request fails");
-                        if (event->what == client_event::kind::ended)
-                            return;
-                    }
-                }
-                bytes frame = *kept;
-                store_u32(frame.data() + 4, session);
-                a.send(frame);
-                expect_refusal(a);
-            });
-        require(read_file(once) == "ran\n", "a kept request ran again");
-        row("I2: a request sent twice on one challenge", "work", [&](attacker &a, std::mt19937 &) {
-            ::unlink(once.c_str());
-            const std::uint32_t session = a.open_session();
-            bytes frame = signed_request(a, session, request("echo ran >> " + once));
-            bytes twice = frame;
-            twice.insert(twice.end(), frame.begin(), frame.end());
-            a.send(twice);
+}
+
+void suite::repeated_requests() {
+    // One good request, kept, and sent again on every challenge that comes after.
+    std::optional<bytes> kept;
+    const std::string once = scratch_ / "once";
+    row("I2: a request sent again on another challenge", "work", [&](attacker &a, std::mt19937 &) {
+        const std::uint32_t session = a.open_session();
+        if (!kept) {
+            kept = signed_request(a, session, request("echo ran >> " + once));
+            a.send(*kept);
             for (;;) {
                 const auto event = a.next();
-                require(event.has_value(), "the stream ended");
-                if (event->what != client_event::kind::accepted)
-                    break;
+                require(event.has_value(), "the first request fails");
+                if (event->what == client_event::kind::ended)
+                    return;
             }
-            const std::string ran = read_file(once);
-            require(ran.empty() || ran == "ran\n", "one challenge, two executions");
-        });
-    }
-    late_challenges();
+        }
+        bytes frame = *kept;
+        store_u32(frame.data() + 4, session);
+        a.send(frame);
+        expect_refusal(a);
+    });
+    require(read_file(once) == "ran\n", "a kept request ran again");
+    row("I2: a request sent twice on one challenge", "work", [&](attacker &a, std::mt19937 &) {
+        ::unlink(once.c_str());
+        const std::uint32_t session = a.open_session();
+        bytes frame = signed_request(a, session, request("echo ran >> " + once));
+        bytes twice = frame;
+        twice.insert(twice.end(), frame.begin(), frame.end());
+        a.send(twice);
+        for (;;) {
+            const auto event = a.next();
+            require(event.has_value(), "the stream ended");
+            if (event->what != client_event::kind::accepted)
+                break;
+        }
+        const std::string ran = read_file(once);
+        require(ran.empty() || ran == "ran\n", "one challenge, two executions");
+    });
+}
 
+void suite::injected_frames() {
     const std::string sink = "exec cat >> " + (scratch_ / "delivered");
     session_row("I1: a STDIN frame injected", sink,
                 [&](attacker &, std::uint32_t session, std::mt19937 &random) {
@@ -588,10 +593,10 @@ void suite::run() {
                     swapped.insert(swapped.end(), before.begin(), before.end());
                     return swapped;
                 });
-    touched_results();
-    lying_client();
-    flooding_client();
-    stalling_client();
+}
+
+// A body that did not come for so long that its slot was given to others.
+void suite::late_body(attacker &withheld) {
     bool is_given_back = false;
     for (int i = 0; i < 180 && !is_given_back; ++i) {
         is_given_back = has_no_slot();
@@ -600,13 +605,30 @@ void suite::run() {
     }
     require(is_given_back, "a body that never comes keeps its slot");
     // Slow is no crime: when the body comes, its command runs.
-    withheld->flush();
+    withheld.flush();
     for (;;) {
-        const auto event = withheld->next();
+        const auto event = withheld.next();
         require(event && event->what != client_event::kind::refused, "a late body is refused");
         if (event->what == client_event::kind::ended)
             break;
     }
+}
+
+void suite::run() {
+    good_request("the start");
+    const auto withheld = withheld_body(); // it keeps its slot for a minute
+    swapped_bodies();
+    damaged_requests();
+    repeated_requests();
+    late_challenges();
+    injected_frames();
+    touched_results();
+    lying_client();
+    senseless_client();
+    flooding_client();
+    stalling_client();
+    rights();
+    late_body(*withheld);
     replayed_ids();
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What the rows of hostile.cpp share: a daemon, marks that an execution would leave, and how a row is
+/// What the rows of hostile.cpp and hostile_rights.cpp share: a daemon, marks that an execution would leave, and how a row is
 /// counted.
 
 #pragma once
@@ -22,10 +22,11 @@ inline unsigned seed = 20260218;
 
 class suite {
   public:
-    suite() : dom0_(scratch_ / "root", "work dev stranger"), marks_(scratch_ / "marks") {
+    suite() : dom0_(scratch_ / "root", "work dev stranger asked"), marks_(scratch_ / "marks") {
         std::filesystem::create_directories(marks_);
         dom0_.register_key("work", key_digits('a'));
         dom0_.register_key("dev", key_digits('b'));
+        dom0_.register_key("asked", key_digits('d'));
         dom0_.start();
     }
 
@@ -106,14 +107,31 @@ class suite {
     void changed_header(const char *name, std::size_t at, std::size_t width, envelope e);
     void session_row(const char *name, const std::string &how,
                      const std::function<bytes(attacker &, std::uint32_t, std::mt19937 &)> &attack);
+    void swapped_bodies();
+    void damaged_requests();
+    void repeated_requests();
     void late_challenges();
+    void injected_frames();
     void replayed_ids();
     void touched_results();
     void lying_client();
+    void senseless_client();
     void flooding_client();
     void stalling_client();
     std::unique_ptr<attacker> withheld_body();
+    void late_body(attacker &withheld);
     bool has_no_slot();
+
+    // hostile_rights.cpp
+    void rights();
+    void questions();
+    void rules();
+    void records();
+    std::string control(const std::string &line);
+    std::string operate(const std::string &line);
+    void set_rules(const std::string &rules);
+    void load_rules(const std::string &rules);
+    std::uint64_t await_question(attacker &a);
 
     scratch scratch_;
     daemon_under_test dom0_;
