@@ -57,7 +57,7 @@ def plain(markdown):
 
 def tables(program):
     """(options, subcommands) as main.cpp has them: left side as the help prints it, and the words."""
-    source = read(f"tools/{program}/main.cpp")
+    source = re.sub(r'"\n\s*"', "", read(f"tools/{program}/main.cpp"))  # a text over two lines is one
     string = r'"((?:[^"\\]|\\.)*)"'
 
     def unquote(text):
@@ -81,18 +81,14 @@ def tables(program):
 
 
 def help_part(text, heading):
-    """The rows behind a heading; a long left side has its words on the next line."""
+    """The rows after a heading; a long left side has its words on the next line."""
     rows = {}
-    left = None
     for line in text.split(heading + ":\n")[1].split("\n\n")[0].splitlines():
+        left, _, words = line.strip().partition("  ")
         if line.startswith(" " * 29):
-            rows[left] = line.strip()
-        elif line[28:29] == " " and line[29:30].strip():
-            left = line[:28].strip()
-            rows[left] = line[29:]
+            rows[list(rows)[-1]] = line.strip()
         else:
-            left = line.strip()
-            rows[left] = ""
+            rows[left] = words.strip()
     return rows
 
 

@@ -5,6 +5,7 @@ Usage: messages.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -46,6 +47,22 @@ def a_wrong_option_is_one_line(f):
         got = f.run(*words, program=program)
         name = os.path.basename(program)
         equal((got.returncode, got.stdout, got.stderr.decode()), (1, b"", f"{name}: {said}; see {name} --help\n"))
+
+
+@case
+def wrong_arguments_are_answered_with_the_row_of_the_help(f):
+    f.write_key()
+    for program, options in ((CLIENT, ()), (DAEMON, ("--root", f.root))):
+        name = os.path.basename(program)
+        text = f.run("--help", program=program).stdout.decode()
+        rows = re.findall(r"^  (([a-z]+).*?)(?:  .*)?$", text.split("\nSubcommands:\n")[1], re.M)
+        check(len(rows) > 5, rows)
+        for row, subcommand in rows:
+            if subcommand == "log":  # it takes one word, and says that this is not a number
+                continue
+            words = ("show",) if subcommand == "history" else ("x", "y", "z")
+            got = f.run(*options, subcommand, *words, program=program)
+            equal((got.returncode, got.stdout, got.stderr.decode()), (1, b"", f"{name}: usage: {name} {row}\n"))
 
 
 @case

@@ -29,6 +29,10 @@ struct option {
 };
 
 /// One subcommand, for the help and for the table that dispatches.
+///
+/// `arguments` is what may follow its name. Capital letters are kinds of values; all else is typed as it
+/// stands. "[x]" may be left out, "X..." may be repeated, "a|b" is one word or another, and " | " stands
+/// between two ways to call it. packaging/completion/make.py reads it too.
 template <class Handler>
 struct subcommand {
     const char *name;
@@ -36,6 +40,13 @@ struct subcommand {
     const char *help;
     Handler run;
 };
+
+/// What a subcommand says when its arguments are wrong.
+template <class Handler>
+[[nodiscard]] std::string usage_of(const char *program, const subcommand<Handler> &c) {
+    return std::string("usage: ") + program + " " + c.name + (*c.arguments ? " " : "") +
+           c.arguments;
+}
 
 /// An option of the bash programs before 1.0 that a subcommand has replaced.
 struct old_option {
@@ -98,6 +109,15 @@ namespace detail {
     const std::string shown = "'--" + for_terminal(name, 64) + "'";
     return candidates.empty() ? "there is no option " + shown
                               : "option " + shown + " is ambiguous: " + candidates;
+}
+
+// Two blanks or a new line stand between the sides, so that a program can tell them apart.
+inline void print_row(std::FILE *to, const std::string &left, const char *right) {
+    constexpr std::size_t widest = 27;
+    if (left.size() > widest)
+        std::fprintf(to, "%s\n%29s%s\n", left.c_str(), "", right);
+    else
+        std::fprintf(to, "%-29s%s\n", left.c_str(), right);
 }
 
 } // namespace detail
@@ -163,7 +183,7 @@ inline void print_options(std::FILE *to, std::span<const option> table) {
         left += std::string("--") + o.name;
         if (o.argument)
             left += std::string(" ") + o.argument;
-        std::fprintf(to, "%-28s %s\n", left.c_str(), o.help);
+        detail::print_row(to, left, o.help);
     }
 }
 
@@ -172,10 +192,7 @@ void print_subcommands(std::FILE *to, std::span<const subcommand<Handler>> table
     for (const auto &c : table) {
         const std::string left =
             std::string("  ") + c.name + (*c.arguments ? " " : "") + c.arguments;
-        if (left.size() > 28)
-            std::fprintf(to, "%s\n%-28s %s\n", left.c_str(), "", c.help);
-        else
-            std::fprintf(to, "%-28s %s\n", left.c_str(), c.help);
+        detail::print_row(to, left, c.help);
     }
 }
 

@@ -41,10 +41,10 @@ constexpr cli::option options[] = {
     {opt_vm, "vm", "VM", "serve this qube alone, whatever remote.conf lists"},
     {opt_once, "once", nullptr,
      "serve each qube that runs, then end; exit 1 if one was not reached"},
-    {opt_wait, "wait", "SECONDS", "with --once: how long to wait for them (60)"},
+    {opt_wait, "wait", "SEC", "with --once: how long to wait for them (60)"},
     {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
     {'v', "verbose", nullptr, "show the log on standard error too"},
-    {opt_transport, "transport", "NAME", "mock, qvm-run or qrexec, whatever remote.conf says"},
+    {opt_transport, "transport", "TRANSPORT", "mock, qvm-run or qrexec, whatever remote.conf says"},
     {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
     {opt_root, "root", "DIR", "keep every file below DIR, which must be yours and closed (tests)"},
     {'h', "help", nullptr, "show this and end"},
@@ -65,17 +65,19 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
     {"approvals",
-     "watch | list|show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | deny SERIAL",
+     "[list [--json]] | watch | show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | "
+     "deny SERIAL",
      "requests that wait for your word", approvals_command},
     {"panic", "", "end everything now, and let nothing run", panic},
     {"resume", "", "let things run again after panic", resume},
-    {"policy", "check VM -- COMMAND... | lint",
+    {"policy", "check [--exec | --script FILE] [--argument LEVEL] VM -- COMMAND [ARGS...] | lint",
      "what policy says of a command, and whether it is in order", policy_command},
     {"migrate", "", "once: level full for the qubes that have keys and no policy", migrate},
     {"queue", "[status|clean|recover|debug] [VM]", "the file queues in the running qubes", queue},
     {"log", "[N]", "the last N lines of the log (20)", log},
     {"audit",
-     "verify [--heads FILE] | show SERIAL | export [--since SERIAL] [--format text] | rotate",
+     "verify [--heads FILE|-] | show SERIAL | export [--since SERIAL] [--format json|text] | "
+     "rotate",
      "check the audit log, read it, or begin a new file of it", audit},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
     {"disable", "", "stop it, now and for the boots to come", disable},
@@ -205,7 +207,10 @@ int main(int argument_count, char **arguments) {
     if (first < argc) {
         for (const auto &c : subcommands)
             if (std::strcmp(c.name, argv[first]) == 0)
-                return fits(c.name) ? c.run({how.where, {argv + first + 1, argv + argc}}) : 1;
+                return fits(c.name) ? c.run({how.where,
+                                             {argv + first + 1, argv + argc},
+                                             cli::usage_of("qvm-remote-dom0", c)})
+                                    : 1;
         return usage("there is no subcommand '" + for_terminal(argv[first], 64) + "'");
     }
     if (!fits({}))

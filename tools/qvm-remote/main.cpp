@@ -56,7 +56,7 @@ constexpr cli::option options[] = {
     {opt_dry_run, "dry-run", nullptr, "ask what dom0 would decide; nothing is run"},
     {opt_no_wait, "no-wait", nullptr,
      "end with the command's first process, whatever it left running may still write"},
-    {opt_transport, "transport", "NAME", "how to reach dom0: qvm-run, qrexec or mock"},
+    {opt_transport, "transport", "TRANSPORT", "how to reach dom0: qvm-run, qrexec or mock"},
     {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
     {'v', "verbose", nullptr, "say more on standard error"},
     {'q', "quiet", nullptr, "say nothing but errors"},
@@ -64,13 +64,18 @@ constexpr cli::option options[] = {
     {opt_version, "version", nullptr, "show the version and end"},
 };
 
-using handler = int (*)(const settings &, const home &, std::span<char *>);
-int ping_command(const settings &how, const home &where, std::span<char *> words);
-int status_command(const settings &how, const home &where, std::span<char *> words);
+int ping_command(const invocation &in) {
+    return in.words.empty() ? ping(in.how, in.where) : fail_with(in.usage);
+}
+int status_command(const invocation &in) {
+    return in.words.empty() ? status(in.how, in.where) : fail_with(in.usage);
+}
+
+using handler = int (*)(const invocation &);
 
 constexpr cli::subcommand<handler> subcommands[] = {
-    {"key", "gen|show|import [KEY]", "this qube's key: make one, print it, take one from elsewhere",
-     key_command},
+    {"key", "gen | show | import [KEY]",
+     "this qube's key: make one, print it, take one from elsewhere", key_command},
     {"ping", "", "does dom0 answer?", ping_command},
     {"status", "", "what dom0 says of itself and of this qube", status_command},
     {"queue", "[status|clean|debug]", "the file queue of protocol 1", queue_command},
@@ -101,13 +106,6 @@ void print_help(std::FILE *to) {
 int usage(const std::string &what) {
     complain(what + "; see qvm-remote --help");
     return 1;
-}
-
-int ping_command(const settings &how, const home &where, std::span<char *> words) {
-    return words.empty() ? ping(how, where) : usage("ping takes no arguments");
-}
-int status_command(const settings &how, const home &where, std::span<char *> words) {
-    return words.empty() ? status(how, where) : usage("status takes no arguments");
 }
 
 // Whether a command could read something from our stdin: it is not a terminal, and not /dev/null.
@@ -321,7 +319,7 @@ int main(int argument_count, char **arguments) {
     if (!words.empty() && !plain && !exec && script.empty() && !request.what.tty)
         for (const auto &c : subcommands)
             if (std::strcmp(c.name, words[0]) == 0)
-                return c.run(how, *where, words.subspan(1));
+                return c.run({how, *where, words.subspan(1), cli::usage_of("qvm-remote", c)});
 
     typed_command typed;
     typed.form = !script.empty() ? command_form::script

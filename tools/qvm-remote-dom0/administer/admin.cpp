@@ -199,8 +199,7 @@ int let_in(const invocation &in, const char *verb, bool listed) {
             plain.push_back(words[at++]);
     }
     if (plain.empty() || plain.size() > 2)
-        return fail_with("usage: qvm-remote-dom0 " + std::string(verb) +
-                         " VM [KEY] [--level LEVEL] [--until TIME] [--fetch]");
+        return fail_with(in.usage);
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
@@ -347,7 +346,7 @@ constexpr const char *use_key =
 
 int rotate_key(const invocation &in) {
     if (in.arguments.size() != 1)
-        return fail_with("usage: qvm-remote-dom0 rotate VM");
+        return fail_with(in.usage);
     const auto qube = named_qube(in.arguments[0]);
     if (!qube)
         return fail_with(qube.error());
@@ -387,14 +386,14 @@ int connect(const invocation &in) { return let_in(in, "connect", true); }
 
 int revoke(const invocation &in) {
     if (in.arguments.size() != 1)
-        return fail_with("usage: qvm-remote-dom0 revoke VM");
+        return fail_with(in.usage);
     auto qube = named_qube(in.arguments[0]);
     return qube ? shut_out(in, *qube, "revoke") : fail_with(qube.error());
 }
 
 int disconnect(const invocation &in) {
     if (in.arguments.size() != 1)
-        return fail_with("usage: qvm-remote-dom0 disconnect VM");
+        return fail_with(in.usage);
     auto qube = named_qube(in.arguments[0]);
     if (!qube)
         return fail_with(qube.error());
@@ -418,7 +417,7 @@ int queue(const invocation &in) {
                              : verb == "debug"   ? list_queue
                                                  : nullptr;
     if (!text || in.arguments.size() > 2)
-        return fail_with("usage: qvm-remote-dom0 queue [status | clean | recover | debug] [VM]");
+        return fail_with(in.usage);
     if (text == recover_queue)
         if (const auto answer = ask_daemon(in.where, "status"); answer)
             return fail_with(
@@ -449,7 +448,7 @@ int keys(const invocation &in) {
     bool json = false;
     for (const char *argument : in.arguments) {
         if (argument != std::string_view("--json"))
-            return fail_with("usage: qvm-remote-dom0 keys [--json]");
+            return fail_with(in.usage);
         json = true;
     }
     const keyring ring(in.where.keys());
@@ -490,7 +489,7 @@ int keys(const invocation &in) {
 
 int status(const invocation &in) {
     if (!in.arguments.empty())
-        return fail_with("usage: qvm-remote-dom0 status");
+        return fail_with(in.usage);
     auto answer = ask_daemon(in.where, "status");
     if (!answer)
         return fail_with(answer.error());
@@ -519,7 +518,7 @@ int log(const invocation &in) {
 
 int enable(const invocation &in) {
     if (!in.arguments.empty())
-        return fail_with("usage: qvm-remote-dom0 enable");
+        return fail_with(in.usage);
     std::fprintf(
         stderr,
         "This starts qvm-remote-dom0 now and at every boot. Each qube that has a key here can\n"
@@ -532,7 +531,7 @@ int enable(const invocation &in) {
 
 int disable(const invocation &in) {
     if (!in.arguments.empty())
-        return fail_with("usage: qvm-remote-dom0 disable");
+        return fail_with(in.usage);
     return systemctl(in, "disable");
 }
 

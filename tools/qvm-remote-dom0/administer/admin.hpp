@@ -19,6 +19,7 @@ namespace qvmremote::dom0 {
 struct invocation {
     paths where;
     std::span<char *> arguments; ///< after the subcommand's name
+    std::string usage;           ///< what to say when they are wrong
 };
 
 int authorize(const invocation &);

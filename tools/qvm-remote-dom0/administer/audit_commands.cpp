@@ -336,16 +336,13 @@ std::string who_asks() {
 } // namespace
 
 int audit(const invocation &in) {
-    static constexpr const char *usage =
-        "usage: qvm-remote-dom0 audit verify [--heads FILE|-] | show SERIAL | "
-        "export [--since SERIAL] [--format json|text] | rotate";
     static constexpr cli::option table[] = {
         {'H', "heads", "FILE", "heads as the system journal prints them; - is standard input"},
         {'s', "since", "SERIAL", "leave out what is older"},
         {'f', "format", "FORMAT", "json (as it stands in the log) or text"},
     };
     if (in.arguments.empty())
-        return fail_with(usage);
+        return fail_with(in.usage);
     const std::string_view verb = in.arguments[0];
     std::string heads, since = "1", format = "json";
     std::vector<char *> words(in.arguments.begin(), in.arguments.end());
@@ -362,7 +359,7 @@ int audit(const invocation &in) {
     if (verb == "show" && left.size() == 1)
         since = left[0];
     else if (!left.empty() || verb == "show")
-        return fail_with(usage);
+        return fail_with(in.usage);
     const auto serial = detail::parse_decimal<std::uint64_t>(since);
     if (!serial || *serial == 0)
         return fail_with("'" + for_terminal(since, 32) + "' is not a serial: use a number above 0");
@@ -374,7 +371,7 @@ int audit(const invocation &in) {
         return show(in, *serial);
     if (verb == "export")
         return export_from(in, *serial, format == "text");
-    return verb == "rotate" ? rotate(in) : fail_with(usage);
+    return verb == "rotate" ? rotate(in) : fail_with(in.usage);
 }
 
 host::outcome<void> record_admin(const paths &where, std::string_view act, std::string_view peer,

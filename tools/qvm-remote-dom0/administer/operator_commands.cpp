@@ -38,9 +38,6 @@ using nlohmann::ordered_json;
 constexpr int answer_seconds = 10;
 constexpr int poll_seconds = 70;                           // the daemon answers a `wait` sooner
 constexpr std::size_t longest_question = 32 * 1024 * 1024; // a script and its input, escaped
-constexpr const char *usage = "usage: qvm-remote-dom0 approvals list [--json] | watch | "
-                              "show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | "
-                              "deny SERIAL";
 
 // The lines of JSON in an answer of the daemon.
 std::vector<ordered_json> parse_lines(std::string_view text) {
@@ -170,7 +167,7 @@ int watch(const invocation &in) {
     }
 }
 
-// SERIAL [DIGEST] [--for MIN]
+// The words after the serial: [DIGEST] [--for MIN].
 int allow(const invocation &in, std::uint64_t serial, std::span<char *const> words) {
     std::optional<std::string_view> digest;
     std::string lasts = "-";
@@ -180,7 +177,7 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
     }
     if (!words.empty()) {
         if (words[0] != std::string_view("--for") || words.size() > 2)
-            return fail_with(usage);
+            return fail_with(in.usage);
         const auto minutes = parse_positive(words.size() == 2 ? words[1] : "");
         constexpr std::uint64_t most = limits::policy_seconds / 60;
         if (!minutes || *minutes > most)
@@ -232,12 +229,12 @@ int approvals_command(const invocation &in) {
         return tell(in, "deny " + std::to_string(*serial));
     if (serial && verb == "allow")
         return allow(in, *serial, words.subspan(2));
-    return fail_with(usage);
+    return fail_with(in.usage);
 }
 
 int panic(const invocation &in) {
     if (!in.arguments.empty())
-        return fail_with("usage: qvm-remote-dom0 panic");
+        return fail_with(in.usage);
     // The mark first: it counts even when the daemon does not answer, and after the next boot. An
     // operator who may not write it asks the daemon to do so.
     const auto marked = set_panic(in.where, host::local_time::now().timestamp() + " by uid " +
@@ -258,7 +255,7 @@ int panic(const invocation &in) {
 
 int resume(const invocation &in) {
     if (!in.arguments.empty())
-        return fail_with("usage: qvm-remote-dom0 resume");
+        return fail_with(in.usage);
     if (!is_panic(in.where))
         return fail_with("there is nothing to resume: no panic is in force");
     if (const auto recorded = record_admin(in.where, "resume", {}, {}); !recorded)

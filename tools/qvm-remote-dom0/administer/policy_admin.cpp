@@ -30,10 +30,6 @@ namespace {
 constexpr int exit_ask = 3;
 constexpr int exit_deny = 126;
 
-constexpr const char *check_usage =
-    "usage: qvm-remote-dom0 policy check [--exec | --script FILE] [--argument LEVEL] VM -- "
-    "COMMAND [ARGUMENT...]";
-
 void print(const char *key, std::string_view value) {
     std::printf("%s: %s\n", key, for_terminal(value).c_str());
 }
@@ -59,7 +55,7 @@ void print_terms(const run_terms &how, const envelope &what) {
 
 // The request that qvm-remote makes of the same words. The command's standard input is not known here.
 host::outcome<envelope> request_of_words(const std::vector<const char *> &words, bool exec,
-                                         const std::string &script) {
+                                         const std::string &script, const std::string &usage) {
     typed_command typed;
     typed.words.assign(words.begin(), words.end());
     typed.has_input = true;
@@ -70,7 +66,7 @@ host::outcome<envelope> request_of_words(const std::vector<const char *> &words,
         typed.form = command_form::script;
         typed.text = std::move(*text);
     } else if (words.empty()) {
-        return host::failed(check_usage);
+        return host::failed(usage);
     } else if (exec) {
         typed.form = command_form::argv;
     }
@@ -106,16 +102,16 @@ int check(const invocation &in) {
                                  (word == "--script" ? "FILE" : "LEVEL"));
             (word == "--script" ? script : argument) = value;
         } else if (word.starts_with('-') || !plain.empty())
-            return fail_with(check_usage);
+            return fail_with(in.usage);
         else
             plain.push_back(in.arguments[i]);
     }
     if (plain.size() != 1 || (exec && !script.empty()))
-        return fail_with(check_usage);
+        return fail_with(in.usage);
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
-    const auto what = request_of_words(words, exec, script);
+    const auto what = request_of_words(words, exec, script, in.usage);
     if (!what)
         return fail_with(what.error());
     const auto rules = policy_files(in.where.policy()).load();
@@ -174,12 +170,12 @@ int policy_command(const invocation &in) {
         return check(in);
     if (verb == "lint" && in.arguments.size() == 1)
         return lint(in);
-    return fail_with("usage: qvm-remote-dom0 policy check VM -- COMMAND... | lint");
+    return fail_with(in.usage);
 }
 
 int migrate(const invocation &in) {
     if (!in.arguments.empty())
-        return fail_with("usage: qvm-remote-dom0 migrate");
+        return fail_with(in.usage);
     struct stat st {};
     if (::lstat(in.where.migrated().c_str(), &st) == 0) {
         // Otherwise an upgrade would give full access again to a qube whose policy was removed.

@@ -13,11 +13,18 @@
 
 namespace qvmremote::qube {
 
-/// Each takes the words after its name, prints what is wrong, and returns the exit code.
-int key_command(const settings &how, const home &where, std::span<char *> words);
-int queue_command(const settings &how, const home &where, std::span<char *> words);
-int log_command(const settings &how, const home &where, std::span<char *> words);
-int history_command(const settings &how, const home &where, std::span<char *> words);
+/// What a subcommand is called with. Each one prints what is wrong and returns its exit code.
+struct invocation {
+    const settings &how;
+    const home &where;
+    std::span<char *> words; ///< after the subcommand's name
+    std::string usage;       ///< what to say when they are wrong
+};
+
+int key_command(const invocation &);
+int queue_command(const invocation &);
+int log_command(const invocation &);
+int history_command(const invocation &);
 
 /// Prints the message and returns 1.
 [[nodiscard]] int fail_with(const std::string &what);

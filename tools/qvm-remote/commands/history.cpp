@@ -32,11 +32,11 @@ std::uint32_t count_of(std::span<char *> words, std::uint32_t otherwise) {
 
 } // namespace
 
-int log_command(const settings &, const home &where, std::span<char *> words) {
-    const std::uint32_t n = count_of(words, 20);
+int log_command(const invocation &in) {
+    const std::uint32_t n = count_of(in.words, 20);
     if (n == 0)
         return 1;
-    auto text = host::read_tail(where.audit_log(), std::size_t{n} * 512 + 4096);
+    auto text = host::read_tail(in.where.audit_log(), std::size_t{n} * 512 + 4096);
     if (!text)
         return fail_with(text.error().error_number == ENOENT ? "no command has been run yet"
                                                              : text.error().what);
@@ -90,17 +90,18 @@ int history_show(const home &where, const char *word) {
 
 } // namespace
 
-int history_command(const settings &, const home &where, std::span<char *> words) {
+int history_command(const invocation &in) {
+    const auto words = in.words;
     if (!words.empty() && words[0] == std::string_view("show")) {
         if (words.size() != 2)
-            return fail_with("usage: qvm-remote history show ID");
-        return history_show(where, words[1]);
+            return fail_with(in.usage);
+        return history_show(in.where, words[1]);
     }
     const std::uint32_t n = count_of(words, 20);
     if (n == 0)
         return 1;
     // A command has two or three lines of a few hundred bytes.
-    auto text = host::read_tail(where.audit_log(), std::size_t{n} * 1024 + 16384);
+    auto text = host::read_tail(in.where.audit_log(), std::size_t{n} * 1024 + 16384);
     if (!text)
         return fail_with(text.error().error_number == ENOENT ? "no command has been run yet"
                                                              : text.error().what);

@@ -79,15 +79,16 @@ int key_import(const home &where, std::span<char *> words) {
 
 } // namespace
 
-int key_command(const settings &how, const home &where, std::span<char *> words) {
+int key_command(const invocation &in) {
+    const auto words = in.words;
     const std::string_view verb = words.empty() ? std::string_view() : words[0];
     if (verb == "gen" && words.size() == 1)
-        return key_generate(where);
+        return key_generate(in.where);
     if (verb == "show" && words.size() == 1)
-        return key_show(how, where);
+        return key_show(in.how, in.where);
     if (verb == "import" && words.size() <= 2)
-        return key_import(where, words.subspan(1));
-    return fail_with("usage: qvm-remote key gen | show | import [KEY]");
+        return key_import(in.where, words.subspan(1));
+    return fail_with(in.usage);
 }
 
 } // namespace qvmremote::qube

@@ -16,13 +16,13 @@
 
 namespace qvmremote::qube {
 
-int queue_command(const settings &, const home &where, std::span<char *> words) {
-    const std::string_view verb = words.empty() ? std::string_view("status") : words[0];
-    if (words.size() > 1 || (verb != "status" && verb != "clean" && verb != "debug"))
-        return fail_with("usage: qvm-remote queue [status | clean | debug]");
+int queue_command(const invocation &in) {
+    const std::string_view verb = in.words.empty() ? std::string_view("status") : in.words[0];
+    if (in.words.size() > 1 || (verb != "status" && verb != "clean" && verb != "debug"))
+        return fail_with(in.usage);
     std::uint64_t removed = 0;
     for (const char *part : {"pending", "running", "results"}) {
-        const std::string directory = where.queue() + "/" + part;
+        const std::string directory = in.where.queue() + "/" + part;
         const auto names = names_in(directory);
         if (verb == "status")
             std::printf("%-8s %zu\n", part, names.size());
@@ -48,9 +48,9 @@ int queue_command(const settings &, const home &where, std::span<char *> words) 
     std::printf("removed %llu\n", static_cast<unsigned long long>(removed));
     std::string line = line_queue_clean(host::local_time::now().timestamp(), removed);
     line.pop_back(); // append_line brings its own newline
-    if (auto made = host::make_directories(where.directory(), 0700); !made)
+    if (auto made = host::make_directories(in.where.directory(), 0700); !made)
         return fail_with(made.error().what);
-    if (auto written = host::append_line(where.audit_log(), line, 0600); !written)
+    if (auto written = host::append_line(in.where.audit_log(), line, 0600); !written)
         return fail_with(written.error().what);
     return 0;
 }
