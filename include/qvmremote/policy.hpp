@@ -367,6 +367,7 @@ struct verdict {
 } // namespace qvmremote
 
 #include <qvmremote/detail/policy_decide_inl.hpp>
+#include <qvmremote/detail/policy_effects_inl.hpp>
 #include <qvmremote/detail/policy_lint_inl.hpp>
 #include <qvmremote/detail/policy_match_inl.hpp>
 #include <qvmremote/detail/policy_parse_inl.hpp>
