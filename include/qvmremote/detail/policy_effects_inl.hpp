@@ -26,47 +26,265 @@ namespace detail {
            (is_one_of(devices, denied) && is_one_of(devices, program));
 }
 
-// Whether a word names something: a qube, a property, a verb, a unit.
-[[nodiscard]] inline bool names_something(const word_pattern &word) noexcept {
-    return word.what == word_pattern::kind::qube ||
-           (word.what == word_pattern::kind::literal && !word.text.starts_with('-'));
+// Groups of command lines, by their first words, that show the same: one of them tells what a deny of
+// another one hides.
+[[nodiscard]] inline std::span<const std::span<const std::string_view>> lines_that_show() noexcept {
+    static constexpr std::string_view qubes[] = {"qvm-ls",       "qvm-check", "xl list",
+                                                 "xl vcpu-list", "xl domid",  "xl domname",
+                                                 "xl uptime",    "xentop"};
+    static constexpr std::string_view properties[] = {"qvm-prefs", "qvm-ls"};
+    static constexpr std::string_view services[] = {"qvm-features", "qvm-service"};
+    static constexpr std::string_view block[] = {"qvm-block", "qvm-device", "xl block-list",
+                                                 "lsblk"};
+    static constexpr std::string_view usb[] = {"qvm-usb", "qvm-device", "lsusb"};
+    static constexpr std::string_view pci[] = {"qvm-pci", "qvm-device", "xl pci-list",
+                                               "xl pci-assignable-list", "lspci"};
+    static constexpr std::string_view volumes[] = {"qvm-volume", "lvs"};
+    static constexpr std::string_view pools[] = {"qvm-pool", "vgs", "pvs"};
+    static constexpr std::string_view running[] = {"systemctl is-active", "systemctl is-failed",
+                                                   "systemctl list-units", "systemctl --failed"};
+    static constexpr std::string_view enabled[] = {"systemctl is-enabled",
+                                                   "systemctl list-unit-files"};
+    static constexpr std::string_view uptime[] = {"uptime", "cat /proc/uptime",
+                                                  "cat /proc/loadavg"};
+    static constexpr std::string_view memory[] = {"free", "cat /proc/meminfo", "vmstat", "xl info"};
+    static constexpr std::string_view processors[] = {"lscpu", "nproc", "cat /proc/cpuinfo"};
+    static constexpr std::string_view load[] = {"vmstat", "cat /proc/stat"};
+    static constexpr std::string_view kernel[] = {"uname", "cat /proc/version"};
+    static constexpr std::string_view host[] = {"hostname", "uname -n", "uname -a"};
+    static constexpr std::string_view user[] = {"id", "whoami"};
+    static constexpr std::span<const std::string_view> all[] = {
+        qubes,   properties, services, block,      usb,  pci,    volumes, pools, running,
+        enabled, uptime,     memory,   processors, load, kernel, host,    user,
+    };
+    return all;
 }
 
-// The part of a level's line that has the same effect as `denied` on the same qube or thing; nothing
-// when there is none. Options are ignored: the effect is the same with or without them.
-[[nodiscard]] inline std::optional<argv_pattern> same_effect(argv_pattern line,
-                                                             const argv_pattern &denied) {
-    using kind = word_pattern::kind;
-    if (!has_effect_of(line[0].text, denied[0].text))
-        return std::nullopt;
-    // A line about another thing has another effect.
-    const auto is_a_thing = [](const word_pattern &word) {
-        return word.what == kind::literal && names_something(word);
+// Programs that list when they get no verb.
+[[nodiscard]] inline bool lists_by_default(std::string_view program) noexcept {
+    static constexpr std::string_view known[] = {"qvm-block", "qvm-device", "qvm-pci",   "qvm-pool",
+                                                 "qvm-tags",  "qvm-usb",    "qvm-volume"};
+    return is_one_of(known, program);
+}
+
+// The word by which a program knows what a word names: other spellings count as the same.
+[[nodiscard]] inline std::string known_as(std::string_view program, std::string word) {
+    if (program == "qvm-prefs" || program == "qubes-prefs")
+        std::replace(word.begin(), word.end(), '-', '_');
+    else if ((program == "journalctl" || program == "systemctl") && word.ends_with(".service"))
+        word.resize(word.size() - std::string_view(".service").size());
+    else if (lists_by_default(program) && (word == "l" || word == "ls"))
+        word = "list";
+    return word;
+}
+
+// Another spelling that a program takes for the same property or unit; empty: there is none.
+[[nodiscard]] inline std::string other_spelling(std::string_view program, const std::string &word) {
+    std::string out = known_as(program, word);
+    if (program == "journalctl" || program == "systemctl")
+        return out != word ? out : word.find('.') == std::string::npos ? word + ".service" : "";
+    if (program != "qvm-prefs" && program != "qubes-prefs")
+        return {};
+    if (out == word)
+        std::replace(out.begin(), out.end(), '_', '-');
+    return out != word ? out : "";
+}
+
+// Whether a word names something: a qube, a property, a verb, a unit.
+[[nodiscard]] inline bool names_something(const word_pattern &word) noexcept {
+    // Options that say what is shown, as a verb does.
+    static constexpr std::string_view verbs[] = {"--disk-usage", "--failed", "--list-boots",
+                                                 "--list-device-classes", "-k"};
+    return word.what == word_pattern::kind::qube ||
+           (word.what == word_pattern::kind::literal &&
+            (!word.text.starts_with('-') || is_one_of(verbs, word.text)));
+}
+
+// Whether some argv fits both.
+[[nodiscard]] inline bool overlap(std::span<const word_pattern> one,
+                                  std::span<const word_pattern> other) {
+    for (std::size_t i = 0; i < one.size() && i < other.size(); ++i) {
+        if (one[i].what == word_pattern::kind::rest || other[i].what == word_pattern::kind::rest)
+            return true;
+        if (!takes_all_of(one[i], other[i]) && !takes_all_of(other[i], one[i]))
+            return false;
+    }
+    const auto is_open = [](std::span<const word_pattern> longer, std::size_t size) {
+        return longer.size() == size + 1 && longer.back().what == word_pattern::kind::rest;
     };
-    if (std::any_of(denied.begin() + 1, denied.end(), is_a_thing) && line[0] == denied[0] &&
-        std::any_of(line.begin() + 1, line.end(), [&](const word_pattern &word) {
-            return is_a_thing(word) &&
-                   std::find(denied.begin(), denied.end(), word) == denied.end();
-        }))
-        return std::nullopt;
-    for (std::size_t i = 1; i < denied.size(); ++i) {
-        const word_pattern &wanted = denied[i];
-        if (!names_something(wanted))
-            continue;
+    return one.size() == other.size() || is_open(one, other.size()) || is_open(other, one.size());
+}
+
+// A denied command of xl as the tool of Qubes that does the same; any other as it is.
+[[nodiscard]] inline argv_pattern as_tool_of_qubes(argv_pattern denied) {
+    static constexpr std::pair<std::string_view, std::string_view> verbs[] = {
+        {"destroy", "qvm-kill"}, {"pause", "qvm-pause"},       {"reboot", "qvm-restart"},
+        {"create", "qvm-start"}, {"shutdown", "qvm-shutdown"}, {"unpause", "qvm-unpause"},
+    };
+    if (denied[0].text != "xl" || denied.size() < 2)
+        return denied;
+    for (const auto &[verb, program] : verbs)
+        if (denied[1] == word_pattern{word_pattern::kind::literal, std::string(verb)}) {
+            denied.erase(denied.begin());
+            denied[0].text = program;
+            break;
+        }
+    return denied;
+}
+
+// Finds the lines of a level with the effect of a denied one. What the denied one shows counts too, if
+// it is a line that only shows: then a line that shows more has the same effect.
+class same_effect {
+  public:
+    same_effect(const argv_pattern &denied, const level_rules &levels)
+        : denied_(as_tool_of_qubes(denied)) {
+        for (argv_pattern &line : levels.lines(access_level::monitor))
+            if (overlap(line, denied_))
+                shown_.push_back(std::move(line));
+    }
+
+    // The parts of a level's line that have the same effect on the same qube or thing, also with the
+    // thing in another spelling. Options are ignored: the effect is the same with or without them.
+    [[nodiscard]] std::vector<argv_pattern> of(const argv_pattern &line) const {
+        std::vector<argv_pattern> out;
+        if (auto same = by_program(line)) {
+            add_spellings(line, *same, out);
+            out.push_back(std::move(*same));
+        } else if (auto shows = by_what_it_shows(line)) {
+            out.push_back(std::move(*shows));
+        }
+        return out;
+    }
+
+  private:
+    using kind = word_pattern::kind;
+
+    [[nodiscard]] static bool is_default_verb(std::string_view program, const word_pattern &word) {
+        return word.what == kind::literal && lists_by_default(program) &&
+               known_as(program, word.text) == "list";
+    }
+
+    [[nodiscard]] static bool is_thing(std::string_view program, const word_pattern &word) {
+        return word.what == kind::literal && names_something(word) &&
+               !is_default_verb(program, word);
+    }
+
+    [[nodiscard]] bool is_denied_thing(const std::string &thing) const {
+        return std::any_of(denied_.begin() + 1, denied_.end(), [&](const word_pattern &word) {
+            return is_thing(denied_[0].text, word) && known_as(denied_[0].text, word.text) == thing;
+        });
+    }
+
+    [[nodiscard]] std::optional<argv_pattern> by_program(argv_pattern line) const {
+        const std::string &program = denied_[0].text;
+        if (!has_effect_of(line[0].text, program))
+            return std::nullopt;
+        const auto names_a_thing = [&](const word_pattern &word) {
+            return is_thing(program, word);
+        };
+        // A line about another thing has another effect.
+        if (std::any_of(denied_.begin() + 1, denied_.end(), names_a_thing) &&
+            line[0] == denied_[0] &&
+            std::any_of(line.begin() + 1, line.end(), [&](const word_pattern &word) {
+                return is_thing(program, word) && !is_denied_thing(known_as(program, word.text));
+            }))
+            return std::nullopt;
+        for (std::size_t i = 1; i < denied_.size(); ++i)
+            if (names_something(denied_[i]) && !is_default_verb(program, denied_[i]) &&
+                !narrow(line, i))
+                return std::nullopt;
+        return line;
+    }
+
+    // Puts the denied word at its place in the line. False: the line cannot name it, and does not show
+    // it along with others.
+    [[nodiscard]] bool narrow(argv_pattern &line, std::size_t index) const {
+        const std::string &program = denied_[0].text;
+        const word_pattern &wanted = denied_[index];
         // The value of an option stands after the same option.
-        const bool is_value = denied[i - 1].what == kind::literal &&
-                              denied[i - 1].text.starts_with('-') && wanted.what == kind::literal;
-        const auto at = std::find_if(line.begin() + 1, line.end(), [&](const word_pattern &w) {
-            return (w.what == kind::rest || takes_all_of(w, wanted) || takes_all_of(wanted, w)) &&
-                   (!is_value || *(&w - 1) == denied[i - 1]);
+        const bool is_value = denied_[index - 1].what == kind::literal &&
+                              denied_[index - 1].text.starts_with('-') &&
+                              wanted.what == kind::literal && !wanted.text.starts_with('-');
+        const auto at = std::find_if(line.begin() + 1, line.end(), [&](const word_pattern &word) {
+            if (word.what == kind::rest)
+                return true;
+            const bool is_same = word.what == kind::literal && wanted.what == kind::literal &&
+                                 known_as(program, word.text) == known_as(program, wanted.text);
+            return (is_same || takes_all_of(word, wanted) || takes_all_of(wanted, word)) &&
+                   (!is_value || *(&word - 1) == denied_[index - 1]);
         });
         if (at == line.end())
-            return std::nullopt;
+            return !shown_.empty() && line[0] == denied_[0];
         if (at->what != kind::rest && takes_all_of(*at, wanted))
             *at = wanted;
+        return true;
     }
-    return line;
-}
+
+    // A free word of the line takes each spelling of the word that was put there.
+    static void add_spellings(const argv_pattern &line, const argv_pattern &same,
+                              std::vector<argv_pattern> &out) {
+        for (std::size_t i = 1; i < line.size(); ++i) {
+            if (line[i].what == kind::literal || same[i].what != kind::literal)
+                continue;
+            const std::string other = other_spelling(line[0].text, same[i].text);
+            if (other.empty())
+                continue;
+            out.push_back(same);
+            out.back()[i].text = other;
+        }
+    }
+
+    // Whether the first words of a pattern are, or may be, those of a group.
+    [[nodiscard]] static bool begins(const argv_pattern &pattern, std::string_view words,
+                                     bool may) {
+        for (std::size_t i = 0; !words.empty(); ++i) {
+            const std::string word(words.substr(0, words.find(' ')));
+            words.remove_prefix(std::min(word.size() + 1, words.size()));
+            if (i == pattern.size())
+                return false;
+            if (may && pattern[i].what == kind::rest)
+                return true;
+            if (may ? !word_matches(pattern[i], word)
+                    : pattern[i].what != kind::literal || pattern[i].text != word)
+                return false;
+        }
+        return true;
+    }
+
+    // The word of the denied pattern that stands for a qube.
+    [[nodiscard]] const word_pattern *denied_qube() const {
+        for (std::size_t i = 1; i < denied_.size(); ++i)
+            for (const argv_pattern &line : shown_)
+                if (denied_[i].what == kind::qube ||
+                    (denied_[i].what == kind::literal && i < line.size() &&
+                     line[i].what == kind::qube))
+                    return &denied_[i];
+        return nullptr;
+    }
+
+    [[nodiscard]] std::optional<argv_pattern> by_what_it_shows(argv_pattern line) const {
+        const auto groups = lines_that_show();
+        const auto holds_both = [&](std::span<const std::string_view> group) {
+            return std::any_of(group.begin(), group.end(),
+                               [&](std::string_view w) { return begins(denied_, w, true); }) &&
+                   std::any_of(group.begin(), group.end(),
+                               [&](std::string_view w) { return begins(line, w, false); });
+        };
+        if (shown_.empty() || std::none_of(groups.begin(), groups.end(), holds_both))
+            return std::nullopt;
+        const word_pattern *qube = denied_qube();
+        for (word_pattern &word : line) {
+            if (qube && word == word_pattern{kind::literal, "dom0"})
+                return std::nullopt;
+            if (qube && word.what == kind::qube && takes_all_of(word, *qube))
+                word = *qube;
+        }
+        return line;
+    }
+
+    argv_pattern denied_;
+    std::vector<argv_pattern> shown_; // the lines that show what the denied one shows
+};
 
 } // namespace detail
 

@@ -26,9 +26,11 @@ namespace detail {
 // Looks at one rule among the others.
 class rule_doubts {
   public:
+    // `named` holds the lines that earlier rules of the policy have the same effect as.
     rule_doubts(const std::vector<policy_rule> &rules, const level_rules &levels, std::size_t index,
-                std::vector<policy_problem> &out)
-        : rules_(rules), levels_(levels), index_(index), rule_(rules[index]), out_(out) {}
+                std::set<std::string> &named, std::vector<policy_problem> &out)
+        : rules_(rules), levels_(levels), index_(index), rule_(rules[index]), named_(named),
+          out_(out) {}
 
     void find() {
         if (find_unreached())
@@ -128,31 +130,40 @@ class rule_doubts {
             after.action == policy_action::deny ||
             !(covers(after.who, rule_.who) || covers(rule_.who, after.who)))
             return;
-        for (argv_pattern &line : levels_.lines(after.request.level)) {
-            auto way = same_effect(std::move(line), rule_.request.words);
-            const bool is_denied =
-                !way ||
-                std::any_of(rules_.begin(), rules_.begin() + static_cast<std::ptrdiff_t>(level),
-                            [&](const policy_rule &r) {
-                                return r.action == policy_action::deny &&
-                                       r.request.what == request_pattern::kind::exec &&
-                                       covers(r.who, rule_.who) &&
-                                       takes_all_of(std::span<const word_pattern>(r.request.words),
-                                                    std::span<const word_pattern>(*way));
-                            });
-            if (is_denied)
-                continue;
-            policy_rule missing = rule_;
-            missing.request.words = std::move(*way);
-            doubt(place(after) + " still allows the same in another way; to deny that too, add: " +
-                  missing.text());
-        }
+        // What stands beside an earlier deny is complete with it. Else each line that is added here
+        // would ask for more.
+        const std::string number = std::to_string(level) + " ";
+        if (named_.contains(number + rule_.text()))
+            return;
+        const same_effect effect(rule_.request.words, levels_);
+        for (const argv_pattern &line : levels_.lines(after.request.level))
+            for (argv_pattern &way : effect.of(line)) {
+                policy_rule missing = rule_;
+                missing.request.words = std::move(way);
+                const std::string text = missing.text();
+                named_.insert(number + text);
+                if (!is_denied_before(level, missing.request.words))
+                    doubt(place(after) +
+                          " still allows the same in another way; to deny that too, add: " + text);
+            }
+    }
+
+    [[nodiscard]] bool is_denied_before(std::size_t level, const argv_pattern &way) const {
+        return std::any_of(rules_.begin(), rules_.begin() + static_cast<std::ptrdiff_t>(level),
+                           [&](const policy_rule &r) {
+                               return r.action == policy_action::deny &&
+                                      r.request.what == request_pattern::kind::exec &&
+                                      covers(r.who, rule_.who) &&
+                                      takes_all_of(std::span<const word_pattern>(r.request.words),
+                                                   std::span<const word_pattern>(way));
+                           });
     }
 
     const std::vector<policy_rule> &rules_;
     const level_rules &levels_;
     std::size_t index_;
     const policy_rule &rule_;
+    std::set<std::string> &named_;
     std::vector<policy_problem> &out_;
 };
 
@@ -160,8 +171,9 @@ class rule_doubts {
 
 inline std::vector<policy_problem> policy::doubts() const {
     std::vector<policy_problem> out;
+    std::set<std::string> named;
     for (std::size_t i = 0; i < rules_.size(); ++i)
-        detail::rule_doubts(rules_, levels_, i, out).find();
+        detail::rule_doubts(rules_, levels_, i, named, out).find();
     return out;
 }
 
