@@ -25,7 +25,7 @@ def usage_errors(f):
         (("log", "0"), b"number"), (("history", "show", "../x"), b"not the ID"),
         (("--transport", "../evil", "true"), b"not the name"),
         (("--transport", "missing", "true"), b"not installed"),
-        (("ping", "x"), b"no arguments"),
+        (("ping", "x"), b"usage"),
     ]:
         got = f.run(*words)
         check(got.returncode == 1 and wanted in got.stderr, f"{words}: {got}")
