@@ -22,6 +22,8 @@ BUILD = os.path.abspath(sys.argv[1])
 README_PROGRAM = os.path.abspath(sys.argv[2])
 PLUGINS = os.path.join(BUILD, "plugins", "mock")
 MAN = {"qvm-remote": "packaging/man/qvm-remote.1.md", "qvm-remote-dom0": "packaging/man/qvm-remote-dom0.8.md"}
+SOURCES = {"qvm-remote": ("main.cpp", "arguments.cpp"),
+           "qvm-remote-dom0": ("main.cpp", "serve/daemon_options.cpp")}
 HANG = 120
 NO_WARNING = ("CONTRIBUTING.md", "doc/PROTOCOL.md", "doc/benchmarks.md", "doc/campaigns.md")
 
@@ -56,8 +58,9 @@ def plain(markdown):
 
 
 def tables(program):
-    """(options, subcommands) as main.cpp has them: left side as the help prints it, and the words."""
-    source = re.sub(r'"\n\s*"', "", read(f"tools/{program}/main.cpp"))  # a text over two lines is one
+    """(options, subcommands) as the sources have them: left side as the help prints it, and the words."""
+    source = "".join(read(f"tools/{program}/{name}") for name in SOURCES[program])
+    source = re.sub(r'"\n\s*"', "", source)  # a text over two lines is one
     string = r'"((?:[^"\\]|\\.)*)"'
 
     def unquote(text):
@@ -68,7 +71,7 @@ def tables(program):
 
     options = {}
     for key, name, argument, words in re.findall(
-            r"\{('.'|opt_\w+),\s*" + string + r',\s*(nullptr|"[^"]*"),\s*' + string + r"\}", block("options")):
+            r"\{('.'|(?:cli::)?opt_\w+),\s*" + string + r',\s*(nullptr|"[^"]*"),\s*' + string + r"\}", block("options")):
         left = (f"-{key[1]}, " if key[0] == "'" else "") + "--" + name
         options[left + ("" if argument == "nullptr" else " " + argument.strip('"'))] = unquote(words)
     subcommands = {}

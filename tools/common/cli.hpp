@@ -18,6 +18,8 @@
 #include <qvmremote/config.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "common/installed.hpp"
+
 namespace qvmremote::cli {
 
 /// One option. `key` is its short letter, or a number above 255 if it has only a long name.
@@ -26,6 +28,13 @@ struct option {
     const char *name;
     const char *argument; ///< the name of its value in the help; nullptr if it takes none
     const char *help;
+};
+
+/// A program as its help presents it.
+struct program {
+    const char *name;
+    const char *about; ///< the lines of the help before the options
+    std::span<const option> options;
 };
 
 /// One subcommand, for the help and for the table that dispatches.
@@ -46,6 +55,29 @@ template <class Handler>
 [[nodiscard]] std::string usage_of(const char *program, const subcommand<Handler> &c) {
     return std::string("usage: ") + program + " " + c.name + (*c.arguments ? " " : "") +
            c.arguments;
+}
+
+/// The keys of options without a short letter: that of --version, and where a program's own begin.
+enum : int { opt_version = 256, own_options };
+
+/// Which of -h and --version were typed. Every program has both.
+struct standard_options {
+    bool help = false;
+    bool version = false;
+
+    /// Notes the option with this key. False when it is another one.
+    [[nodiscard]] bool take(int key) noexcept {
+        help = help || key == 'h';
+        version = version || key == opt_version;
+        return key == 'h' || key == opt_version;
+    }
+    [[nodiscard]] bool any() const noexcept { return help || version; }
+};
+
+/// Prints what is wrong with the command line, and where to read more. Returns 1.
+inline int wrong_call(const char *program, const std::string &what) {
+    std::fprintf(stderr, "%s: %s; see %s --help\n", program, what.c_str(), program);
+    return 1;
 }
 
 /// An option of the bash programs before 1.0 that a subcommand has replaced.
@@ -150,8 +182,7 @@ template <class Take>
             continue;
         const std::string_view path = argv[0];
         const std::string program(path.substr(path.rfind('/') + 1)); // npos + 1 is 0: all of it
-        std::fprintf(stderr, "%s: %s; see %s --help\n", program.c_str(),
-                     detail::wrong_option(table, argv, key, value).c_str(), program.c_str());
+        wrong_call(program.c_str(), detail::wrong_option(table, argv, key, value));
         return -1;
     }
     return ::optind;
@@ -172,9 +203,10 @@ template <class Take>
     return n ? std::optional<std::uint32_t>(*n) : std::nullopt;
 }
 
-/// The options as lines for --help, in the table's order.
-inline void print_options(std::FILE *to, std::span<const option> table) {
-    for (const option &o : table) {
+/// The help of a program without subcommands.
+inline void print_help(std::FILE *to, const program &p) {
+    std::fprintf(to, "%s\nOptions:\n", p.about);
+    for (const option &o : p.options) {
         std::string left = "  ";
         if (o.key < 256)
             left += std::string("-") + static_cast<char>(o.key) + ", ";
@@ -188,12 +220,14 @@ inline void print_options(std::FILE *to, std::span<const option> table) {
 }
 
 template <class Handler>
-void print_subcommands(std::FILE *to, std::span<const subcommand<Handler>> table) {
-    for (const auto &c : table) {
-        const std::string left =
-            std::string("  ") + c.name + (*c.arguments ? " " : "") + c.arguments;
-        detail::print_row(to, left, c.help);
-    }
+void print_help(std::FILE *to, const program &p, std::span<const subcommand<Handler>> subcommands) {
+    print_help(to, p);
+    std::fprintf(to, "\nSubcommands:\n");
+    for (const auto &c : subcommands)
+        detail::print_row(to, std::string("  ") + c.name + (*c.arguments ? " " : "") + c.arguments,
+                          c.help);
 }
+
+inline void print_version(const program &p) { std::printf("%s " QVMREMOTE_VERSION "\n", p.name); }
 
 } // namespace qvmremote::cli

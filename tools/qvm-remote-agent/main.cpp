@@ -24,20 +24,27 @@
 #include "agent.hpp"
 #include "common/begin.hpp"
 #include "common/cli.hpp"
-#include "common/installed.hpp"
 #include "common/qube_settings.hpp"
 
 using namespace qvmremote;
 
 namespace {
 
-enum : int { opt_version = 256, opt_keep };
+enum : int { opt_keep = cli::own_options };
 
 constexpr cli::option options[] = {
     {opt_keep, "keep", nullptr, "call dom0 over qrexec, keep the call, and share it"},
     {'h', "help", nullptr, "show this and end"},
-    {opt_version, "version", nullptr, "show the version and end"},
+    {cli::opt_version, "version", nullptr, "show the version and end"},
 };
+
+constexpr cli::program this_program = {
+    "qvm-remote-agent",
+    "Usage: qvm-remote-agent [OPTIONS]\n\n"
+    "Carries the commands of this user's qvm-remote to dom0 and their results back.\n"
+    "dom0 starts it, with its stream to dom0 as standard input and output; with --keep\n"
+    "it makes the call itself.\n",
+    options};
 
 // When dom0 has given up the call of an older agent, that agent ends by itself, unless it hangs.
 constexpr std::uint64_t patience_ms = 5'000;
@@ -157,29 +164,22 @@ int keep_call(const std::string &base) {
 
 int main(int argc, char **argv) {
     begin_with_own_signals({});
-    bool help = false, version = false, keep = false;
+    cli::standard_options standard;
+    bool keep = false;
     const int first = cli::parse(options, argc, argv, [&](int key, const char *) {
-        help = help || key == 'h';
-        version = version || key == opt_version;
         keep = keep || key == opt_keep;
-        return true;
+        return standard.take(key) || key == opt_keep;
     });
     if (first < 0)
         return 1;
     if (first < argc)
-        return fail_with("there are no arguments but options; see qvm-remote-agent --help");
-    if (help) {
-        std::printf(
-            "Usage: qvm-remote-agent [OPTIONS]\n\n"
-            "Carries the commands of this user's qvm-remote to dom0 and their results back.\n"
-            "dom0 starts it, with its stream to dom0 as standard input and output; with --keep\n"
-            "it makes the call itself.\n\n"
-            "Options:\n");
-        cli::print_options(stdout, options);
+        return cli::wrong_call(this_program.name, "there are no arguments but options");
+    if (standard.help) {
+        cli::print_help(stdout, this_program);
         return 0;
     }
-    if (version) {
-        std::printf("qvm-remote-agent " QVMREMOTE_VERSION "\n");
+    if (standard.version) {
+        cli::print_version(this_program);
         return 0;
     }
     if (!keep && (::isatty(STDIN_FILENO) || ::isatty(STDOUT_FILENO)))

@@ -1,55 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <csignal>
 #include <cstdio>
-#include <cstring>
-#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include <qvmremote/command_id.hpp>
-#include <qvmremote/config.hpp>
 #include <qvmremote/sanitize.hpp>
 
 #include "administer/admin.hpp"
 #include "administer/audit_commands.hpp"
 #include "common/begin.hpp"
 #include "common/cli.hpp"
-#include "common/installed.hpp"
 #include "execute/cgroups.hpp"
 #include "serve/daemon.hpp"
+#include "serve/daemon_options.hpp"
 
 using namespace qvmremote;
 using namespace qvmremote::dom0;
 
 namespace {
-
-enum : int {
-    opt_root = 256,
-    opt_vm,
-    opt_once,
-    opt_wait,
-    opt_dry_run,
-    opt_transport,
-    opt_plugins,
-    opt_version
-};
-
-constexpr cli::option options[] = {
-    {opt_vm, "vm", "VM", "serve this qube alone, whatever remote.conf lists"},
-    {opt_once, "once", nullptr,
-     "serve each qube that runs, then end; exit 1 if one was not reached"},
-    {opt_wait, "wait", "SEC", "with --once: how long to wait for them (60)"},
-    {opt_dry_run, "dry-run", nullptr, "decide and record, but run nothing"},
-    {'v', "verbose", nullptr, "show the log on standard error too"},
-    {opt_transport, "transport", "TRANSPORT", "mock, qvm-run or qrexec, whatever remote.conf says"},
-    {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
-    {opt_root, "root", "DIR", "keep every file below DIR, which must be yours and closed (tests)"},
-    {'h', "help", nullptr, "show this and end"},
-    {opt_version, "version", nullptr, "show the version and end"},
-};
 
 using handler = int (*)(const invocation &);
 constexpr cli::subcommand<handler> subcommands[] = {
@@ -83,17 +56,13 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"disable", "", "stop it, now and for the boots to come", disable},
 };
 
-constexpr cli::old_option old_options[] = {
-    {"--authorize", {"authorize", nullptr}},
-    {"--revoke", {"revoke", nullptr}},
-    {"--list-keys", {"keys", nullptr}},
-};
-
 // Subcommands for the user of the desktop too. The others read or write files of root.
 constexpr std::string_view for_operators[] = {"status", "approvals", "panic", "policy"};
 
-// Why this program cannot work here; empty when it can.
-std::string out_of_place(std::string_view verb) {
+// Why this program cannot do that here; empty when it can. Without a verb it is the daemon.
+std::string out_of_place(const paths &where, std::string_view verb) {
+    if (!where.is_real())
+        return {};
     if (::access("/usr/share/qubes/marker-vm", F_OK) == 0)
         return "this is a qube: use qvm-remote here, and qvm-remote-dom0 in dom0";
     if (::geteuid() == 0 || verb.empty()) // the daemon checks for root itself
@@ -104,121 +73,47 @@ std::string out_of_place(std::string_view verb) {
     return std::string(verb) + " needs root: sudo qvm-remote-dom0 " + std::string(verb);
 }
 
-void print_help() {
-    std::printf(
-        "Usage: qvm-remote-dom0 [OPTIONS]             run the daemon\n"
-        "       qvm-remote-dom0 [OPTIONS] SUBCOMMAND  administer it\n\n"
-        "Runs commands in dom0 for the qubes that have a key here, as far as policy allows. A\n"
-        "qube with full access IS dom0.\n\nOptions:\n");
-    cli::print_options(stdout, options);
-    std::printf("\nSubcommands:\n");
-    cli::print_subcommands<handler>(stdout, subcommands);
+// Runs the subcommand that the words begin with.
+int administer(const paths &where, std::span<char *> words) {
+    for (const auto &c : subcommands) {
+        if (c.name != std::string_view(words[0]))
+            continue;
+        if (const std::string why = out_of_place(where, c.name); !why.empty())
+            return fail_with(why);
+        return c.run({where, words.subspan(1), cli::usage_of(this_program.name, c)});
+    }
+    return cli::wrong_call(this_program.name,
+                           "there is no subcommand '" + for_terminal(words[0], 64) + "'");
 }
 
-int usage(const std::string &what) {
-    std::fprintf(stderr, "qvm-remote-dom0: %s; see qvm-remote-dom0 --help\n", what.c_str());
-    return 1;
-}
-
-} // namespace
-
-int main(int argument_count, char **arguments) {
-    // Keys pass through this memory: no core dump, and no other process of the user can read it.
-    ::prctl(PR_SET_DUMPABLE, 0);
-    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT});
-    ::signal(SIGPIPE, SIG_DFL); // `audit export | head` ends as any program would
-    daemon_options how;
-    how.plugin_directory = QVMREMOTE_PLUGIN_DIR;
-    std::string root, wait;
-    std::optional<std::string> vm;
-    bool help = false, version = false;
-    auto modern = cli::modernized(old_options, argument_count, arguments, "qvm-remote-dom0");
-    const int argc = static_cast<int>(modern.size()) - 1;
-    char **const argv = modern.data();
-    const int first = cli::parse(options, argc, argv, [&](int key, const char *value) {
-        switch (key) {
-        case opt_vm:
-            vm = value;
-            break;
-        case opt_once:
-            how.once = true;
-            break;
-        case opt_wait:
-            wait = value;
-            break;
-        case opt_dry_run:
-            how.dry_run = true;
-            break;
-        case 'v':
-            how.verbose = true;
-            break;
-        case opt_transport:
-            how.transport = value;
-            break;
-        case opt_plugins:
-            how.plugin_directory = value;
-            break;
-        case opt_root:
-            root = value;
-            break;
-        case 'h':
-            help = true;
-            break;
-        case opt_version:
-            version = true;
-            break;
-        default:
-            return false;
-        }
-        return true;
-    });
-    if (first < 0)
-        return 1;
-    if (help) {
-        print_help();
-        return 0;
-    }
-    if (version) {
-        std::printf("qvm-remote-dom0 " QVMREMOTE_VERSION "\n");
-        return 0;
-    }
-    if (!wait.empty()) {
-        const auto seconds = parse_positive(wait);
-        if (!seconds || !how.once)
-            return usage("--wait takes a number of seconds, 1 or more, and only with --once");
-        how.once_wait_s = *seconds;
-    }
-    if (!root.empty()) {
-        auto below = paths::below(root);
-        if (!below)
-            return usage(below.error().what);
-        how.where = *below;
-    }
-    if (vm && !qube_name::parse(*vm))
-        return usage("--vm '" + for_terminal(*vm, 64) + "' is " +
-                     std::string(message(errc::bad_qube_name)));
-    how.vm = vm.value_or("");
-    const auto fits = [&](std::string_view verb) {
-        const std::string why = how.where.is_real() ? out_of_place(verb) : std::string();
-        if (!why.empty())
-            std::fprintf(stderr, "qvm-remote-dom0: %s\n", why.c_str());
-        return why.empty();
-    };
-    if (first < argc) {
-        for (const auto &c : subcommands)
-            if (std::strcmp(c.name, argv[first]) == 0)
-                return fits(c.name) ? c.run({how.where,
-                                             {argv + first + 1, argv + argc},
-                                             cli::usage_of("qvm-remote-dom0", c)})
-                                    : 1;
-        return usage("there is no subcommand '" + for_terminal(argv[first], 64) + "'");
-    }
-    if (!fits({}))
-        return 1;
+int serve(const daemon_options &how) {
+    if (const std::string why = out_of_place(how.where, {}); !why.empty())
+        return fail_with(why);
     // First of all, while this process is small and has no threads: each command starts as a copy of it.
     const cgroup_home home = claim_cgroup();
     auto children = warden::start(home);
     if (!children)
-        return usage(children.error().what);
+        return cli::wrong_call(this_program.name, children.error().what);
     return run_daemon(how, home, std::move(*children));
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    // Keys pass through this memory: no core dump, and no other process of the user can read it.
+    ::prctl(PR_SET_DUMPABLE, 0);
+    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT});
+    ::signal(SIGPIPE, SIG_DFL); // `audit export | head` ends as any program would
+    const auto typed = read_command_line(argc, argv);
+    if (!typed)
+        return 1;
+    if (typed->standard.help) {
+        cli::print_help<handler>(stdout, this_program, subcommands);
+        return 0;
+    }
+    if (typed->standard.version) {
+        cli::print_version(this_program);
+        return 0;
+    }
+    return typed->words.empty() ? serve(typed->how) : administer(typed->how.where, typed->words);
 }

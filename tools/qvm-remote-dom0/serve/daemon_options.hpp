@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The daemon's command line.
+/// The command line of qvm-remote-dom0: what the daemon is told, or a subcommand.
 
 #pragma once
 
+#include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "base/settings.hpp"
+#include "common/cli.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -20,5 +24,19 @@ struct daemon_options {
     bool dry_run = false;      ///< run nothing
     bool verbose = false;      ///< the log on stderr as well
 };
+
+/// The name, the usage and the options, for the help.
+extern const cli::program this_program;
+
+/// What was typed.
+struct command_line {
+    cli::standard_options standard; ///< if one of them was typed, the rest is not checked
+    daemon_options how;
+    std::vector<char *> typed; ///< all words; `words` points into them
+    std::span<char *> words;   ///< a subcommand with its arguments; empty: run the daemon
+};
+
+/// Reads the command line. Returns nothing after it has printed what is wrong.
+[[nodiscard]] std::optional<command_line> read_command_line(int argc, char **argv);
 
 } // namespace qvmremote::dom0
