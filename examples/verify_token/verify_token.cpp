@@ -28,19 +28,6 @@ int refuse(errc why) {
     return 126;
 }
 
-std::optional<bytes> from_hex(std::string_view text) {
-    bytes out;
-    if (text.size() % 2 != 0)
-        return std::nullopt;
-    for (std::size_t i = 0; i < text.size(); i += 2) {
-        const int high = hex_value(text[i]), low = hex_value(text[i + 1]);
-        if (high < 0 || low < 0)
-            return std::nullopt;
-        out.push_back(static_cast<std::uint8_t>(high << 4 | low));
-    }
-    return out;
-}
-
 int protocol_1(const secret &key, std::string_view untrusted_id, std::string_view untrusted_token) {
     const auto id = command_id::parse(untrusted_id);
     if (!id)

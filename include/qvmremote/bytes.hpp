@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -140,6 +141,23 @@ inline void store_u64(std::uint8_t *at, std::uint64_t v) noexcept {
         return c - 'A' + 10;
     return -1;
 }
+
+/// The bytes that hexadecimal digits stand for, two digits for each: what to_hex returns, in either
+/// case. Nothing for an odd number of digits or any other byte; no text is no bytes.
+[[nodiscard]] inline std::optional<bytes> from_hex(std::string_view untrusted_text) {
+    if (untrusted_text.size() % 2 != 0)
+        return std::nullopt;
+    bytes out;
+    out.reserve(untrusted_text.size() / 2);
+    for (std::size_t i = 0; i < untrusted_text.size(); i += 2) {
+        const int high = hex_value(untrusted_text[i]), low = hex_value(untrusted_text[i + 1]);
+        if (high < 0 || low < 0)
+            return std::nullopt;
+        out.push_back(static_cast<std::uint8_t>(high << 4 | low));
+    }
+    return out;
+}
+
 [[nodiscard]] constexpr bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
 [[nodiscard]] constexpr bool is_alpha(char c) noexcept {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');

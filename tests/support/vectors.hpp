@@ -25,10 +25,7 @@ class vector_file {
             const auto middle = line.find(" = ");
             if (line.empty() || line[0] == '#' || middle == line.npos)
                 continue;
-            bytes &value = rows_[line.substr(0, middle)];
-            for (std::size_t i = middle + 3; i + 1 < line.size(); i += 2)
-                value.push_back(
-                    static_cast<std::uint8_t>(hex_value(line[i]) << 4 | hex_value(line[i + 1])));
+            rows_[line.substr(0, middle)] = from_hex(line.substr(middle + 3)).value();
         }
     }
 

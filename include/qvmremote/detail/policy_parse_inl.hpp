@@ -249,13 +249,12 @@ inline bool policy_reader::read_request(std::span<const policy_word> words, requ
                       "a digest is 64 digits of 0-9 and a-f, as sha256sum prints them");
                 return false;
             }
-        if (digits.size() != 2 * out.digest.size()) {
+        const auto digest = from_hex(digits);
+        if (!digest || digest->size() != out.digest.size()) {
             wrong(first, "a digest is 64 digits of 0-9 and a-f, as sha256sum prints them");
             return false;
         }
-        for (std::size_t i = 0; i < out.digest.size(); ++i)
-            out.digest[i] = static_cast<std::uint8_t>(hex_value(digits[2 * i]) << 4 |
-                                                      hex_value(digits[2 * i + 1]));
+        std::copy(digest->begin(), digest->end(), out.digest.begin());
         out.what = kind::script;
     } else {
         wrong(first, shown(first.text) +

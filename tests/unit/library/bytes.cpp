@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <qvmremote/bytes.hpp>
 
+#include <optional>
+#include <string_view>
+
 #include <doctest/doctest.h>
 
 using namespace qvmremote;
@@ -29,6 +32,42 @@ TEST_CASE("fields are big-endian, both ways") {
     CHECK(load_u32(at) == 0xfffefdfc);
     store_u64(at, 0x0102030405060708);
     CHECK(to_hex(at) == "0102030405060708");
+}
+
+TEST_CASE("from_hex: what to_hex returns, in either case, and nothing else") {
+    struct row {
+        const char *name;
+        std::string_view in;
+        std::optional<bytes> want;
+    };
+    const row rows[] = {
+        {"nothing", "", bytes{}},
+        {"one byte", "5a", bytes{0x5a}},
+        {"both ends of the range", "00ff", bytes{0x00, 0xff}},
+        {"capital letters", "ABCDEF", bytes{0xab, 0xcd, 0xef}},
+        {"mixed case", "aBCd", bytes{0xab, 0xcd}},
+        {"one digit", "0", {}},
+        {"an odd number of digits", "012", {}},
+        {"a letter after f", "0g", {}},
+        {"a letter before a digit", "g0", {}},
+        {"the byte before '0'", "0/", {}},
+        {"the byte after '9'", "0:", {}},
+        {"the byte before 'A'", "0@", {}},
+        {"the byte before 'a'", "0`", {}},
+        {"a blank", "0 ", {}},
+        {"a prefix", "0x12", {}},
+        {"a newline at the end", "12\n", {}},
+        {"a NUL", std::string_view("1\0", 2), {}},
+        {"a byte with the high bit", "0\xff", {}},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        CHECK(from_hex(r.in) == r.want);
+    }
+    bytes all(256);
+    for (std::size_t i = 0; i < all.size(); ++i)
+        all[i] = static_cast<std::uint8_t>(i);
+    CHECK(from_hex(to_hex(all)) == all);
 }
 
 TEST_CASE("a field that is cut fails at its offset, at every prefix") {

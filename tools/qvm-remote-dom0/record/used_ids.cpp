@@ -42,15 +42,11 @@ std::optional<std::int64_t> seconds_of(std::string_view record_time) {
 }
 
 std::optional<digest256> digest_of(const std::optional<std::string> &hex) {
+    const auto given = hex ? from_hex(*hex) : std::nullopt;
     digest256 out;
-    if (!hex || hex->size() != 2 * out.size())
+    if (!given || given->size() != out.size())
         return std::nullopt;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-        const int high = hex_value((*hex)[2 * i]), low = hex_value((*hex)[2 * i + 1]);
-        if (high < 0 || low < 0)
-            return std::nullopt;
-        out[i] = static_cast<std::uint8_t>(high << 4 | low);
-    }
+    std::copy(given->begin(), given->end(), out.begin());
     return out;
 }
 
