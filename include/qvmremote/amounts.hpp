@@ -40,10 +40,9 @@ namespace qvmremote {
     return value;
 }
 
-namespace detail {
-
-// A whole number as programs print it: digits, with `-` before them for a signed type, no leading
-// zero, no `-0`. So each number has one spelling.
+/// A whole number as programs print it: decimal digits, with `-` before them for a negative one of a
+/// signed type. No plus sign, no blank, no leading zero, no `-0`, so each number has one spelling.
+/// Nothing for any other text, and for a number that T cannot hold. T is an integer type.
 template <class T>
 [[nodiscard]] std::optional<T> parse_decimal(std::string_view untrusted_text) noexcept {
     std::string_view digits = untrusted_text;
@@ -61,6 +60,8 @@ template <class T>
         return std::nullopt;
     return value;
 }
+
+namespace detail {
 
 // A positive number and one letter of `units`, which may be missing; at most `most` altogether.
 [[nodiscard]] inline std::optional<std::uint64_t>

@@ -292,17 +292,17 @@ inline result<run_meta> parse_meta(std::string_view untrusted_text) {
         return bad(*id);
     if (!detail::is_timestamp(*started))
         return bad(*started);
-    const auto duration_ms = detail::parse_decimal<std::uint64_t>(*duration);
+    const auto duration_ms = parse_decimal<std::uint64_t>(*duration);
     if (!duration_ms)
         return bad(*duration);
-    const auto code = detail::parse_decimal<std::int32_t>(*exit_code);
+    const auto code = parse_decimal<std::int32_t>(*exit_code);
     if (!code)
         return bad(*exit_code);
     return run_meta{std::string(*id), std::string(*started), *duration_ms, *code};
 }
 
 inline result<std::int32_t> parse_exit(std::string_view untrusted_text) {
-    const auto code = detail::parse_decimal<std::int32_t>(untrusted_text);
+    const auto code = parse_decimal<std::int32_t>(untrusted_text);
     if (!code)
         return fail(errc::bad_value);
     return *code;

@@ -90,7 +90,7 @@ class queue_end {
         }
         template <class T>
         [[nodiscard]] std::optional<T> number() noexcept {
-            return detail::parse_decimal<T>(next());
+            return parse_decimal<T>(next());
         }
         [[nodiscard]] bool at_end() const noexcept { return left_.empty() && !more_; }
 

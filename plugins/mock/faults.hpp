@@ -86,7 +86,7 @@ class prng {
         text.remove_prefix(prefix.size());
         if (text == "?")
             return out;
-        out.value = qvmremote::detail::parse_decimal<std::uint64_t>(text);
+        out.value = qvmremote::parse_decimal<std::uint64_t>(text);
         if (!out.value || (kind == fault_kind::delay && *out.value > 3'600'000))
             return std::nullopt;
         return out;

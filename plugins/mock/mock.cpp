@@ -214,7 +214,7 @@ class transport {
 
   private:
     static std::uint64_t number(const std::string &key, const std::string &value) {
-        const auto out = qvmremote::detail::parse_decimal<std::uint64_t>(value);
+        const auto out = qvmremote::parse_decimal<std::uint64_t>(value);
         if (!out)
             fail(QVMREMOTE_BAD_OPTION, "option '" + key + "': '" + value + "' is not a number");
         return *out;

@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unix_socket.hpp>
 
 #include "descriptor.hpp"
@@ -22,6 +23,7 @@ namespace {
 
 using qvmremote::host::connect_unix;
 using qvmremote::host::unix_address;
+using qvmremote::host::write_all;
 
 constexpr int no_service = 127; // as qrexec reports it
 constexpr int trouble = 125;
@@ -36,19 +38,6 @@ std::string variable(const char *name) {
     return value != nullptr ? value : "";
 }
 
-bool write_all(int fd, const char *data, std::size_t size) {
-    while (size > 0) {
-        const ssize_t n = ::write(fd, data, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return false;
-        data += n;
-        size -= static_cast<std::size_t>(n);
-    }
-    return true;
-}
-
 // Until one of the two ends.
 void copy(int from, int to) {
     std::array<char, 65536> room;
@@ -56,7 +45,7 @@ void copy(int from, int to) {
         const ssize_t n = ::read(from, room.data(), room.size());
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0 || !write_all(to, room.data(), static_cast<std::size_t>(n)))
+        if (n <= 0 || !write_all(to, {room.data(), static_cast<std::size_t>(n)}))
             return;
     }
 }
@@ -92,7 +81,7 @@ int main() {
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     ::signal(SIGCHLD, SIG_DFL);
     ::signal(SIGPIPE, SIG_IGN);
-    if (!write_all(socket, text.c_str(), text.size() + 1))
+    if (!write_all(socket, {text.c_str(), text.size() + 1}))
         return fail(trouble, "cannot write to qvm-remote-dom0", errno);
 
     const pid_t child = ::fork();

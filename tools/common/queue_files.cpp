@@ -4,10 +4,11 @@
 #include <cerrno>
 #include <ctime>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/inotify.h>
 #include <unistd.h>
+
+#include <qvmremote/host/files.hpp>
 
 namespace qvmremote {
 
@@ -62,37 +63,14 @@ bool is_regular(int directory, const std::string &name, struct stat &st) {
 }
 
 std::vector<std::string> names_in(int directory) {
-    std::vector<std::string> out;
-    const int copy = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *const open = copy < 0 ? nullptr : ::fdopendir(copy);
-    if (!open) {
-        if (copy >= 0)
-            ::close(copy);
-        return out;
-    }
-    while (const dirent *entry = ::readdir(open))
-        out.emplace_back(entry->d_name);
-    ::closedir(open);
-    return out;
-}
-
-bool write_all(int fd, std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t n = ::write(fd, text.data(), text.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return false;
-        text.remove_prefix(static_cast<std::size_t>(n));
-    }
-    return true;
+    return host::names_in(directory).value_or(std::vector<std::string>{});
 }
 
 bool write_hidden(int directory, const std::string &name, std::string_view text) {
     const std::string hidden = "." + name;
     const host::unique_fd fd(::openat(directory, hidden.c_str(),
                                       O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (fd && write_all(fd.get(), text))
+    if (fd && host::write_all(fd.get(), text))
         return true;
     const int error = errno;
     if (fd)

@@ -35,11 +35,8 @@ struct queue_directories {
 [[nodiscard]] host::unique_fd open_regular(int directory, const std::string &name, struct stat &st);
 [[nodiscard]] bool is_regular(int directory, const std::string &name, struct stat &st);
 
-/// The names in an open directory, in any order.
+/// host::names_in; empty after a failure, since a directory that is gone holds no entries.
 [[nodiscard]] std::vector<std::string> names_in(int directory);
-
-/// Writes all of `text`; false with errno otherwise.
-[[nodiscard]] bool write_all(int fd, std::string_view text);
 
 /// Writes a file, 0600, with a dot before its name, so that readers of the queue ignore it. After a
 /// failure, false with errno, and no file is left.

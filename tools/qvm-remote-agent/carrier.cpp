@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
 namespace qvmremote::agent {
@@ -315,7 +316,7 @@ void carrier::write_output(const queue_order &order) {
     const std::string file = "." + name + (order.is_stdout ? ".out" : ".err");
     const unique_fd fd(::openat(files_.results.get(), file.c_str(),
                                 O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || !write_all(fd.get(), as_text(order.data)))
+    if (!fd || !host::write_all(fd.get(), as_text(order.data)))
         e.failed = true;
 }
 
@@ -339,7 +340,7 @@ void carrier::write_result(const queue_order &order) {
                                        std::to_string(good ? order.exit_code : 255));
     const unique_fd audit(::openat(files_.base.get(), "audit.log",
                                    O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    good = audit && write_all(audit.get(), order.audit) && good;
+    good = audit && host::write_all(audit.get(), order.audit) && good;
     ::unlinkat(files_.running.get(), name.c_str(), 0);
     for (const char *suffix : {"", ".auth"})
         ::unlinkat(files_.pending.get(), (name + suffix).c_str(), 0);

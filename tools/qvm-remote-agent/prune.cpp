@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "prune.hpp"
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <ctime>
 #include <string>
 #include <vector>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
 namespace qvmremote::agent {
@@ -27,16 +26,11 @@ constexpr std::uint64_t mebibyte = 1024 * 1024;
 constexpr std::uint64_t most_days = 36'500;
 constexpr std::uint64_t most_mebibytes = 1024 * 1024 * 1024;
 
+// Oldest first: a day's name and an ID begin with the time. An entry that is not complete is hidden.
 std::vector<std::string> directories_in(int directory) {
-    std::vector<std::string> out;
-    DIR *const open = ::fdopendir(::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!open)
-        return out;
-    while (const dirent *entry = ::readdir(open))
-        if (entry->d_name[0] != '.' && entry->d_type != DT_REG)
-            out.emplace_back(entry->d_name);
-    ::closedir(open);
-    std::sort(out.begin(), out.end()); // a day's name and an ID begin with the time
+    auto out =
+        host::names_in(directory, host::listed::directories).value_or(std::vector<std::string>{});
+    std::erase_if(out, [](const std::string &name) { return name.starts_with('.'); });
     return out;
 }
 
@@ -49,21 +43,18 @@ unique_fd open_below(int directory, const std::string &name) {
 std::uint64_t visit_entry(int day, const std::string &name, bool remove) {
     const unique_fd entry = open_below(day, name);
     std::uint64_t bytes = 0;
-    DIR *const open =
-        entry ? ::fdopendir(::openat(entry.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC))
-              : nullptr;
-    if (!open)
+    const auto files = host::names_in(entry.get());
+    if (!files)
         return 0;
-    while (const dirent *file = ::readdir(open)) {
+    for (const std::string &file : *files) {
         struct stat st {};
-        if (::fstatat(entry.get(), file->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+        if (::fstatat(entry.get(), file.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 ||
             S_ISDIR(st.st_mode))
             continue;
         bytes += static_cast<std::uint64_t>(st.st_blocks) * 512;
         if (remove)
-            ::unlinkat(entry.get(), file->d_name, 0);
+            ::unlinkat(entry.get(), file.c_str(), 0);
     }
-    ::closedir(open);
     if (remove)
         ::unlinkat(day, name.c_str(), AT_REMOVEDIR);
     return bytes;
@@ -128,7 +119,7 @@ host::outcome<std::optional<std::uint64_t>> limit_of(const config &settings, con
     const auto text = settings.get(name);
     if (!text)
         return std::optional<std::uint64_t>{};
-    const auto value = detail::parse_decimal<std::uint64_t>(*text);
+    const auto value = parse_decimal<std::uint64_t>(*text);
     if (!value || *value == 0 || *value > largest)
         return host::failed(std::string(name) + " is not a whole number from 1 to " +
                             std::to_string(largest));

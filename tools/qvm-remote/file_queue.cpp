@@ -110,7 +110,7 @@ class entry {
     // The exit code in .exit; nothing until it holds a number.
     [[nodiscard]] std::optional<int> read_exit_code() const {
         const std::string text = read_result(".exit", 16);
-        const auto number = qvmremote::detail::parse_decimal<std::int32_t>(text);
+        const auto number = qvmremote::parse_decimal<std::int32_t>(text);
         return number && *number >= -255 && *number <= 255 ? number : std::nullopt;
     }
     // Whether all of the result is written.

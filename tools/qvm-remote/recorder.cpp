@@ -22,19 +22,6 @@ namespace {
 
 constexpr std::size_t spill_at = 64 * 1024;
 
-// Writes all of the text; false with the reason in errno.
-bool write_whole(int fd, std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t n = ::write(fd, text.data(), text.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return false;
-        text.remove_prefix(static_cast<std::size_t>(n));
-    }
-    return true;
-}
-
 } // namespace
 
 recorder::recorder(const home &where, const command_id &id, std::string command)
@@ -51,7 +38,7 @@ void recorder::fail(const std::string &what) {
 void recorder::append_audit(std::string_view line) {
     const host::unique_fd fd(::open(where_.audit_log().c_str(),
                                     O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || !write_whole(fd.get(), line))
+    if (!fd || !host::write_all(fd.get(), line))
         fail("cannot write " + where_.audit_log());
 }
 
@@ -86,7 +73,7 @@ void recorder::spill(lane &l) {
     if (!l.file)
         l.file.reset(::openat(entry_.get(), l.name,
                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!l.file || !write_whole(l.file.get(), l.text)) {
+    if (!l.file || !host::write_all(l.file.get(), l.text)) {
         fail("cannot record the output in " + where_.history());
         l.bytes = limits::recorded_output; // record nothing after a gap: the record would be wrong
     }
@@ -111,7 +98,7 @@ void recorder::write_file(const char *name, std::string_view text) {
         return;
     const host::unique_fd fd(
         ::openat(entry_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!fd || !write_whole(fd.get(), text))
+    if (!fd || !host::write_all(fd.get(), text))
         fail("cannot write the history entry in " + where_.history());
 }
 

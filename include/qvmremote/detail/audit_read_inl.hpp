@@ -175,7 +175,7 @@ inline std::optional<std::string> audit_entry::text(std::string_view key) const 
 
 inline std::optional<std::int64_t> audit_entry::number(std::string_view key) const {
     const auto value = raw(key);
-    return value ? detail::parse_decimal<std::int64_t>(*value) : std::nullopt;
+    return value ? parse_decimal<std::int64_t>(*value) : std::nullopt;
 }
 
 inline std::optional<std::vector<std::string>> audit_entry::list(std::string_view key) const {
@@ -226,7 +226,7 @@ inline result<audit_entry> parse_audit(std::string_view line) {
     };
     if (!has(0, "n") || !has(1, "t") || !has(2, "kind") || out.fields_.back().first != "h")
         return fail(errc::bad_json);
-    const auto serial = detail::parse_decimal<std::uint64_t>(out.fields_[0].second);
+    const auto serial = parse_decimal<std::uint64_t>(out.fields_[0].second);
     out.kind = unquoted(out.fields_[2].second);
     out.hash = unquoted(out.fields_.back().second);
     const bool kind_is_word =
@@ -261,7 +261,7 @@ inline std::optional<audit_head> parse_audit_head(std::string_view untrusted_lin
         return std::nullopt;
     untrusted_line.remove_prefix(at + words.size());
     const std::size_t blank = untrusted_line.find(' ');
-    const auto serial = detail::parse_decimal<std::uint64_t>(untrusted_line.substr(0, blank));
+    const auto serial = parse_decimal<std::uint64_t>(untrusted_line.substr(0, blank));
     if (!serial || *serial == 0 || blank == untrusted_line.npos ||
         !detail::is_hash(untrusted_line.substr(blank + 1)))
         return std::nullopt;

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <sys/types.h>
 
@@ -44,6 +46,27 @@ enum class trusted {
 /// The whole of a regular file, whoever wrote it; symbolic links are followed. Anything but a
 /// regular file is a failure, so it does not block on a FIFO or a device.
 [[nodiscard]] inline outcome<std::string> read_text(const std::string &path, std::size_t limit);
+
+/// Writes all of `data`: goes on after a partial write and after a signal. False, with errno, when a
+/// write fails; a part may then be written. On a non-blocking descriptor this is EAGAIN as soon as the
+/// other end takes no more.
+[[nodiscard]] inline bool write_all(int fd, std::string_view data) noexcept;
+
+/// Which entries names_in lists.
+enum class listed {
+    all,
+    directories, ///< not a symbolic link to one
+};
+
+/// The names in a directory, in the order of their bytes, without "." and "..". `directory` is
+/// borrowed, and its own position does not move; it may have been opened with O_PATH. What appears or
+/// vanishes meanwhile may be in the list or not. Any error is a failure with errno, never a part of
+/// the list. Nothing is checked: the names are those that whoever may write there has chosen.
+[[nodiscard]] inline outcome<std::vector<std::string>> names_in(int directory,
+                                                                listed which = listed::all);
+/// The same by a path, in which symbolic links are followed.
+[[nodiscard]] inline outcome<std::vector<std::string>> names_in(const std::string &path,
+                                                                listed which = listed::all);
 
 /// A directory that open_trusted accepted, to read several files in it.
 class trusted_directory {

@@ -17,8 +17,6 @@
 #include <utility>
 #include <vector>
 
-#include <dirent.h>
-
 #include <boost/dll/import.hpp>
 #include <boost/dll/library_info.hpp>
 
@@ -31,20 +29,14 @@ namespace detail {
 
 // "mock, qrexec": only for the message. A name that cannot be configured is not listed.
 [[nodiscard]] inline std::string installed_transports(const std::string &directory) {
-    std::vector<std::string> names;
-    const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory.c_str()), ::closedir);
-    while (const dirent *entry = open ? ::readdir(open.get()) : nullptr) {
-        std::string_view name = entry->d_name;
+    std::string out;
+    for (std::string &name : names_in(directory).value_or(std::vector<std::string>{})) {
         if (!name.ends_with(".so"))
             continue;
-        name.remove_suffix(3);
+        name.resize(name.size() - 3);
         if (is_transport_name(name))
-            names.emplace_back(name);
+            out += (out.empty() ? "" : ", ") + name;
     }
-    std::sort(names.begin(), names.end());
-    std::string out;
-    for (const std::string &name : names)
-        out += (out.empty() ? "" : ", ") + name;
     return out.empty() ? "none" : out;
 }
 

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <qvmremote/host/files.hpp>
 
+#include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <string>
+#include <thread>
 #include <vector>
 
-#include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,14 +26,7 @@ namespace {
 // Somebody who is neither root nor, since files are given away as root alone, ourselves.
 constexpr uid_t stranger = 65534;
 
-std::size_t entries_of(const std::string &directory) {
-    std::size_t n = 0;
-    DIR *open = ::opendir(directory.c_str());
-    while (::readdir(open) != nullptr)
-        ++n;
-    ::closedir(open);
-    return n - 2;
-}
+std::size_t entries_of(const std::string &directory) { return names_in(directory).value().size(); }
 
 struct umask_of {
     explicit umask_of(mode_t mask) : old(::umask(mask)) {}
@@ -333,4 +330,130 @@ TEST_CASE("lines are appended whole, to a regular file") {
     const unique_fd reader(::open((dir / "fifo").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
     CHECK_FALSE(append_line(dir / "fifo", "x", 0600));
     CHECK_FALSE(append_line("/dev/full", "x", 0600));
+}
+
+TEST_CASE("names_in: every name once, in order, or a failure") {
+    const scratch dir;
+    using names = std::vector<std::string>;
+    CHECK(names_in(dir.path()).value().empty());
+    for (const char *name : {"b", "a", ".hidden", "..c", "with blank", "\xff"})
+        put(dir / name, "");
+    REQUIRE(::mkdir((dir / "d").c_str(), 0700) == 0);
+    REQUIRE(::symlink("d", (dir / "link").c_str()) == 0);
+    REQUIRE(::symlink("none", (dir / "dangling").c_str()) == 0);
+    REQUIRE(::mkfifo((dir / "fifo").c_str(), 0600) == 0);
+    const names all = {"..c",      ".hidden", "a",    "b",          "d",
+                       "dangling", "fifo",    "link", "with blank", "\xff"};
+    CHECK(names_in(dir.path()).value() == all);
+    CHECK(names_in(dir.path(), listed::directories).value() == names{"d"});
+    CHECK(names_in(dir / "link").value().empty());
+
+    // The position of the caller's descriptor does not matter and does not move.
+    for (const int flags : {O_RDONLY, O_PATH}) {
+        const unique_fd open(::open(dir.path().c_str(), flags | O_DIRECTORY | O_CLOEXEC));
+        CHECK(names_in(open.get()).value() == all);
+        CHECK(names_in(open.get()).value() == all);
+    }
+    names many;
+    for (int i = 1000; i < 3000; ++i)
+        many.push_back(put(dir / ("d/" + std::to_string(i)), "").substr((dir / "d/").size()));
+    CHECK(names_in(dir / "d").value() == many);
+    for (const std::string &name : many)
+        ::unlink((dir / ("d/" + name)).c_str());
+
+    struct row {
+        const char *name;
+        std::string path;
+        int want;
+    };
+    const row rows[] = {
+        {"nothing there", dir / "none", ENOENT},
+        {"a file", dir / "a", ENOTDIR},
+        {"a FIFO, which does not hang", dir / "fifo", ENOTDIR},
+        {"a dangling link", dir / "dangling", ENOENT},
+        {"an empty path", "", ENOENT},
+    };
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        const auto made = names_in(r.path);
+        REQUIRE_FALSE(made);
+        CHECK(made.error().error_number == r.want);
+    }
+    CHECK(names_in(-1).error().error_number == EBADF);
+    const unique_fd file(::open((dir / "a").c_str(), O_RDONLY | O_CLOEXEC));
+    CHECK(names_in(file.get()).error().error_number == ENOTDIR);
+}
+
+TEST_CASE("names_in leaves no descriptor open, whether it succeeds or fails") {
+    const scratch dir;
+    const std::string file = put(dir / "file", "");
+    const unique_fd open_file(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    const auto before = names_in("/proc/self/fd").value().size();
+    for (int i = 0; i < 100; ++i) {
+        CHECK(names_in(dir.path()));
+        CHECK_FALSE(names_in(file));
+        CHECK_FALSE(names_in(open_file.get()));
+    }
+    CHECK(names_in("/proc/self/fd").value().size() == before);
+}
+
+TEST_CASE("write_all: everything is written across partial writes and signals") {
+    struct sigaction interrupts {
+    }, kept{};
+    interrupts.sa_handler = [](int) {}; // without SA_RESTART, so that write fails with EINTR
+    REQUIRE(::sigaction(SIGUSR1, &interrupts, &kept) == 0);
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    const unique_fd out(ends[0]);
+    unique_fd in(ends[1]);
+    std::string data(1 << 20, '\0');
+    for (std::size_t i = 0; i < data.size(); ++i)
+        data[i] = static_cast<char>(i % 251);
+    std::string got;
+    std::thread reader([&, writer = ::pthread_self()] {
+        for (int i = 0; i < 20; ++i) { // the pipe is full meanwhile
+            ::pthread_kill(writer, SIGUSR1);
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        got = read_all(out.get(), data.size()).value();
+    });
+    CHECK(write_all(in.get(), data));
+    in.reset();
+    reader.join();
+    CHECK(got == data);
+    REQUIRE(::sigaction(SIGUSR1, &kept, nullptr) == 0);
+}
+
+TEST_CASE("write_all: a failure, with errno") {
+    const auto before = std::signal(SIGPIPE, SIG_IGN);
+    const unique_fd full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
+    const unique_fd readable(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    int closed[2], busy[2];
+    REQUIRE(::pipe2(closed, O_CLOEXEC) == 0);
+    ::close(closed[0]);
+    const unique_fd broken(closed[1]);
+    REQUIRE(::pipe2(busy, O_CLOEXEC | O_NONBLOCK) == 0);
+    const unique_fd unread(busy[0]), slow(busy[1]);
+    struct row {
+        const char *name;
+        int fd;
+        int want;
+    };
+    const row rows[] = {
+        {"no space", full.get(), ENOSPC},
+        {"not open for writing", readable.get(), EBADF},
+        {"no descriptor", -1, EBADF},
+        {"no reader", broken.get(), EPIPE},
+        {"a reader that does not read", slow.get(), EAGAIN},
+    };
+    const std::string data(1 << 20, 'x');
+    for (const row &r : rows) {
+        CAPTURE(r.name);
+        const bool written = write_all(r.fd, data);
+        const int error = errno;
+        CHECK_FALSE(written);
+        CHECK(error == r.want);
+        CHECK(write_all(r.fd, "")); // nothing to write
+    }
+    std::signal(SIGPIPE, before);
 }

@@ -48,7 +48,6 @@ TEST_CASE("parse_positive: digits and nothing else") {
 }
 
 TEST_CASE("parse_decimal: one spelling for each number of the type") {
-    using detail::parse_decimal;
     CHECK(parse_decimal<std::uint64_t>("0") == 0);
     CHECK(parse_decimal<std::uint64_t>("18446744073709551615") == UINT64_MAX);
     CHECK(parse_decimal<std::int64_t>("-9223372036854775808") == INT64_MIN);

@@ -326,8 +326,7 @@ int rotate(const invocation &in) {
 std::string who_asks() {
     uid_t uid = ::getuid();
     if (const auto text = host::read_text("/proc/self/loginuid", 32))
-        if (const auto login = detail::parse_decimal<std::uint32_t>(*text);
-            login && *login != UINT32_MAX)
+        if (const auto login = parse_decimal<std::uint32_t>(*text); login && *login != UINT32_MAX)
             uid = *login;
     const passwd *const account = ::getpwuid(uid);
     return account ? account->pw_name : std::to_string(uid);
@@ -360,7 +359,7 @@ int audit(const invocation &in) {
         since = left[0];
     else if (!left.empty() || verb == "show")
         return fail_with(in.usage);
-    const auto serial = detail::parse_decimal<std::uint64_t>(since);
+    const auto serial = parse_decimal<std::uint64_t>(since);
     if (!serial || *serial == 0)
         return fail_with("'" + for_terminal(since, 32) + "' is not a serial: use a number above 0");
     if (format != "json" && format != "text")

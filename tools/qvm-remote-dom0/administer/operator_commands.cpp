@@ -222,7 +222,7 @@ int approvals_command(const invocation &in) {
     if (verb == "watch" && words.size() == 1)
         return watch(in);
     const auto serial =
-        words.size() > 1 ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
+        words.size() > 1 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     if (serial && verb == "show" && words.size() == (json ? 3u : 2u))
         return show(in, *serial, json);
     if (serial && verb == "deny" && words.size() == 2)

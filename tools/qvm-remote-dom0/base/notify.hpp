@@ -37,7 +37,7 @@ inline void notify_supervisor(std::string_view state) noexcept {
     const char *const interval = std::getenv("WATCHDOG_USEC");
     if (!interval || (pid && std::to_string(::getpid()) != pid))
         return std::nullopt;
-    const auto us = qvmremote::detail::parse_decimal<std::uint64_t>(interval);
+    const auto us = qvmremote::parse_decimal<std::uint64_t>(interval);
     if (!us || *us < 2)
         return std::nullopt;
     return *us / 2;

@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -30,7 +29,7 @@ constexpr std::size_t largest_file = 256; // 64 digits, and the blanks that an e
 std::optional<std::int64_t> parse_seconds(std::string_view text) {
     if (text.ends_with('\n'))
         text.remove_suffix(1);
-    return qvmremote::detail::parse_decimal<std::int64_t>(text);
+    return qvmremote::parse_decimal<std::int64_t>(text);
 }
 
 // Reads the files of one qube. The path of the directory is checked once for all of them.
@@ -220,20 +219,17 @@ host::outcome<std::vector<qube_name>> keyring::list() const {
             return std::vector<qube_name>{};
         return tl::unexpected(directory.error());
     }
-    DIR *const entries = ::fdopendir(directory->get());
-    if (!entries)
-        return host::failed("cannot read " + directory_, errno);
-    (void)directory->release(); // closedir closes it
+    const auto names = host::names_in(directory->get());
+    if (!names)
+        return host::failed("cannot read " + directory_, names.error().error_number);
     std::vector<qube_name> out;
-    while (const dirent *entry = ::readdir(entries)) {
-        std::string_view name = entry->d_name;
+    for (std::string_view name : *names) {
         if (!name.ends_with(key_file))
             continue;
         name.remove_suffix(std::strlen(key_file));
         if (auto qube = qube_name::parse(name))
             out.push_back(std::move(*qube));
     }
-    ::closedir(entries);
     std::sort(out.begin(), out.end());
     return out;
 }

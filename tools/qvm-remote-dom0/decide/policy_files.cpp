@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstdlib>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -34,34 +33,13 @@ const level_rules &shipped_levels() {
 }
 
 namespace {
-// The names in an open directory. Closes it.
-host::outcome<std::vector<std::string>> names_in(host::unique_fd directory) {
-    DIR *const entries = ::fdopendir(directory.get());
-    if (!entries)
-        return host::failed("", errno);
-    (void)directory.release(); // closedir closes it
-    std::vector<std::string> names;
-    errno = 0;
-    while (const dirent *entry = ::readdir(entries)) {
-        const std::string_view name = entry->d_name;
-        if (name.ends_with(suffix) && !name.starts_with('.'))
-            names.emplace_back(name);
-        errno = 0;
-    }
-    const int error = errno;
-    ::closedir(entries);
-    if (error != 0)
-        return host::failed("", error);
-    std::sort(names.begin(), names.end());
-    return names;
-}
+bool is_policy(std::string_view name) { return name.ends_with(suffix) && !name.starts_with('.'); }
 } // namespace
 
 std::vector<std::string> policy_files::names() const {
-    host::unique_fd directory(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory)
-        return {};
-    return names_in(std::move(directory)).value_or(std::vector<std::string>{});
+    auto out = host::names_in(directory_).value_or(std::vector<std::string>{});
+    std::erase_if(out, [](const std::string &name) { return !is_policy(name); });
+    return out;
 }
 
 host::outcome<std::vector<policy_file>> policy_files::read() const {
@@ -71,9 +49,10 @@ host::outcome<std::vector<policy_file>> policy_files::read() const {
             return std::vector<policy_file>{};
         return tl::unexpected(directory.error());
     }
-    auto names = names_in(std::move(*directory));
+    auto names = host::names_in(directory->get());
     if (!names)
         return host::failed("cannot read " + directory_, names.error().error_number);
+    std::erase_if(*names, [](const std::string &name) { return !is_policy(name); });
     if (names->size() > limits::policy_files)
         return host::failed(directory_ + " holds more than " +
                             std::to_string(limits::policy_files) +

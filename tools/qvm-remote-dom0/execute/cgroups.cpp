@@ -3,18 +3,18 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#include <qvmremote/amounts.hpp>
+#include <qvmremote/host/files.hpp>
 
 #include "execute/process_tree.hpp"
 
@@ -113,10 +113,9 @@ void for_each_line(std::string_view text, Take take) {
 
 template <class Take>
 void for_each_group_below(const std::string &directory, Take take) {
-    const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory.c_str()), ::closedir);
-    while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
-        if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
-            take(directory + "/" + entry->d_name);
+    for (const std::string &name :
+         host::names_in(directory, host::listed::directories).value_or(std::vector<std::string>{}))
+        take(directory + "/" + name);
 }
 
 [[nodiscard]] bool remove_group(const std::string &directory) {
@@ -143,14 +142,15 @@ struct process_stat {
     const std::size_t name_end = text ? text->rfind(')') : std::string::npos;
     if (name_end == std::string::npos || text->size() < name_end + 5)
         return {};
-    const char *at = text->data() + name_end + 4;
-    const char *const end = text->data() + text->size();
+    std::string_view left = std::string_view(*text).substr(name_end + 4);
     int fields[4] = {}; // parent, group, session, terminal
     for (int &field : fields) {
-        const auto [next, error] = std::from_chars(at, end, field);
-        if (error != std::errc() || next == end)
+        const std::size_t end = left.find(' ');
+        const auto number = parse_decimal<int>(left.substr(0, end));
+        if (!number || end == left.npos)
             return {};
-        at = next + 1;
+        field = *number;
+        left.remove_prefix(end + 1);
     }
     return process_stat{fields[0], fields[3]};
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
@@ -47,12 +48,8 @@ host::outcome<host::unique_fd> sealed_file(std::string_view bytes) {
     host::unique_fd fd(::memfd_create("qvm-remote", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (!fd)
         return host::failed("cannot make a memory file", errno);
-    while (!bytes.empty()) {
-        const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
-        if (n <= 0)
-            return host::failed("cannot fill a memory file", errno);
-        bytes.remove_prefix(static_cast<std::size_t>(n));
-    }
+    if (!host::write_all(fd.get(), bytes))
+        return host::failed("cannot fill a memory file", errno);
     if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) !=
         0)
         return host::failed("cannot seal a memory file", errno);

@@ -16,6 +16,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <qvmremote/host/files.hpp>
+
 namespace qvmremote::dom0 {
 
 namespace {
@@ -104,13 +106,8 @@ void put_launch(byte_writer &to, const launch &what) {
     unique_fd out(::memfd_create("qvm-remote launch", MFD_CLOEXEC));
     if (!out)
         return host::failed("cannot make a file in memory", errno);
-    while (!data.empty()) {
-        const ssize_t n = ::write(out.get(), data.data(), data.size());
-        if (n < 0 && errno != EINTR)
-            return host::failed("cannot write a file in memory", errno);
-        if (n > 0)
-            data = data.subspan(static_cast<std::size_t>(n));
-    }
+    if (!host::write_all(out.get(), as_text(data)))
+        return host::failed("cannot write a file in memory", errno);
     return out;
 }
 

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "execute/process_tree.hpp"
 
-#include <charconv>
-#include <cstdlib>
+#include <algorithm>
 #include <map>
-#include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <qvmremote/amounts.hpp>
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unique_fd.hpp>
-#include <qvmremote/sanitize.hpp>
 
 namespace qvmremote::dom0 {
 
@@ -39,27 +39,25 @@ class process_table {
         }
         // Each thread has its own children.
         const std::string tasks = "/proc/" + std::to_string(of) + "/task/";
-        for_each_number(tasks.c_str(), [&](const char *thread) {
-            const std::string text = read_file(tasks + thread + "/children");
-            const char *at = text.data();
-            const char *const end = at + text.size();
-            while (at != end) {
-                pid_t pid = 0;
-                const auto [next, error] = std::from_chars(at, end, pid);
-                if (error == std::errc())
-                    to.push_back(pid);
-                at = next == at ? at + 1 : next;
+        for (const pid_t thread : numbers_in(tasks)) {
+            const std::string text = read_file(tasks + std::to_string(thread) + "/children");
+            for (std::string_view left = text; !left.empty();) {
+                const std::size_t end = std::min(left.find(' '), left.size());
+                if (const auto pid = parse_decimal<pid_t>(left.substr(0, end)))
+                    to.push_back(*pid);
+                left.remove_prefix(std::min(end + 1, left.size()));
             }
-        });
+        }
     }
 
   private:
-    template <class Take>
-    static void for_each_number(const char *directory, Take take) {
-        const std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(directory), ::closedir);
-        while (const dirent *entry = open ? ::readdir(open.get()) : nullptr)
-            if (is_digit(entry->d_name[0]))
-                take(entry->d_name);
+    [[nodiscard]] static std::vector<pid_t> numbers_in(const std::string &directory) {
+        std::vector<pid_t> out;
+        for (const std::string &name :
+             host::names_in(directory).value_or(std::vector<std::string>{}))
+            if (const auto number = parse_decimal<pid_t>(name))
+                out.push_back(*number);
+        return out;
     }
 
     [[nodiscard]] static std::string read_file(const std::string &path) {
@@ -73,16 +71,16 @@ class process_table {
     }
 
     void scan() {
-        for_each_number("/proc", [this](const char *number) {
-            const std::string text = read_file(std::string("/proc/") + number + "/stat");
+        for (const pid_t pid : numbers_in("/proc")) {
+            const std::string text = read_file("/proc/" + std::to_string(pid) + "/stat");
             // "PID (NAME) STATE PPID ...": the name may hold any byte, also ")".
             const std::size_t name_end = text.rfind(')');
             if (name_end == std::string::npos || text.size() < name_end + 5)
-                return;
-            pid_t parent = 0;
-            std::from_chars(text.data() + name_end + 4, text.data() + text.size(), parent);
-            children_.emplace(parent, static_cast<pid_t>(std::atoi(number)));
-        });
+                continue;
+            const std::string_view left = std::string_view(text).substr(name_end + 4);
+            children_.emplace(parse_decimal<pid_t>(left.substr(0, left.find(' '))).value_or(0),
+                              pid);
+        }
     }
 
     listing how_;

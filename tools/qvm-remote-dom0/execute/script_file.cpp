@@ -2,8 +2,6 @@
 #include "execute/script_file.hpp"
 
 #include <cerrno>
-#include <filesystem>
-#include <system_error>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -23,14 +21,8 @@ host::outcome<script_file> script_file::make(const std::string &directory, std::
     if (!fd)
         return host::failed("cannot make " + path, errno);
     script_file out(std::move(path));
-    while (!bytes.empty()) {
-        const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return host::failed("cannot write " + out.path_, n < 0 ? errno : EIO);
-        bytes.remove_prefix(static_cast<std::size_t>(n));
-    }
+    if (!host::write_all(fd.get(), bytes))
+        return host::failed("cannot write " + out.path_, errno);
     if (::fchown(fd.get(), static_cast<uid_t>(-1), group) != 0 || ::fchmod(fd.get(), 0550) != 0)
         return host::failed("cannot set the mode of " + out.path_, errno);
     return out;
@@ -45,13 +37,14 @@ host::outcome<void> prepare_scripts(const std::string &directory) {
     // Every account that runs a script may enter the directory, and none may list it.
     if (auto made = host::make_directories(directory, 0711); !made)
         return made;
-    if (auto safe = host::open_trusted(directory, host::trusted::directory); !safe)
+    const auto safe = host::open_trusted(directory, host::trusted::directory);
+    if (!safe)
         return tl::unexpected(safe.error());
-    std::error_code failure;
-    for (const auto &left : std::filesystem::directory_iterator(directory, failure))
-        ::unlink(left.path().c_str());
-    if (failure)
-        return host::failed("cannot list " + directory, failure.value());
+    const auto left = host::names_in(safe->get());
+    if (!left)
+        return host::failed("cannot list " + directory, left.error().error_number);
+    for (const std::string &name : *left)
+        ::unlinkat(safe->get(), name.c_str(), 0);
     return {};
 }
 

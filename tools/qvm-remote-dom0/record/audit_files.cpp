@@ -4,15 +4,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <memory>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/config.hpp>
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
 namespace qvmremote::dom0 {
@@ -25,21 +24,19 @@ std::string kept_audit_path(const paths &where, std::uint64_t last) {
 
 host::outcome<std::vector<kept_audit_file>> kept_audit_files(const paths &where) {
     std::vector<kept_audit_file> out;
-    const std::unique_ptr<DIR, int (*)(DIR *)> entries(::opendir(where.audit_directory().c_str()),
-                                                       [](DIR *d) { return ::closedir(d); });
-    if (!entries)
-        return host::failed("cannot read " + where.audit_directory(), errno);
+    const auto names = host::names_in(where.audit_directory());
+    if (!names)
+        return host::failed("cannot read " + where.audit_directory(), names.error().error_number);
     constexpr std::string_view prefix = "audit.jsonl.";
-    while (const dirent *entry = ::readdir(entries.get())) {
-        std::string_view digits = entry->d_name;
+    for (std::string_view digits : *names) {
         if (!digits.starts_with(prefix))
             continue;
         digits.remove_prefix(prefix.size());
         const std::size_t zeros = std::min(digits.find_first_not_of('0'), digits.size());
-        const auto last = detail::parse_decimal<std::uint64_t>(digits.substr(zeros));
+        const auto last = parse_decimal<std::uint64_t>(digits.substr(zeros));
         struct stat st {};
         if (!last || kept_audit_path(where, *last) != where.audit() + "." + std::string(digits) ||
-            ::fstatat(::dirfd(entries.get()), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+            ::lstat(kept_audit_path(where, *last).c_str(), &st) != 0)
             continue; // not a file of the log
         out.push_back({kept_audit_path(where, *last), *last, st.st_ino,
                        static_cast<std::uint64_t>(st.st_size), st.st_mtime});

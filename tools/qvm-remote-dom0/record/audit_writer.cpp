@@ -89,15 +89,8 @@ void audit_writer::set_identity(const file_identity &file) {
 }
 
 host::outcome<void> audit_writer::write(const audit_lines &lines, bool sync) {
-    std::string_view left = lines.text_;
-    while (!left.empty()) {
-        const ssize_t n = ::write(fd_.get(), left.data(), left.size());
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return abandon("cannot write");
-        left.remove_prefix(static_cast<std::size_t>(n));
-    }
+    if (!host::write_all(fd_.get(), lines.text_))
+        return abandon("cannot write");
     // After a failed sync the kernel may drop the pages, and then the next sync succeeds without them.
     if (sync && ::fdatasync(fd_.get()) != 0)
         return abandon("cannot sync");

@@ -153,9 +153,8 @@ void operators_desk::on_wait(std::string_view request, const requester &,
 void operators_desk::on_question(std::string_view request, const requester &,
                                  control_server::reply tell) {
     const auto words = split_words(request);
-    const auto serial = words.size() == 2
-                            ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
-                            : std::nullopt;
+    const auto serial =
+        words.size() == 2 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     const open_question *const asked = serial ? parts_.approvals.find(*serial) : nullptr;
     tell(asked ? to_json(*asked, host::boottime_ms(), extent::whole) + "\n"
                : "nothing waits under that serial; see qvm-remote-dom0 approvals list\n");
@@ -165,9 +164,8 @@ void operators_desk::on_question(std::string_view request, const requester &,
 void operators_desk::on_allow(std::string_view request, const requester &who,
                               control_server::reply tell) {
     const auto words = split_words(request);
-    const auto serial = words.size() == 4
-                            ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
-                            : std::nullopt;
+    const auto serial =
+        words.size() == 4 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     if (!serial)
         return tell("unknown request\n");
     std::optional<std::uint32_t> lasts_s;
@@ -190,9 +188,8 @@ void operators_desk::on_allow(std::string_view request, const requester &who,
 void operators_desk::on_deny(std::string_view request, const requester &who,
                              control_server::reply tell) {
     const auto words = split_words(request);
-    const auto serial = words.size() == 2
-                            ? qvmremote::detail::parse_decimal<std::uint64_t>(words[1])
-                            : std::nullopt;
+    const auto serial =
+        words.size() == 2 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     if (!serial)
         return tell("unknown request\n");
     if (const char *const why = why_no_operator(who))

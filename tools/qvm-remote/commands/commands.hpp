@@ -6,7 +6,6 @@
 
 #include <span>
 #include <string>
-#include <vector>
 
 #include "home.hpp"
 #include "run.hpp"
@@ -28,7 +27,5 @@ int history_command(const invocation &);
 
 /// Prints the message and returns 1.
 [[nodiscard]] int fail_with(const std::string &what);
-/// The names in a directory, sorted, without those that begin with a dot.
-[[nodiscard]] std::vector<std::string> names_in(const std::string &directory);
 
 } // namespace qvmremote::qube

@@ -71,7 +71,7 @@ int history_show(const home &where, const char *word) {
         return fail_with("'" + for_terminal(word, 64) +
                          "' is not the ID of a command: "
                          "qvm-remote history lists them");
-    auto days = names_in(where.history());
+    auto days = host::names_in(where.history()).value_or(std::vector<std::string>{});
     std::reverse(days.begin(), days.end());
     for (const std::string &day : days) {
         const std::string entry = where.history() + "/" + day + "/" + id->text();

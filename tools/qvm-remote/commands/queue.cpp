@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,7 +24,8 @@ int queue_command(const invocation &in) {
     std::uint64_t removed = 0;
     for (const char *part : {"pending", "running", "results"}) {
         const std::string directory = in.where.queue() + "/" + part;
-        const auto names = names_in(directory);
+        auto names = host::names_in(directory).value_or(std::vector<std::string>{});
+        std::erase_if(names, [](const std::string &name) { return name.starts_with('.'); });
         if (verb == "status")
             std::printf("%-8s %zu\n", part, names.size());
         for (const std::string &name : names) {

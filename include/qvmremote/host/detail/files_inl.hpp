@@ -8,8 +8,10 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <optional>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <sys/random.h>
@@ -146,17 +148,6 @@ struct split_path {
     return out;
 }
 
-// Errno of a full write, 0 when every byte went.
-[[nodiscard]] inline int write_fully(int fd, std::string_view data) {
-    while (!data.empty()) {
-        const ssize_t n = retry_on_eintr([&] { return ::write(fd, data.data(), data.size()); });
-        if (n < 0)
-            return errno;
-        data.remove_prefix(static_cast<std::size_t>(n));
-    }
-    return 0;
-}
-
 // O_PATH: a parent needs to be passable, not readable.
 inline constexpr int parent_flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
 // O_NONBLOCK: a FIFO put there must not hang the opener before it is refused.
@@ -239,6 +230,68 @@ inline outcome<std::string> read_all(int fd, std::size_t limit) {
             return too_large();
     }
     out.resize(used);
+    return out;
+}
+
+inline bool write_all(int fd, std::string_view data) noexcept {
+    while (!data.empty()) {
+        const ssize_t n =
+            detail::retry_on_eintr([&] { return ::write(fd, data.data(), data.size()); });
+        if (n == 0)
+            errno = EIO; // a device that takes nothing would keep us here for ever
+        if (n <= 0)
+            return false;
+        data.remove_prefix(static_cast<std::size_t>(n));
+    }
+    return true;
+}
+
+inline outcome<std::vector<std::string>> names_in(int directory, listed which) {
+    const auto cannot = [](int error_number) {
+        return failed("cannot read a directory", error_number);
+    };
+    unique_fd own(::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!own)
+        return cannot(errno);
+    const int fd = own.get();
+    const std::unique_ptr<DIR, int (*)(DIR *)> open(::fdopendir(fd), ::closedir);
+    if (!open)
+        return cannot(errno);
+    static_cast<void>(own.release()); // closedir closes it
+    std::vector<std::string> out;
+    for (;;) {
+        errno = 0;
+        const dirent *const entry = ::readdir(open.get());
+        if (!entry)
+            break;
+        const std::string_view name = entry->d_name;
+        if (name == "." || name == "..")
+            continue;
+        bool is_directory = entry->d_type == DT_DIR;
+        if (entry->d_type == DT_UNKNOWN && which == listed::directories) {
+            struct stat at {};
+            is_directory =
+                ::fstatat(fd, entry->d_name, &at, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(at.st_mode);
+        }
+        if (which == listed::all || is_directory)
+            out.emplace_back(name);
+    }
+    if (errno != 0)
+        return cannot(errno);
+    std::sort(out.begin(), out.end());
+    return out;
+}
+
+inline outcome<std::vector<std::string>> names_in(const std::string &path, listed which) {
+    const auto cannot = [&](int error_number) {
+        return failed("cannot read " + detail::shell_word(path), error_number);
+    };
+    const unique_fd directory(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!directory)
+        return cannot(errno);
+    auto out = names_in(directory.get(), which);
+    if (!out)
+        return cannot(out.error().error_number);
     return out;
 }
 
@@ -357,8 +410,8 @@ inline outcome<void> write_atomically(const std::string &path, std::string_view 
     };
     if (::fchmod(file.get(), mode) != 0) // the umask may have taken bits away
         return give_up("set the mode of", errno);
-    if (const int error_number = detail::write_fully(file.get(), data))
-        return give_up("write", error_number);
+    if (!write_all(file.get(), data))
+        return give_up("write", errno);
     if (how == durability::synced && ::fsync(file.get()) != 0)
         return give_up("sync", errno);
     if (::renameat(directory.get(), temporary.c_str(), directory.get(), parts->name.c_str()) != 0)
