@@ -4,8 +4,7 @@
 //   embed_client PLUGIN-DIRECTORY TRANSPORT KEY-FILE [OPTION=VALUE]...
 //   embed_client "$(pkg-config --variable=plugindir qvm-remote)" mock key socket=/tmp/work.sock
 //
-//   g++ -std=c++20 -DBOOST_DLL_USE_STD_FS embed_client.cpp $(pkg-config --cflags --libs qvm-remote)
-//   -o embed_client
+//   g++ -std=c++20 embed_client.cpp $(pkg-config --cflags --libs qvm-remote) -o embed_client
 
 #include <csignal>
 #include <cstdio>

@@ -74,8 +74,8 @@ def build_by_hand(installed, work):
     """The one line that each example shows."""
     out = os.path.join(work, "by-hand")
     os.mkdir(out)
-    for name, more in (("embed_client", ["-DBOOST_DLL_USE_STD_FS"]), ("verify_token", [])):
-        must(*COMPILER, "-std=c++20", *STRICT, *more, f"{work}/{name}/{name}.cpp", *installed.flags,
+    for name in ("embed_client", "verify_token"):
+        must(*COMPILER, "-std=c++20", *STRICT, f"{work}/{name}/{name}.cpp", *installed.flags,
              "-o", f"{out}/{name}", env=installed.env)
     # The contract of plug-ins is C's.
     must("cc", "-std=c11", *STRICT, "-shared", "-fPIC", f"{work}/custom_transport/uid.c",

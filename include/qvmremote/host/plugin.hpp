@@ -5,8 +5,13 @@
 
 #pragma once
 
+// With std::filesystem, Boost.DLL needs no Boost library. It takes the choice where it is first
+// included in a unit.
+#if defined(BOOST_DLL_DETAIL_CONFIG_HPP) && !defined(BOOST_DLL_USE_STD_FS)
+#error "include <qvmremote/host/plugin.hpp> before Boost.DLL, or define BOOST_DLL_USE_STD_FS"
+#endif
 #ifndef BOOST_DLL_USE_STD_FS
-#error "compile with -DBOOST_DLL_USE_STD_FS: Boost.DLL then needs no Boost library"
+#define BOOST_DLL_USE_STD_FS
 #endif
 
 #include <algorithm>
