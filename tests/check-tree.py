@@ -32,7 +32,7 @@ FLOORS = [
     {"session"},
     {"qvmremote"},
 ]
-HOST = [{"bulk_pipe", "clock", "failure", "unique_fd"}, {"files", "transport", "unix_socket"}, {"plugin", "environment", "client"}]
+HOST = [{"bulk_pipe", "clock", "failure", "unique_fd"}, {"child", "files", "transport", "unix_socket"}, {"plugin", "environment", "client"}]
 
 # The daemon's rooms, from the ground up. A room includes itself and the rooms below it; its main.cpp
 # and what the programs share (common/) stand outside.

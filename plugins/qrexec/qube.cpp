@@ -149,7 +149,11 @@ void caller::connect(qvmremote_stream &out) {
         fail_errno("cannot make a pipe");
     unique_fd err_read(err[0]);
     const unique_fd err_write(err[1]);
-    auto process = child::start(call_of(how_), up_far.get(), down_far.get(), err_write.get());
+    auto process = child::start({.argv = call_of(how_),
+                                 .in = up_far.get(),
+                                 .out = down_far.get(),
+                                 .err = err_write.get(),
+                                 .directory = "/"});
     if (!process)
         throw problem{QVMREMOTE_FAILED, process.error().what +
                                             "; the transport qrexec needs Qubes' program in the "

@@ -12,17 +12,17 @@
 #include <string>
 #include <vector>
 
+#include <qvmremote/host/child.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 #include <qvmremote/transport_abi.h>
 
 #include "../common/border.hpp"
-#include "../common/child.hpp"
 
 namespace qrexec {
 
-using plugins::child;
-using plugins::child_end;
 using plugins::problem;
+using qvmremote::host::child;
+using qvmremote::host::child_end;
 using qvmremote::host::unique_fd;
 
 /// How many calls one user may have at a time: a real machine fails at somewhat more than ten (QUBES.md

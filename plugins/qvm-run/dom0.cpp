@@ -402,7 +402,11 @@ void caller::start(const std::string &name, qube &of, bool is_check) {
         return give_up(std::string("cannot make a stream: ") + std::strerror(errno));
     unique_fd near(stream[0]);
     unique_fd far(stream[1]);
-    auto process = child::start(argv, far.get(), far.get(), err_write.get());
+    auto process = child::start({.argv = argv,
+                                 .in = far.get(),
+                                 .out = far.get(),
+                                 .err = err_write.get(),
+                                 .directory = "/"});
     if (!process)
         return give_up(process.error().what);
     const id number = ++last_id_;

@@ -16,19 +16,19 @@
 #include <string_view>
 #include <vector>
 
+#include <qvmremote/host/child.hpp>
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
 #include "../common/border.hpp"
-#include "../common/child.hpp"
 #include "qubesd.hpp"
 #include "schedule.hpp"
 
 namespace qvm_run {
 
-using plugins::child;
-using plugins::child_end;
 using plugins::problem;
+using qvmremote::host::child;
+using qvmremote::host::child_end;
 using qvmremote::host::unique_fd;
 
 /// Absolute paths; empty where there is none.

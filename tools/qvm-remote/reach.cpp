@@ -4,18 +4,19 @@
 
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 
 #include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <qvmremote/host/child.hpp>
 #include <qvmremote/host/environment.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/host/plugin.hpp>
@@ -24,8 +25,6 @@
 #include "common/installed.hpp"
 #include "reach.hpp"
 #include "terminal.hpp"
-
-extern char **environ;
 
 namespace qvmremote::qube {
 
@@ -68,9 +67,9 @@ class private_daemon {
     private_daemon(const private_daemon &) = delete;
     private_daemon &operator=(const private_daemon &) = delete;
     ~private_daemon() {
-        if (pid_ > 0) {
-            ::kill(pid_, SIGTERM);
-            ::waitpid(pid_, nullptr, 0);
+        if (process_) {
+            process_->signal(SIGTERM);
+            process_->wait();
         }
         std::error_code ec;
         if (!root_.empty())
@@ -124,25 +123,26 @@ class private_daemon {
         if (!ready)
             return tl::unexpected(ready.error());
 
-        std::vector<std::string> words = {program,        "--root", root_,    "--transport", "mock",
-                                          "--plugin-dir", plugins,  "--once", "--wait",      "60"};
-        std::vector<std::string> variables = {"NOTIFY_SOCKET=" + notify,
-                                              "QVM_REMOTE_MOCK_DIR=" + root_,
-                                              "QVM_REMOTE_MOCK_PEERS=mock"};
+        host::child_plan plan;
+        plan.argv = {program,        "--root", root_,    "--transport", "mock",
+                     "--plugin-dir", plugins,  "--once", "--wait",      "60"};
+        plan.err = STDERR_FILENO;
+        plan.group = host::child_group::own; // we forward a Ctrl-C ourselves
+        plan.environment = {"NOTIFY_SOCKET=" + notify, "QVM_REMOTE_MOCK_DIR=" + root_,
+                            "QVM_REMOTE_MOCK_PEERS=mock"};
         for (char **entry = environ; *entry; ++entry)
             if (const std::string_view e = *entry;
                 !e.starts_with("NOTIFY_SOCKET=") && !e.starts_with("QVM_REMOTE_"))
-                variables.emplace_back(e);
-        if (auto spawned = spawn(words, variables); !spawned)
-            return tl::unexpected(spawned.error());
+                plan.environment->emplace_back(e);
+        auto started = host::child::start(plan);
+        if (!started)
+            return tl::unexpected(started.error());
+        process_.emplace(std::move(*started));
 
         pollfd wait{ready->get(), POLLIN, 0};
         for (int waited = 0; ::poll(&wait, 1, 100) != 1; waited += 100) {
-            int status = 0;
-            if (::waitpid(pid_, &status, WNOHANG) == pid_) {
-                pid_ = 0;
+            if (process_->take_end())
                 return host::failed("the private daemon ended at once; its message is above");
-            }
             if (waited > start_limit_ms)
                 return host::failed("the private daemon did not start within " +
                                     std::to_string(start_limit_ms / 1000) + " s: try again");
@@ -153,42 +153,8 @@ class private_daemon {
     [[nodiscard]] std::string socket() const { return root_ + "/mock.sock"; }
 
   private:
-    host::outcome<void> spawn(std::vector<std::string> &words,
-                              std::vector<std::string> &variables) {
-        const auto pointers = [](std::vector<std::string> &texts) {
-            std::vector<char *> out;
-            for (std::string &text : texts)
-                out.push_back(text.data());
-            out.push_back(nullptr);
-            return out;
-        };
-        posix_spawn_file_actions_t actions;
-        posix_spawnattr_t attributes;
-        ::posix_spawn_file_actions_init(&actions);
-        ::posix_spawnattr_init(&attributes);
-        ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDWR, 0);
-        ::posix_spawn_file_actions_adddup2(&actions, STDIN_FILENO, STDOUT_FILENO);
-        // A Ctrl-C is ours to forward; our SIGPIPE is not the daemon's.
-        ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF |
-                                                    POSIX_SPAWN_SETSIGMASK);
-        sigset_t all, none;
-        std::memset(&all, 0xff, sizeof all); // sigfillset leaves out two
-        ::sigemptyset(&none);
-        ::posix_spawnattr_setsigdefault(&attributes, &all);
-        ::posix_spawnattr_setsigmask(&attributes, &none);
-        const int error = ::posix_spawn(&pid_, words[0].c_str(), &actions, &attributes,
-                                        pointers(words).data(), pointers(variables).data());
-        ::posix_spawnattr_destroy(&attributes);
-        ::posix_spawn_file_actions_destroy(&actions);
-        if (error != 0) {
-            pid_ = 0;
-            return host::failed("cannot start " + words[0], error);
-        }
-        return {};
-    }
-
     std::string root_;
-    pid_t pid_ = 0;
+    std::optional<host::child> process_;
 };
 
 } // namespace

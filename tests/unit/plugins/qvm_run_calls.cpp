@@ -51,7 +51,7 @@ TEST_CASE(
         REQUIRE(::pipe2(out, O_CLOEXEC) == 0);
         const unique_fd read_end(out[0]);
         unique_fd write_end(out[1]);
-        auto shell = child::start(argv, in.get(), write_end.get(), -1);
+        auto shell = child::start({.argv = argv, .in = in.get(), .out = write_end.get()});
         REQUIRE_MESSAGE(shell, shell.error().what);
         write_end.reset();
         CHECK(receive(read_end) == "agent\necho not a command\n");

@@ -107,8 +107,7 @@ inline outcome<child> child::start(const child_plan &plan) {
                            plan.environment ? environment.data() : environ);
     if (error != 0)
         return failed("cannot start " + plan.argv[0], error);
-    child made(pid, plan.group,
-               unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))));
+    child made(pid, plan.group, unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))));
     if (!made.pidfd_)
         return failed("cannot watch " + plan.argv[0], errno); // the destructor of `made` kills it
     return made;
