@@ -3,19 +3,17 @@
 
 #include <array>
 #include <cerrno>
-#include <csignal>
-#include <cstring>
+#include <cstdint>
+#include <optional>
+#include <utility>
 
 #include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <qvmremote/host/child.hpp>
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
-
-extern char **environ;
 
 namespace qvmremote::dom0 {
 
@@ -26,30 +24,19 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
         return host::failed("cannot make a pipe", errno);
     const host::unique_fd read_end(fds[0]);
     host::unique_fd write_end(fds[1]);
-    posix_spawn_file_actions_t actions;
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDOUT_FILENO);
-    ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    // The daemon ignores some signals, and blocks some in its threads; a helper begins without that.
-    sigset_t all, none;
-    std::memset(&all, 0xff, sizeof all); // sigfillset leaves out two
-    ::sigemptyset(&none);
-    posix_spawnattr_t attributes;
-    ::posix_spawnattr_init(&attributes);
-    ::posix_spawnattr_setsigdefault(&attributes, &all);
-    ::posix_spawnattr_setsigmask(&attributes, &none);
-    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
-    std::vector<char *> words;
-    for (std::string &word : argv)
-        words.push_back(word.data());
-    words.push_back(nullptr);
-    pid_t pid = 0;
-    const int error = ::posix_spawnp(&pid, words[0], &actions, &attributes, words.data(), environ);
-    ::posix_spawnattr_destroy(&attributes);
-    ::posix_spawn_file_actions_destroy(&actions);
-    if (error != 0)
-        return host::failed(
-            "cannot run " + argv[0] + (error == ENOENT ? " (not found in PATH)" : ""), error);
+    host::child_plan plan;
+    plan.argv = std::move(argv);
+    plan.out = write_end.get();
+    plan.err = STDERR_FILENO;
+    // In our group: a Ctrl-C of the administrator ends the program too.
+    plan.group = host::child_group::ours;
+    auto process = host::child::start(plan);
+    const std::string &name = plan.argv.front();
+    if (!process) {
+        const int error = process.error().error_number;
+        return host::failed("cannot run " + name + (error == ENOENT ? " (not found in PATH)" : ""),
+                            error);
+    }
     write_end.reset();
 
     helper_result out;
@@ -76,26 +63,23 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
             break;
         }
     }
-    int status = 0;
-    pid_t ended = 0;
     // A program may close its output and not end.
-    while (failure == 0 && (ended = ::waitpid(pid, &status, WNOHANG)) == 0) {
-        if (host::awake_ms() >= end_ms)
+    std::optional<host::child_end> end;
+    while (failure == 0 && !(end = process->take_end())) {
+        const std::uint64_t now_ms = host::awake_ms();
+        pollfd wait{process->descriptor(), POLLIN, 0};
+        if (now_ms >= end_ms)
             failure = ETIMEDOUT;
         else
-            ::poll(nullptr, 0, 1);
+            ::poll(&wait, 1, static_cast<int>(end_ms - now_ms));
     }
-    if (ended == 0) {
-        ::kill(pid, SIGKILL);
-        ::waitpid(pid, &status, 0);
-    }
-    if (failure != 0)
+    if (failure != 0) // the destructor kills it
         return host::failed(
-            argv[0] + (failure == EFBIG
-                           ? " prints more than " + std::to_string(limit) + " bytes"
-                           : " did not end within " + std::to_string(time.count() / 1000) + " s"),
+            name + (failure == EFBIG
+                        ? " prints more than " + std::to_string(limit) + " bytes"
+                        : " did not end within " + std::to_string(time.count() / 1000) + " s"),
             failure);
-    out.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    out.exit_code = end->by_signal ? 128 + end->number : end->number;
     return out;
 }
 

@@ -18,7 +18,8 @@ struct helper_result {
     std::string untrusted_output;
 };
 
-/// Runs a program found in PATH, with /dev/null as its stdin and our stderr, and returns its output.
+/// Runs a program found in PATH, with /dev/null as its stdin and our stderr, and returns its output. It
+/// has no other descriptor of ours, clean signals, and our environment and directory (host/child.hpp).
 /// Fails when it cannot be run, when it prints more than `limit` bytes (EFBIG), or when it does not
 /// end in time (ETIMEDOUT). In the last two cases it is killed.
 [[nodiscard]] host::outcome<helper_result>
