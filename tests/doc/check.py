@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The documents say what the programs do: check.py BUILD-DIRECTORY README-PROGRAM. Prints each lie, one a line.
 
-- the tables of options and subcommands, --help, the man pages and the completions name the same ones,
-  and help and man page say them with the words of the table
+- the tables of options and subcommands, --help and the man pages name the same ones, and help and man page
+  say them with the words of the table; completion.py does the same for the completions
 - exit codes read alike in doc/tour.md and man page
 - paths, links, test cases and qualified names that the texts mention exist
 - README's program is the one that is compiled here, and runs
@@ -106,10 +106,6 @@ def definitions(section):
             re.findall(r"^(\*\*.*)\n:   (.*(?:\n(?:    .*|(?=\n    )))*)", section, re.M)}
 
 
-def words_of(script, name):
-    return re.search(rf"^    local {name}='([^']*)'", script, re.M).group(1).split()
-
-
 def check_tables(program):
     options, subcommands = tables(program)
     printed = subprocess.run([os.path.join(BUILD, "tools", program, program), "--help"], capture_output=True, text=True,
@@ -125,13 +121,6 @@ def check_tables(program):
                 problem(f"{program} --help", f"'{left}' says '{shown[left]}', not '{words}'")
             if left in terms and not terms[left].startswith(words):
                 problem(MAN[program], f"'{left}' does not begin with '{words}'")
-    script = f"packaging/completion/{program}.bash"
-    same(script, "option", words_of(read(script), "options"),
-         [o for left in options for o in re.findall(r"(?<!\S)--?[a-z][a-z-]*", left)])
-    same(script, "subcommand", words_of(read(script), "subcommands"), [s.split()[0] for s in subcommands])
-    checked = subprocess.run(["bash", "-n", os.path.join(ROOT, script)], capture_output=True, text=True, check=False)
-    if checked.returncode:
-        problem(script, checked.stderr.strip())
 
 
 def check_exit_codes():

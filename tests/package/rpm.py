@@ -41,6 +41,8 @@ FILES = {
         "/usr/share/qvm-remote/install-template.sh": "-rwxr-xr-x",
         "/usr/share/qvm-remote/upgrade-dom0.sh": "-rwxr-xr-x",
         "/usr/share/bash-completion/completions/qvm-remote": "-rw-r--r--",
+        "/usr/share/fish/vendor_completions.d/qvm-remote.fish": "-rw-r--r--",
+        "/usr/share/zsh/site-functions/_qvm-remote": "-rw-r--r--",
         "/usr/share/man/man1/qvm-remote.1.gz": "-rw-r--r-- d",
     },
     DOM0: {
@@ -54,6 +56,8 @@ FILES = {
         "/usr/lib/qvm-remote/qvmremote.Exec": "-rwxr-xr-x",
         "/usr/lib/systemd/system/qvm-remote-dom0.service": "-rw-r--r--",
         "/usr/share/bash-completion/completions/qvm-remote-dom0": "-rw-r--r--",
+        "/usr/share/fish/vendor_completions.d/qvm-remote-dom0.fish": "-rw-r--r--",
+        "/usr/share/zsh/site-functions/_qvm-remote-dom0": "-rw-r--r--",
         "/usr/share/man/man8/qvm-remote-dom0.8.gz": "-rw-r--r-- d",
         "/var/lib/qvm-remote": "drwx------",
         "/var/log/qvm-remote": "drwx------",

@@ -26,12 +26,12 @@ namespace {
 
 using handler = int (*)(const invocation &);
 constexpr cli::subcommand<handler> subcommands[] = {
-    {"authorize", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]",
+    {"authorize", "VM [KEY] [-l|--level LEVEL] [-u|--until TIME] [-f|--fetch]",
      "let a qube in; the key comes on standard input", authorize},
     {"revoke", "VM", "take a qube's key away and end what it runs", revoke},
     {"rotate", "VM", "give a running qube a new key; the one before is good for 24 hours more",
      rotate_key},
-    {"connect", "VM [KEY] [--level LEVEL] [--until TIME] [--fetch]",
+    {"connect", "VM [KEY] [-l|--level LEVEL] [-u|--until TIME] [-f|--fetch]",
      "authorize, list it in remote.conf, reload the daemon", connect},
     {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon",
      disconnect},
