@@ -101,7 +101,7 @@ class Program:
             self.subcommands.append(subcommand)
             self.about[subcommand] = words
             self.place(":0:").words.append(subcommand)
-            for way in re.split(r" \| (?![^\[]*\])", arguments):
+            for way in ways(arguments):
                 self.way(subcommand, way)
         if not self.options[":0:"] or not self.subcommands:
             sys.exit(f"{name}: its help has no options or no subcommands")
@@ -119,10 +119,9 @@ class Program:
             self.valued.append(key)
             self.place(key).add(choices, self.name, subcommand)
 
-    def way(self, subcommand, text):
+    def way(self, subcommand, tokens):
         """One way to call a subcommand: its words by position, and its options."""
         words, options = [], []
-        tokens = re.findall(r"[\[\]]|[^\s\[\]]+", text)
         while tokens:
             token = tokens.pop(0)
             if token == "--":
@@ -143,6 +142,18 @@ class Program:
         if options:
             for verb in verbs:
                 self.options.setdefault(f"{subcommand}:*" + (f":{verb}" if verb != "*" else ""), []).extend(options)
+
+
+def ways(arguments):
+    """The tokens of each way to call a subcommand; those in brackets belong to one way."""
+    found, depth = [[]], 0
+    for token in re.findall(r"[\[\]]|[^\s\[\]]+", arguments):
+        depth += {"[": 1, "]": -1}.get(token, 0)
+        if token == "|" and depth == 0:
+            found.append([])
+        else:
+            found[-1].append(token)
+    return found
 
 
 def rows(text, heading):
