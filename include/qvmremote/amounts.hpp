@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Numbers, durations, sizes and dates as people write them. Each function takes one spelling of one
-/// value and refuses all else: what is out of range, what no calendar holds, signs, blanks, leading
-/// zeros, other bases, and text that is left over.
+/// Numbers, durations, sizes and dates as people write them. Each function accepts one spelling of
+/// a value and refuses the rest: a value out of range, a date that does not exist, signs, blanks,
+/// leading zeros, other bases, and text after the value.
 
 #pragma once
 
@@ -21,8 +21,8 @@
 
 namespace qvmremote {
 
-/// 1 to 2^31-1 in decimal digits: no sign, no blank, no leading zero (some readers take `010` for
-/// 8). errc::bad_value at the first bad byte.
+/// Parses 1 to 2^31-1 in decimal digits, without sign, blank or leading zero, since some programs
+/// read `010` as 8. Fails with errc::bad_value at the first bad byte.
 [[nodiscard]] inline result<std::uint32_t> parse_positive(std::string_view untrusted_text) {
     constexpr std::uint32_t most = 0x7fffffff;
     if (untrusted_text.empty() || untrusted_text[0] == '0')
@@ -40,9 +40,9 @@ namespace qvmremote {
     return value;
 }
 
-/// A whole number as programs print it: decimal digits, with `-` before them for a negative one of a
-/// signed type. No plus sign, no blank, no leading zero, no `-0`, so each number has one spelling.
-/// Nothing for any other text, and for a number that T cannot hold. T is an integer type.
+/// Parses a whole number as programs print it: decimal digits, with `-` before a negative number if T
+/// is a signed type. No plus sign, no blank, no leading zero, no `-0`, so each number has one
+/// spelling. Returns nothing for any other text, and for a number that T cannot hold.
 template <class T>
 [[nodiscard]] std::optional<T> parse_decimal(std::string_view untrusted_text) noexcept {
     std::string_view digits = untrusted_text;
@@ -63,7 +63,8 @@ template <class T>
 
 namespace detail {
 
-// A positive number and one letter of `units`, which may be missing; at most `most` altogether.
+// Parses a positive number that one letter of `units` may follow. The letter multiplies by the
+// factor at the same place in `factors`. The product is at most `most`.
 [[nodiscard]] inline std::optional<std::uint64_t>
 parse_with_unit(std::string_view text, std::string_view units,
                 std::span<const std::uint64_t> factors, std::uint64_t most) {
@@ -81,7 +82,8 @@ parse_with_unit(std::string_view text, std::string_view units,
 
 } // namespace detail
 
-/// "90", "90s", "30m", "8h", "7d": seconds, limits::policy_seconds at most.
+/// Parses a duration such as "90", "90s", "30m", "8h" or "7d". Returns seconds, at most
+/// limits::policy_seconds; nothing for any other text.
 [[nodiscard]] inline std::optional<std::uint32_t> parse_duration(std::string_view untrusted_text) {
     static constexpr std::uint64_t factors[] = {1, 60, 3600, 86400};
     const auto out =
@@ -89,25 +91,27 @@ parse_with_unit(std::string_view text, std::string_view units,
     return out ? std::optional(static_cast<std::uint32_t>(*out)) : std::nullopt;
 }
 
-/// "1000", "64K", "256M", "2G": bytes, 1 PiB at most.
+/// Parses a size such as "1000", "64K", "256M" or "2G". Returns bytes, at most 1 PiB; nothing for
+/// any other text.
 [[nodiscard]] inline std::optional<std::uint64_t> parse_size(std::string_view untrusted_text) {
     static constexpr std::uint64_t factors[] = {std::uint64_t{1} << 10, std::uint64_t{1} << 20,
                                                 std::uint64_t{1} << 30};
     return detail::parse_with_unit(untrusted_text, "KMG", factors, std::uint64_t{1} << 50);
 }
 
-/// How many processes, or percent of one processor: 1 to 1000000.
+/// Parses a number of processes, or a percentage of one processor without its `%`: 1 to 1000000.
+/// Returns nothing for any other text.
 [[nodiscard]] inline std::optional<std::uint32_t> parse_count(std::string_view untrusted_text) {
     const auto number = parse_positive(untrusted_text);
     return number && *number <= 1'000'000 ? std::optional(*number) : std::nullopt;
 }
 
-/// A day of the Gregorian calendar and a time of that day, in no time zone.
+/// A day of the Gregorian calendar and a time of that day, without a time zone.
 struct calendar_time {
     int year = 0, month = 0, day = 0, hour = 0, minute = 0, second = 0;
 
-    /// Whether the calendar holds that day (29 February only in a leap year) and the day that time. A
-    /// leap second, 60, counts: clocks show it.
+    /// Whether the calendar has this day (29 February only in a leap year) and a day has this time.
+    /// The second may be 60, since clocks show leap seconds.
     [[nodiscard]] constexpr bool exists() const noexcept {
         constexpr int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
         if (month < 1 || month > 12)
@@ -117,7 +121,7 @@ struct calendar_time {
                hour >= 0 && hour <= 23 && minute >= 0 && minute <= 59 && second >= 0 &&
                second <= 60;
     }
-    /// Seconds since 1970 as if it were UTC; it must exist.
+    /// Seconds since 1970 as if the time were UTC. The time must exist.
     [[nodiscard]] constexpr std::int64_t utc_seconds() const noexcept {
         // Days since 1970-01-01 in the proleptic Gregorian calendar, with March as first month.
         const std::int64_t y = month <= 2 ? year - 1 : year;
@@ -132,8 +136,9 @@ struct calendar_time {
     friend bool operator==(const calendar_time &, const calendar_time &) = default;
 };
 
-/// Reads a time by its form, where Y, M, D, h, m and s stand for one digit each and every other byte
-/// for itself: "YYYY-MM-DDThh:mm". Nothing if the text has another form or such a time does not exist.
+/// Reads a time in the given form, such as "YYYY-MM-DDThh:mm". Each Y, M, D, h, m and s of the form
+/// stands for one digit, and every other byte for itself. Returns nothing if the text does not have
+/// this form or the time does not exist.
 [[nodiscard]] constexpr std::optional<calendar_time>
 parse_calendar_time(std::string_view untrusted_text, std::string_view form) noexcept {
     if (untrusted_text.size() != form.size())

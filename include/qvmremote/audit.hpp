@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// dom0's audit log: one line of JSON a record, each holding a hash over itself and the line
-/// before.
+/// dom0's audit log. Each record is one line of JSON, and holds a hash of itself and of the line
+/// before it.
 ///
 /// `{"n":SERIAL,"t":"TIME","kind":"KIND",...,"h":"HASH"}`, without blanks, where HASH is the
 /// lower-case hex of SHA-256 over the previous line's HASH (64 characters; zeros before the first
-/// line) and this line's bytes up to, not including, `,"h":`. So a line edited, removed or moved no
-/// longer follows from the one before it, until somebody rewrites all that comes after; against
-/// that, and against a cut tail, the head stands in the system journal (SPEC 4).
+/// line) and this line's bytes up to, not including, `,"h":`. So a line that was edited, removed or
+/// moved does not follow from the line before it, unless somebody also rewrites all lines after it.
+/// To show that, and to show that lines were cut off at the end, dom0 also writes the hash of the
+/// last line, the head, to the system journal (SPEC 4).
 
 #pragma once
 
@@ -30,14 +31,15 @@
 
 namespace qvmremote {
 
-/// What a record tells of: member, and the word in the file. A word is frozen once released.
-/// - START: a request was let through and is about to run; durable before it does.
-/// - APPROVED: the operator said yes to the request of the START that follows.
+/// The kinds of records: member, and the word in the file. A word is frozen once released.
+/// - START: a request was allowed and will run. The record is on disk before the command starts.
+/// - APPROVED: the operator approved the request of the START that follows.
 /// - END: how the run of an earlier START ended.
 /// - REFUSED: a request that does not run, and why.
-/// - HEAD: where the chain stands (`of`: a serial). The first line of each file but the first is one,
-///   and names the hash it follows from (`prev`), so that older files can go.
-/// - ADMIN: an act of dom0's administrator: authorize, revoke, rotate, panic, resume, migrate.
+/// - HEAD: the last serial before it (`of`). Each file except the first begins with a HEAD, which
+///   holds the hash of the line before it (`prev`), so that the file can be checked after older
+///   files have been removed.
+/// - ADMIN: what dom0's administrator did: authorize, revoke, rotate, panic, resume, migrate.
 #define QVMREMOTE_AUDIT_KINDS(X)                                                                   \
     X(start, "START")                                                                              \
     X(approved, "APPROVED")                                                                        \
@@ -62,46 +64,47 @@ enum class audit_kind : std::uint8_t {
     return words[static_cast<std::size_t>(kind)];
 }
 
-/// A body that stands in the record by its digest.
+/// A body, which a record holds only as its digest and size.
 struct audit_script {
     digest256 sha256{};
     std::uint64_t bytes = 0;
 };
 
-/// What one line says; a member that is not set has no field. The views are borrowed for the call
-/// to append. Texts may hold any bytes: they are written through for_json and cut where the line
-/// would outgrow limits::audit_line. Numbers above 2^63-1 are written as 2^63-1.
+/// What one line says. A member that is not set gets no field. The views are borrowed for the call
+/// to append. Texts may hold any bytes: append writes them through for_json, and cuts them so that
+/// the line fits in limits::audit_line. Numbers above 2^63-1 are written as 2^63-1.
 struct audit_record {
     audit_kind kind = audit_kind::start;
     std::string_view time; ///< "t": when the record was made, ISO 8601 with the offset from UTC
 
-    // Who asks. In every kind but HEAD; ADMIN has the peer alone where the act concerns one.
+    // The qube that asks. Every kind except HEAD has these fields; ADMIN has only the peer, if the
+    // act concerns one qube.
     std::optional<std::string_view> peer;
     std::optional<std::string_view> id;
     std::optional<digest256> key; ///< START: which key signed it, by its SHA-256
 
-    // What is asked. In START, APPROVED and REFUSED, as far as it was known then: a request that
-    // did not authenticate has no request, argv or script.
+    // What the qube asks for. START, APPROVED and REFUSED hold what was known at that time: a
+    // request that did not authenticate has no request, argv or script.
     std::optional<std::uint32_t> proto;
     std::optional<std::string_view> body; ///< "unsigned": protocol 1's token covers the ID alone
     std::optional<std::string_view> transport;
     std::optional<std::string_view> request; ///< the request's kind: "exec", "shell", "script", ...
-    /// Recorded up to limits::audit_argument bytes. If there is more, argv_count and argv_bytes
-    /// tell how much, and argv_sha256 is over all words, a NUL behind each, as
-    /// `printf '%s\0' WORDS | sha256sum` has it.
+    /// At most limits::audit_argument bytes are recorded. If there are more, argv_count and
+    /// argv_bytes say how many, and argv_sha256 is the digest of all words with a NUL after each,
+    /// as `printf '%s\0' WORDS | sha256sum` prints it.
     std::optional<std::span<const std::string>> argv;
     std::optional<audit_script> script;
-    bool tty = false; ///< a terminal was asked for; no field where it was not
+    bool tty = false; ///< the request asks for a terminal; false has no field
 
-    // What was decided. In START, APPROVED and REFUSED.
+    // The decision. START, APPROVED and REFUSED have these fields.
     std::optional<std::string_view> verdict; ///< "allow", "ask", "deny"
     std::optional<std::string_view> policy;  ///< the deciding line, as FILE:LINE and its text
     std::optional<std::uint64_t> approval;   ///< serial of the approval, in APPROVED
-    std::optional<digest256> digest;         ///< of what was shown and approved, in APPROVED
-    std::optional<std::string_view> user;    ///< whom it runs as; APPROVED, ADMIN: who said so
+    std::optional<digest256> digest;         ///< of what the operator saw and approved, in APPROVED
+    std::optional<std::string_view> user;    ///< account of the command, or of the operator
     std::optional<std::uint32_t> timeout_s;
 
-    // How it ended. In END.
+    // How the command ended. END has these fields.
     std::optional<std::uint64_t> of; ///< serial of its START; in HEAD, the last serial before
     std::optional<std::int32_t> exit;
     std::optional<std::string_view> cause; ///< "exited", "signal", "timeout", "cancelled", ...
@@ -110,32 +113,32 @@ struct audit_record {
     std::optional<std::string_view> started, ended;
     std::optional<std::uint64_t> duration_ms;
 
-    // In a HEAD that begins a file.
+    // A HEAD at the beginning of a file has these fields.
     std::optional<std::string_view> previous; ///< "prev": the hash of the line before
-    std::optional<std::uint64_t> oldest;      ///< the first serial that was kept
+    std::optional<std::uint64_t> oldest;      ///< the first serial that still exists
 
-    /// REFUSED: name(errc), perhaps with words behind it; in ADMIN, the act.
+    /// In REFUSED, name(errc), perhaps followed by text; in ADMIN, the act.
     std::optional<std::string_view> reason;
-    /// REFUSED: stands for so many, of which the reason is the last one's.
+    /// In REFUSED: this record stands for so many refusals, and holds the reason of the last one.
     std::optional<std::uint64_t> count;
 };
 
-/// The hash that stands before the first line.
+/// The hash from which the first line follows.
 inline constexpr std::string_view audit_first_hash =
     "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The writing end of a log: knows the next serial and the last hash.
+/// The writing end of a log. It keeps the next serial and the last hash.
 ///
-/// `append` moves on as if the line were on disk. A caller that may fail to write it keeps a copy
-/// of the chain and goes back to that.
+/// append() moves on as if the line were already on disk. A caller whose write may fail copies the
+/// chain first, and goes back to the copy after a failure.
 class audit_chain {
   public:
-    /// A new log, or one that goes on behind a line whose serial was `next_serial` - 1 and whose
-    /// hash was `previous`: 64 lower-case hex digits, out of parse_audit.
+    /// Begins a new log, or continues one after a line with the serial `next_serial` - 1 and the
+    /// hash `previous`: 64 lower-case hexadecimal digits, as parse_audit returns them.
     explicit audit_chain(std::uint64_t next_serial = 1,
                          std::string_view previous = audit_first_hash);
 
-    /// The record's line, with its newline: at most limits::audit_line bytes.
+    /// Returns the record's line with its newline, at most limits::audit_line bytes.
     [[nodiscard]] std::string append(const audit_record &record);
 
     [[nodiscard]] std::uint64_t next_serial() const noexcept { return next_serial_; }
@@ -149,16 +152,17 @@ class audit_chain {
     std::array<char, 64> previous_;
 };
 
-/// One line as it was read. The views borrow the line.
+/// One line that parse_audit has read. The views borrow the line.
 class audit_entry {
   public:
     std::uint64_t serial = 0;
     std::string_view kind; ///< a word of QVMREMOTE_AUDIT_KINDS, or of a newer version
-    std::string_view hash; ///< "h", as it stands there: verify_link says whether it is true
+    std::string_view hash; ///< "h", not checked: verify_link checks it
 
-    /// A field by its key ("peer", "argv", "t"); nothing where it lacks or is of another type.
-    /// Texts come out as they went in, bytes outside UTF-8 as the characters that for_json made of
-    /// them; they need the sanitizer of wherever they go next.
+    /// A field by its key ("peer", "argv", "t"); nothing if it is missing or has another type.
+    /// Texts come back as they were given to append, except that a byte that was not UTF-8 is the
+    /// character that for_json wrote. Pass them through the function of sanitize.hpp for their
+    /// sink.
     [[nodiscard]] std::optional<std::string> text(std::string_view key) const;
     [[nodiscard]] std::optional<std::int64_t> number(std::string_view key) const;
     [[nodiscard]] std::optional<std::vector<std::string>> list(std::string_view key) const;
@@ -167,7 +171,7 @@ class audit_entry {
     [[nodiscard]] std::optional<std::string> id() const { return text("id"); }
     [[nodiscard]] std::optional<std::string> time() const { return text("t"); }
 
-    /// Every field in the line's order: key, and the value's JSON text.
+    /// All fields in the order of the line: the key, and the JSON text of the value.
     [[nodiscard]] const std::vector<std::pair<std::string_view, std::string_view>> &
     fields() const noexcept {
         return fields_;
@@ -181,39 +185,40 @@ class audit_entry {
     std::vector<std::pair<std::string_view, std::string_view>> fields_;
 };
 
-/// Reads one line, without its newline. Accepts the JSON that append writes and no other spelling
-/// of it: no blanks, the fields n, t, kind first and h last, no key twice, in strings the escapes
-/// of for_json alone, whole numbers of 64 bits, arrays of strings. Keys and kinds of newer versions
-/// pass. errc::bad_json at the byte that does not fit (0: a field that every line has). Says
-/// nothing of the chain.
+/// Reads one line, without its newline. Accepts only the spelling that append writes: no blanks; n,
+/// t and kind are the first fields, and h is the last; no key occurs twice; strings hold only the
+/// escapes of for_json; values are strings, whole numbers of 64 bits and arrays of strings. Keys
+/// and kinds that this version does not know are accepted. Fails with errc::bad_json at the byte
+/// that does not fit, or at 0 if a field is missing or wrong that every line has. Does not check
+/// the chain.
 [[nodiscard]] inline result<audit_entry> parse_audit(std::string_view line);
 
-/// Whether a line, without its newline, follows from the line whose hash is `previous`; returns its
-/// hash, to be handed to the next call. errc::chain_broken if not, or if it does not end in a hash.
+/// Checks that a line, without its newline, follows from the line with the hash `previous`. Returns
+/// the line's own hash, for the next call. Fails with errc::chain_broken if it does not follow, or
+/// does not end in a hash.
 [[nodiscard]] inline result<std::string> verify_link(std::string_view previous,
                                                      std::string_view line);
 
-/// A place of the chain as it was noted elsewhere.
+/// A place in the chain, as the system journal has it.
 struct audit_head {
     std::uint64_t serial = 0;
     std::string hash;
 };
 
-/// A head as a line for people, which is how it stands in the system journal: "audit head SERIAL
-/// HASH".
+/// The text of a head, as dom0 writes it to the system journal: "audit head SERIAL HASH".
 [[nodiscard]] inline std::string format_audit_head(std::uint64_t serial, std::string_view hash);
 
-/// Finds that at the end of a line, whatever stands before it.
+/// Reads such a text from the end of a line, with any text before it; nothing if there is none.
 [[nodiscard]] inline std::optional<audit_head> parse_audit_head(std::string_view untrusted_line);
 
 /// What can be wrong with a log: member, text for people.
 // clang-format off
 #define QVMREMOTE_AUDIT_FAULTS(X)                                                                   \
-    X(malformed, "is no line that dom0 wrote")                                                      \
+    X(malformed, "is not a line that dom0 wrote")                                                      \
     X(misplaced, "does not have the next serial: lines before it were removed, added or moved")     \
     X(unlinked, "does not follow from the line before it: one of the two was edited")               \
     X(rewritten, "is not the line whose head was noted: it, or lines before it, were rewritten")    \
-    X(cut, "is the last line, and the head of a later one was noted: lines were cut off behind it") \
+    X(cut, "is the last line, and the head of a later one was noted: lines were cut off after it") \
     X(beheaded, "is the first line, and earlier ones were kept: they were removed since")
 // clang-format on
 
@@ -223,7 +228,7 @@ enum class audit_fault : std::uint8_t {
 #undef QVMREMOTE_X
 };
 
-/// The text for people; it goes on behind the name of the line.
+/// The text for people, to be written after the name of the line.
 [[nodiscard]] constexpr std::string_view message(audit_fault fault) noexcept {
     constexpr std::string_view texts[] = {
 #define QVMREMOTE_X(member, text) text,
@@ -233,25 +238,27 @@ enum class audit_fault : std::uint8_t {
     return texts[static_cast<std::size_t>(fault)];
 }
 
-/// Checks a log from its oldest line to its newest, one at a time. It begins with serial 1, or with
-/// the HEAD that begins a file where older files have gone. What it cannot see is that everything
-/// behind some line was written anew, or cut off: against that stand the heads.
+/// Checks a log from its oldest line to its newest, one at a time. The log begins with serial 1 or,
+/// after older files were removed, with the HEAD that begins a file. The lines alone cannot show
+/// that all lines after some line were rewritten or cut off; the heads from the system journal show
+/// it.
 class audit_verifier {
   public:
-    /// In any order; those older than the log's first line say nothing.
+    /// `heads` may have any order. Heads older than the log's first line are ignored.
     explicit audit_verifier(std::vector<audit_head> heads = {});
 
-    /// The next line, without its newline. After a fault the rest says nothing.
+    /// Checks the next line, without its newline; nothing if it is right. After a fault the results
+    /// for later lines mean nothing.
     [[nodiscard]] std::optional<audit_fault> push(std::string_view untrusted_line);
 
-    /// Behind the last line: cut, or beheaded.
+    /// Call this after the last line. It finds the faults `cut` and `beheaded`.
     [[nodiscard]] std::optional<audit_fault> finish() const noexcept;
 
     [[nodiscard]] std::uint64_t first() const noexcept { return first_; } ///< 0: no line yet
     [[nodiscard]] std::uint64_t last() const noexcept { return last_; }
     [[nodiscard]] std::string_view hash() const noexcept { return hash_; }    ///< of the last line
     [[nodiscard]] std::size_t compared() const noexcept { return compared_; } ///< heads that agreed
-    /// The last serial of which a head was noted; 0 without one.
+    /// The serial of the newest head that was given; 0 without heads.
     [[nodiscard]] std::uint64_t noted() const noexcept {
         return heads_.empty() ? 0 : heads_.back().serial;
     }

@@ -21,7 +21,7 @@ namespace qvmremote {
 using bytes_view = std::span<const std::uint8_t>;
 using bytes = std::vector<std::uint8_t>;
 
-/// The same bytes as text or as numbers. The view borrows them, as all views here do.
+/// The same bytes, as numbers or as text. The view borrows them.
 [[nodiscard]] inline bytes_view as_bytes(std::string_view text) noexcept {
     return {reinterpret_cast<const std::uint8_t *>(text.data()), text.size()};
 }
@@ -105,7 +105,8 @@ class byte_writer {
     bytes &out_;
 };
 
-/// Stores and loads big-endian numbers in place, for fixed headers.
+/// Store and load big-endian numbers in place, for fixed headers. The caller provides 4 or 8 bytes
+/// at `at`.
 inline void store_u32(std::uint8_t *at, std::uint32_t v) noexcept {
     for (int i = 3; i >= 0; --i, v >>= 8)
         at[i] = static_cast<std::uint8_t>(v);
@@ -131,7 +132,8 @@ inline void store_u64(std::uint8_t *at, std::uint64_t v) noexcept {
     return out;
 }
 
-/// Only ASCII, whatever the locale, which std::isxdigit and the like cannot promise.
+/// The value of a hexadecimal digit, 0 to 15; -1 for any other character. Like the functions below,
+/// and unlike std::isxdigit, it does not depend on the locale.
 [[nodiscard]] constexpr int hex_value(char c) noexcept {
     if (c >= '0' && c <= '9')
         return c - '0';

@@ -21,8 +21,8 @@
 namespace qvmremote {
 
 /// The ID of one command of one qube. The type guarantees the form, so a path may be built from it:
-/// 1 to 128 of [A-Za-z0-9._-], not beginning with '.' or '-', not ending in ".auth" or ".cmd"
-/// (COMPAT-V1.md).
+/// 1 to 128 characters of [A-Za-z0-9._-], not beginning with '.' or '-', and not ending in ".auth"
+/// or ".cmd" (COMPAT-V1.md).
 class command_id {
   public:
     /// Fails with errc::bad_command_id at the first bad byte.
@@ -43,10 +43,10 @@ class command_id {
 
     [[nodiscard]] const std::string &text() const noexcept { return text_; }
 
-    /// The time that an ID of the form YYYYmmdd-HHMMSS-… claims, in seconds since 1970 as if the
-    /// qube's local time were UTC; nothing for an ID of another form
-    /// or of a time that no calendar holds. A caller that compares it
-    /// with a clock allows for the time zone (limits::id_clock_skew_s).
+    /// The time at the beginning of an ID of the form YYYYmmdd-HHMMSS-…, in seconds since 1970 as
+    /// if the qube's local time were UTC; nothing if the ID has another form or the time does not
+    /// exist. The qube may lie about it. A caller that compares it with a clock allows for the time
+    /// zone (limits::id_clock_skew_s).
     [[nodiscard]] std::optional<std::int64_t> claimed_time() const noexcept {
         if (text_.size() < 16)
             return std::nullopt;

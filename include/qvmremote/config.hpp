@@ -22,7 +22,8 @@
 
 namespace qvmremote {
 
-/// The settings of one configuration file, and what the environment overrides. The form of a line:
+/// The settings of one configuration file, which the environment may override. A line has this
+/// form:
 ///
 ///     blanks KEY blanks = blanks VALUE blanks [# comment]
 ///
@@ -59,7 +60,7 @@ class config {
     [[nodiscard]] std::vector<std::string_view>
     unknown_keys(std::span<const std::string_view> known) const;
 
-    /// The number of the line, from 1, of an error's offset into `text`.
+    /// The number of the line, from 1, that holds byte `offset` of `text`.
     [[nodiscard]] static std::uint32_t line_of(std::string_view text, std::uint32_t offset);
 
   private:
@@ -79,8 +80,9 @@ class config {
 /// The words of a value, between blanks, tabs or line ends; views into `text`.
 [[nodiscard]] inline std::vector<std::string_view> split_words(std::string_view text);
 
-/// What a value like `auto work=both dev=2` says for a qube: the word with its name if there is one,
-/// else the word without `=`, else nothing. The last of several wins; `work=` is ignored.
+/// Which word of a value like `auto work=both dev=2` is for this qube: what follows `=` in the word
+/// that names the qube, else the word without `=`, else nothing. If there are several, the last one
+/// wins. `work=` is ignored.
 [[nodiscard]] inline std::optional<std::string_view> choose_for(std::string_view spec,
                                                                 std::string_view qube);
 

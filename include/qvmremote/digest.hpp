@@ -83,7 +83,7 @@ class sha256_hash {
     }
     sha256_hash &update(std::string_view text) { return update(as_bytes(text)); }
 
-    /// The digest of all that was given; the object is then spent.
+    /// The digest of all bytes given so far. Do not use the object afterwards.
     [[nodiscard]] digest256 finish() {
         digest256 out;
         detail::require(SHA256_Final(out.data(), &context_) == 1);
@@ -122,7 +122,7 @@ class sha256_hash {
     }
     sha256_hash &update(std::string_view text) { return update(as_bytes(text)); }
 
-    /// The digest of all that was given; the object is then spent.
+    /// The digest of all bytes given so far. Do not use the object afterwards.
     [[nodiscard]] digest256 finish() {
         digest256 out;
         detail::require(EVP_DigestFinal_ex(context_.get(), out.data(), nullptr) == 1);
@@ -162,7 +162,7 @@ class hmac_sha256 {
         OPENSSL_cleanse(block.data(), block.size());
     }
 
-    /// The code of the parts, one after the other.
+    /// The authentication code of the parts, joined in this order.
     [[nodiscard]] digest256 of(std::initializer_list<bytes_view> parts) {
         work_ = inner_;
         for (const bytes_view part : parts)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Shows fields of foreign text as rows of a screen, so that one field never looks like two.
+/// Shows fields of untrusted text as rows of a screen, so that one field never looks like two.
 ///
 /// Each row is a label of fixed width, a mark, and a piece of text in printable ASCII:
 ///
@@ -44,18 +44,18 @@ class field_rows {
     explicit field_rows(std::size_t width)
         : room_((width < least_width ? least_width : width) - text_column) {}
 
-    /// Something that this program says.
+    /// Adds a text of this program.
     void add_fact(std::string_view label, std::string_view text) {
         add(label, fact, for_terminal(text, std::string_view::npos));
     }
 
-    /// One value, whatever is in it.
+    /// Adds one value, with any bytes.
     void add_word(std::string_view label, std::string_view untrusted_word) {
         add(label, word, quoted(untrusted_word));
     }
 
-    /// A text, line by line. Blanks at the end of a line are escaped, and a row says if the last
-    /// line has no newline.
+    /// Adds a text, line by line. Blanks at the end of a line are escaped. The last row says how
+    /// many bytes the text has, and whether its last line lacks a newline.
     void add_text(std::string_view label, std::string_view untrusted_text) {
         const std::size_t size = untrusted_text.size();
         const bool is_ended = size == 0 || untrusted_text.back() == '\n';
@@ -86,7 +86,7 @@ class field_rows {
     }
 
   private:
-    // A blank at the end of a line is invisible.
+    // Blanks at the end of a line are invisible, so they are escaped.
     static std::string line_of(std::string_view untrusted_line) {
         const std::size_t last = untrusted_line.find_last_not_of(' ');
         const std::size_t blanks =
@@ -98,7 +98,7 @@ class field_rows {
         return out;
     }
 
-    // How much of the text goes into one row: no escape is cut in two.
+    // How many bytes of the text fit in one row without cutting an escape in two.
     [[nodiscard]] std::size_t first_row(std::string_view escaped) const {
         std::size_t end = 0;
         while (end < escaped.size()) {

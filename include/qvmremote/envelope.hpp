@@ -50,7 +50,7 @@ enum class request_kind : std::uint8_t {
     return "unknown";
 }
 
-/// Abilities that dom0 announces in HELLO and a request may use; a set of bits, each named once.
+/// Abilities that dom0 announces in HELLO and a request may use. Each is one bit.
 namespace feature {
 inline constexpr std::uint32_t gmac = 1u << 0; ///< large data frames carry AES-256-GMAC tags
 inline constexpr std::uint32_t no_wait =
@@ -82,9 +82,10 @@ struct envelope {
     std::vector<std::pair<std::string, std::string>> environment;
     std::vector<std::string> arguments;
 
-    /// The body: a command line or a script, at most limits::command bytes; with
-    /// feature::long_arguments, a u32 and so many bytes of arguments come first, each with a NUL after it. A small one is in the
-    /// header; a larger one follows, and the header holds its length and digest.
+    /// The body: a command line or a script, at most limits::command bytes. With
+    /// feature::long_arguments it begins with a u32 and that many bytes of arguments, with a NUL
+    /// after each. A small body is in the header; a larger one follows the header, which holds its
+    /// length and digest.
     std::string body;
     bool body_follows = false;
     std::uint32_t body_length = 0;
@@ -103,9 +104,10 @@ struct envelope {
         return (features & feature::long_arguments) != 0;
     }
 
-    /// Makes arguments of any length fit: the body leaves the header if that is enough, else the
-    /// arguments go to the beginning of the body (feature::long_arguments). Fails as check_arguments
-    /// does, and with errc::command_too_large when arguments and body exceed limits::command.
+    /// Makes a request with long arguments fit the header limit: moves the body out of the header
+    /// if that is enough, else moves the arguments to the beginning of the body
+    /// (feature::long_arguments). Fails as check_arguments does, and with errc::command_too_large
+    /// when arguments and body exceed limits::command.
     [[nodiscard]] result<std::monostate> make_header_fit() {
         if (auto sane = check_arguments(arguments, body.size()); !sane)
             return sane;
@@ -135,9 +137,10 @@ struct envelope {
         return std::monostate{};
     }
 
-    /// The opposite, for a body that has come and matches its digest: arguments and body are then as if
-    /// both had come in the header. Does nothing for a request whose arguments did. Fails with
-    /// errc::bad_envelope when the body has another form, and as check_arguments does.
+    /// Undoes make_header_fit in dom0, after the body has come and matches its digest: arguments
+    /// and body are then as if both had come in the header. Does nothing if the arguments were in
+    /// the header. Fails with errc::bad_envelope when the body has another form, with
+    /// errc::command_empty when no program or script is left, and as check_arguments does.
     [[nodiscard]] result<std::monostate> unpack_arguments() {
         if (!has_packed_arguments())
             return std::monostate{};
@@ -173,9 +176,10 @@ struct envelope {
         return std::monostate{};
     }
 
-    /// Whether a request can carry such arguments beside a body of so many bytes, by Linux's limits and
-    /// ours. Fails with errc::argument_too_large at the number of the word, too_many_arguments, or
-    /// command_too_large for arguments and body together.
+    /// Checks that a request can carry these arguments together with a body of `body_size` bytes,
+    /// by the limits of Linux and ours. Fails with errc::argument_too_large (the offset is the
+    /// number of the word), too_many_arguments, or command_too_large if arguments and body together
+    /// are too large.
     [[nodiscard]] static result<std::monostate>
     check_arguments(std::span<const std::string> arguments, std::size_t body_size) {
         if (arguments.size() > limits::long_arguments)
@@ -236,9 +240,10 @@ struct envelope {
     }
 
     /// Parses a header whose token has verified; in a daemon only request_verifier calls it. It is
-    /// strict: every field in its range, no byte left over, no NUL in text that becomes an argv, an
-    /// environment or a command line. Fails with errc::bad_envelope (or incomplete, bad_version,
-    /// bad_command_id, command_empty, command_too_large, unsupported) at the offset of the field.
+    /// strict: every field must be in its range, no byte may be left over, and text that becomes an
+    /// argv, an environment or a command line must not hold a NUL. Fails with errc::bad_envelope
+    /// (or incomplete, bad_version, bad_command_id, command_empty, command_too_large, unsupported)
+    /// at the offset of the field.
     [[nodiscard]] static result<envelope> decode(bytes_view header) {
         if (header.size() > limits::request_header)
             return fail(errc::frame_too_large, limits::request_header);
@@ -354,8 +359,9 @@ struct envelope {
         return out;
     }
 
-    /// Whether a body's bytes are allowed for its kind. A command line holds no NUL: bash would stop
-    /// there, while the record shows the rest too. A script may hold any byte.
+    /// Checks that a body of this kind may hold these bytes. A command line must not hold a NUL,
+    /// because bash would stop there while the record shows the rest too: errc::binary_content at
+    /// the NUL. A script may hold any byte.
     [[nodiscard]] static result<std::monostate> check_content(request_kind kind,
                                                               std::string_view body) {
         if (kind == request_kind::shell)
@@ -364,9 +370,9 @@ struct envelope {
         return std::monostate{};
     }
 
-    /// Whether a text can be an entry of the queue: not empty, at most limits::command bytes, and
-    /// without control characters that do not belong into text. Fails with errc::command_empty,
-    /// command_too_large or binary_content.
+    /// Checks that a text can be an entry of the queue: not empty, at most limits::command bytes,
+    /// and without control characters other than tab, newline and carriage return. Fails with
+    /// errc::command_empty, command_too_large or binary_content.
     [[nodiscard]] static result<std::monostate> check_entry(std::string_view untrusted_text) {
         if (untrusted_text.empty())
             return fail(errc::command_empty);
@@ -384,7 +390,7 @@ struct envelope {
   private:
     static constexpr std::size_t features_at = 24, size_at = 28;
 
-    // Each word has its NUL.
+    // Counts a NUL after each word.
     [[nodiscard]] static std::size_t packed_size(std::span<const std::string> words) {
         std::size_t out = words.size();
         for (const std::string &word : words)
@@ -427,7 +433,8 @@ struct envelope {
                            [](char c) { return is_alnum(c) || c == '_'; });
     }
 
-    // Which fields each kind may have, so that nothing signed is silently ignored.
+    // Checks that the request has only the fields of its kind, so that no signed field is silently
+    // ignored.
     [[nodiscard]] result<std::monostate> check_shape(std::size_t at) const {
         if (has_packed_arguments()) {
             const bool may = kind == request_kind::exec || kind == request_kind::script;

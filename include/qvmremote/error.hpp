@@ -12,8 +12,9 @@
 
 namespace qvmremote {
 
-/// The reasons: name, value, text for people. A value is frozen once released: the audit log and
-/// REFUSED frames hold it (doc/PROTOCOL.md, "Reasons"). A removed row stays as a comment.
+/// The reasons for a failure: name, value, text for people. A value is frozen once released: the
+/// audit log and REFUSED frames hold it (doc/PROTOCOL.md, "Reasons"). A removed row stays as a
+/// comment.
 // clang-format off
 #define QVMREMOTE_ERRORS(X)                                                                         \
     X(incomplete, 1, "the input ends too early")                                                    \
@@ -59,7 +60,7 @@ namespace qvmremote {
     X(key_expired, 41, "the key has expired")
 // clang-format on
 
-/// One reason. The value is what crosses the wire and what records hold.
+/// One reason. Its value goes over the wire and into the records.
 enum class errc : std::uint16_t {
 #define QVMREMOTE_X(name, value, text) name = value,
     QVMREMOTE_ERRORS(QVMREMOTE_X)

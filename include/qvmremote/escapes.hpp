@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What a person types to the client itself while all else goes to a terminal in dom0: `~.` and the
-/// other escapes, as ssh has them.
+/// The escapes that a person types to control the client itself, such as `~.`, as in ssh. All other
+/// typed text goes to the terminal in dom0.
 
 #pragma once
 
@@ -16,24 +16,25 @@
 
 namespace qvmremote {
 
-/// Finds the escapes in what is typed. One is the escape character at the beginning of a line, then
-/// `.` (leave), Ctrl-Z (suspend), `?` (help), or the character again, which sends it once. Before
-/// anything else the character is sent as it was typed.
+/// Finds the escapes in typed text. An escape is the escape character at the beginning of a line,
+/// followed by `.` (leave), Ctrl-Z (suspend), `?` (help), or the escape character again, which
+/// sends it once. If another character follows, both are sent as typed.
 class escape_scanner {
   public:
     enum class action : std::uint8_t { none, leave, suspend, help };
     struct step {
-        std::size_t used;    ///< of what was typed
-        std::size_t written; ///< of what is to be sent
-        action what;         ///< to be done after that; then the rest is to be pushed
+        std::size_t used;    ///< bytes of `typed` that were read
+        std::size_t written; ///< bytes in `to`, to be sent
+        action what;         ///< to be done after sending; then push the rest
     };
 
-    /// Without a character nothing is an escape.
+    /// Without a character there are no escapes.
     explicit escape_scanner(std::optional<std::uint8_t> character = '~') noexcept
         : character_(character) {}
 
-    /// Takes what was typed up to the first action. `to` is another place, with room for one byte
-    /// more: an escape character may have been kept back.
+    /// Takes the typed bytes up to the first action, and copies to `to` what is to be sent. `to`
+    /// must not overlap `typed`, and must be at least one byte longer, because the last call may
+    /// have kept an escape character back.
     [[nodiscard]] step push(bytes_view typed, std::span<std::uint8_t> to) noexcept {
         assert(to.size() > typed.size());
         step out{0, 0, action::none};
@@ -70,11 +71,11 @@ class escape_scanner {
 
     std::optional<std::uint8_t> character_;
     bool at_line_start_ = true;
-    bool kept_ = false; // an escape character that may begin an escape
+    bool kept_ = false; // an escape character was read and not yet sent
 };
 
-/// The character of `-e`: one character, `^X` for a control character, or "none". Nothing for any
-/// other word.
+/// What the user chose with `-e`: one ASCII character, `^X` for a control character, or "none".
+/// parse_escape returns nothing for any other word.
 struct escape_choice {
     std::optional<std::uint8_t> character; ///< absent: "none"
 };

@@ -35,7 +35,7 @@ inline constexpr std::array<std::uint8_t, 16> preamble = {
 enum class sender : std::uint8_t { qube, dom0, either };
 enum class tagging : std::uint8_t { none, tagged };
 
-/// Name, number, sender, tag. Numbers are frozen and never reused.
+/// The frame types: name, number, sender, tag. Numbers are frozen and never reused.
 #define QVMREMOTE_FRAMES(X)                                                                        \
     X(hello, 1, dom0, none)                                                                        \
     X(open, 2, qube, none)                                                                         \
@@ -125,7 +125,7 @@ struct frame_header {
     }
 };
 
-/// One frame as it lies in a reader's buffer.
+/// One frame in a reader's buffer. The payload is borrowed from it.
 struct frame_view {
     frame_header header;
     bytes_view untrusted_payload;
@@ -140,7 +140,7 @@ class raw_buffer {
     [[nodiscard]] std::uint8_t *data() const noexcept { return data_.get(); }
     [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
-    /// Makes it larger; the first `keep` bytes stay.
+    /// Makes the buffer larger and keeps its first `keep` bytes.
     void grow(std::size_t size, std::size_t keep) {
         assert(size > size_ && keep <= size_);
         auto larger = std::make_unique_for_overwrite<std::uint8_t[]>(size);
@@ -245,8 +245,8 @@ class out_buffer {
     [[nodiscard]] std::span<std::uint8_t> prepare(std::size_t n) {
         if (begin_ == end_)
             begin_ = end_ = 0;
-        // Only when that frees at least as much as it moves: otherwise a peer that takes one byte
-        // at a time could make us move all that is pending for each byte.
+        // Move the bytes only if that frees at least as much as it moves. Otherwise a peer that
+        // takes one byte at a time could make us move all pending bytes for each one.
         if (buffer_.size() - end_ < n && begin_ > 0 && begin_ >= end_ - begin_) {
             std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
             end_ -= begin_;

@@ -3,10 +3,10 @@
 /// The text records of protocol 1: a result's meta and exit files, the qube's audit.log, dom0's
 /// log.
 ///
-/// These functions only make and read text; the caller has the clock and the files. A `timestamp` is
-/// local time to the second, `YYYY-MM-DDTHH:MM:SS`, and an `id` is a valid command ID; both have
-/// passed their parsers. A function that returns a line of a file returns it with its newline, ready
-/// for one write.
+/// These functions only make and read text. The caller provides the time and handles the files. A
+/// `timestamp` is local time to the second, `YYYY-MM-DDTHH:MM:SS`, and an `id` is a valid command
+/// ID; both have passed their parsers. A function that returns a line of a file returns it with its
+/// newline, ready for one write.
 
 #pragma once
 
@@ -27,10 +27,10 @@
 
 namespace qvmremote {
 
-/// How much of a command the qube's and dom0's lines show, in bytes.
+/// How many bytes of a command a line of the qube and a line of dom0 show.
 inline constexpr std::size_t client_preview = 100;
 inline constexpr std::size_t dom0_preview = 200;
-/// How much of a line of output dom0's log shows, in bytes.
+/// How many bytes of a line of output dom0's log shows.
 inline constexpr std::size_t output_preview = 160;
 
 /// What `results/ID.meta` says about a run.
@@ -139,20 +139,22 @@ enum class log_category : std::uint8_t {
     return words[static_cast<std::size_t>(category)];
 }
 
-/// A line of dom0's log: `[TS] CATEGORY text`. Foreign bytes in the text have passed for_log or
-/// preview; a control byte here would be our own fault, so an assertion checks it.
+/// A line of dom0's log: `[TS] CATEGORY text`. The caller passes untrusted bytes of the text
+/// through for_log or preview first; an assertion checks that the text is printable.
 [[nodiscard]] inline std::string log_line(std::string_view timestamp, log_category category,
                                           std::string_view text);
 
-/// Collects what dom0's log shows of a command's output, in little memory however long the output is.
+/// Collects what dom0's log shows of a command's output. Its memory is small, however long the
+/// output is.
 class output_lines {
   public:
-    /// The next piece of the output.
+    /// Takes the next piece of the output.
     void feed(std::string_view untrusted_output);
 
-    /// The texts of the OUT or ERR lines, each beginning with `prefix` ("  stdout: ",
-    /// "  stderr: "): up to three lines whole, else the first, `... (N more lines)` with N =
-    /// lines - 2, and the last. 160 bytes of each line, as in preview. No output, no lines.
+    /// The texts of the OUT or ERR lines, each beginning with `prefix` (" stdout: ", " stderr: "):
+    /// all lines if there are at most three, else the first, `... (N more lines)` with N = lines -
+    /// 2, and the last. Each shows output_preview bytes of its line, as preview() does. Without
+    /// output there are no texts.
     [[nodiscard]] std::vector<std::string> show(std::string_view prefix) const;
 
   private:
@@ -175,8 +177,8 @@ inline constexpr std::size_t meta_file = 4096;
     return parse_calendar_time(text, "YYYY-MM-DDThh:mm:ss").has_value();
 }
 
-// A text and where its next field begins. A call that fails does not move that place, which is then
-// the error's offset.
+// A text, and the offset where its next field begins. A call that fails does not move the offset,
+// which is then the error's offset.
 class line_cursor {
   public:
     explicit line_cursor(std::string_view line) noexcept : line_(line) {}

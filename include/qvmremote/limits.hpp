@@ -31,8 +31,8 @@ inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an o
 inline constexpr std::size_t qube_tag = 255;
 inline constexpr std::size_t audit_line = 32 * 1024;
 inline constexpr std::size_t audit_argument = 8 * 1024;       ///< argv as recorded, before escaping
-inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024; ///< at this size a new one is begun
-/// All files together, without those of the last days (id_remembered_s).
+inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024; ///< at this size a new file begins
+/// All files together, except those of the last days (id_remembered_s).
 inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024;
 inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one qube, per day
 inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024;
@@ -69,7 +69,7 @@ inline constexpr std::uint64_t preamble_ms = 30'000;
 inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< of ttl= and timeout=
 inline constexpr std::int64_t id_clock_skew_s = 26 * 3600;
 inline constexpr std::int64_t id_remembered_s = 72 * 3600;
-inline constexpr std::uint64_t audit_head_ms = 600'000; ///< between two heads, if lines were added
+inline constexpr std::uint64_t audit_head_ms = 600'000; ///< between two heads if lines were added
 inline constexpr std::int64_t audit_kept_s = 90 * 86400;
 
 } // namespace qvmremote::limits

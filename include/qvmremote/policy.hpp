@@ -31,7 +31,7 @@ namespace qvmremote {
 /// The qube that asks, as the transport proves it and dom0 knows it.
 struct peer {
     qube_name name;
-    std::string transport;        ///< that carried the request
+    std::string transport;        ///< the name of the transport that carried the request
     std::string service_argument; ///< the argument of a qrexec call; empty, or a level
     std::optional<std::vector<std::string>> tags; ///< nothing: unknown
 };
@@ -85,7 +85,7 @@ struct policy_problem {
     friend bool operator==(const policy_problem &, const policy_problem &) = default;
 };
 
-/// The first column: the qubes that a rule is about.
+/// The first column of a rule: the qubes that it is about.
 struct qube_selector {
     enum class kind : std::uint8_t { name, tag, any };
     kind what = kind::any;
@@ -115,7 +115,7 @@ using argv_pattern = std::vector<word_pattern>;
 [[nodiscard]] inline bool matches(std::span<const word_pattern> pattern,
                                   std::span<const std::string> argv);
 
-/// The second column: what a rule is about.
+/// The second column of a rule: the requests that it is about.
 struct request_pattern {
     enum class kind : std::uint8_t { level, exec, script, any };
     kind what = kind::any;
@@ -129,9 +129,9 @@ struct request_pattern {
 /// A variable that a rule passes on.
 struct passed_variable {
     std::string name;
-    /// `env!=NAME`: also below full, whatever it is. With `env=NAME`, a variable passes below full
-    /// only if it is known to be harmless (locale, terminal, time zone, colours) and its value is
-    /// not a path.
+    /// True for `env!=NAME`: the variable also passes below full. With `env=NAME`, it passes below
+    /// full only if it is known to be harmless (locale, terminal, time zone, colours) and its value
+    /// is not a path.
     bool whatever_it_is = false;
 
     friend bool operator==(const passed_variable &, const passed_variable &) = default;
@@ -241,7 +241,7 @@ class policy {
 
     [[nodiscard]] const std::vector<policy_rule> &rules() const noexcept { return rules_; }
     [[nodiscard]] const level_rules &levels() const noexcept { return levels_; }
-    /// Whether any rule names a tag; if not, nobody needs to know the tags of the qubes.
+    /// Whether any rule names a tag. If not, the caller need not find out the tags of the qubes.
     [[nodiscard]] bool uses_tags() const noexcept;
     /// Lines that are well-formed but probably not meant, for `policy lint`.
     [[nodiscard]] std::vector<policy_problem> doubts() const;
@@ -295,7 +295,8 @@ struct run_terms {
 /// a grant: the code that keeps it compares digests and calls decide() again, which must not deny.
 class grants {
   public:
-    /// Until a time of CLOCK_BOOTTIME, in milliseconds. A later time for the same digest replaces it.
+    /// Adds a grant until a time of CLOCK_BOOTTIME, in milliseconds. If the same request already
+    /// has a grant, the later time counts.
     void add(const qube_name &qube, const digest256 &request, std::uint64_t until_ms) {
         std::uint64_t &until = until_[{qube.text(), request}];
         until = std::max(until, until_ms);

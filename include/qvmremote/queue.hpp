@@ -26,7 +26,7 @@
 
 namespace qvmremote {
 
-/// What a carrier that uses no frames writes first, in place of `preamble`.
+/// The first bytes of a carrier that does not use frames, instead of `preamble`.
 inline constexpr std::array<std::uint8_t, 16> queue_preamble = {
     0, 'q', 'v', 'm', '-', 'r', 'e', 'm', 'o', 't', 'e', ' ', '1', '\r', '\n', 0xff};
 
@@ -37,7 +37,7 @@ static_assert(limits::recorded_output == 10485760);
 /// What both ends share: cutting the input into lines and counted bytes, and building the output.
 class queue_end {
   public:
-    /// The next input. It is borrowed until next() has returned nothing.
+    /// Gives the next input, which is borrowed until next() has returned nothing.
     void feed(bytes_view untrusted) noexcept { untrusted_ = untrusted; }
 
     /// The bytes to send, directly into a stream or, in pieces of limits::queue_piece, in QUEUE
@@ -45,7 +45,8 @@ class queue_end {
     [[nodiscard]] out_buffer &output() noexcept { return out_; }
 
   protected:
-    // A whole line without its newline, borrowed until the next call; nothing when more is needed.
+    // Takes a whole line without its newline, borrowed until the next call; nothing when more is
+    // needed. Fails with errc::bad_frame when a line exceeds limits::queue_line.
     [[nodiscard]] result<std::optional<std::string_view>> take_line() {
         if (whole_line_)
             held_.clear();
@@ -61,7 +62,7 @@ class queue_end {
             return std::nullopt;
         return std::string_view(held_);
     }
-    // The counted bytes that have come, at most `most`.
+    // Takes the counted bytes that have come, at most `most`.
     [[nodiscard]] bytes_view take_bytes(std::size_t most) noexcept {
         const bytes_view out = untrusted_.first(std::min(most, untrusted_.size()));
         untrusted_ = untrusted_.subspan(out.size());
@@ -106,7 +107,7 @@ class queue_end {
     out_buffer out_;
 };
 
-/// What a carrier says, for dom0.
+/// A message from a carrier, for dom0.
 struct queue_event {
     enum class kind : std::uint8_t { entry, body, gone, stale, done, failed, idle, pong };
     kind what;
@@ -154,8 +155,8 @@ class queue_server : public queue_end {
     void later(const command_id &id) { put_line("later", id.text()); }
     void ping(std::uint64_t number) { put_line("ping", std::to_string(number)); }
 
-    /// Room for a piece of output, at most limits::queue_output. commit_output sends what was written
-    /// there. Call nothing else that sends between the two.
+    /// Room for a piece of output, at most `most` bytes and limits::queue_output. commit_output
+    /// sends the first `n` bytes of it. Do not send anything else between the two calls.
     [[nodiscard]] std::span<std::uint8_t> prepare_output(std::size_t most) {
         return output()
             .prepare(line_room + std::min(most, limits::queue_output))
@@ -172,7 +173,8 @@ class queue_server : public queue_end {
         output().commit(line.size() + n);
     }
 
-    /// The end of an entry. `meta` and `audit` are at most limits::queue_text.
+    /// Sends the result of an entry. `exit_code` is negative for a signal. `meta` and `audit` are
+    /// at most limits::queue_text bytes each.
     void result_of(const command_id &id, int exit_code, std::string_view meta,
                    std::string_view audit) {
         put_line("result", id.text(), std::to_string(exit_code), std::to_string(meta.size()),
@@ -246,7 +248,7 @@ class queue_server : public queue_end {
     std::size_t body_left_ = 0;
 };
 
-/// What dom0 says, for a carrier.
+/// A message from dom0, for a carrier.
 struct queue_order {
     enum class kind : std::uint8_t { fetch, drop, later, output, result, ping };
     kind what;
@@ -365,7 +367,7 @@ class queue_client : public queue_end {
     }
 
     queue_order order_{};
-    std::size_t left_ = 0; // of the bytes after its line
+    std::size_t left_ = 0; // bytes still to come after the order's line
     std::size_t meta_size_ = 0;
     std::string text_;
 };

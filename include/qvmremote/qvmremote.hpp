@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// All of the protocol, without what touches the machine (host/).
+/// The whole library, except host/, which touches the machine.
 
 #pragma once
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Makes a request from what a user typed. qvm-remote sends it, and `policy check` asks about it, so
-/// the same words mean the same in both.
+/// Makes a request from what a user typed. Both qvm-remote, which sends it, and `policy check` use
+/// this, so that the same words mean the same request.
 
 #pragma once
 
@@ -17,9 +17,9 @@
 
 namespace qvmremote {
 
-/// What the words of a command line mean.
+/// How the words of a command line are meant.
 enum class command_form : std::uint8_t {
-    line,   ///< one line for a shell; without words, the text is a script for the shell
+    line,   ///< one line for a shell; without words, the text is the command line
     argv,   ///< `--exec`: a program and its arguments, without a shell
     script, ///< `--script`: arguments of the text
 };
@@ -39,7 +39,7 @@ struct typed_request {
     std::string body;                   ///< a command line or a script
     bool stdin_live = false;
 
-    /// The request as one text, for records and screens.
+    /// The request as one text, for records and screens: the argv joined by blanks, or the body.
     [[nodiscard]] std::string shown() const;
 };
 
@@ -77,7 +77,7 @@ inline std::string typed_request::shown() const {
         out.body = std::move(typed.text);
         break;
     case command_form::line:
-        // A script that came through standard input has used it up.
+        // If the text came through standard input, the command cannot read that input again.
         out.stdin_live = out.stdin_live && !typed.words.empty();
         out.body = typed.words.empty() ? std::move(typed.text) : detail::joined(typed.words);
         break;

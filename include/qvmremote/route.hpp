@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How an agent carries the sessions of many clients over one stream (doc/PROTOCOL.md, "Stream"): to
-/// which client each frame belongs, and what a client may send. It holds no key and changes no byte
-/// of a session.
+/// Carries the sessions of many clients over one stream, for the agent (doc/PROTOCOL.md, "Stream"):
+/// finds the client of each frame, and checks what a client may send. It has no key and does not
+/// change the bytes of a session.
 
 #pragma once
 
@@ -23,38 +23,40 @@
 
 namespace qvmremote {
 
-/// What came from dom0.
+/// Something that came from dom0.
 struct route_event {
     enum class kind : std::uint8_t {
-        deliver, ///< data: as it is, to `client`
-        queue,   ///< data: for the carrier of protocol 1
-        hello,   ///< hello() has come: send it to the clients that wait for it
+        deliver, ///< send data, unchanged, to `client`
+        queue,   ///< give data to the carrier of protocol 1
+        hello,   ///< send hello() to the clients that wait for it
     };
     kind what;
     std::uint32_t client = 0;
-    bytes_view data{}; ///< borrowed from what was fed, or until the next call
+    bytes_view data{}; ///< borrowed until the next call of next() or feed()
 };
 
-/// Clients are numbers that the caller gives. Each is used once, and none is 0.
+/// Routes frames. A client is a number that the caller chooses; it is not 0 and is not used again.
 class agent_router {
   public:
     agent_router() { to_dom0_.put(preamble); }
 
-    /// What the agent itself sends to dom0, the preamble first. Send it between two frames.
+    /// What the agent itself sends to dom0, first the preamble. Send it between two frames, never
+    /// inside one.
     [[nodiscard]] out_buffer &to_dom0() noexcept { return to_dom0_; }
 
-    /// The HELLO frame as dom0 sent it, which every client gets first; empty before it has come.
+    /// The HELLO frame as dom0 sent it, which every client receives first; empty before it has
+    /// come.
     [[nodiscard]] bytes_view hello() const noexcept {
         return hello_complete_ ? hello_ : bytes_view();
     }
 
     // From dom0.
 
-    /// The next bytes; borrowed until next() has returned nothing.
+    /// Gives the next bytes, which are borrowed until next() has returned nothing.
     void feed(bytes_view untrusted) noexcept { input_ = untrusted; }
 
-    /// What to do with them; nothing when more are needed. A frame is passed on as it comes, in
-    /// pieces: two pieces that follow each other in memory may be written as one. An error ends the
+    /// What to do with the bytes; nothing when more are needed. A frame is passed on in pieces as
+    /// it comes; two pieces that are adjacent in memory may be written as one. An error ends the
     /// stream.
     [[nodiscard]] result<std::optional<route_event>> next(std::uint64_t now_ms) {
         for (;;) {
@@ -81,7 +83,8 @@ class agent_router {
             if (auto known = address(*header, now_ms); !known)
                 return tl::unexpected(known.error());
             payload_left_ = header->length;
-            // After its header in memory, unless the header came in two pieces.
+            // A header that came in one piece is passed on from the input, so that it is adjacent
+            // to its payload.
             if (auto event = pass(whole ? bytes_view(begin, frame_header::size) : header_))
                 return event;
         }
@@ -92,11 +95,11 @@ class agent_router {
     /// How many challenges may be unused at a time, so that dom0 refuses no OPEN.
     static constexpr std::size_t open_at_once = limits::open_challenges - 4;
 
-    /// The beginning of `untrusted` that can be sent to dom0 unchanged: whole frames of this client
-    /// that obey the rules. It ends before a frame that is not complete, that has to wait (then
-    /// held() is true), or that breaks a rule. The caller sends all of it before anything else, and
-    /// then calls again with the rest. An error means that the first frame breaks a rule: remove()
-    /// the client.
+    /// How many bytes at the beginning of `untrusted` can be sent to dom0 unchanged: whole frames
+    /// of this client that obey the rules. Stops before a frame that is not complete, that has to
+    /// wait (then held() is true), or that breaks a rule. The caller sends these bytes before
+    /// anything else, and then calls again with the rest. An error means that the first frame
+    /// breaks a rule: call remove() for the client.
     [[nodiscard]] result<std::size_t> accept(std::uint32_t client, bytes_view untrusted,
                                              std::uint64_t now_ms) {
         held_ = false;
@@ -105,8 +108,8 @@ class agent_router {
             const bytes_view left = untrusted.subspan(size);
             if (left.size() < frame_header::size)
                 return size;
-            // The frames before this one are counted already, so they must be sent, although the
-            // client is removed afterwards.
+            // A frame that breaks a rule is an error only if it is the first one. The frames before
+            // it are counted already, so they must be sent before the client is removed.
             auto header = frame_header::decode(left.first<frame_header::size>(), limits::frame);
             if (!header && size > 0)
                 return size;
@@ -129,7 +132,7 @@ class agent_router {
     /// Whether the last accept() stopped at a frame that must wait for another client.
     [[nodiscard]] bool held() const noexcept { return held_; }
 
-    /// A client is gone: its sessions are closed, and answers to it are dropped.
+    /// Call this when a client is gone. Closes its sessions, and drops later answers to it.
     void remove(std::uint32_t client) {
         std::replace(openers_.begin(), openers_.end(), client, std::uint32_t{0});
         std::replace(pingers_.begin(), pingers_.end(), client, std::uint32_t{0});
@@ -151,7 +154,7 @@ class agent_router {
         std::uint64_t challenged_ms;
         bool requested = false;
     };
-    // What is done with the frame whose payload is passing.
+    // What happens to the bytes of the present frame.
     enum class target : std::uint8_t { nobody, client, queue, hello, ping };
 
     [[nodiscard]] bytes_view take(std::size_t most) noexcept {
@@ -160,7 +163,8 @@ class agent_router {
         return out;
     }
 
-    // A piece of the present frame, header or payload; an event if the caller has to act.
+    // Takes a piece of the present frame, header or payload; returns an event if the caller has to
+    // act.
     [[nodiscard]] std::optional<route_event> pass(bytes_view piece) {
         const bool is_header = !in_payload_;
         in_payload_ = payload_left_ > 0;
@@ -192,7 +196,7 @@ class agent_router {
         return std::nullopt;
     }
 
-    // Finds out for which client a frame from dom0 is.
+    // Checks the header of a frame from dom0 and finds the client that the frame is for.
     [[nodiscard]] result<bool> address(const frame_header &header, std::uint64_t now_ms) {
         const frame_rule &rule = *rule_of(header.type);
         if (rule.from == sender::qube)
@@ -254,7 +258,7 @@ class agent_router {
         }
         const auto at = sessions_.find(number);
         if (at == sessions_.end())
-            return true; // the client is gone, and dom0 does not know yet
+            return true; // the client is gone, and dom0 may not know that yet
         to(at->second.client);
         if (header.type == frame_type::end || header.type == frame_type::refused ||
             header.type == frame_type::rejected || header.type == frame_type::close)
@@ -270,7 +274,7 @@ class agent_router {
         const std::uint32_t number = header.session;
         if (rule.from == sender::dom0 || header.type == frame_type::queue)
             return fail(errc::unknown_frame);
-        // dom0 takes large frames after a token has verified; so do we.
+        // dom0 takes large frames only after a token has verified, so we do the same.
         if (header.length > largest_request && (!verified_ || header.type == frame_type::request))
             return fail(errc::frame_too_large);
         if (header.type == frame_type::open) {
@@ -305,7 +309,7 @@ class agent_router {
         return true;
     }
 
-    // Challenges that dom0 holds open for us, or soon will.
+    // Counts the challenges that dom0 holds open for us, and the OPENs that it has not answered.
     [[nodiscard]] std::size_t open_sessions(std::uint64_t now_ms) const {
         const auto waiting = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto &s) {
             return !s.second.requested && now_ms <= s.second.challenged_ms + limits::challenge_ms;

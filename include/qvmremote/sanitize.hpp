@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Makes foreign bytes safe for a terminal, a log, JSON, markup or a file name: one function for
+/// Makes untrusted bytes safe for a terminal, a log, JSON, markup or a file name: one function for
 /// each sink.
 ///
-/// A hostile byte is shown and not dropped: whoever reads `\x1b[2J` learns that somebody sent it.
+/// A hostile byte is shown, not dropped: whoever reads `\x1b[2J` sees that somebody sent it.
 
 #pragma once
 
@@ -18,7 +18,7 @@
 
 namespace qvmremote {
 
-/// How many bytes one piece of foreign text may take on a screen or in a log, by default.
+/// How many bytes a piece of untrusted text may take on a screen or in a log, by default.
 inline constexpr std::size_t sanitized_text = 4096;
 
 /// For a terminal: only bytes 0x20 to 0x7e, so nothing that controls a terminal. Newline, tab and
@@ -138,7 +138,7 @@ template <class Replacement>
             return out;
         run = i + 1;
     }
-    // Full or not, this is the end.
+    // The text ends here, whether it was cut or not.
     static_cast<void>(text.add_run(untrusted_text.substr(run)));
     return out;
 }

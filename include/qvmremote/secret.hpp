@@ -23,7 +23,7 @@ template <std::size_t N>
 class secret_bytes {
   public:
     secret_bytes() noexcept = default;
-    /// Takes the value over and wipes its source, which is often a temporary with a MAC.
+    /// Takes the value over and wipes its source, which is often a temporary.
     explicit secret_bytes(std::array<std::uint8_t, N> &&value) noexcept : value_(value) {
         OPENSSL_cleanse(value.data(), value.size());
     }

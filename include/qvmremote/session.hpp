@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
 /// Both ends of a stream and of the sessions on it, as state machines over bytes and a clock value
-/// (doc/PROTOCOL.md, "Stream" and "Session"). No descriptor, thread, clock or log inside.
+/// (doc/PROTOCOL.md, "Stream" and "Session"). They use no descriptor, thread, clock or log.
 ///
-/// The caller reads into prepare()/commit(), asks next() for events until there is none, and writes
-/// out what output() holds. Times are milliseconds of one clock that counts while suspended.
+/// The caller reads into prepare() and calls commit(), calls next() until it returns no event, and
+/// writes out what output() holds. Times are milliseconds of one clock that also counts in suspend.
 
 #pragma once
 
@@ -36,7 +36,7 @@ enum class end_cause : std::uint8_t {
     timed_out = 3,   ///< value: the limit in seconds
     not_found = 4,   ///< the program does not exist
     not_started = 5, ///< value: errno
-    cancelled = 6,   ///< dom0 ended it: value: an errc
+    cancelled = 6,   ///< dom0 ended it; value: an errc
 };
 
 [[nodiscard]] constexpr std::string_view name(end_cause cause) noexcept {
@@ -57,20 +57,19 @@ enum class end_cause : std::uint8_t {
     return "unknown";
 }
 
-/// What END says: the cause, and how many bytes of each stream the sender sent.
+/// What an END frame says: the cause, and how many bytes of each output stream dom0 sent.
 struct run_end {
     end_cause cause{};
     std::uint32_t value = 0;
     std::uint64_t stdout_bytes = 0;
     std::uint64_t stderr_bytes = 0;
-    std::string text{}; ///< for people, at most limits::reason_text; untrusted in the qube and
-                        ///< cleaned there
+    std::string text{}; ///< for people, at most limits::reason_text; untrusted in the qube
 
-    /// SPEC §1.2.
+    /// The exit code of the client (SPEC §1.2).
     [[nodiscard]] int exit_code() const noexcept {
         switch (cause) {
         case end_cause::exited:
-            // Never cut to eight bits: 256 would become success.
+            // Do not cut the value to eight bits: 256 would become success.
             return value <= 255 ? static_cast<int>(value) : 255;
         case end_cause::signalled:
             return value <= 127 ? static_cast<int>(128 + value) : 255;
@@ -87,8 +86,9 @@ struct run_end {
     }
 };
 
-/// Signals that may cross: what a terminal or a supervisor sends, nothing that cannot be caught.
-/// Numbers are Linux's (the same on every architecture that Qubes runs on).
+/// Whether a signal may be forwarded to dom0: those that a terminal or a supervisor sends, and none
+/// that a process cannot catch. Numbers are those of Linux, which are the same on every
+/// architecture that Qubes runs on.
 [[nodiscard]] constexpr bool is_forwarded_signal(std::uint8_t number) noexcept {
     switch (number) {
     case 1:  // HUP
@@ -108,20 +108,20 @@ struct run_end {
 /// What both ends of a stream share: cutting the input into frames, and building the output.
 class stream_end {
   public:
-    /// Where to read to; never empty while next() has no event left to give.
+    /// The place for the next bytes; never empty after next() has returned no event.
     [[nodiscard]] std::span<std::uint8_t> prepare() { return reader_.prepare(); }
     void commit(std::size_t n) noexcept { reader_.commit(n); }
-    /// The same for bytes that lie elsewhere already; returns how many were taken.
+    /// Copies bytes that the caller already has; returns how many it took.
     [[nodiscard]] std::size_t push(bytes_view untrusted) { return reader_.push(untrusted); }
 
     [[nodiscard]] out_buffer &output() noexcept { return out_; }
-    /// Too much is waiting to be written: read nothing more from this peer until it takes some.
+    /// Whether so much waits to be written that the caller should read nothing more from this peer.
     [[nodiscard]] bool congested() const noexcept { return out_.size() >= 2 * limits::frame; }
 
-    /// Asks the other end for a sign of life.
+    /// Sends a PING; the other end answers with a PONG, which next() returns as the event `pong`.
     void ping(std::uint64_t cookie);
 
-    /// Gives buffers back while nothing happens.
+    /// Frees empty buffers. Call it while the stream is idle.
     void release_idle_memory();
 
   protected:
@@ -147,18 +147,18 @@ class stream_end {
     const std::uint8_t *prepared_ = nullptr;
 };
 
-/// What happened on a stream, for dom0. `data` is borrowed until the next prepare() or push().
+/// An event on a stream, for dom0. `data` is borrowed until the next prepare() or push().
 struct server_event {
     enum class kind : std::uint8_t {
-        open,       ///< answer with issue_challenge or reject_open before reading on
-        request,    ///< answer with server_stream::verify before reading on
-        body,       ///< the body that take_body asked for is here: server_stream::complete
-        stdin_data, ///< data: for the command; give credit back when it is written
-        stdin_eof,  ///< nothing more will come on stdin
+        open,       ///< call issue_challenge or reject_open before next()
+        request,    ///< call server_stream::verify before next()
+        body,       ///< the body that take_body asked for has come: call server_stream::complete
+        stdin_data, ///< data: for the command; call grant_stdin after writing it
+        stdin_eof,  ///< stdin has ended
         signal,     ///< number: one of is_forwarded_signal
         resize,     ///< columns, rows
         credit,     ///< more output may be sent
-        closed,     ///< the session is over on the qube's side: reason says why
+        closed,     ///< the session is over and already removed: reason says why
         pong,       ///< a sign of life
         queue,      ///< data: a piece of the queue's bytes, for a queue_server
     };
@@ -170,30 +170,32 @@ struct server_event {
     errc reason = errc::session_over;
 };
 
-/// dom0's end of a stream. Behind queue_preamble it has no frames and no sessions: all of it is the
-/// queue's bytes, as events and by put_queue.
+/// dom0's end of a stream. After queue_preamble the stream has no frames and no sessions: all bytes
+/// belong to the queue. They arrive as events, and put_queue sends them.
 ///
-/// Until a token has verified on it, it holds one frame of a header's size and at most
-/// limits::open_challenges challenges (I4), and reads frame headers and lengths only (I5).
+/// Until a token has verified on the stream, it holds one frame of the size of a request header and
+/// at most limits::open_challenges challenges (I4), and it parses only frame headers and lengths
+/// (I5).
 class server_stream : public stream_end {
   public:
-    /// `peer` is the qube's name as the transport proves it.
+    /// `peer` is the qube's name as the transport proves it, at most 255 bytes. `features` are the
+    /// abilities that HELLO announces.
     server_stream(std::string_view peer, std::uint32_t features, std::uint64_t now_ms);
 
-    /// The next event; nothing when more bytes are needed. An error is the stream's: close it, and
-    /// treat all its sessions as closed. To be called at times without new bytes too, until the
-    /// preamble has come: that is how its deadline passes.
+    /// The next event; nothing when more bytes are needed. An error ends the stream: close it, and
+    /// treat all its sessions as closed. Until the preamble has come, call next() without new bytes
+    /// too: it fails with errc::bad_preamble after limits::preamble_ms.
     [[nodiscard]] result<std::optional<server_event>> next(std::uint64_t now_ms);
 
-    /// Answers OPEN. Returns the session's number.
+    /// Answers OPEN with a challenge. Returns the session's number.
     std::uint32_t issue_challenge(const challenge &fresh, std::uint64_t now_ms);
     /// Answers OPEN with a refusal.
     void reject_open(errc reason);
 
-    /// Verifies the REQUEST that `event` announced, under any of `keys`. The challenge is spent
-    /// whatever comes of it. On failure the refusal has been sent and the session is gone; the
-    /// reason is returned for the log: errc::no_key, bad_token, challenge_stale, or what was wrong
-    /// with a header that did verify.
+    /// Verifies the REQUEST of `event` under any of `keys`. The challenge cannot be used again,
+    /// whatever the result. On failure the refusal is already in output() and the session is gone.
+    /// The error is for the log: errc::no_key, bad_token, challenge_stale, or the fault in a header
+    /// that verified.
     struct header_verified {
         verified<envelope> header;
         std::size_t key_index;
@@ -201,55 +203,59 @@ class server_stream : public stream_end {
     [[nodiscard]] result<header_verified>
     verify(const server_event &event, std::span<const secret> keys, std::uint64_t now_ms);
 
-    /// Asks for a body that follows: event `body` comes when it is whole. For one that came with
-    /// its header there is nothing to ask: returns false, and complete() can be called at once.
+    /// Asks for the body that follows the header; the event `body` comes when it is complete.
+    /// Returns false if the body came in the header: then call complete() at once.
     [[nodiscard]] bool take_body(std::uint32_t number);
 
-    /// Joins header and body. On failure the refusal has been sent and the session is gone.
+    /// Joins header and body. Fails as request_verifier::complete does; then the refusal is already
+    /// in output() and the session is gone.
     [[nodiscard]] result<verified<request>> complete(std::uint32_t number,
                                                      verified<envelope> header);
 
     /// Tells the client that the request waits in dom0. `serial` is 0 unless it waits for an operator.
     void pend(std::uint32_t number, std::uint64_t serial, std::string_view text);
 
-    /// Takes stdin before the command is accepted, since it is part of what an operator is asked
-    /// about: so many bytes more, at most limits::window at a time. They come as stdin_data; after
-    /// stdin_eof the session waits as before, and is to be accepted without stdin.
+    /// Asks for `more` bytes of stdin before the command is accepted, because an operator decides
+    /// about the input too. At most limits::window bytes may be outstanding. They come as
+    /// stdin_data. After stdin_eof the session waits as before; call accept() without stdin.
     void collect_stdin(std::uint32_t number, std::size_t more);
 
-    /// The command runs. `stdin_live` opens the window for stdin.
+    /// Tells the client that the command runs. `timeout_s` is its time-out in seconds, 0 for none.
+    /// With `stdin_live` the client may send stdin, limits::window bytes at first.
     void accept(std::uint32_t number, std::uint32_t timeout_s, bool stdin_live);
 
-    /// Ends a session that has not been accepted, with a tagged reason.
+    /// Ends a session that has not been accepted. The reason is authentic (tagged).
     void refuse(std::uint32_t number, errc reason, std::string_view text);
 
-    /// Words for people on a command that was accepted; nothing for a client that knows no notices.
+    /// Sends a text for people about a command that was accepted. Does nothing if the client did
+    /// not ask for feature::notices.
     void notify(std::uint32_t number, std::string_view text);
 
-    /// How many bytes of output the client will take now, both streams together.
+    /// How many bytes of output the client accepts now, for both streams together.
     [[nodiscard]] std::size_t output_credit(std::uint32_t number);
 
-    /// Room to read output into, at most `most` bytes and never more than a frame or the credit
-    /// allows; commit_output sends what was put there.
+    /// Room to read output into: at most `most` bytes, and never more than a frame or the credit
+    /// allows. commit_output sends the first `n` bytes of it.
     [[nodiscard]] std::span<std::uint8_t> prepare_output(std::uint32_t number, std::size_t most);
     void commit_output(std::uint32_t number, frame_type stream, std::size_t n);
-    /// The command closed one of its streams and goes on.
+    /// Tells the client that the command has closed one of its streams and still runs.
     void output_eof(std::uint32_t number, frame_type stream_eof);
 
-    /// Stdin that was written to the command (or thrown away, when it no longer reads): the client
-    /// may send as much again. Small amounts are saved up.
+    /// Call this after `n` bytes of stdin were written to the command, or dropped because it does
+    /// not read any more: the client may then send as many again. Small amounts are added up before
+    /// the credit is sent.
     void grant_stdin(std::uint32_t number, std::size_t n);
 
     /// Sends bytes of the queue.
     void put_queue(bytes_view data);
 
-    /// The last word on a session that was accepted; byte counts are filled in here.
+    /// Ends a session that was accepted. Fills in the byte counts and returns the complete result.
     run_end end(std::uint32_t number, run_end how);
 
     [[nodiscard]] bool has(std::uint32_t number) const { return sessions_.contains(number); }
     [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
     [[nodiscard]] bool announced() const noexcept { return announced_; }
-    /// Announced by queue_preamble: ping() is not understood there.
+    /// Whether the stream began with queue_preamble. Do not call ping() then.
     [[nodiscard]] bool queue_only() const noexcept { return queue_only_; }
 
   private:
@@ -301,24 +307,24 @@ class server_stream : public stream_end {
     std::map<std::uint32_t, session> sessions_;
 };
 
-/// What happened on a stream, for the qube. Texts and names are untrusted: clean them for their
-/// sink. `data` is borrowed until the next prepare() or push().
+/// An event on a stream, for the qube. Texts and names are untrusted: pass them through the
+/// function of sanitize.hpp for their sink. `data` is borrowed until the next prepare() or push().
 struct client_event {
     enum class kind : std::uint8_t {
-        hello,      ///< text: the name that dom0 knows this qube by
-        challenged, ///< answers the oldest open(): call client_stream::send_request
-        rejected, ///< refused, and nobody vouches for it: reason, text; session 0 answers an open()
-        refused,  ///< refused by dom0: reason, text
-        pending,  ///< serial, text: waits in dom0
-        notice,   ///< text: words for people on a command that runs
-        accepted, ///< number: the time-out in seconds, 0 for none
+        hello,       ///< text: the name that dom0 knows this qube by
+        challenged,  ///< answers the oldest open(): call client_stream::send_request
+        rejected,    ///< refused, not authentic: reason, text; session 0 answers an open()
+        refused,     ///< refused, authentic: reason, text
+        pending,     ///< the request waits in dom0: number (the serial, or 0), text
+        notice,      ///< text: for people, about a command that runs
+        accepted,    ///< number: the time-out in seconds, 0 for none
         stdin_ready, ///< more stdin may be sent
         stdout_data,
         stderr_data,
         stdout_eof,
         stderr_eof,
         ended,  ///< end: authentic, and the byte counts are those that arrived
-        closed, ///< over without END: reason says why; what arrived is incomplete
+        closed, ///< the session ended without END: reason says why; the output is incomplete
         pong,
     };
     kind what;
@@ -330,49 +336,52 @@ struct client_event {
     run_end end{};
 };
 
-/// A qube's end of a stream, for any number of sessions one beside the other.
+/// A qube's end of a stream, for any number of sessions at the same time.
 class client_stream : public stream_end {
   public:
     client_stream() : stream_end(limits::frame) { out_.put(preamble); }
 
-    /// Asks for a session: a challenge or a rejection comes, in the order of the calls.
+    /// Asks for a session. The answer is the event `challenged`, or `rejected` with session 0;
+    /// answers come in the order of the calls.
     void open();
 
-    /// What dom0 announced; nothing before HELLO.
+    /// The abilities that dom0 announced (namespace feature); nothing before HELLO.
     [[nodiscard]] std::optional<std::uint32_t> features() const noexcept { return features_; }
 
     [[nodiscard]] result<std::optional<client_event>> next();
 
-    /// Sends the request of a session whose challenge has come. Features that dom0 does not have
-    /// are taken out. Fails as envelope::encode does, or with errc::unsupported when dom0 does not take
-    /// arguments in the body, and then nothing was sent.
+    /// Sends the request of a session whose challenge has come. Removes features that dom0 does not
+    /// have. Fails as envelope::encode does, or with errc::unsupported when the request has
+    /// arguments in the body and dom0 does not take them. On failure nothing is sent.
     [[nodiscard]] result<std::monostate> send_request(std::uint32_t number, envelope what,
                                                       const secret &key);
 
-    /// How much stdin dom0 will take now; 0 before it accepts, unless it asks for it earlier, to show
-    /// it to an operator.
+    /// How many bytes of stdin dom0 accepts now. It is 0 before dom0 accepts the request, unless
+    /// dom0 collects the input for an operator.
     [[nodiscard]] std::size_t stdin_credit(std::uint32_t number) { return at(number).stdin_credit; }
 
-    // What follows is for sessions that dom0 has accepted, and stdin for those that asked for it
-    // live and have credit: dom0 ends a session that sends it any of this otherwise.
+    // Use the functions below only for a session that dom0 has accepted, and those for stdin only
+    // if the request has stdin_live and there is credit. Otherwise dom0 ends the session.
 
-    /// Room to read stdin into, never more than a frame or the credit allows.
+    /// Room to read stdin into, never more than a frame or the credit allows. commit_stdin sends
+    /// the first `n` bytes of it.
     [[nodiscard]] std::span<std::uint8_t> prepare_stdin(std::uint32_t number);
     void commit_stdin(std::uint32_t number, std::size_t n);
     void stdin_eof(std::uint32_t number);
     /// `signal` is one of is_forwarded_signal.
     void send_signal(std::uint32_t number, std::uint8_t signal);
-    /// The terminal's size; for a session with a terminal.
+    /// Sends the terminal's size, in characters, for a session with a terminal.
     void send_resize(std::uint32_t number, std::uint16_t columns, std::uint16_t rows);
 
-    /// Output that was passed on: dom0 may send as much again. Small amounts are saved up.
+    /// Call this after `n` bytes of output were passed on: dom0 may then send as many again. Small
+    /// amounts are added up before the credit is sent.
     void grant_output(std::uint32_t number, std::size_t n);
 
-    /// Gives a session up; dom0 ends the command.
+    /// Gives a session up. dom0 then ends the command.
     void close(std::uint32_t number);
 
     [[nodiscard]] bool has(std::uint32_t number) const { return sessions_.contains(number); }
-    /// Whether dom0 has accepted the session: from then on it may have run.
+    /// Whether dom0 has accepted the session, so that the command may have started.
     [[nodiscard]] bool accepted(std::uint32_t number) const;
 
   private:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Tokens of both protocols, the keys of a session, and the one type that says "this verified"
+/// Tokens of both protocols, the keys of a session, and the type that proves a verification
 /// (doc/PROTOCOL.md, "Keys" and "Tags"; COMPAT-V1.md for protocol 1).
 
 #pragma once
@@ -25,8 +25,8 @@
 
 namespace qvmremote {
 
-/// Proof that a T was authenticated: only request_verifier makes one, and the code that starts
-/// processes takes nothing else.
+/// Proof that a T was authenticated. Only request_verifier makes one, and the code that starts
+/// processes accepts only this type.
 template <class T>
 class verified {
   public:
@@ -59,10 +59,10 @@ class frame_authenticator {
   public:
     explicit frame_authenticator(const secret_bytes<32> &key) : mac_(key.view()) {}
 
-    /// Large data frames use GMAC from now on, because the signed header says so.
+    /// Uses GMAC for large data frames from now on. Call it if the signed header has feature::gmac.
     void use_gmac() noexcept { use_gmac_ = true; }
 
-    /// The tag of the next frame; counts it.
+    /// Returns the tag of the next frame and counts the frame.
     [[nodiscard]] std::array<std::uint8_t, tag_size> next_tag(std::uint32_t session,
                                                               frame_type type, bytes_view payload) {
         std::array<std::uint8_t, 13> prefix;
@@ -71,7 +71,8 @@ class frame_authenticator {
         prefix[12] = static_cast<std::uint8_t>(type);
         std::array<std::uint8_t, tag_size> out;
         if (use_gmac_ && is_data(type) && payload.size() >= gmac_threshold) {
-            // Shorter than any tagged input, so that no tag is ever the beginning of this key.
+            // This label is shorter than any tagged input, so no tag can be the beginning of this
+            // key.
             if (!gmac_)
                 gmac_.emplace(secret_bytes<32>(mac_.of({as_bytes({"gmac\0", 5})})).value());
             out = gmac_->of(sequence_, {prefix, payload});
@@ -130,15 +131,16 @@ struct session_keys {
     }
 };
 
-/// A fresh random value from dom0, good for one request.
+/// A fresh random value from dom0, valid for one request.
 using challenge = std::array<std::uint8_t, 32>;
 
-/// Derives everything from a registered key, so it is as secret as that key.
+/// Derives tokens and session keys from a registered key, so it is as secret as that key.
 class request_signer {
   public:
     explicit request_signer(const secret &key) : mac_(root(key).view()) {}
 
-    /// `t` is SHA-256 of HELLO's payload as it was sent; `header` is the encoded envelope.
+    /// The token of a request. `t` is SHA-256 of HELLO's payload as it was sent; `c` is the
+    /// challenge; `header` is the encoded envelope.
     [[nodiscard]] digest256 token(const digest256 &t, const challenge &c, bytes_view header) {
         return mac_.of({label("req"), t, c, header});
     }
@@ -161,23 +163,24 @@ class request_signer {
     hmac_sha256 mac_;
 };
 
-/// A header whose token verified, before anything in it was read.
+/// A header whose token verified, not yet parsed.
 struct signed_header {
     bytes_view header;     ///< borrowed from the REQUEST frame
-    std::size_t key_index; ///< which of the given keys it was
+    std::size_t key_index; ///< the index of the key that verified
     digest256 token;
 };
 
 /// A whole request: its header, and the body that the header promised.
 struct request {
-    envelope header; ///< with `body` filled in, in the header or after it
+    envelope header; ///< with `body` filled in, wherever it travelled
 };
 
-/// The one way from bytes to a request that may run: token, then header, then body.
+/// The only way from bytes to a request that may run: first the token, then the header, then the
+/// body.
 class request_verifier {
   public:
-    /// `untrusted_payload` is a token and a header; the header is not parsed. Fails with
-    /// errc::bad_token. All keys are tried, so that the time does not show which one matches.
+    /// Verifies `untrusted_payload`, a token and a header, and does not parse the header. Fails
+    /// with errc::bad_token. Tries all keys, so that the time does not show which key matches.
     [[nodiscard]] static result<verified<signed_header>> verify(std::span<const secret> keys,
                                                                 const digest256 &t,
                                                                 const challenge &c,
@@ -204,8 +207,9 @@ class request_verifier {
         });
     }
 
-    /// Protocol 1: the token of an entry of the queue under any of `keys`, errc::bad_token otherwise.
-    /// It proves that a holder of the key chose the ID. The body, fetched later, is not authentic.
+    /// Protocol 1: verifies the token of an entry of the queue under any of `keys`. Fails with
+    /// errc::bad_token. The token proves that a holder of the key chose the ID. The body, which
+    /// dom0 fetches later, is not authentic.
     struct entry_verified {
         verified<envelope> header; ///< kind shell, protocol 1, body to follow
         std::size_t key_index;
@@ -229,12 +233,11 @@ class request_verifier {
         return entry_verified{verified<envelope>(std::move(header)), fits};
     }
 
-    /// Joins the body, and takes arguments that came with it out of it, so that nobody after this sees
-    /// how they travelled; `untrusted_body` is empty for a body that came in the header. Fails as
-    /// envelope::unpack_arguments does, with
-    /// errc::bad_digest, or errc::binary_content for a command line with a NUL; for an entry of the
-    /// queue with errc::command_empty, command_too_large, or binary_content for control characters
-    /// that do not belong into text.
+    /// Joins the header and the body that followed it, and takes arguments out of the body, so that
+    /// later code need not know how they travelled. `untrusted_body` is empty if the body came in
+    /// the header. Fails as envelope::unpack_arguments does, with errc::bad_digest, or with
+    /// errc::binary_content for a command line with a NUL. For an entry of the queue it fails as
+    /// envelope::check_entry does.
     [[nodiscard]] static result<verified<request>> complete(verified<envelope> header,
                                                             std::string untrusted_body) {
         envelope out = std::move(header.value_);

@@ -90,10 +90,10 @@ def verify_says_what_is_good_and_what_is_not(f):
         (lines[:2] + lines[3:], b":3 (serial 3) does not have the next serial"),
         (lines[:3] + [lines[4], lines[3]] + lines[5:], b":4 (serial 4)"),
         (lines[1:], b":1 (serial 1)"),
-        (lines[:6], b"lines were cut off behind it, up to serial 7"),
+        (lines[:6], b"lines were cut off after it, up to serial 7"),
         ([], b"up to serial 7"),
-        (lines[:4] + [b"\n"] + lines[4:], b":5 (serial 5) is no line that dom0 wrote"),
-        (lines[:4] + [b"x" * 200_000], b":5 (serial 5) is no line that dom0 wrote"),
+        (lines[:4] + [b"\n"] + lines[4:], b":5 (serial 5) is not a line that dom0 wrote"),
+        (lines[:4] + [b"x" * 200_000], b":5 (serial 5) is not a line that dom0 wrote"),
     ]
     for changed, words in rows:
         got = verdict(changed)

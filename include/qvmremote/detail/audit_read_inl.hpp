@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of audit.hpp: lines as they are read, and the chain as it is checked.
+/// Bodies of audit.hpp: reads lines and checks the chain.
 
 #pragma once
 
@@ -14,7 +14,7 @@ namespace qvmremote {
 
 namespace detail {
 
-// Reads JSON as append writes it. A call that fails leaves the place, which is the error's offset.
+// Reads JSON as append writes it. After a call that fails, offset() is the error's offset.
 class audit_scanner {
   public:
     explicit audit_scanner(std::string_view line) noexcept : line_(line) {}
@@ -67,8 +67,9 @@ class audit_scanner {
         return skip('"');
     }
 
-    // The spelling of for_json: a code that has a short escape, or that passes as it is, has no
-    // long one, except where for_json shows a byte that was no UTF-8.
+    // Accepts only the spelling of for_json: a character with a short escape, or without need of
+    // one, must not have a long escape. The exception is a byte that was not UTF-8, which for_json
+    // writes as \u00NN.
     [[nodiscard]] bool escape() noexcept {
         const char kind = at_ + 1 < line_.size() ? line_[at_ + 1] : '\0';
         if (kind != 'u') {
@@ -119,8 +120,8 @@ class audit_scanner {
     std::size_t at_ = 0;
 };
 
-// The bytes of a string that the scanner has passed, from behind its opening quote to the closing
-// one; `raw` is left behind that.
+// Takes a string that the scanner has accepted from the front of `raw`, with its quotes. Returns
+// its bytes without the escapes.
 [[nodiscard]] inline std::string take_json_string(std::string_view &raw) {
     std::string out;
     raw.remove_prefix(1);
@@ -217,7 +218,7 @@ inline result<audit_entry> parse_audit(std::string_view line) {
     if (!at.skip('}') || !at.at_end())
         return fail(errc::bad_json, at.offset());
 
-    // The fields that every line has.
+    // Every line has these fields.
     const auto has = [&](std::size_t place, std::string_view key) {
         return place < out.fields_.size() && out.fields_[place].first == key;
     };
@@ -280,7 +281,7 @@ inline std::optional<audit_fault> audit_verifier::push(std::string_view untruste
     const bool is_head = entry->kind == name(audit_kind::head);
     const auto previous = is_head ? entry->text("prev") : std::nullopt;
     if (last_ == 0 && entry->serial != 1) {
-        // Older files have gone: this line says itself what it follows from.
+        // Older files were removed, so this line must say which hash it follows from.
         const auto of = entry->number("of");
         if (!previous || !of || !std::cmp_equal(*of, entry->serial - 1))
             return audit_fault::misplaced;
@@ -299,7 +300,7 @@ inline std::optional<audit_fault> audit_verifier::push(std::string_view untruste
         oldest_ = static_cast<std::uint64_t>(*oldest);
     for (; next_head_ < heads_.size() && heads_[next_head_].serial <= last_; ++next_head_) {
         if (heads_[next_head_].serial < last_)
-            continue; // only before the first line
+            continue; // older than the first line
         if (heads_[next_head_].hash != hash_)
             return audit_fault::rewritten;
         ++compared_;

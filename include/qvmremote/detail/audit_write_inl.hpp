@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of audit.hpp: from records to lines of the chain.
+/// Bodies of audit.hpp: writes records as lines of the chain.
 
 #pragma once
 
@@ -22,8 +22,8 @@ inline constexpr std::string_view hash_key = ",\"h\":\"";
 inline constexpr std::string_view line_end = "\"}";
 inline constexpr std::size_t hash_field = hash_key.size() + hash_digits + line_end.size();
 
-// Bytes that values may take in a line, escaped. One text may become six times as long (`\u00NN`),
-// so it is this side of the escaping that keeps a line within its limit.
+// How many bytes a value may take in a line, after escaping. Escapes can make a text six times as
+// long (`\u00NN`), so the limits apply to the escaped text.
 inline constexpr std::size_t audit_short_text = 256;
 inline constexpr std::size_t audit_long_text = 2048;
 inline constexpr std::size_t audit_argv_text = 2 * limits::audit_argument;
@@ -59,7 +59,7 @@ class audit_writer {
             return;
         begin(key);
         out_.push_back('"');
-        static_cast<void>(append_json(out_, *value, limit)); // a cut shows by its dots
+        static_cast<void>(append_json(out_, *value, limit)); // a text that was cut ends in dots
         out_.push_back('"');
     }
 
@@ -84,12 +84,12 @@ class audit_writer {
         bool whole = true;
         for (const std::string &word : words) {
             const std::size_t used = out_.size() - start;
-            // 16: a comma, two quotes, the dots of a cut, and one escape at least.
+            // 16 bytes are enough for a comma, two quotes, three dots and one escape.
             whole = taken < limits::audit_argument && used + 16 <= audit_argv_text;
             if (!whole)
                 break;
             std::size_t take = std::min(word.size(), limits::audit_argument - taken);
-            if (take < word.size()) // not between the bytes of one character
+            if (take < word.size()) // do not cut between the bytes of one character
                 for (int i = 0; i < 3 && take > 0 && (word[take] & 0xc0) == 0x80; ++i)
                     --take;
             out_.append(used == 0 ? "\"" : ",\"");

@@ -60,8 +60,8 @@ struct request_view {
     explicit request_view(const envelope &what) : request(what) {
         if (what.kind == request_kind::exec)
             argv = what.arguments;
-        // A body that follows its header is not known yet, or is too long. In the queue every body
-        // follows.
+        // A body that follows its header is either not known yet or too long for a simple command.
+        // In the queue every body follows, so there it is looked at.
         else if (what.kind == request_kind::shell && (what.protocol == 1 || !what.body_follows))
             if (auto words = simple_command(what.body))
                 argv = std::move(*words);
@@ -165,8 +165,8 @@ enum class concerns : std::uint8_t { no, unknown, yes };
                     : out.full                          ? stdin_mode::live
                                                         : stdin_mode::closed;
     if (what.tty) {
-        // What is typed there is live, and no operator sees it beforehand: so an `ask` says it, and below
-        // full access any rule does.
+        // An operator cannot see what will be typed. So an `ask`, and any rule below full access,
+        // allows a terminal only if it says tty=yes.
         const bool by_default = out.full && rule.action != policy_action::ask;
         out.tty = options.tty.value_or(by_default) &&
                   options.input.value_or(stdin_mode::live) == stdin_mode::live;
@@ -243,7 +243,7 @@ inline verdict decide(const peer &who, const envelope &what, const policy &rules
 
 namespace detail {
 
-// The terms that satisfy both; nothing when their accounts differ.
+// The terms that satisfy both rules; nothing when their accounts differ.
 [[nodiscard]] inline std::optional<run_terms> narrower_terms(const run_terms &one,
                                                              const run_terms &other) {
     const auto least = [](const auto &a, const auto &b) {
@@ -253,7 +253,7 @@ namespace detail {
         return std::nullopt;
     run_terms out = one;
     if (out.argv.empty())
-        out.argv = other.argv; // without a shell, if either says so
+        out.argv = other.argv; // without a shell, if one of the two runs it without
     out.timeout_s = one.timeout_s == 0 || other.timeout_s == 0
                         ? std::max(one.timeout_s, other.timeout_s)
                         : std::min(one.timeout_s, other.timeout_s);

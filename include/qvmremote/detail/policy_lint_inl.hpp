@@ -23,7 +23,7 @@ namespace detail {
     return wide.what == qube_selector::kind::any || wide == narrow;
 }
 
-// Looks at one rule among the others.
+// Finds what is doubtful about one rule, given the others.
 class rule_doubts {
   public:
     // `named` holds the lines that earlier rules of the policy have the same effect as.
@@ -78,8 +78,9 @@ class rule_doubts {
                       variable.name);
     }
 
-    // Below full a command of an account is confined. What the same account runs under full is not, and
-    // leaves files and processes that the confined one meets, and that act for it outside.
+    // Below full, a command is confined. If the same account also runs commands under full, these
+    // are not confined, and a confined command can make them act for it through the files and
+    // processes of the account.
     void find_unconfined_use() {
         if (!rule_.options.user || is_full(rule_.request))
             return;
@@ -123,7 +124,8 @@ class rule_doubts {
             doubt("a shell command gets around this: " + place(*wide) + " lets it through");
     }
 
-    // Commands with the same effect that a later level still allows: one missing line for each.
+    // Finds commands with the same effect that a later level still allows, and proposes a line to
+    // deny each.
     void find_other_ways(std::size_t level) {
         const policy_rule &after = rules_[level];
         if (after.request.what != request_pattern::kind::level || is_full(after.request) ||

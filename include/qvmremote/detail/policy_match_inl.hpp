@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of policy.hpp: words, patterns, and command lines that are an argv.
+/// Bodies of policy.hpp: matches words and patterns, and splits simple command lines.
 
 #pragma once
 
@@ -17,8 +17,8 @@ namespace detail {
     return std::all_of(word.begin(), word.end(), [](char c) { return is_plain(c); });
 }
 
-// `*` stands for any run of characters. It does not use recursion, so the time is at most the product
-// of the lengths of pattern and word.
+// `*` stands for any run of characters. The loop does not use recursion, so the time is at most
+// proportional to the product of both lengths.
 [[nodiscard]] constexpr bool glob_matches(std::string_view glob, std::string_view text) noexcept {
     std::size_t g = 0, t = 0;
     std::size_t star = std::string_view::npos, resume = 0;
@@ -71,7 +71,7 @@ namespace detail {
     switch (wide.what) {
     case kind::word:
         return true;
-    case kind::qube: // a `*` of the narrow one fits only a `*` of the wide one
+    case kind::qube: // only a `*` of the wide glob takes a `*` of the narrow one
         return narrow.what == kind::qube && glob_matches(wide.text, narrow.text);
     case kind::name:
         return narrow.what == kind::name || narrow.what == kind::number ||
@@ -109,8 +109,8 @@ inline bool matches(std::span<const word_pattern> pattern, std::span<const std::
 }
 
 inline std::optional<std::vector<std::string>> simple_command(std::string_view text) {
-    // Words that bash does not take as the name of a program. echo, false, kill, printf, pwd, test and
-    // true are builtins too, but there are programs that do the same.
+    // Words that bash does not take as the name of a program. The builtins echo, false, kill,
+    // printf, pwd, test and true are not here, because there are programs that do the same.
     static constexpr std::string_view of_bash[] = {
         ".",         ":",        "alias",   "bg",      "bind",     "break",   "builtin",  "caller",
         "case",      "cd",       "command", "compgen", "complete", "compopt", "continue", "coproc",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of policy.hpp: parse rules, and write them as text.
+/// Bodies of policy.hpp: parses rules and writes them as text.
 
 #pragma once
 
@@ -345,7 +345,8 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
     out.line = line_;
     if (!read_who(words[0], out.who))
         return false;
-    // Read from the end, since an exec pattern may hold any word: first the options, then the action.
+    // Read the line from its end, first the options and then the action, because an exec pattern
+    // may hold any word.
     std::size_t action = words.size() - 1;
     while (action > 1 && !is_action(words[action].text) &&
            words[action].text.find('=') != std::string_view::npos)

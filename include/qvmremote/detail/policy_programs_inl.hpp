@@ -16,8 +16,9 @@ template <std::size_t Size>
     return std::find(std::begin(list), std::end(list), word) != std::end(list);
 }
 
-// Programs whose argv says what they do: nothing in their arguments or their input names a program or a
-// script that they run. A list of all other programs would never be complete.
+// Whether a program's argv shows what it does: neither its arguments nor its input name a program
+// or a script that it runs. The list holds the harmless programs, since a list of all others would
+// never be complete.
 [[nodiscard]] inline bool is_plain_program(std::string_view program) noexcept {
     // clang-format off
     static constexpr std::string_view known[] = {
@@ -42,7 +43,7 @@ template <std::size_t Size>
     return is_one_of(known, program);
 }
 
-// The same for a program with verbs, when the verb is the first argument.
+// The same for a program whose first argument is a verb.
 [[nodiscard]] inline bool is_plain_verb(std::string_view program, std::string_view verb) noexcept {
     static constexpr std::string_view of_systemctl[] = {
         "is-active",
@@ -75,8 +76,8 @@ template <std::size_t Size>
            word.starts_with("-fls") || word == "-delete";
 }
 
-// Variables that only change how a program prints, and not what it runs, reads or writes, if their
-// value is not a path.
+// Whether a variable changes only how a program prints, and not what it runs, reads or writes, if
+// its value is not a path.
 [[nodiscard]] inline bool is_plain_variable(std::string_view variable) noexcept {
     static constexpr std::string_view known[] = {
         "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "COLUMNS",  "FORCE_COLOR", "GREP_COLORS", "LANG",
@@ -88,8 +89,8 @@ template <std::size_t Size>
     return is_one_of(known, variable);
 }
 
-// A time zone is a name below one directory, and the other values are not paths at all: if LANGUAGE,
-// TERM or TZ is a path, a library reads that file.
+// Refuses values that are paths: if LANGUAGE, TERM or TZ is a path, a library reads that file. A
+// time zone may hold '/', but must stay in the directory of time zones.
 [[nodiscard]] inline bool is_plain_value(std::string_view variable,
                                          std::string_view value) noexcept {
     if (std::any_of(value.begin(), value.end(), [](char c) { return is_control(c); }))
@@ -100,8 +101,8 @@ template <std::size_t Size>
     return value.find('/') == std::string_view::npos;
 }
 
-// What a program must know of its terminal. It says nothing of what runs, so it passes with each
-// terminal that policy allows.
+// Whether a variable tells a program about its terminal. It does not change what runs, so it passes
+// with every terminal that the policy allows.
 [[nodiscard]] inline bool describes_terminal(std::string_view variable,
                                              std::string_view value) noexcept {
     return (variable == "TERM" || variable == "COLORTERM") && is_plain_value(variable, value);

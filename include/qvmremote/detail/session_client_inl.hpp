@@ -36,7 +36,7 @@ inline result<std::monostate> client_stream::send_request(std::uint32_t number, 
                                                           const secret &key) {
     session &s = at(number);
     assert(s.stage == phase::challenged);
-    // Without this one it would be another request.
+    // Other features can be dropped, but without this one the request would mean something else.
     if (what.has_packed_arguments() && !(features_.value_or(0) & feature::long_arguments))
         return fail(errc::unsupported);
     what.features &= features_.value_or(0);
@@ -146,7 +146,7 @@ inline result<std::optional<client_event>> client_stream::take(const frame_view 
     }
     if (type == frame_type::hello)
         return take_hello(number, untrusted);
-    if (type == frame_type::queue) // the agent keeps these to itself
+    if (type == frame_type::queue) // the agent never passes these on
         return fail(errc::unknown_frame);
     if (!features_)
         return fail(errc::bad_version);
@@ -168,11 +168,11 @@ inline result<std::optional<client_event>> client_stream::take(const frame_view 
     }
     const auto found = sessions_.find(number);
     if (found == sessions_.end())
-        return std::nullopt; // given up here, and dom0 does not know yet
+        return std::nullopt; // given up here, and dom0 may not know that yet
     session &s = found->second;
     if (type == frame_type::rejected || type == frame_type::close) {
-        // Nobody vouches for these. Before dom0 accepted they say "no"; after it they can only
-        // mean that the rest is lost.
+        // These frames are not authentic. Before dom0 has accepted, one means that the request is
+        // refused; afterwards it can only mean that the rest of the output is lost.
         const bool started = s.stage == phase::running;
         sessions_.erase(found);
         if (type == frame_type::rejected && !started)

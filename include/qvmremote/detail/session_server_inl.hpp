@@ -100,7 +100,7 @@ inline result<server_stream::header_verified> server_stream::verify(const server
         return header_verified{std::move(*decoded), (**header).key_index};
     }
     sessions_.erase(at);
-    // The qube learns that it was refused, not whether it has a key here.
+    // Do not tell the qube whether dom0 has a key for it.
     reject(event.session, why == errc::no_key ? errc::bad_token : why, {});
     return fail(why);
 }
@@ -261,7 +261,7 @@ inline result<bool> server_stream::find_preamble(std::uint64_t now_ms) {
         found = queue;
     const auto before = static_cast<std::size_t>(found - held.begin());
     if (found == held.end()) {
-        // All but what could be the beginning of the preamble is done with.
+        // Skip all bytes except the last ones, which could be the beginning of the preamble.
         const std::size_t done = held.size() - std::min(held.size(), preamble.size() - 1);
         reader_.skip(done);
         skipped_ += done;
@@ -315,7 +315,8 @@ inline result<std::optional<server_event>> server_stream::take(const frame_view 
     if (type == frame_type::open) {
         if (number != 0 || !frame.untrusted_payload.empty())
             return fail(errc::bad_frame);
-        // Answers come in the order of the OPENs, so this one's must not overtake another's.
+        // The client expects answers in the order of its OPENs, so the caller must have answered
+        // the last one.
         assert(!open_unanswered_);
         if (open_challenges(now_ms) >= limits::open_challenges) {
             reject(0, errc::busy, {});
@@ -330,8 +331,8 @@ inline result<std::optional<server_event>> server_stream::take(const frame_view 
         return fail(errc::bad_frame);
     const auto found = sessions_.find(number);
     if (found == sessions_.end()) {
-        // The client could not know yet that the session is over. A request for one that is
-        // gone is told so, or its client would wait for ever.
+        // The client may not know yet that the session is over. Answer a request, because its
+        // client would otherwise wait for ever.
         if (type == frame_type::request)
             reject(number, errc::challenge_stale, {});
         return std::nullopt;
@@ -347,7 +348,8 @@ inline result<std::optional<server_event>> server_stream::take(const frame_view 
     if (type == frame_type::request) {
         if (s.stage != phase::challenged)
             return drop(number, errc::challenge_stale);
-        // On a stream that has proven itself, frames may be larger than a header.
+        // After a token has verified on the stream, the reader accepts larger frames, so check the
+        // size here.
         if (frame.untrusted_payload.size() > token_size + limits::request_header)
             return drop(number, errc::frame_too_large);
         s.stage = phase::requested;
@@ -428,8 +430,8 @@ inline bool server_stream::is_stale(const session &s, std::uint64_t now_ms) noex
     return now_ms > s.issued_ms + limits::challenge_ms;
 }
 
-// How many challenges can still be answered; forgets those that cannot. One walk over at most
-// limits::open_challenges and what the caller lets wait and run.
+// Counts the challenges that can still be answered, and removes the stale ones. It walks over all
+// sessions, which are few: at most limits::open_challenges and those that wait or run.
 inline std::size_t server_stream::open_challenges(std::uint64_t now_ms) {
     std::size_t count = 0;
     for (auto i = sessions_.begin(); i != sessions_.end();) {

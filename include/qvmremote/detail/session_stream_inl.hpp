@@ -38,9 +38,9 @@ inline void stream_end::put_tagged(frame_authenticator &keys, std::uint32_t sess
     commit_tagged(keys, session, type, payload.size());
 }
 
-// In place: room for the payload, with the header before and the tag behind it. The output must
-// not be touched between the two calls; were it, the frame would begin elsewhere and seal
-// whatever lies there.
+// Returns room for a payload in the output, with room for the header before it and for the tag
+// after it. commit_tagged must follow before the output is used again; otherwise the frame would
+// begin at another place and seal the bytes that are there.
 inline std::span<std::uint8_t> stream_end::prepare_tagged(std::size_t payload) {
     const auto room = out_.prepare(frame_header::size + payload + tag_size);
     prepared_ = room.data();
@@ -62,7 +62,8 @@ inline bytes stream_end::reason_payload(errc reason, std::string_view text) {
     return payload;
 }
 
-// A frame of the stream itself that both ends treat alike; true when it was one.
+// Handles PING and PONG, which both ends treat in the same way; returns whether the frame was one
+// of them.
 inline result<bool> stream_end::take_stream_frame(const frame_view &frame) {
     const frame_type type = frame.header.type;
     if (type != frame_type::ping && type != frame_type::pong)

@@ -11,9 +11,9 @@
 
 namespace qvmremote::host {
 
-/// Enlarges a pipe, once, after a large piece has gone through it, because each piece wakes up the
-/// process at the other end. A descriptor that is not a pipe stays as it is, and so does a pipe that
-/// the kernel does not enlarge (F_SETPIPE_SZ in fcntl(2)).
+/// Enlarges a pipe, once, when a large piece goes through it. Each piece wakes up the process at
+/// the other end, so larger pieces cost less. A descriptor that is not a pipe stays as it is, and
+/// so does a pipe that the kernel does not enlarge (F_SETPIPE_SZ in fcntl(2)).
 class bulk_pipe {
   public:
     /// Nearly all of an ordinary pipe of 64 KiB.

@@ -54,8 +54,8 @@ struct command {
     bool no_wait =
         false; ///< end with the first process, even if what it left running may still write
     std::optional<command_id> id; ///< when absent, a new one is made
-    /// It runs in a terminal in dom0: all it writes is stdout, as it is, and stdin is what is typed.
-    /// The environment should say TERM.
+    /// The command runs in a terminal in dom0: everything it writes is stdout, unchanged, and stdin
+    /// is what the user types. The environment should set TERM.
     bool tty = false;
 };
 
@@ -69,8 +69,8 @@ struct terminal_size {
 class input_filter {
   public:
     virtual ~input_filter() = default;
-    /// The first `n` bytes of `data` were read, and it has room for one more. Returns how many are to
-    /// be sent, or `leave`: the session is given up.
+    /// The first `n` bytes of `data` were read from stdin; `data` has room for at least one more.
+    /// Changes them in place and returns how many to send, or `leave` to give the session up.
     [[nodiscard]] virtual std::size_t pass(std::span<std::uint8_t> data, std::size_t n) = 0;
     static constexpr std::size_t leave = SIZE_MAX;
 };
@@ -81,7 +81,8 @@ class output_sink {
     virtual ~output_sink() = default;
     /// Takes the first bytes of `data`, perhaps none, and returns how many it took.
     [[nodiscard]] virtual std::size_t take(bytes_view data) = 0;
-    /// When take() left something: the descriptor to wait for, or -1 to be called again soon.
+    /// After take() left some bytes: the descriptor that poll should watch for writing, or -1 to be
+    /// called again soon.
     [[nodiscard]] virtual int blocked_on() const { return -1; }
     /// The sink will never take more (EPIPE): the command is given up.
     [[nodiscard]] virtual bool broken() const { return false; }
@@ -112,9 +113,10 @@ class callback_sink final : public output_sink {
     std::function<void(bytes_view)> call_;
 };
 
-/// Writes to a descriptor that other processes share (a standard stream), so its flags stay as they
-/// are. A pipe or a terminal is opened a second time, without blocking; for a socket each call says
-/// not to block. Where neither is possible, small pieces are written when poll allows it.
+/// Writes to a descriptor that other processes share, such as a standard stream, and does not
+/// change its flags. It opens a pipe or a terminal a second time, non-blocking, and sends to a
+/// socket with MSG_DONTWAIT. If it cannot open the pipe or terminal, it writes small pieces when
+/// poll says that it may.
 class descriptor_sink final : public output_sink {
   public:
     /// Borrows the descriptor.
@@ -152,9 +154,9 @@ class descriptor_sink final : public output_sink {
     }
     [[nodiscard]] int blocked_on() const override { return own_ ? own_.get() : fd_; }
     [[nodiscard]] bool broken() const override { return broken_; }
-    /// Closes what was opened here. The caller closes the descriptor itself.
+    /// Closes the second descriptor. The caller closes its own.
     void end() override { own_.reset(); }
-    /// The errno of what broke it: EPIPE when the reader is gone, ENOSPC and so on.
+    /// The errno that broke the sink, such as EPIPE when the reader is gone, or ENOSPC.
     [[nodiscard]] int error() const noexcept { return error_; }
 
   private:
@@ -185,14 +187,15 @@ class descriptor_sink final : public output_sink {
 /// The state of a run, to be shown to a person.
 enum class run_state : std::uint8_t {
     sent,    ///< dom0 has not answered yet
-    waiting, ///< in dom0 for a slot or for the end of standard input; the text says for which
+    waiting, ///< dom0 waits for a slot or for the end of standard input; the text says which
     pending, ///< dom0 waits for its operator; the text says for what
     running,
-    noticed, ///< still running, and dom0 has something to say about it: the text
-    silent,  ///< nothing has come for a while; the last state is told again when something comes
+    noticed, ///< still running; the text is a notice from dom0
+    silent,  ///< nothing has come for a while; when something comes, the last state is reported
 };
 
-/// What a run is connected to. All of it is borrowed for the call, and descriptors keep their flags.
+/// What a run is connected to. The call borrows all of it and does not change the flags of the
+/// descriptors.
 struct run_streams {
     output_sink *out = nullptr; ///< required
     output_sink *err = nullptr; ///< required
@@ -203,8 +206,8 @@ struct run_streams {
     /// Called every `tick_ms` while waiting, when set.
     std::function<void()> tick{};
     int tick_ms = 1000;
-    /// With command::tty: how large its terminal is to be. Asked for at the beginning, when dom0 has
-    /// accepted, and for each SIGWINCH from signal_fd.
+    /// With command::tty: returns the size that the terminal in dom0 should have. Called at the
+    /// beginning, after dom0 has accepted, and for each SIGWINCH from signal_fd.
     std::function<terminal_size()> size{};
     input_filter *filter = nullptr;
 };
@@ -265,11 +268,12 @@ class client {
             ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
     }
 
-    /// How long dom0 may take for its first byte, if the platform may ask somebody before the call
-    /// reaches dom0. Otherwise as long as for any other answer.
+    /// Sets how long dom0 may take to send its first byte; 30 s by default. Set more if the
+    /// platform may ask a person before the call reaches dom0.
     void wait_for_first_answer(std::uint64_t ms) noexcept { first_answer_ms_ = ms; }
 
-    /// Runs one command to its end. Whatever dom0 or the machine does, it does not throw.
+    /// Runs one command to its end. Every failure of dom0 or of the machine is a run_result; it
+    /// does not throw.
     [[nodiscard]] run_result run(command what, const run_streams &io);
 
     /// Runs one command without stdin and keeps its output.

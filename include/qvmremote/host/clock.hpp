@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The clocks: one that only counts, and local time in the forms of the records.
+/// The clocks: two that only count, and local time in the forms of the records.
 
 #pragma once
 
@@ -20,8 +20,8 @@ namespace qvmremote::host {
            static_cast<std::uint64_t>(t.tv_nsec) / 1'000'000;
 }
 
-/// The same without suspends: for limits on how long somebody may take, who is given that time anew
-/// when the machine wakes up.
+/// The same without the time in suspend (CLOCK_MONOTONIC): for limits on how long the other end may
+/// take, since it cannot answer while the machine is suspended.
 [[nodiscard]] inline std::uint64_t awake_ms() noexcept {
     timespec t{};
     ::clock_gettime(CLOCK_MONOTONIC, &t);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Configuration that does not come from files: variables, and the options of a plug-in.
+/// Settings from environment variables, and the settings that are options of a plug-in.
 
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The file operations that must be right: trusted open, bounded read, atomic write, append.
+/// The file operations that security depends on: trusted open, bounded read, atomic write, append.
 
 #pragma once
 
@@ -89,12 +89,12 @@ class trusted_directory {
     std::string path_;
 };
 
-/// The whole of a file that open_trusted accepts as `kind`.
+/// The whole of a file that open_trusted accepts as `kind`. Fails as open_trusted and read_all do.
 [[nodiscard]] inline outcome<std::string> read_trusted(const std::string &absolute_path,
                                                        trusted kind, std::size_t limit);
 
-/// The last `most` bytes of a regular file, or all of a smaller one: for logs that grow while they
-/// are read. Symbolic links are followed.
+/// The last `most` bytes of a regular file, or all of a smaller one, for logs that grow while they
+/// are read. Symbolic links are followed. Fails as read_text does for anything but a regular file.
 [[nodiscard]] inline outcome<std::string> read_tail(const std::string &path, std::size_t most);
 
 /// Whether a write is on disk when the function returns, or only visible to other processes.

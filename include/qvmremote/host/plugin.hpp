@@ -32,7 +32,8 @@
 namespace qvmremote::host {
 namespace detail {
 
-// "mock, qrexec": only for the message. A name that cannot be configured is not listed.
+// The names of the plug-ins in the directory ("mock, qrexec"), for the message. A name that cannot
+// be configured is not listed.
 [[nodiscard]] inline std::string installed_transports(const std::string &directory) {
     std::string out;
     for (std::string &name : names_in(directory).value_or(std::vector<std::string>{})) {
@@ -89,7 +90,7 @@ inline outcome<transport> transport::load(const std::string &directory, const st
         }();
         if (std::find(symbols.begin(), symbols.end(), QVMREMOTE_TRANSPORT_SYMBOL) == symbols.end())
             return refused("cannot be loaded: " + detail::shell_word(path) +
-                           " is no shared object with the symbol " QVMREMOTE_TRANSPORT_SYMBOL
+                           " is not a shared object with the symbol " QVMREMOTE_TRANSPORT_SYMBOL
                            "; install a transport that was built for this version");
 
         // RTLD_NOW: a symbol that is missing shows here and not in the middle of a session.

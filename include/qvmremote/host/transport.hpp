@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A transport for the host: the C table of transport_abi.h, checked, owned, and with C++ types.
+/// A transport in C++ types: checks the C table of transport_abi.h and owns what it opens.
 
 #pragma once
 
@@ -30,9 +30,9 @@ using transport_options = std::vector<std::pair<std::string, std::string>>;
 [[nodiscard]] inline std::optional<std::string> option_name(std::string_view name,
                                                             std::string_view configuration_key);
 
-/// Bytes both ways, and the name of the other end, as the transport proves it (invariant I3).
-/// `in` and `out` are two descriptors even for one socket, so closing one does not end a direction:
-/// call shutdown.
+/// A stream in both directions, and the name of the other end, as the transport proves it
+/// (invariant I3). `in` and `out` are two descriptors even if both are one socket, so closing `out`
+/// does not end a direction: call shutdown.
 struct stream {
     unique_fd in;
     unique_fd out;

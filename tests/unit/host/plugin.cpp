@@ -76,7 +76,8 @@ TEST_CASE("what is wrong with a plug-in is said, and only one with the symbol is
         bool runs; // its constructor
     };
     static constexpr row rows[] = {
-        {"no-symbol", "no-symbol", "no shared object with the symbol qvmremote_transport_1", false},
+        {"no-symbol", "no-symbol", "is not a shared object with the symbol qvmremote_transport_1",
+         false},
         {"wrong-abi", "wrong-abi", "has ABI 2 and this program takes 1", true},
         {"wrong-name", "wrong-name", "transport 'wrong-name' calls itself 'stub'", true},
         {"short-table", "short-table", "lacks the function 'accept'", true},

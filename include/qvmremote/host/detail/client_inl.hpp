@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The loop of client::run.
+/// The loop of client::run, which moves bytes between dom0 and the streams of one command.
 
 #pragma once
 
 namespace qvmremote::host {
 
-// One command on its way: what poll waits for, and what the stream machine says.
+// One run of a command: waits with poll, and handles the events of the stream.
 class client::running {
   public:
     running(client &owner, command what, const run_streams &io)
@@ -35,9 +35,9 @@ class client::running {
   private:
     using kind = run_result::kind;
 
-    // When nothing came for this long the user is told; dom0 is asked for a sign of life at half of it.
+    // After this time without a byte from dom0 the user is told. After half of it dom0 gets a PING.
     static constexpr std::uint64_t silence_ms = 30'000;
-    // A wait that takes so much longer than it should: this process was stopped meanwhile.
+    // If a wait takes this much longer than its time-out, this process was stopped meanwhile.
     static constexpr std::uint64_t stopped_ms = 1'000;
     static constexpr std::size_t most_reads = 4;
 
@@ -61,7 +61,8 @@ class client::running {
             } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
                 return true;
             } else if (errno != EINTR) {
-                // What dom0 said before it closed may still be there to read.
+                // Do not end the run: what dom0 wrote before it closed the stream may still be
+                // there to read.
                 writable_ = false;
                 out.consume(out.size());
             }
@@ -79,7 +80,7 @@ class client::running {
         const auto in = watch(c_.link_.in.get(), POLLIN);
         if (c_.machine_.output().size() > 0)
             watch(c_.link_.out.get(), POLLOUT);
-        // poll passes over a descriptor that is negative.
+        // poll ignores a negative descriptor.
         const auto input = watch(wants_stdin() ? io_.stdin_fd : -1, POLLIN);
         const auto signals = watch(io_.signal_fd, POLLIN);
         int timeout = static_cast<int>(silence_ms / 2);
@@ -103,7 +104,7 @@ class client::running {
             return lose("poll failed");
         const std::uint64_t now = host::awake_ms();
         if (now - began_ms > static_cast<std::uint64_t>(timeout) + stopped_ms)
-            heard_ms_ = now; // counted anew: dom0 may have had no chance to answer
+            heard_ms_ = now; // start again: we could not read while stopped
         if (io_.tick && now - ticked_ms_ >= static_cast<std::uint64_t>(io_.tick_ms)) {
             ticked_ms_ = now;
             io_.tick();
@@ -117,7 +118,8 @@ class client::running {
             receive(now);
         else if (!done_)
             check_silence(now);
-        // Several frames go out in one write: each write is a wake-up for all on the way.
+        // Collect several frames for one write, because each write wakes up every process on the
+        // way.
         for (bool more = ready > 0 && fds[input].revents; more && !done_ && wants_stdin();) {
             more = send_stdin();
             pollfd again{io_.stdin_fd, POLLIN, 0};
@@ -125,8 +127,8 @@ class client::running {
         }
     }
 
-    // A stream that has never said a word may lead nowhere. One that has ends when it is closed: dom0 may
-    // be suspended or busy, and what was asked of it goes on.
+    // A stream on which nothing has ever come is given up after a while. One on which dom0 has
+    // answered ends only when it is closed: dom0 may be suspended or busy, and the command goes on.
     void check_silence(std::uint64_t now) {
         if (!c_.answered_ && now - heard_ms_ > c_.first_answer_ms_)
             return lose("dom0 does not answer");
@@ -196,7 +198,7 @@ class client::running {
             return changed(event.number == 0 ? run_state::waiting : run_state::pending, event.text);
         case what::notice:
             if (io_.changed)
-                io_.changed(run_state::noticed, event.text); // it is no state to come back to
+                io_.changed(run_state::noticed, event.text); // not a state, so it is not stored
             return;
         case what::accepted:
             accepted_ = true;
@@ -251,8 +253,8 @@ class client::running {
             result_.reason = sent.error().code;
             return finish(kind::not_sent);
         }
-        // Accepted or not: when the stream breaks now, dom0 may have started it and not come to
-        // say so.
+        // If the stream breaks from now on, dom0 may have started the command although we never saw
+        // ACCEPTED.
         result_.may_have_run = true;
         flush();
         changed(run_state::sent, {});
@@ -272,7 +274,8 @@ class client::running {
                !c_.machine_.congested() &&
                c_.machine_.stdin_credit(session_) > (io_.filter ? 1u : 0u);
     }
-    // Whether it was much: then there is more, or there soon is.
+    // Sends one piece of stdin. Returns whether it was large, because then more is likely to be
+    // ready.
     bool send_stdin() {
         const auto room = c_.machine_.prepare_stdin(session_);
         const ssize_t n = ::read(io_.stdin_fd, room.data(), room.size() - (io_.filter ? 1u : 0u));
@@ -301,7 +304,8 @@ class client::running {
             if (number == SIGWINCH) {
                 resize();
             } else if (what_.tty && accepted_ && number != SIGHUP && number != SIGTERM) {
-                c_.machine_.send_signal(session_, number); // as a key does: its programs go on
+                c_.machine_.send_signal(session_,
+                                        number); // like a key: the programs in the terminal go on
             } else {
                 const bool second = result_.signal != 0;
                 if (!second)
@@ -331,8 +335,8 @@ class client::running {
         size_ = now;
     }
 
-    // One of the two output streams: what its sink has not taken yet. At most a window's worth,
-    // since dom0 gets no credit for it.
+    // One of the two output streams, with the bytes that its sink has not taken yet. They are at
+    // most limits::window, since dom0 gets credit only for bytes that a sink took.
     struct lane {
         std::string pending;
         bool ended = false;
@@ -369,7 +373,7 @@ class client::running {
         finish(kind::sink_broken);
     }
 
-    // The command has ended, and what it wrote still has to go where it belongs.
+    // After the command has ended, waits until the sinks have taken the rest of its output.
     void deliver_rest() {
         if (result_.how == kind::sink_broken || result_.how == kind::interrupted)
             return;
@@ -402,9 +406,9 @@ class client::running {
     run_result result_;
     std::uint32_t session_ = 0;
     bool accepted_ = false;
-    terminal_size size_; // as dom0 was told last
+    terminal_size size_; // the size that dom0 knows
     bool silent_ = false;
-    run_state state_ = run_state::sent; // as it is but for a silence
+    run_state state_ = run_state::sent; // the last state other than silent
     std::string state_text_;
     bool stdin_ended_ = false;
     bulk_pipe stdin_pipe_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of host/files.hpp. No stream and no std::filesystem: the client's start pays for each.
+/// Bodies of host/files.hpp. They use no iostreams and no std::filesystem, because both slow down
+/// the start of the client.
 
 #pragma once
 
@@ -24,7 +25,8 @@
 namespace qvmremote::host {
 namespace detail {
 
-// A path as one word of a shell, in one line of a message: mostly as it is, in quotes otherwise.
+// A path as one word of a shell, for a message of one line: in quotes if it needs them. A control
+// character is shown as '?'.
 [[nodiscard]] inline std::string shell_word(std::string_view text) {
     constexpr std::string_view plain = "/._-+,:@%=";
     if (!text.empty() && std::all_of(text.begin(), text.end(), [&](char c) {
@@ -49,7 +51,7 @@ template <class Call>
     return done;
 }
 
-// Only the owner is asked here; the caller says what the mode must be.
+// Checks only the owner; the caller checks the mode.
 [[nodiscard]] inline bool is_ours(const struct stat &at) noexcept {
     return at.st_uid == 0 || at.st_uid == ::geteuid();
 }
@@ -69,8 +71,9 @@ template <class Call>
                           " " + shell_word(path));
 }
 
-// `name` in `parent` could not be opened as what it should be. O_NOFOLLOW shows a symbolic link
-// as ELOOP or ENOTDIR, so ask what it is, for the words alone: the refusal already stands.
+// The failure for a `name` in `parent` that could not be opened. O_NOFOLLOW reports a symbolic link
+// as ELOOP or ENOTDIR, so look whether it is one. This only improves the message: the file is
+// refused in any case.
 [[nodiscard]] inline tl::unexpected<failure>
 open_failed(int parent, const std::string &name, const std::string &path, int error_number) {
     struct stat at {};
@@ -86,8 +89,9 @@ open_failed(int parent, const std::string &name, const std::string &path, int er
     return failed("cannot open " + shell_word(path), error_number);
 }
 
-// An open directory on the way to the file. Who may write in it may put another file there; in a
-// sticky one only where the name is not ours already, and the next component is checked for that.
+// Checks an open directory on the way to the file. Whoever may write to a directory can replace a
+// file in it. In a sticky directory nobody can replace a file of ours, and the next component is
+// checked to be ours.
 [[nodiscard]] inline outcome<void> check_parent(int fd, const std::string &path) {
     struct stat at {};
     if (::fstat(fd, &at) != 0)
@@ -117,7 +121,8 @@ open_failed(int parent, const std::string &name, const std::string &path, int er
     return {};
 }
 
-// Takes the next component off the front of `rest`; repeated slashes are one. Empty at the end.
+// Removes the next component from the front of `rest` and returns it; empty at the end. Repeated
+// slashes count as one.
 [[nodiscard]] inline std::string_view next_component(std::string_view &rest) {
     rest.remove_prefix(std::min(rest.find_first_not_of('/'), rest.size()));
     const std::string_view name = rest.substr(0, rest.find('/'));
@@ -129,8 +134,8 @@ open_failed(int parent, const std::string &name, const std::string &path, int er
     return rest.find_first_not_of('/') == std::string_view::npos;
 }
 
-// "a/b" as {"a", "b"}, "b" as {".", "b"}, "/b" as {"/", "b"}. None when there is no name to write
-// to.
+// A path as directory and name: "a/b" is {"a", "b"}, "b" is {".", "b"}, "/b" is {"/", "b"}. split()
+// returns nothing when the path does not end in the name of a file.
 struct split_path {
     std::string directory;
     std::string name;
@@ -148,9 +153,9 @@ struct split_path {
     return out;
 }
 
-// O_PATH: a parent needs to be passable, not readable.
+// O_PATH: we may pass through a parent without the right to read it.
 inline constexpr int parent_flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-// O_NONBLOCK: a FIFO put there must not hang the opener before it is refused.
+// O_NONBLOCK: a FIFO at this path must not block the opener before it is refused.
 [[nodiscard]] constexpr int target_flags(trusted kind) {
     return O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY |
            (kind == trusted::directory ? O_DIRECTORY : 0);
@@ -211,8 +216,8 @@ inline outcome<std::string> read_all(int fd, std::size_t limit) {
         expected_size = static_cast<std::size_t>(at.st_size);
     }
 
-    // One byte more than expected, so that the read which finds the end needs no second buffer.
-    // Pipes and /proc tell no size: those begin with a page and double.
+    // One byte more than expected, so that the read that finds the end needs no second buffer.
+    // Pipes and files in /proc have no size: there the buffer begins with a page and doubles.
     std::string out(expected_size != 0 ? expected_size + 1 : std::min<std::size_t>(limit, 4095) + 1,
                     '\0');
     std::size_t used = 0;
@@ -337,7 +342,7 @@ inline outcome<std::string> read_tail(const std::string &path, std::size_t most)
         if (n < 0)
             return failed("cannot read " + detail::shell_word(path), errno);
         if (n == 0)
-            break; // cut meanwhile
+            break; // the file was cut meanwhile
         used += static_cast<std::size_t>(n);
     }
     out.resize(used);
@@ -393,7 +398,8 @@ inline outcome<void> write_atomically(const std::string &path, std::string_view 
     if (!directory)
         return cannot("open the directory of", errno);
 
-    // Unpredictable, though O_EXCL would suffice against a trap: two writers must not meet either.
+    // A random name, so that two writers do not choose the same one. O_EXCL alone protects against
+    // a file that somebody else put there.
     std::array<std::uint8_t, 8> random;
     if (detail::retry_on_eintr([&] { return ::getrandom(random.data(), random.size(), 0); }) !=
         static_cast<ssize_t>(random.size()))
@@ -437,7 +443,8 @@ inline outcome<void> make_directories(const std::string &path, mode_t mode) {
         const bool made = ::mkdirat(at.get(), name.c_str(), mode) == 0;
         if (!made && errno != EEXIST)
             return cannot("make", errno);
-        // What was made is opened without following, lest the mode of another one be changed.
+        // Open a directory that we made with O_NOFOLLOW, so that fchmod cannot change the mode of
+        // another one.
         unique_fd next(::openat(at.get(), name.c_str(),
                                 O_DIRECTORY | O_CLOEXEC | (made ? O_RDONLY | O_NOFOLLOW : O_PATH)));
         if (!next)
@@ -456,8 +463,8 @@ inline outcome<void> append_line(const std::string &path, std::string_view line,
     if (line.find('\n') != std::string_view::npos)
         return cannot(EINVAL);
     constexpr int flags = O_WRONLY | O_APPEND | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
-    // First as it stands, then as new: only who made the file sets its mode. Another process may
-    // come between the two, and its file is then as good.
+    // First try to open an existing file, then to create one, because only the process that creates
+    // the file sets its mode. If another process creates it between the two, open that file.
     unique_fd fd(::open(path.c_str(), flags));
     if (!fd && errno == ENOENT) {
         fd.reset(::open(path.c_str(), flags | O_CREAT | O_EXCL, mode));
@@ -474,7 +481,7 @@ inline outcome<void> append_line(const std::string &path, std::string_view line,
     if (!S_ISREG(at.st_mode))
         return failed("cannot append to " + detail::shell_word(path) +
                       ": it is not a regular file; move it away");
-    std::string whole; // one buffer, one write: the kernel then keeps the line in one piece
+    std::string whole; // one write, so that the kernel keeps the line in one piece
     whole.reserve(line.size() + 1);
     whole.append(line).push_back('\n');
     const ssize_t n =
@@ -482,7 +489,7 @@ inline outcome<void> append_line(const std::string &path, std::string_view line,
     if (n < 0)
         return cannot(errno);
     if (static_cast<std::size_t>(n) != whole.size())
-        return cannot(ENOSPC); // the rest did not fit; the reader sees a line without its end
+        return cannot(ENOSPC); // the rest did not fit; the file now ends in half a line
     return {};
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of host/transport.hpp: every answer of a plug-in is checked here, once.
+/// Bodies of host/transport.hpp. They check every answer of a plug-in.
 
 #pragma once
 
@@ -19,21 +19,22 @@
 namespace qvmremote::host {
 namespace detail {
 
-// [a-z][a-z0-9-]{0,31}: it becomes a file name, so it is checked before a path is built from it.
+// Whether a name has the form [a-z][a-z0-9-]{0,31}. It becomes part of a path, so check it first.
 [[nodiscard]] constexpr bool is_transport_name(std::string_view name) noexcept {
     return !name.empty() && name.size() <= 32 && name[0] >= 'a' && name[0] <= 'z' &&
            std::all_of(name.begin(), name.end(),
                        [](char c) { return (c >= 'a' && c <= 'z') || is_digit(c) || c == '-'; });
 }
 
-// Wider than a local qube's name (31, no dot): a remote one is to fit in later.
+// Allows more than the name of a local qube (31 characters, no dot), so that the name of a remote
+// qube can fit later.
 [[nodiscard]] constexpr bool is_peer_name(std::string_view name) noexcept {
     return !name.empty() && name.size() < sizeof(qvmremote_stream::peer) && is_alpha(name[0]) &&
            std::all_of(name.begin(), name.end(),
                        [](char c) { return is_alnum(c) || c == '_' || c == '-' || c == '.'; });
 }
 
-// What qrexec leaves of a service's argument.
+// Whether a text has the form that qrexec allows for the argument of a service.
 [[nodiscard]] constexpr bool is_argument(std::string_view text) noexcept {
     return text.size() < sizeof(qvmremote_stream::argument) &&
            std::all_of(text.begin(), text.end(), [](char c) {
@@ -41,7 +42,8 @@ namespace detail {
            });
 }
 
-// The text that a plug-in left in a buffer of ours, whether it minded the NUL or not.
+// The text that a plug-in wrote into a buffer of ours, up to the first NUL or to the end of the
+// buffer.
 template <std::size_t N>
 [[nodiscard]] std::string_view bounded(const char (&text)[N]) noexcept {
     const void *nul = std::memchr(text, '\0', N);
@@ -49,8 +51,9 @@ template <std::size_t N>
             nul == nullptr ? N : static_cast<std::size_t>(static_cast<const char *>(nul) - text)};
 }
 
-// The plug-in's `struct_size` bytes of the table. Past the two numbers in front every field is a
-// pointer, or two numbers as wide as one: a field that is cut counts as absent.
+// Copies the first `struct_size` bytes of the plug-in's table. After the two numbers at the
+// beginning, every field is a pointer or a pair of numbers of the same size, so whole pointers are
+// copied and a field that is cut counts as absent.
 [[nodiscard]] inline qvmremote_transport_ops
 copy_table(const qvmremote_transport_ops *table) noexcept {
     qvmremote_transport_ops out{};
@@ -108,7 +111,7 @@ inline tl::unexpected<failure> transport::plugin_failed(const char *function, st
 
 inline tl::unexpected<failure> transport::contract_broken(const char *how) const {
     return tl::unexpected(failure{"transport '" + name_ + "' broke its contract: " + how +
-                                      "; reinstall it or ask who made it",
+                                      "; reinstall it or ask its author",
                                   EPROTO});
 }
 
@@ -119,7 +122,8 @@ inline outcome<transport> transport::from_table(const qvmremote_transport_ops *t
     transport out;
     out.library_ = std::move(library);
     out.name_ = configured_name;
-    // The two numbers in front are there in every table that ever was; the rest counts after them.
+    // Every version of the table begins with the same two numbers. Check the ABI before anything
+    // else.
     if (table->abi != QVMREMOTE_TRANSPORT_ABI)
         return failed("transport '" + out.name_ + "' has ABI " + std::to_string(table->abi) +
                       " and this program takes " + std::to_string(QVMREMOTE_TRANSPORT_ABI) +
@@ -184,7 +188,7 @@ inline outcome<stream> transport::take(const qvmremote_stream &given, std::strin
         if (!out.out)
             return failed("transport '" + name_ + "': cannot duplicate a descriptor", errno);
     }
-    // A descriptor that a command's process inherits would keep the stream open behind our back.
+    // A command that inherits a descriptor would keep the stream open after we close it.
     for (const int fd : {out.in.get(), out.out.get()}) {
         const int flags = ::fcntl(fd, F_GETFD);
         if (flags < 0)
@@ -239,7 +243,7 @@ inline outcome<std::optional<stream>> transport::accept() {
         return std::nullopt;
     if (status != QVMREMOTE_OK)
         return plugin_failed("accept", status, text);
-    // The descriptors are ours from here on, so they are taken before the name is judged.
+    // The host owns the descriptors now, so take them before a wrong name can end this function.
     const std::string_view untrusted_peer = detail::bounded(given.peer);
     auto taken = take(given, std::string(untrusted_peer));
     if (!taken)
