@@ -12,8 +12,9 @@ namespace qvmremote {
 
 namespace detail {
 
-// Whether a program of the levels can do to a qube what the denied one does: stop it, start it, list
-// its devices. A restart does the first two; a deny of restart denies neither of them alone.
+// Whether a program of the levels can do to a qube what the denied one does: stop it, start it,
+// list its devices. qvm-restart does the first two, but a deny of qvm-restart denies neither of
+// them alone.
 [[nodiscard]] inline bool has_effect_of(std::string_view program,
                                         std::string_view denied) noexcept {
     static constexpr std::string_view stop[] = {"qvm-kill", "qvm-pause", "qvm-shutdown"};
@@ -26,8 +27,8 @@ namespace detail {
            (is_one_of(devices, denied) && is_one_of(devices, program));
 }
 
-// Groups of command lines, by their first words, that show the same: one of them tells what a deny of
-// another one hides.
+// Groups of command lines that show the same, by their first words: each line of a group shows what
+// a deny of another line hides.
 [[nodiscard]] inline std::span<const std::span<const std::string_view>> lines_that_show() noexcept {
     static constexpr std::string_view qubes[] = {"qvm-ls",       "qvm-check", "xl list",
                                                  "xl vcpu-list", "xl domid",  "xl domname",
@@ -67,7 +68,7 @@ namespace detail {
     return is_one_of(known, program);
 }
 
-// The word by which a program knows what a word names: other spellings count as the same.
+// The standard spelling of a word, since a program takes several spellings for the same thing.
 [[nodiscard]] inline std::string known_as(std::string_view program, std::string word) {
     if (program == "qvm-prefs" || program == "qubes-prefs")
         std::replace(word.begin(), word.end(), '-', '_');
@@ -78,7 +79,7 @@ namespace detail {
     return word;
 }
 
-// Another spelling that a program takes for the same property or unit; empty: there is none.
+// Another spelling that a program takes for the same property or unit; empty if there is none.
 [[nodiscard]] inline std::string other_spelling(std::string_view program, const std::string &word) {
     std::string out = known_as(program, word);
     if (program == "journalctl" || program == "systemctl")
@@ -92,7 +93,7 @@ namespace detail {
 
 // Whether a word names something: a qube, a property, a verb, a unit.
 [[nodiscard]] inline bool names_something(const word_pattern &word) noexcept {
-    // Options that say what is shown, as a verb does.
+    // These options choose what is shown, as a verb does.
     static constexpr std::string_view verbs[] = {"--disk-usage", "--failed", "--list-boots",
                                                  "--list-device-classes", "-k"};
     return word.what == word_pattern::kind::qube ||
@@ -100,7 +101,7 @@ namespace detail {
             (!word.text.starts_with('-') || is_one_of(verbs, word.text)));
 }
 
-// Whether some argv fits both.
+// Whether some argv matches both patterns.
 [[nodiscard]] inline bool overlap(std::span<const word_pattern> one,
                                   std::span<const word_pattern> other) {
     for (std::size_t i = 0; i < one.size() && i < other.size(); ++i) {
@@ -115,7 +116,8 @@ namespace detail {
     return one.size() == other.size() || is_open(one, other.size()) || is_open(other, one.size());
 }
 
-// A denied command of xl as the tool of Qubes that does the same; any other as it is.
+// Translates a denied command of xl into the tool of Qubes that does the same; returns any other
+// command unchanged.
 [[nodiscard]] inline argv_pattern as_tool_of_qubes(argv_pattern denied) {
     static constexpr std::pair<std::string_view, std::string_view> verbs[] = {
         {"destroy", "qvm-kill"}, {"pause", "qvm-pause"},       {"reboot", "qvm-restart"},
@@ -132,8 +134,8 @@ namespace detail {
     return denied;
 }
 
-// Finds the lines of a level with the effect of a denied one. What the denied one shows counts too, if
-// it is a line that only shows: then a line that shows more has the same effect.
+// Finds the lines of a level that have the effect of a denied pattern. If the denied command only
+// shows something, a line that shows the same and more counts too.
 class same_effect {
   public:
     same_effect(const argv_pattern &denied, const level_rules &levels)
@@ -143,8 +145,8 @@ class same_effect {
                 shown_.push_back(std::move(line));
     }
 
-    // The parts of a level's line that have the same effect on the same qube or thing, also with the
-    // thing in another spelling. Options are ignored: the effect is the same with or without them.
+    // The parts of a level's line that have the same effect on the same qube or thing, in each
+    // spelling of the thing. Options are ignored: the effect is the same with or without them.
     [[nodiscard]] std::vector<argv_pattern> of(const argv_pattern &line) const {
         std::vector<argv_pattern> out;
         if (auto same = by_program(line)) {
@@ -196,12 +198,12 @@ class same_effect {
         return line;
     }
 
-    // Puts the denied word at its place in the line. False: the line cannot name it, and does not show
-    // it along with others.
+    // Puts the denied word at its place in the line. Returns false if the line can neither name it
+    // nor show it along with others.
     [[nodiscard]] bool narrow(argv_pattern &line, std::size_t index) const {
         const std::string &program = denied_[0].text;
         const word_pattern &wanted = denied_[index];
-        // The value of an option stands after the same option.
+        // A word after an option is its value, so it must follow the same option.
         const bool is_value = denied_[index - 1].what == kind::literal &&
                               denied_[index - 1].text.starts_with('-') &&
                               wanted.what == kind::literal && !wanted.text.starts_with('-');
@@ -220,7 +222,7 @@ class same_effect {
         return true;
     }
 
-    // A free word of the line takes each spelling of the word that was put there.
+    // Adds the pattern with each other spelling of a word that narrow() put into the line.
     static void add_spellings(const argv_pattern &line, const argv_pattern &same,
                               std::vector<argv_pattern> &out) {
         for (std::size_t i = 1; i < line.size(); ++i) {
@@ -234,7 +236,7 @@ class same_effect {
         }
     }
 
-    // Whether the first words of a pattern are, or may be, those of a group.
+    // Whether a pattern begins with `words` or, with `may`, could match an argv that does.
     [[nodiscard]] static bool begins(const argv_pattern &pattern, std::string_view words,
                                      bool may) {
         for (std::size_t i = 0; !words.empty(); ++i) {

@@ -26,7 +26,7 @@ namespace detail {
 // Finds what is doubtful about one rule, given the others.
 class rule_doubts {
   public:
-    // `named` holds the lines that earlier rules of the policy have the same effect as.
+    // `named` holds the lines that were already found for earlier rules.
     rule_doubts(const std::vector<policy_rule> &rules, const level_rules &levels, std::size_t index,
                 std::set<std::string> &named, std::vector<policy_problem> &out)
         : rules_(rules), levels_(levels), index_(index), rule_(rules[index]), named_(named),
@@ -132,8 +132,8 @@ class rule_doubts {
             after.action == policy_action::deny ||
             !(covers(after.who, rule_.who) || covers(rule_.who, after.who)))
             return;
-        // What stands beside an earlier deny is complete with it. Else each line that is added here
-        // would ask for more.
+        // Skip a rule that was already found for an earlier one. Otherwise each line that the
+        // operator adds would ask for more lines.
         const std::string number = std::to_string(level) + " ";
         if (named_.contains(number + rule_.text()))
             return;

@@ -12,7 +12,7 @@
 using namespace qvmremote;
 using namespace std::string_view_literals;
 
-TEST_CASE("parse_positive: digits and nothing else") {
+TEST_CASE("parse_positive: takes digits and nothing else") {
     CHECK(parse_positive("1").value() == 1);
     CHECK(parse_positive("300").value() == 300);
     CHECK(parse_positive("2147483647").value() == 2147483647);
@@ -47,7 +47,7 @@ TEST_CASE("parse_positive: digits and nothing else") {
     }
 }
 
-TEST_CASE("parse_decimal: one spelling for each number of the type") {
+TEST_CASE("parse_decimal: takes one spelling of each number of the type") {
     CHECK(parse_decimal<std::uint64_t>("0") == 0);
     CHECK(parse_decimal<std::uint64_t>("18446744073709551615") == UINT64_MAX);
     CHECK(parse_decimal<std::int64_t>("-9223372036854775808") == INT64_MIN);
@@ -63,7 +63,7 @@ TEST_CASE("parse_decimal: one spelling for each number of the type") {
     }
 }
 
-TEST_CASE("durations, sizes and counts: the edges, and what is refused") {
+TEST_CASE("durations, sizes and counts: limits and refused spellings") {
     struct row {
         std::string_view in;
         std::uint64_t duration, size, count; // 0: refused
@@ -115,7 +115,7 @@ TEST_CASE("durations, sizes and counts: the edges, and what is refused") {
     }
 }
 
-TEST_CASE("a time of the calendar: what exists, and what does not") {
+TEST_CASE("calendar times that exist and that do not") {
     struct row {
         std::string_view in;
         bool exists;

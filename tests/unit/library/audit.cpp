@@ -53,9 +53,9 @@ std::string_view bare(std::string_view line) {
 
 } // namespace
 
-TEST_CASE("append: the line as it stands in the file") {
+TEST_CASE("append: the line that it writes") {
     audit_chain chain;
-    // Recomputed with { printf %064d 0; printf %s '{"n":1,...'; } | sha256sum
+    // The hash was computed with { printf %064d 0; printf %s '{"n":1,...'; } | sha256sum
     CHECK(chain.append(some_start()) ==
           R"({"n":1,"t":"2026-02-18T10:15:00.123+01:00","kind":"START","peer":"work",)"
           R"("id":"20260218-101500-42-0a1b2c3d","proto":2,"transport":"qvm-run","request":"exec",)"
@@ -71,7 +71,7 @@ TEST_CASE("append: the line as it stands in the file") {
     CHECK(chain.next_serial() == 3);
 }
 
-TEST_CASE("parse_audit: what was appended comes back") {
+TEST_CASE("parse_audit: returns what was appended") {
     audit_chain chain(41);
     const std::string line = chain.append(some_start());
     const auto entry = parse_audit(bare(line));
@@ -83,7 +83,7 @@ TEST_CASE("parse_audit: what was appended comes back") {
     CHECK(entry->peer() == "work");
     CHECK(entry->id() == "20260218-101500-42-0a1b2c3d");
     CHECK(entry->number("proto") == 2);
-    // The byte 0xff comes back as the character U+00FF: for_json says so.
+    // The byte 0xff comes back as the character U+00FF, as for_json says.
     CHECK(entry->list("argv") ==
           std::vector<std::string>{"qvm-prefs", "work", "a\"b\\c\n\x1b\xc3\xbf"});
     CHECK_FALSE(entry->text("exit"));
@@ -95,7 +95,7 @@ TEST_CASE("parse_audit: what was appended comes back") {
     CHECK(parse_audit(bare(end))->number("exit") == -9);
 }
 
-TEST_CASE("append: what is too long is cut, with the digest of the whole beside it") {
+TEST_CASE("append: cuts what is too long, and adds the digest of the whole") {
     struct row {
         const char *name;
         std::vector<std::string> argv;
@@ -150,7 +150,7 @@ TEST_CASE("append: what is too long is cut, with the digest of the whole beside 
               .ends_with("xx..."));
 }
 
-TEST_CASE("append: hostile texts in every field keep the line one line, within its limit") {
+TEST_CASE("append: with hostile texts in every field it is one line within its limit") {
     const std::string hostile(limits::command, '\x01');
     const std::vector<std::string> words(3, hostile);
     audit_record record;
@@ -206,7 +206,7 @@ TEST_CASE("verify_link: no prefix of a line and no damaged byte of it passes") {
     }
 }
 
-TEST_CASE("a chain that goes on after a restart is the same chain") {
+TEST_CASE("a chain is the same if it is continued after a restart") {
     audit_chain whole;
     std::vector<std::string> lines;
     for (int i = 0; i < 4; ++i)
@@ -219,17 +219,17 @@ TEST_CASE("a chain that goes on after a restart is the same chain") {
     audit_chain resumed(last.serial + 1, last.hash);
     CHECK(resumed.append(some_start()) == lines[2]);
 
-    const audit_chain kept = resumed; // what a failed write goes back to
+    const audit_chain kept = resumed; // to go back to after a failed write
     CHECK(resumed.append(some_start()) == lines[3]);
     resumed = kept;
     CHECK(resumed.append(some_start()) == lines[3]);
 
-    // A line removed or moved: the next one does not follow.
+    // If a line was removed or moved, the next line does not follow.
     const std::string first_hash(parse_audit(bare(lines[0]))->hash);
     CHECK_FALSE(verify_link(first_hash, bare(lines[2])));
 }
 
-TEST_CASE("parse_audit: strict, and says where") {
+TEST_CASE("parse_audit: is strict, and names the place of an error") {
     static const std::string tail = R"(,"h":")" + std::string(64, '0') + "\"}";
     static const std::string head = R"({"n":1,"t":"x","kind":"START")"; // 29 bytes
     struct row {
@@ -241,17 +241,17 @@ TEST_CASE("parse_audit: strict, and says where") {
         {"empty", "", 0},
         {"no object", "[]", 0},
         {"empty object", "{}", 1},
-        {"newline behind", head + tail + "\n", 101},
+        {"newline at the end", head + tail + "\n", 101},
         {"two records", head + tail + head + tail, 101},
         {"blank before a key", head + R"(, "a":1)" + tail, 30},
-        {"blank behind a colon", head + R"(,"a": 1)" + tail, 34},
+        {"blank after a colon", head + R"(,"a": 1)" + tail, 34},
         {"capital in a key", head + R"(,"A":1)" + tail, 31},
         {"escape in a key", head + R"(,"\u0061":1)" + tail, 31},
         {"empty key", head + R"(,"":1)" + tail, 31},
         {"long key", head + ",\"" + std::string(33, 'a') + "\":1" + tail, 63},
         {"key twice", head + R"(,"a":1,"a":2)" + tail, 36},
         {"serial twice", head + R"(,"n":2)" + tail, 30},
-        {"field behind the hash", head + tail.substr(0, tail.size() - 1) + R"(,"a":1})", 101},
+        {"field after the hash", head + tail.substr(0, tail.size() - 1) + R"(,"a":1})", 101},
         {"object inside", head + R"(,"a":{})" + tail, 34},
         {"array inside an array", head + R"(,"a":[[]])" + tail, 35},
         {"number in an array", head + R"(,"a":[1])" + tail, 35},
@@ -306,7 +306,7 @@ TEST_CASE("parse_audit: strict, and says where") {
 
 namespace {
 
-// A log as the daemon leaves it: some STARTs with their ENDs, and a HEAD where a file begins.
+// A log as the daemon writes it: STARTs with their ENDs, and a HEAD at the beginning of a file.
 std::vector<std::string> some_log(std::size_t lines, std::uint64_t first = 1) {
     audit_chain chain(first);
     std::vector<std::string> out;
@@ -332,7 +332,7 @@ audit_head head_of(const std::string &line) {
     return {entry.serial, std::string(entry.hash)};
 }
 
-// The place of the first line that is found wrong, or of the end.
+// The index of the first faulty line, or of the end; nothing if there is no fault.
 std::optional<std::pair<std::size_t, audit_fault>> check_log(const std::vector<std::string> &lines,
                                                              std::vector<audit_head> heads = {}) {
     audit_verifier verifier(std::move(heads));
@@ -344,7 +344,7 @@ std::optional<std::pair<std::size_t, audit_fault>> check_log(const std::vector<s
     return std::nullopt;
 }
 
-// Rewrites every line from one on so that the chain holds again.
+// Gives every line from `at` on a new hash, so that the chain is valid again.
 void rewrite_from(std::vector<std::string> &lines, std::size_t at) {
     std::string previous(at == 0 ? audit_first_hash : parse_audit(lines[at - 1])->hash);
     for (; at < lines.size(); ++at) {
@@ -359,14 +359,14 @@ void rewrite_from(std::vector<std::string> &lines, std::size_t at) {
 
 } // namespace
 
-TEST_CASE("audit_verifier: a whole log passes, from its start or from a file that begins it") {
+TEST_CASE("audit_verifier: accepts a whole log, and one whose older files were removed") {
     const auto lines = some_log(64);
     CHECK_FALSE(check_log(lines));
     CHECK_FALSE(check_log({}));
     CHECK_FALSE(check_log(lines, {head_of(lines[63]), head_of(lines[0]), head_of(lines[63])}));
 
-    // Line 9 is a HEAD that begins a file. Without the lines before it the rest stands, if these
-    // were let go on purpose, which a later HEAD says.
+    // Line 9 is a HEAD that begins a file. Without the lines before it the rest is valid only if
+    // they were removed on purpose, which a later HEAD says.
     const auto tail = [&](std::uint64_t oldest) {
         std::vector<std::string> out;
         audit_chain chain(9, parse_audit(lines[7])->hash);
@@ -387,7 +387,7 @@ TEST_CASE("audit_verifier: a whole log passes, from its start or from a file tha
         return out;
     };
     CHECK_FALSE(check_log(tail(9)));
-    CHECK_FALSE(check_log(tail(9), {head_of(lines[3])})); // it says nothing of what has gone
+    CHECK_FALSE(check_log(tail(9), {head_of(lines[3])})); // a head of a removed line is ignored
     CHECK(check_log(tail(8)) == std::pair{std::size_t{32}, audit_fault::beheaded});
     CHECK(check_log(std::vector(lines.begin() + 8, lines.end())) ==
           std::pair{std::size_t{56}, audit_fault::beheaded});
@@ -395,7 +395,7 @@ TEST_CASE("audit_verifier: a whole log passes, from its start or from a file tha
           std::pair{std::size_t{0}, audit_fault::misplaced});
 }
 
-TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is found") {
+TEST_CASE("audit_verifier: finds each of 10 000 random edits, moves and removals") {
     const auto whole = some_log(100);
     const std::vector<audit_head> heads = {head_of(whole[99])};
     std::mt19937 random(20260218);
@@ -403,52 +403,53 @@ TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is fo
     for (int round = 0; round < 10'000; ++round) {
         auto lines = whole;
         const std::size_t at = below(lines.size()), to = below(lines.size());
-        std::size_t first = at; // which line it shows at, at the latest: the one behind
+        std::size_t first = at; // the line where it must show: this one or the next
         const unsigned how = static_cast<unsigned>(round) % 8;
         CAPTURE(how);
         CAPTURE(at);
         CAPTURE(to);
         switch (how) {
-        case 0: { // a byte
+        case 0: { // changes a byte
             char &c = lines[at][below(lines[at].size())];
             c = static_cast<char>(static_cast<unsigned>(c) ^ (1 + random() % 255));
             break;
         }
-        case 1: // a line moved
+        case 1: // moves a line
             if (at == to)
                 continue;
             lines.erase(lines.begin() + static_cast<std::ptrdiff_t>(at));
             lines.insert(lines.begin() + static_cast<std::ptrdiff_t>(to), whole[at]);
             first = std::min(at, to);
             break;
-        case 2: // lines removed
+        case 2: // removes lines
             lines.erase(lines.begin() + static_cast<std::ptrdiff_t>(std::min(at, to)),
                         lines.begin() + static_cast<std::ptrdiff_t>(std::max(at, to)) + 1);
             first = std::min(at, to);
             break;
-        case 3: // a line put in twice
+        case 3: // repeats a line
             lines.insert(lines.begin() + static_cast<std::ptrdiff_t>(to), whole[at]);
-            first = at == to ? to + 1 : to; // before itself, it is the second that shows
+            first =
+                at == to ? to + 1 : to; // if it is repeated at its own place, the second one shows
             break;
-        case 4: // two exchanged
+        case 4: // exchanges two lines
             if (at == to)
                 continue;
             std::swap(lines[at], lines[to]);
             first = std::min(at, to);
             break;
-        case 5: { // a line edited with a hash that fits
+        case 5: { // edits a line and gives it the right hash
             lines[at].resize(lines[at].size() - detail::hash_field);
             lines[at] += ",\"future\":1";
             lines[at] += detail::hash_tail(detail::chain_hash(
                 at == 0 ? audit_first_hash : parse_audit(whole[at - 1])->hash, lines[at]));
-            first = std::min(at + 1, std::size_t{99}); // the last one is told by its head
+            first = std::min(at + 1, std::size_t{99}); // the last one does not match its head
             break;
         }
-        case 6: // a tail cut, or all
+        case 6: // cuts off the end, or all
             lines.resize(at);
             first = at;
             break;
-        case 7: // all rewritten behind an edit
+        case 7: // edits a line and rewrites all lines after it
             lines[at].insert(lines[at].size() - detail::hash_field, ",\"future\":1");
             rewrite_from(lines, at);
             first = 99;
@@ -457,7 +458,7 @@ TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is fo
         const auto found = check_log(lines, heads);
         REQUIRE(found);
         CHECK(found->first <= std::max(first, lines.size()));
-        // A HEAD passes as a first line; the next one does not follow it then.
+        // A HEAD is accepted as the first line; then the line after it is the first fault.
         if (how != 2 && how != 6)
             CHECK((found->first == first || (first == 0 && found->first == 1)));
         if (how == 6)
@@ -467,8 +468,7 @@ TEST_CASE("audit_verifier: each of 10 000 random edits, moves and removals is fo
     }
 }
 
-TEST_CASE(
-    "audit heads: a line as it is written is read, behind whatever the journal puts before it") {
+TEST_CASE("audit heads: a head is read from a line, whatever the journal puts before it") {
     const std::string hash(64, 'a');
     CHECK(format_audit_head(42, hash) == "audit head 42 " + hash);
     for (const std::string before : {"", "Feb 18 10:15:00 dom0 qvm-remote-audit[7]: "}) {

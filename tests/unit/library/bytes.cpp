@@ -8,7 +8,7 @@
 
 using namespace qvmremote;
 
-TEST_CASE("fields are big-endian, both ways") {
+TEST_CASE("fields are written and read as big-endian") {
     bytes out;
     byte_writer w(out);
     w.u8(0x01);
@@ -34,7 +34,7 @@ TEST_CASE("fields are big-endian, both ways") {
     CHECK(to_hex(at) == "0102030405060708");
 }
 
-TEST_CASE("from_hex: what to_hex returns, in either case, and nothing else") {
+TEST_CASE("from_hex: takes what to_hex returns, in either case, and nothing else") {
     struct row {
         const char *name;
         std::string_view in;
@@ -70,7 +70,7 @@ TEST_CASE("from_hex: what to_hex returns, in either case, and nothing else") {
     CHECK(from_hex(to_hex(all)) == all);
 }
 
-TEST_CASE("a field that is cut fails at its offset, at every prefix") {
+TEST_CASE("at every prefix, the field that is cut fails at its offset") {
     const bytes all(15, 0x5a);
     for (std::size_t n = 0; n <= all.size(); ++n) {
         CAPTURE(n);
@@ -88,7 +88,7 @@ TEST_CASE("a field that is cut fails at its offset, at every prefix") {
     }
 }
 
-TEST_CASE("after one failure all calls fail, so that the last one tells") {
+TEST_CASE("after one failure all calls fail, so that it is enough to check the last one") {
     const bytes all(5, 0);
     byte_reader r(all);
     CHECK_FALSE(r.u64());
@@ -105,7 +105,7 @@ TEST_CASE("a length near the largest number does not wrap") {
     CHECK_FALSE(r.take(SIZE_MAX));
 }
 
-TEST_CASE("hexadecimal digits are ASCII's and no others") {
+TEST_CASE("only ASCII characters are hexadecimal digits") {
     int digits = 0;
     for (int c = -128; c < 128; ++c)
         digits += hex_value(static_cast<char>(c)) >= 0;

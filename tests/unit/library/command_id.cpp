@@ -39,7 +39,7 @@ const row bad_names[] = {
     {"dom0", "dom0", 0},
     {"dom0 in another case", "Dom0", 0},
     {"dom0 of Xen", "Domain-0", 0},
-    {"that in another case", "domain-0", 0},
+    {"dom0 of Xen in another case", "domain-0", 0},
     {"dom0 by number", "0", 0},
     {"dom0 by UUID", "00000000-0000-0000-0000-000000000000", 0},
     {"dom0 by UUID, as Qubes writes it", "uuid:00000000-0000-0000-0000-000000000000", 4},
@@ -51,7 +51,7 @@ const row bad_names[] = {
 };
 } // namespace
 
-TEST_CASE("I6: an ID that could be another path than its own is refused, with the place") {
+TEST_CASE("I6: an ID that could name another path is refused, with the place") {
     for (const row &r : bad_ids) {
         CAPTURE(r.name);
         const auto id = command_id::parse(r.in);
@@ -67,7 +67,7 @@ TEST_CASE("I6: an ID that could be another path than its own is refused, with th
     }
 }
 
-TEST_CASE("which bytes an ID may hold: 65 of 256, and 63 in front") {
+TEST_CASE("an ID may hold 65 of 256 bytes, and begin with 63") {
     int inside = 0, first = 0;
     for (int c = 0; c < 256; ++c) {
         first += command_id::parse(std::string(1, static_cast<char>(c))).has_value();

@@ -10,7 +10,7 @@
 using namespace qvmremote;
 using namespace std::string_view_literals;
 
-TEST_CASE("parse: the forms that old files have") {
+TEST_CASE("parse: the forms in old files") {
     struct row {
         const char *name;
         std::string_view in;
@@ -21,7 +21,7 @@ TEST_CASE("parse: the forms that old files have") {
         {"no final newline", "KEY=work", "work"},
         {"CR LF", "# top\r\nKEY=work\r\nOTHER=1\r\n", "work"},
         {"CR at the end of the text", "KEY=work\r", "work"},
-        {"blanks round the sign", "  KEY \t=  work  \n", "work"},
+        {"blanks around the equals sign", "  KEY \t=  work  \n", "work"},
         {"blanks inside, bare", "KEY=work  dev\n", "work  dev"},
         {"double quotes", "KEY=\"work dev\"\n", "work dev"},
         {"single quotes", "KEY='work dev'\n", "work dev"},
@@ -29,14 +29,14 @@ TEST_CASE("parse: the forms that old files have") {
         {"escapes in double quotes", R"(KEY="\"\\\$\`\n")", R"("\$`\n)"},
         {"no escapes in single quotes", R"(KEY='\"\\')", R"(\"\\)"},
         {"escapes in a bare value", R"(KEY=a\ b\"\\)", R"(a b"\)"},
-        {"other quote inside", "KEY=\"it's\"\n", "it's"},
+        {"the other quote inside quotes", "KEY=\"it's\"\n", "it's"},
         {"equals sign inside", "KEY=auto work=both\n", "auto work=both"},
         {"dollar is a dollar", "KEY=$HOME\n", "$HOME"},
         {"last one wins", "KEY=a\nKEY=b\n", "b"},
         {"last one empty", "KEY=a\nKEY=\n", ""},
-        {"comment behind", "KEY=work # mine\n", "work"},
-        {"comment behind quotes", "KEY='work' # it's mine\n", "work"},
-        {"comment instead", "KEY= # none\n", ""},
+        {"comment after the value", "KEY=work # mine\n", "work"},
+        {"comment after quotes", "KEY='work' # it's mine\n", "work"},
+        {"comment instead of a value", "KEY= # none\n", ""},
         {"hash inside", "KEY=a#b\n", "a#b"},
         {"hash first", "KEY=#b\n", "#b"},
         {"commented out", "#KEY=a\n  # KEY=b\n", ""},
@@ -80,8 +80,8 @@ TEST_CASE("parse: what is refused, and where") {
         {"open double quote", "A=\"work\nB=1\"\n", 2, 1},
         {"open single quote", "\n\nA='work", 4, 3},
         {"escaped closing quote", "A=\"work\\\"\n", 2, 1},
-        {"text behind a quote", "A=\"a\"b\n", 5, 1},
-        {"hash at the quote", "A='a'#b\n", 5, 1},
+        {"text after a quote", "A=\"a\"b\n", 5, 1},
+        {"hash directly after a quote", "A='a'#b\n", 5, 1},
         {"quote inside a bare value", "A=it's\n", 4, 1},
         {"continued line", "A=a\\\nB=b\n", 3, 1},
         {"NUL", "A=1\nB=a\0b\n"sv, 7, 2},
@@ -106,7 +106,7 @@ TEST_CASE("parse: what is refused, and where") {
     CHECK(config::line_of("a\nb", 1000) == 2);
 }
 
-TEST_CASE("entries, unknown keys, and the environment on top") {
+TEST_CASE("entries, unknown keys, and the environment overrides") {
     config settings = config::parse("A=1\nB=\nC=3\nA=4\n").value();
     REQUIRE(settings.entries().size() == 3);
     CHECK(settings.entries()[0] == std::pair<std::string, std::string>("A", "4"));
@@ -122,7 +122,7 @@ TEST_CASE("entries, unknown keys, and the environment on top") {
     CHECK(settings.get("D") == "new");
 }
 
-TEST_CASE("listed_qubes: the first key that lists any") {
+TEST_CASE("listed_qubes: takes the first key that lists any") {
     struct row {
         const char *name;
         std::string_view in;
@@ -165,7 +165,7 @@ TEST_CASE("choose_for: a default, then qubes by name") {
                                  "x"));
 }
 
-TEST_CASE("with_value: one value changes, every other byte stays") {
+TEST_CASE("with_value: changes one value and no other byte") {
     struct row {
         const char *name;
         std::string_view in;
@@ -183,8 +183,8 @@ TEST_CASE("with_value: one value changes, every other byte stays") {
         {"empty before a comment", "KEY=  # mine\n", "new", "KEY=new  # mine\n"},
         {"CR LF stays", "KEY=old\r\nB=2\r\n", "new", "KEY=new\r\nB=2\r\n"},
         {"two words", "KEY=work\n", "work dev", "KEY=\"work dev\"\n"},
-        {"everything a shell sees", "", "\"\\$`'#;", "KEY=\"\\\"\\\\\\$\\`'#;\"\n"},
-        {"to nothing", "KEY=work # mine\n", "", "KEY= # mine\n"},
+        {"every character that a shell interprets", "", "\"\\$`'#;", "KEY=\"\\\"\\\\\\$\\`'#;\"\n"},
+        {"to an empty value", "KEY=work # mine\n", "", "KEY= # mine\n"},
         {"commented out", "#KEY=old\n", "new", "#KEY=old\nKEY=new\n"},
         {"longer key", "KEYS=old\n", "new", "KEYS=old\nKEY=new\n"},
     };

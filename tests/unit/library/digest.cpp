@@ -60,7 +60,7 @@ TEST_CASE("SHA-256 as in FIPS 180-4, whole and in two pieces") {
     }
 }
 
-TEST_CASE("a copy goes on from where the original was") {
+TEST_CASE("a copy continues from the state of the original") {
     sha256_hash first;
     first.update(std::string_view("ab"));
     sha256_hash second = first;
@@ -71,7 +71,7 @@ TEST_CASE("a copy goes on from where the original was") {
     CHECK(to_hex(second.finish()) == hash_rows[1].want);
 }
 
-TEST_CASE("HMAC-SHA256 as in RFC 4231, any number of times, however it is cut") {
+TEST_CASE("HMAC-SHA256 as in RFC 4231, used many times, in any pieces") {
     for (const mac_row &row : mac_rows) {
         CAPTURE(row.name);
         hmac_sha256 mac(as_bytes(row.key));
@@ -82,12 +82,12 @@ TEST_CASE("HMAC-SHA256 as in RFC 4231, any number of times, however it is cut") 
     }
 }
 
-TEST_CASE("GMAC as the openssl command makes it, however it is cut") {
+TEST_CASE("GMAC as the openssl command computes it, in any pieces") {
     const test::vector_file v("protocol2.txt");
     const bytes &frame = v["frame.stdout_data.gmac"];
     digest256 key;
     std::copy_n(v["gmac_key.d2c"].begin(), key.size(), key.begin());
-    // What a tag covers: session, sequence 0, type, payload.
+    // A tag covers session, sequence number (0 here), type and payload.
     bytes covered(frame.begin() + 4, frame.begin() + 8);
     covered.insert(covered.end(), 8, 0);
     covered.push_back(frame[8]);

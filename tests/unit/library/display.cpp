@@ -23,7 +23,7 @@ using rows = std::vector<std::string>;
 
 } // namespace
 
-TEST_CASE("I6: a word is one row of its own, whatever is in it") {
+TEST_CASE("I6: a word is one row, whatever bytes it holds") {
     const struct {
         std::string_view bytes;
         const char *shown;
@@ -44,7 +44,7 @@ TEST_CASE("I6: a word is one row of its own, whatever is in it") {
         CHECK(word(row.bytes) == rows{std::string("argv[0]       : ") + row.shown});
 }
 
-TEST_CASE("a text has a row for each line, and its end is said") {
+TEST_CASE("a text has a row for each line, and a row about its end") {
     CHECK(text("") == rows{"script        . 0 bytes"});
     CHECK(text("a\n") == rows{"script 1      | a", "script        . 2 bytes"});
     CHECK(text("a") == rows{"script 1      | a",
@@ -53,8 +53,8 @@ TEST_CASE("a text has a row for each line, and its end is said") {
                                       "script 3      | \\tb", "script        . 7 bytes"});
 }
 
-TEST_CASE("a long value goes on in rows that are marked, and no escape is cut") {
-    // 24 bytes a row at the least width.
+TEST_CASE("a long value continues in marked rows, and no escape is cut") {
+    // At the least width a row has room for 24 bytes.
     CHECK(word("0123456789012345678901234567", 1) ==
           rows{"argv[0]       : \"01234567890123456789012", "              + 34567\""});
     CHECK(word("012345678901234567890\n9", 40) ==
@@ -63,7 +63,7 @@ TEST_CASE("a long value goes on in rows that are marked, and no escape is cut") 
           rows{"argv[0]       : \"0123456789012345678901", "              + \\n9\""});
 }
 
-TEST_CASE("a label of ours is cut to its column, so text never stands left of it") {
+TEST_CASE("a long label is cut, so the text always begins in its column") {
     field_rows out(80);
     out.add_word("an environment's variable", "x");
     CHECK(out.rows().at(0) == "an environ... : \"x\"");

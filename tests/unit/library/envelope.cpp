@@ -22,7 +22,7 @@ envelope decoded(std::string_view name) {
 
 struct row {
     const char *name;
-    std::string_view from; // the vector that is changed
+    std::string_view from; // the vector to change
     std::function<void(envelope &)> change;
     errc want;
 };
@@ -103,12 +103,13 @@ const row unencodable[] = {
      [](envelope &e) { e.kind = request_kind::shell; }, errc::bad_envelope},
     {"packed arguments of a ping", "exec_packed", [](envelope &e) { e.kind = request_kind::ping; },
      errc::bad_envelope},
-    {"a body past set_body", "script", [](envelope &e) { e.body += "x"; }, errc::bad_envelope},
+    {"a body changed after set_body", "script", [](envelope &e) { e.body += "x"; },
+     errc::bad_envelope},
 };
 
 } // namespace
 
-TEST_CASE("what parsed re-encodes to the same bytes") {
+TEST_CASE("a parsed header encodes to the same bytes again") {
     for (const std::string_view name : names) {
         CAPTURE(name);
         const bytes &whole = vectors["envelope." + std::string(name)];
@@ -118,7 +119,7 @@ TEST_CASE("what parsed re-encodes to the same bytes") {
     }
 }
 
-TEST_CASE("the fields of the vectors") {
+TEST_CASE("the vectors have these fields") {
     const envelope shell = decoded("shell");
     CHECK(shell.kind == request_kind::shell);
     CHECK(shell.stdin_live);
@@ -148,7 +149,7 @@ TEST_CASE("the fields of the vectors") {
     CHECK(decoded("ping").timeout_s == 0);
 }
 
-TEST_CASE("a header cut at any place, or with a byte behind it, is refused") {
+TEST_CASE("a header cut at any place, or with a byte after it, is refused") {
     for (const std::string_view name : names) {
         CAPTURE(name);
         const bytes &whole = vectors["envelope." + std::string(name)];
@@ -166,7 +167,7 @@ TEST_CASE("a header cut at any place, or with a byte behind it, is refused") {
     }
 }
 
-TEST_CASE("a header with any byte damaged is refused, or says something else in the same form") {
+TEST_CASE("a header with a damaged byte is refused, or encodes to the damaged bytes again") {
     for (const std::string_view name : names) {
         const bytes &whole = vectors["envelope." + std::string(name)];
         for (std::size_t i = 0; i < whole.size(); ++i)
@@ -184,7 +185,7 @@ TEST_CASE("a header with any byte damaged is refused, or says something else in 
     }
 }
 
-TEST_CASE("what dom0 would refuse does not encode") {
+TEST_CASE("a request that dom0 would refuse does not encode") {
     for (const row &r : unencodable) {
         CAPTURE(r.name);
         envelope header = decoded(r.from);
@@ -196,7 +197,7 @@ TEST_CASE("what dom0 would refuse does not encode") {
 }
 
 namespace {
-// As a request that has come whole.
+// A request with packed arguments whose body has come.
 envelope packed(request_kind kind, std::string body) {
     envelope out = decoded("exec_packed");
     out.kind = kind;
@@ -212,8 +213,7 @@ std::string block(std::uint32_t size, std::string_view rest) {
 }
 } // namespace
 
-TEST_CASE(
-    "arguments that do not fit into the header travel in the body, and come out as they were") {
+TEST_CASE("arguments that do not fit into the header travel in the body and arrive unchanged") {
     using words = std::vector<std::string>;
     const std::string script = "#!/bin/sh\n", large(limits::inline_body, 'x');
     struct row {
@@ -227,7 +227,7 @@ TEST_CASE(
         {"short", request_kind::exec, {"a", ""}, "", false, false},
         {"1024 words", request_kind::exec, words(1024, "x"), "", false, false},
         {"1025 words", request_kind::exec, words(1025, "x"), "", true, true},
-        {"1025 empty words behind a program", request_kind::exec,
+        {"1025 empty words after a program", request_kind::exec,
          [] {
              words w(1026);
              w[0] = "x";
@@ -248,8 +248,8 @@ TEST_CASE(
              return w;
          }(),
          "", true, true},
-        {"a script that goes first", request_kind::script, words{std::string(8 * 1024, 'x')}, large,
-         true, false},
+        {"a script that leaves the header first", request_kind::script,
+         words{std::string(8 * 1024, 'x')}, large, true, false},
         {"a script and many words", request_kind::script, words(5000, "x y"), script, true, true},
         {"a script and a long word", request_kind::script, words{std::string(100 * 1024, 'x')},
          large, true, true},
@@ -325,10 +325,10 @@ TEST_CASE("a packed body of another form is refused") {
         {"no size", kind::exec, std::string("\0\0\0"sv), errc::bad_envelope},
         {"no arguments", kind::exec, block(0, ""), errc::bad_envelope},
         {"a script without arguments", kind::script, block(0, "true"), errc::bad_envelope},
-        {"more than there is", kind::exec, block(3, "a\0"sv), errc::bad_envelope},
+        {"a size larger than the body", kind::exec, block(3, "a\0"sv), errc::bad_envelope},
         {"a size that wraps", kind::exec, block(0xffffffff, "a\0"sv), errc::bad_envelope},
         {"no NUL at the end", kind::exec, block(2, "ab"), errc::bad_envelope},
-        {"a body behind an argv", kind::exec, block(2, "a\0b"sv), errc::bad_envelope},
+        {"a body after an argv", kind::exec, block(2, "a\0b"sv), errc::bad_envelope},
         {"an empty program", kind::exec, block(3, "\0a\0"sv), errc::command_empty},
         {"an empty script", kind::script, block(2, "a\0"sv), errc::command_empty},
         {"too many words", kind::exec,
@@ -353,7 +353,7 @@ TEST_CASE("a script may hold any byte") {
     CHECK(envelope::decode(header.encode().value())->body == header.body);
 }
 
-TEST_CASE("a body travels in the header up to 12 KiB, and after it from there on") {
+TEST_CASE("a body of up to 12 KiB travels in the header, and a larger one after it") {
     envelope header = decoded("script");
     header.set_body(std::string(limits::inline_body, 'x'));
     CHECK_FALSE(header.body_follows);
@@ -365,9 +365,9 @@ TEST_CASE("a body travels in the header up to 12 KiB, and after it from there on
     CHECK(header.encode());
 }
 
-TEST_CASE("I4: lengths inside a header are refused before memory is taken") {
+TEST_CASE("I4: too large lengths in a header are refused before memory is taken") {
     bytes bad = vectors["envelope.script_follows"];
-    // The length of the body stands before its digest of 32 bytes.
+    // The length of the body is before its digest of 32 bytes.
     store_u32(bad.data() + bad.size() - 36, limits::command + 1);
     CHECK(envelope::decode(bad).error().code == errc::command_too_large);
     store_u32(bad.data() + bad.size() - 36, 0xffffffff);
@@ -376,8 +376,8 @@ TEST_CASE("I4: lengths inside a header are refused before memory is taken") {
           errc::frame_too_large);
 }
 
-TEST_CASE("a header whose first field of sixteen bytes is cut reads nothing behind it") {
-    // Once: nonce missing, all later fields taken from its bytes.
+TEST_CASE("a header that is cut in the nonce is incomplete at that place") {
+    // The later fields must not be read from the bytes of a nonce that is cut.
     bytes cut = vectors["envelope.shell"];
     cut.resize(17);
     CHECK(envelope::decode(cut).error() == error{errc::incomplete, 2});

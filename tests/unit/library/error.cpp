@@ -35,12 +35,12 @@ TEST_CASE("every reason has a value, a name and a text of its own") {
     }
 }
 
-TEST_CASE("a reason from a newer peer still has words") {
+TEST_CASE("a reason from a newer peer has a text too") {
     CHECK(message(static_cast<errc>(60000)) == "unknown reason");
     CHECK(name(static_cast<errc>(60000)) == "unknown");
 }
 
-TEST_CASE("values are frozen: they stand in audit logs") {
+TEST_CASE("values are frozen, because audit logs hold them") {
     CHECK(static_cast<int>(errc::command_too_large) == 2);
     CHECK(static_cast<int>(errc::bad_token) == 4);
     CHECK(static_cast<int>(errc::id_used) == 18);

@@ -10,7 +10,7 @@ using namespace qvmremote;
 
 namespace {
 
-// What is sent of the keys, which come in pieces of this size; an action shows as <leave> and so on.
+// What is sent when the keys come in pieces of this size. An action is shown as <leave> and so on.
 std::string sent(std::string_view keys, std::size_t piece,
                  std::optional<std::uint8_t> character = '~') {
     escape_scanner scanner(character);
@@ -36,23 +36,23 @@ struct row {
     std::string_view keys, want;
 };
 const row rows[] = {
-    {"at the beginning", "~.", "<leave>"},
+    {"at the beginning of the input", "~.", "<leave>"},
     {"at the beginning of a line", "ls\r~.", "ls\r<leave>"},
     {"after a newline", "ls\n~.x", "ls\n<leave>x"},
-    {"in a line", "ls ~.", "ls ~."},
+    {"in the middle of a line", "ls ~.", "ls ~."},
     {"suspend, and again", "~\x1a~\x1a", "<suspend><suspend>"},
-    {"help leaves the line at its beginning", "~?~.", "<help><leave>"},
-    {"twice is once", "~~.\r", "~.\r"},
-    {"before anything else", "~ls\r", "~ls\r"},
+    {"after help the line is still at its beginning", "~?~.", "<help><leave>"},
+    {"typed twice, it is sent once", "~~.\r", "~.\r"},
+    {"before another character", "~ls\r", "~ls\r"},
     {"before a newline", "~\r~.", "~\r<leave>"},
     {"kept back at the end", "a\r~", "a\r"},
     {"three in a row", "~~~.", "~~."},
-    {"bytes that are no text", "\xff\x80~.\r~\xff", "\xff\x80~.\r~\xff"},
+    {"bytes that are not text", "\xff\x80~.\r~\xff", "\xff\x80~.\r~\xff"},
 };
 
 } // namespace
 
-TEST_CASE("escapes, however the keys are cut") {
+TEST_CASE("escapes, with the keys in any pieces") {
     for (const row &r : rows)
         for (std::size_t piece = 1; piece <= r.keys.size(); ++piece) {
             CAPTURE(r.name);
@@ -61,7 +61,7 @@ TEST_CASE("escapes, however the keys are cut") {
         }
 }
 
-TEST_CASE("another character, or none") {
+TEST_CASE("another escape character, or none") {
     CHECK(sent("~.\r%%\r%.", 2, '%') == "~.\r%\r<leave>");
     CHECK(sent("~.\r~~\r~?", 3, std::nullopt) == "~.\r~~\r~?");
 }

@@ -42,7 +42,7 @@ constexpr row refused[] = {
      "00"
      "000000",
      errc::unknown_frame, 8},
-    {"type behind the last",
+    {"type after the last",
      "00000000"
      "00000001"
      "18"
@@ -82,7 +82,7 @@ constexpr row refused[] = {
 
 } // namespace
 
-TEST_CASE("headers are those of the vectors, and encode to the same bytes") {
+TEST_CASE("headers of the vectors decode, and encode to the same bytes") {
     CHECK(bytes(preamble.begin(), preamble.end()) == vectors["preamble"]);
     for (const frame_rule &rule : frame_rules) {
         CAPTURE(rule.name);
@@ -97,7 +97,7 @@ TEST_CASE("headers are those of the vectors, and encode to the same bytes") {
     }
 }
 
-TEST_CASE("headers that are refused, with the place") {
+TEST_CASE("refused headers, with the place") {
     for (const row &r : refused) {
         CAPTURE(r.name);
         const auto header = frame_header::decode(head(from_hex(r.hex).value()), limits::frame);
@@ -106,7 +106,7 @@ TEST_CASE("headers that are refused, with the place") {
     }
 }
 
-TEST_CASE("I4: the length is refused before memory is taken, and no more than one frame is held") {
+TEST_CASE("I4: a too large length is refused before memory is taken, and only one frame is kept") {
     frame_reader reader(100);
     bytes frame(frame_header::size);
     frame_header{101, 1, frame_type::stdin_data}.encode(frame.data());
@@ -122,7 +122,7 @@ TEST_CASE("I4: the length is refused before memory is taken, and no more than on
     CHECK(greedy.push(much) == 112);
 }
 
-TEST_CASE("a stream comes out the same wherever it is cut") {
+TEST_CASE("a stream gives the same frames in any pieces") {
     bytes stream;
     std::size_t frames = 0;
     for (const frame_rule &rule : frame_rules) {
@@ -158,7 +158,7 @@ TEST_CASE("a stream comes out the same wherever it is cut") {
 }
 
 TEST_CASE(
-    "every vector at every prefix is no frame yet; with a damaged header none or another one") {
+    "a prefix of a vector is not a frame yet; a damaged header gives no frame or another one") {
     for (const frame_rule &rule : frame_rules) {
         CAPTURE(rule.name);
         const bytes &frame = vectors["frame." + std::string(rule.name)];
@@ -173,7 +173,7 @@ TEST_CASE(
             bytes bad = frame;
             bad[i] ^= 0x80;
             const auto header = frame_header::decode(head(bad), limits::frame);
-            // Smaller lengths and other sessions are well-formed: what stops these is the tag.
+            // A smaller length or another session is well-formed; the tag makes such a frame fail.
             CHECK(header.has_value() == (i >= 2 && i < 8));
         }
     }
@@ -187,7 +187,7 @@ TEST_CASE("the limit is raised, never lowered") {
     CHECK(reader.prepare().size() == 212);
 }
 
-TEST_CASE("memory goes back only between frames") {
+TEST_CASE("memory is freed only between frames") {
     frame_reader reader(100);
     const bytes &frame = vectors["frame.ping"];
     static_cast<void>(reader.push(bytes_view(frame).first(15)));
@@ -198,7 +198,7 @@ TEST_CASE("memory goes back only between frames") {
     CHECK(reader.unread().empty());
 }
 
-TEST_CASE("output comes out as it went in, however it is taken") {
+TEST_CASE("output is unchanged, however it is consumed") {
     for (const std::size_t taken : {1u, 2u, 3u, 7u, 16u, 1000u}) {
         CAPTURE(taken);
         out_buffer out;

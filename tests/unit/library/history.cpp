@@ -17,7 +17,7 @@ constexpr std::string_view meta = "id=20260218-101500-42-0a1b2c3d\nstarted=2026-
                                   "duration_ms=42\nexit_code=-9\n";
 } // namespace
 
-TEST_CASE("meta: the four lines, there and back") {
+TEST_CASE("meta: the four lines are written and read back") {
     CHECK(format_meta(an_id, when, 42, -9) == meta);
     const run_meta want{std::string(an_id), std::string(when), 42, -9};
     CHECK(parse_meta(meta).value() == want);
@@ -66,7 +66,7 @@ TEST_CASE("meta: what is refused, and where") {
     }
 }
 
-TEST_CASE("exit: digits, perhaps a sign, nothing else") {
+TEST_CASE("exit: takes digits and a sign, and nothing else") {
     CHECK(parse_exit("0").value() == 0);
     CHECK(parse_exit("127").value() == 127);
     CHECK(parse_exit("-9").value() == -9);
@@ -81,7 +81,7 @@ TEST_CASE("exit: digits, perhaps a sign, nothing else") {
     }
 }
 
-TEST_CASE("audit.log: every line as protocol 1 has it, and read back") {
+TEST_CASE("audit.log: every line is that of protocol 1, and is read back") {
     CHECK(line_submit(when, an_id, "qvm-ls\n") ==
           "[2026-02-18T10:15:00] SUBMIT id=20260218-101500-42-0a1b2c3d size=7B cmd=qvm-ls \n");
     CHECK(line_done(when, an_id, 1) ==
@@ -112,7 +112,7 @@ TEST_CASE("audit.log: every line as protocol 1 has it, and read back") {
     CHECK(parsed->untrusted_command == "a cmd=b exit=0");
 }
 
-TEST_CASE("audit.log: a time that does not exist makes a line that is none of ours") {
+TEST_CASE("audit.log: a line with a time that does not exist is refused") {
     for (const std::string_view bad :
          {"2027-02-29T10:00:00", "2027-13-01T10:00:00", "2027-02-03T24:00:00",
           "2027-02-03T10:60:00", "2027-02-03 10:00:00"}) {
@@ -122,7 +122,7 @@ TEST_CASE("audit.log: a time that does not exist makes a line that is none of ou
     CHECK(parse_audit_line("[2028-02-29T23:59:60] DONE id=x exit=0"));
 }
 
-TEST_CASE("audit.log: a command forges no line and sends no escape sequence") {
+TEST_CASE("audit.log: a command cannot forge a line or an escape sequence") {
     const std::string forged =
         "true\n[2026-02-18T10:15:00] DONE id=x exit=0\n\x1b[2J" + std::string(500, 'x');
     for (const std::string &line :
@@ -152,8 +152,8 @@ TEST_CASE("audit.log: what is refused, and where") {
         {"ID with a step up", "[2026-02-18T10:15:00] DONE id=../a exit=0", 30},
         {"ID with an escape sequence", "[2026-02-18T10:15:00] DONE id=\x1b[J exit=0", 30},
         {"exit with a blank", "[2026-02-18T10:15:00] DONE id=a exit= 0", 37},
-        {"text behind", "[2026-02-18T10:15:00] DONE id=a exit=0 x", 38},
-        {"CR behind", "[2026-02-18T10:15:00] DONE id=a exit=0\r", 37},
+        {"text at the end", "[2026-02-18T10:15:00] DONE id=a exit=0 x", 38},
+        {"CR at the end", "[2026-02-18T10:15:00] DONE id=a exit=0\r", 37},
         {"size without unit", "[2026-02-18T10:15:00] SUBMIT id=a size=1 cmd=x", 39},
         {"negative size", "[2026-02-18T10:15:00] SUBMIT id=a size=-1B cmd=x", 39},
         {"no command", "[2026-02-18T10:15:00] SUBMIT id=a size=1B", 41},
@@ -198,7 +198,7 @@ TEST_CASE("dom0's log: the categories and their order") {
           "[2026-02-18T10:15:00] OUT   stdout: x\n");
 }
 
-TEST_CASE("dom0's log: three lines of output whole, of more the ends") {
+TEST_CASE("dom0's log: up to three lines of output are shown, of more the first and the last") {
     using texts = std::vector<std::string>;
     struct row {
         const char *name;
@@ -214,14 +214,14 @@ TEST_CASE("dom0's log: three lines of output whole, of more the ends") {
         {"three", "a\nb\nc\n", {"> a", "> b", "> c"}},
         {"four", "a\nb\nc\nd\n", {"> a", "> ... (2 more lines)", "> d"}},
         {"four, no newline", "a\nb\nc\nd", {"> a", "> ... (2 more lines)", "> d"}},
-        {"empty ones count", "\n\n\n\n\n", {"> ", "> ... (3 more lines)", "> "}},
+        {"empty lines count", "\n\n\n\n\n", {"> ", "> ... (3 more lines)", "> "}},
         {"seven", "a\nbb\nc\n\n\nd\ne", {"> a", "> ... (5 more lines)", "> e"}},
         {"escape sequence", "\x1b[2Ja\rb\n", {R"(> \x1b[2Ja\rb)"}},
         {"wide", wide, {"> " + wide.substr(0, 160)}},
     };
     for (const row &r : rows) {
         INFO(std::string(r.name));
-        // In one piece, and in pieces of every size.
+        // In pieces of every size, the last of which is the whole text.
         for (std::size_t piece = 1; piece <= r.in.size() + 1; ++piece) {
             CAPTURE(piece);
             output_lines lines;

@@ -24,7 +24,7 @@ TEST_CASE("nothing is allowed by default") {
             .allowed());
 }
 
-TEST_CASE("who a rule is about") {
+TEST_CASE("which qubes a rule is about") {
     struct row {
         const char *name, *rule, *qube, *tag; // null: unknown tags
         action want;
@@ -36,13 +36,13 @@ TEST_CASE("who a rule is about") {
         {"another case", "work level:full allow", "Work", "", action::deny},
         {"any", "@anyvm level:full allow", "dev", nullptr, action::allow},
         {"has the tag", "@tag:t level:full allow", "dev", "t", action::allow},
-        {"has another", "@tag:t level:full allow", "dev", "tt", action::deny},
+        {"has another tag", "@tag:t level:full allow", "dev", "tt", action::deny},
         {"tags unknown", "@tag:t level:full allow", "dev", nullptr, action::deny},
-        {"the first that could match by tag denies", "@tag:t level:full ask\ndev level:full allow",
-         "dev", nullptr, action::deny},
-        {"one whose request does not fit could not", "@tag:t exec:ls deny\ndev level:full allow",
-         "dev", nullptr, action::allow},
-        {"one before it decides", "dev level:full allow\n@tag:t * deny", "dev", nullptr,
+        {"with unknown tags, the first rule that could match by tag denies",
+         "@tag:t level:full ask\ndev level:full allow", "dev", nullptr, action::deny},
+        {"a rule whose request does not match does not deny",
+         "@tag:t exec:ls deny\ndev level:full allow", "dev", nullptr, action::allow},
+        {"a rule before it decides", "dev level:full allow\n@tag:t * deny", "dev", nullptr,
          action::allow},
     };
     for (const row &r : rows) {
@@ -54,7 +54,7 @@ TEST_CASE("who a rule is about") {
     }
 }
 
-TEST_CASE("order is by file, then line, and the verdict says which") {
+TEST_CASE("the order is by file, then by line, and the verdict names the rule") {
     const auto rules =
         policy::parse({{"70-b.policy", "work level:full allow\n"},
                        {"30-a.policy", "# a\nwork exec:ls deny # no\nwork exec:id ask ttl=10m\n"}},
@@ -67,7 +67,7 @@ TEST_CASE("order is by file, then line, and the verdict says which") {
     CHECK(ask(rules, exec({"ls", "-l"})).rule == "70-b.policy:1 work level:full allow");
 }
 
-TEST_CASE("what a request is matched as") {
+TEST_CASE("how a request is matched") {
     struct row {
         const char *name, *rule;
         envelope what;
@@ -78,7 +78,7 @@ TEST_CASE("what a request is matched as") {
     const std::string by_digest = "work script:sha256:" + digest + " allow";
     envelope followed = script(std::string(limits::inline_body + 1, '#'));
     const std::string of_followed = "work script:sha256:" + to_hex(followed.body_digest) + " allow";
-    followed.body.clear(); // as it is before the body has come
+    followed.body.clear(); // the body has not come yet
     envelope long_line = shell("qvm-ls " + std::string(limits::inline_body, 'x'));
     const row rows[] = {
         {"argv", "work exec:ls -l * allow", exec({"ls", "-l", "/a b"}), action::allow, true},
@@ -135,10 +135,10 @@ TEST_CASE("what a request is matched as") {
     }
 }
 
-TEST_CASE("command lines that are an argv, and those that need a shell") {
+TEST_CASE("command lines that need no shell, and those that need one") {
     struct row {
         const char *text;
-        std::size_t words; // 0: a shell's
+        std::size_t words; // 0: needs a shell
     };
     // clang-format off
     static constexpr row rows[] = {
@@ -165,7 +165,7 @@ TEST_CASE("command lines that are an argv, and those that need a shell") {
     CHECK_FALSE(simple_command(most + " a"));
 }
 
-TEST_CASE("below full nothing of the client's goes in unless the rule says so") {
+TEST_CASE("below full, nothing of the client's passes unless the rule says so") {
     envelope what = exec({"x"});
     what.stdin_live = true;
     what.timeout_s = 300;
@@ -215,7 +215,7 @@ TEST_CASE("below full nothing of the client's goes in unless the rule says so") 
     const verdict asked = ask(parsed("work exec:x ask tty=yes"), what);
     CHECK(asked.what == policy_action::ask);
     CHECK(asked.how.tty);
-    CHECK(asked.how.input == stdin_mode::live); // nobody can be shown what will be typed
+    CHECK(asked.how.input == stdin_mode::live); // nobody can see beforehand what will be typed
     CHECK_FALSE(asked.how.may_last);
     what.environment = {{"TERM", "xterm"}, {"COLORTERM", "a/b"}, {"LANG", "C"}};
     CHECK(how("work exec:x allow tty=yes").environment ==
@@ -243,7 +243,7 @@ TEST_CASE("which variables pass") {
         {"work exec:x allow env=NO_COLOR", "NO_COLOR", "", true},
         {"work exec:x allow", "LANG", "C", false},
         {"work exec:x allow env=LANGUAGE", "LANG", "C", false},
-        // values by which a library reads a file
+        // with these values a library would read a file
         {"work exec:x allow env=LANGUAGE", "LANGUAGE", "../../tmp/x", false},
         {"work exec:x allow env=LANG", "LANG", "/tmp/x", false},
         {"work exec:x allow env=TERM", "TERM", "/tmp/x", false},
@@ -263,7 +263,7 @@ TEST_CASE("which variables pass") {
         {"work exec:x allow env=lang", "lang", "C", false},
         {"work level:manage allow env=PATH", "PATH", "x", false},
         {"work * ask env=LD_PRELOAD", "LD_PRELOAD", "x", false},
-        // said twice, or under full
+        // with env!=, or under full
         {"work exec:x allow env!=A", "A", "/x", true},
         {"work exec:x allow env!=LANG", "LANG", "/x", true},
         {"work * ask env!=LD_PRELOAD", "LD_PRELOAD", "x", true},
@@ -321,11 +321,11 @@ TEST_CASE("what two policies allow together") {
         CHECK(v.how.pids == 3);
         CHECK(v.how.environment.size() == 1);
     }
-    // A line that runs in bash under full runs without it where the other says so.
+    // A line that runs in bash under full runs without a shell if the other policy says so.
     const verdict line = narrower(ask(parsed("work level:full allow"), shell("x")),
                                   ask(parsed("work exec:x allow"), shell("x")));
     CHECK(line.how.argv == std::vector<std::string>{"x"});
-    // A grant holds for the terms that were shown.
+    // A grant is valid only for the terms that the operator saw.
     grants given;
     what.arguments = {"ls"};
     const policy asks = parsed("work exec:ls ask"), narrow = parsed("work exec:ls ask timeout=5");
@@ -383,17 +383,17 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
     CHECK(ask(rules, what, from("dev"), given, 999).what == action::ask);
     CHECK(ask(rules, exec({"qvm-start", "dev2"}), from("work"), given, 0).what == action::ask);
     CHECK(ask(rules, exec({"qvm-start", "de", "v"}), from("work"), given, 0).what == action::ask);
-    // A line that is the same argv is another kind, and so another request.
+    // A command line with the same words has another kind, so it is another request.
     CHECK(ask(rules, shell("qvm-start dev"), from("work"), given, 0).what == action::ask);
     CHECK(ask(parsed("work * deny"), what, from("work"), given, 0).what == action::deny);
     envelope other = what;
     other.timeout_s = 7;
     CHECK(ask(rules, other, from("work"), given, 0).what == action::ask);
     other = what;
-    other.environment = {{"A", "1"}}; // is not let through, so nothing differs
+    other.environment = {{"A", "1"}}; // this variable does not pass, so the request is the same
     CHECK(ask(rules, other, from("work"), given, 0).allowed());
 
-    SUBCASE("input that was collected is part of it") {
+    SUBCASE("collected input is part of the digest") {
         envelope with = what;
         with.stdin_live = true;
         const verdict asked = ask(rules, with);
@@ -403,7 +403,7 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
         CHECK(ask(rules, with, from("work"), given, 0, "no\n").what == action::ask);
         CHECK(ask(rules, with, from("work"), given, 0, "yes\n").allowed());
     }
-    SUBCASE("none for what interprets others") {
+    SUBCASE("there is no grant for a program that interprets its arguments") {
         // clang-format off
         for (const auto &argv : std::vector<std::vector<std::string>>{
                  {"bash", "x"}, {"sh"}, {"python3"}, {"python3.11"}, {"perl"}, {"awk"}, {"env"}, {"xargs"},
@@ -439,7 +439,7 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
     }
 }
 
-TEST_CASE("what every part of the digest changes") {
+TEST_CASE("every part of a request changes its digest") {
     envelope what = exec({"x", "y"});
     run_terms how;
     how.argv = what.arguments;
@@ -581,7 +581,7 @@ TEST_CASE("mistakes in a policy, each with its place") {
     CHECK(many.error()[2].text().starts_with("b:3:2: "));
 }
 
-TEST_CASE("a rule prints as it parses") {
+TEST_CASE("a printed rule parses to the same rule") {
     for (const char *text :
          {"work level:monitor allow",
           "work level:full allow timeout=60 user=bot stdin=live tty=yes env=A env!=B",
@@ -597,11 +597,11 @@ TEST_CASE("a rule prints as it parses") {
     }
     CHECK(parsed("work level:read-only ask ttl=10m").rules()[0].text() ==
           "work level:monitor ask ttl=600");
-    // Text in UTF-8 may stand in comments.
+    // Comments may hold UTF-8.
     CHECK(parsed("# \xc3\xb6\nwork\t* \tdeny # \xc3\xb6 * allow\n").rules().size() == 1);
 }
 
-TEST_CASE("entries whose text is not here yet") {
+TEST_CASE("entries whose text has not come yet") {
     CHECK_FALSE(could_allow(from("work"), policy{}).allowed());
     CHECK(could_allow(from("work"), parsed("work level:monitor allow")).what != action::deny);
     CHECK(could_allow(from("work"), parsed("work exec:x deny\nwork * ask")).what != action::deny);

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// What the levels hold, what gets around a rule, and what lint says about it.
+// SPDX-License-Identifier: GPL-2.0-or-later What the levels allow, what gets around a rule, and
+// what lint says about it.
 #include <qvmremote/policy.hpp>
 
 #include <cstdlib>
@@ -18,7 +18,7 @@ using namespace qvmremote::test;
 
 namespace {
 
-// What stands for bytes in tests/policy/bypass.txt.
+// Replaces the escapes of tests/policy/bypass.txt by their bytes.
 std::string unescape(std::string_view text) {
     std::string out;
     for (std::size_t i = 0; i < text.size(); ++i) {
@@ -57,7 +57,7 @@ std::vector<std::string> split_at_bars(std::string_view text) {
 TEST_CASE("doubts") {
     struct row {
         const char *text;
-        const char *says; // empty: none
+        const char *says; // empty: no doubt
     };
     static constexpr row rows[] = {
         {"work level:monitor allow\nwork exec:ls ** allow", ""},
@@ -102,7 +102,8 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
     struct row {
         const char *denied, *level;
         std::size_t missing;
-        const char *one, *not_one; // a command that the missing lines deny, and one that they leave
+        const char *one,
+            *not_one; // a command that the missing lines deny, and one that they do not deny
     };
     static constexpr row rows[] = {
         {"work exec:qvm-shutdown {qube:vault} deny", "work level:manage allow", 10,
@@ -168,7 +169,7 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
         {"work exec:whoami deny", "work level:monitor allow", 2, "id -u", "date"},
         {"work exec:rpm -q --whatprovides bash deny", "work level:monitor allow", 1, "rpm -qa",
          "rpm -q --whatprovides zsh"},
-        // xl beside the tools of Qubes; what changes something shows nothing
+        // xl counts like the tools of Qubes; a command that changes something shows nothing
         {"work exec:xl destroy vault deny", "work level:manage allow", 11, "qvm-kill vault",
          "qvm-kill dev"},
         {"work exec:xl unpause {qube:vault} deny", "work level:manage allow", 5, "qvm-start vault",
@@ -207,7 +208,7 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
 TEST_CASE("what the levels hold") {
     struct row {
         const char *line;
-        access_level least; // full: in neither
+        access_level least; // full: in neither level
     };
     static constexpr auto monitor = access_level::monitor, manage = access_level::manage,
                           neither = access_level::full;

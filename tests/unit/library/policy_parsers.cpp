@@ -1,6 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// The levels against the parser of each tool: tests/policy/parsers.txt says what the tool takes, and
-// this makes every form of it.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests the levels against the parser of each tool:
+// tests/policy/parsers.txt says what a tool takes, and this test tries every spelling of it.
 #include <qvmremote/policy.hpp>
 
 #include <algorithm>
@@ -27,7 +26,7 @@ using words = std::vector<std::string>;
 
 struct option_row {
     words names;
-    std::string value; // empty: takes none
+    std::string value; // empty: takes no value
     bool value_is_optional = false;
 };
 
@@ -61,7 +60,7 @@ option_row option_of(const words &row) {
     return out;
 }
 
-// Every option of every program of qubesadmin.
+// Adds the options that every program of qubesadmin takes.
 void add_common_options(tool &out) {
     for (const words &names : {words{"--verbose", "-v"}, words{"--quiet", "-q"},
                                words{"--force-root"}, words{"--help", "-h"}, words{"--version"}})
@@ -118,7 +117,7 @@ bool is_short(const std::string &name) { return name.size() == 2; }
 
 void add_long_forms(const tool &of, const option_row &option, const std::string &name,
                     std::vector<words> &out) {
-    // Whoever abbreviates may stop after any letter. The tool refuses what fits two options.
+    // An abbreviation may end after any letter. The tool refuses one that fits two options.
     const bool abbreviates = of.parser == "argparse" || of.parser == "getopt_long";
     for (std::size_t size = abbreviates ? 3 : name.size(); size <= name.size(); ++size) {
         const std::string given = name.substr(0, size);
@@ -169,8 +168,8 @@ std::vector<words> forms(const tool &of) {
     return out;
 }
 
-// What a tool takes for dom0, for several qubes, for a path, an option or something else than the word
-// that a line shows.
+// Words that a tool may take as dom0, several qubes, a path, an option or anything else that the
+// line does not allow.
 words in_place_of(const std::string &word) {
     words out{"/etc/shadow", "./x",     "../x",    "x/y", "@x",       "a=b", "*",
               "x?",          "[x]",     "-",       "--",  "-1",       "",    " ",
@@ -187,7 +186,7 @@ words in_place_of(const std::string &word) {
     return out;
 }
 
-// Asks the levels, and counts.
+// Compares the levels with the table, and counts the comparisons.
 class judge {
   public:
     explicit judge(const tool &of) : tool_(of) {}
@@ -221,7 +220,7 @@ void check_changed_words(const tool &of, const words &base, judge &levels) {
                 changed[i] = verb;
                 levels.check(changed);
             }
-        if (base[i - 1] == "--since") // any word: it is read as a time and opens nothing
+        if (base[i - 1] == "--since") // takes any word: it is read as a time and opens no file
             continue;
         for (const std::string &word : in_place_of(base[i])) {
             changed[i] = word;
@@ -238,7 +237,8 @@ std::size_t check_tool(const tool &of) {
     for (const std::set<words> *rows : {&of.allowed, &of.refused})
         for (const words &argv : *rows)
             levels.check(argv);
-    if (!of.monitor.contains({of.program, "dev-1"})) // else a verb there is the name of a qube
+    if (!of.monitor.contains(
+            {of.program, "dev-1"})) // otherwise a verb would be read as the name of a qube
         for (const std::string &verb : of.verbs)
             levels.check({of.program, verb});
     for (const words &base : bases) {
@@ -262,7 +262,7 @@ std::size_t check_tool(const tool &of) {
 
 } // namespace
 
-TEST_CASE("every form that a tool's parser takes: only what the table allows is in a level") {
+TEST_CASE("of every form that a tool's parser takes, a level holds only what the table allows") {
     std::size_t count = 0;
     for (const tool &one : tools()) {
         INFO(one.program);

@@ -22,7 +22,7 @@ std::string said(queue_end &by) {
     return std::string(as_text(out));
 }
 
-/// What a server makes of `untrusted`, in pieces of a size; the error is the last.
+/// What a server returns for `untrusted` in pieces of a size. An error ends the input.
 struct heard {
     std::vector<queue_event> events;
     std::optional<errc> broken;
@@ -57,7 +57,7 @@ const row refused[] = {
     {"a path for an ID", "gone ../x\n", errc::bad_command_id},
     {"an ID that ends in .auth", "gone x.auth\n", errc::bad_command_id},
     {"two blanks", "gone  x\n", errc::bad_command_id},
-    {"a blank behind the last word", "gone x \n", errc::bad_frame},
+    {"a blank after the last word", "gone x \n", errc::bad_frame},
     {"a word too many", "idle now\n", errc::bad_frame},
     {"entry without a length", "entry x -\n", errc::bad_frame},
     {"a token in capitals", "entry x " + std::string(64, 'A') + " 1\n", errc::bad_frame},
@@ -72,7 +72,7 @@ const row refused[] = {
 
 } // namespace
 
-TEST_CASE("what dom0 does not take") {
+TEST_CASE("messages that dom0 refuses") {
     for (const row &r : refused)
         for (const std::size_t piece : {std::size_t{1}, std::size_t{100}, std::size_t{SIZE_MAX}}) {
             CAPTURE(r.name);
@@ -81,7 +81,7 @@ TEST_CASE("what dom0 does not take") {
         }
 }
 
-TEST_CASE("an entry, its body and its end, however the bytes are cut") {
+TEST_CASE("an entry, its body and its end, with the bytes in any pieces") {
     for (const std::size_t piece : {std::size_t{1}, std::size_t{7}, std::size_t{SIZE_MAX}}) {
         queue_client qube;
         queue_server dom0;
@@ -106,12 +106,12 @@ TEST_CASE("an entry, its body and its end, however the bytes are cut") {
         CHECK(got[0].what == queue_event::kind::body);
         CHECK(got[0].untrusted_body == body);
         CHECK(got[1].what == queue_event::kind::idle);
-        // Only once.
+        // A body is accepted only once.
         CHECK(hear(dom0, "body " + id.text() + " 1\n1").broken == errc::bad_frame);
     }
 }
 
-TEST_CASE("an empty body, and one of exactly the limit; one byte more ends the stream") {
+TEST_CASE("a body may be empty or have exactly the limit; one byte more ends the stream") {
     queue_server dom0;
     dom0.fetch(id);
     auto got = hear(dom0, "body " + id.text() + " 0\n").events;
@@ -125,14 +125,14 @@ TEST_CASE("an empty body, and one of exactly the limit; one byte more ends the s
     CHECK(hear(dom0, "body " + id.text() + " 1048577\n").broken == errc::bad_frame);
 }
 
-TEST_CASE("an entry that went takes the question back") {
+TEST_CASE("after `gone` the body of the entry is refused") {
     queue_server dom0;
     dom0.fetch(id);
     CHECK(hear(dom0, "gone " + id.text() + "\n").events.size() == 1);
     CHECK(hear(dom0, "body " + id.text() + " 1\n1").broken == errc::bad_frame);
 }
 
-TEST_CASE("what dom0 says arrives as it was meant") {
+TEST_CASE("the orders of dom0 arrive unchanged") {
     queue_server dom0;
     dom0.fetch(id);
     dom0.drop(id);
@@ -180,7 +180,7 @@ TEST_CASE("what dom0 says arrives as it was meant") {
     }
 }
 
-TEST_CASE("the queue travels in frames, or by itself behind its own preamble") {
+TEST_CASE("the queue travels in frames, or without frames after its own preamble") {
     const vector_file vectors("protocol2.txt");
     const bytes &first = vectors["queue.preamble"];
     CHECK(std::equal(first.begin(), first.end(), queue_preamble.begin(), queue_preamble.end()));
@@ -196,7 +196,7 @@ TEST_CASE("the queue travels in frames, or by itself behind its own preamble") {
     CHECK((**event).what == server_event::kind::queue);
     CHECK(as_text((**event).data) == "idle\n");
     CHECK(alone.queue_only());
-    CHECK(alone.output().size() == 0); // nobody there reads a HELLO
+    CHECK(alone.output().size() == 0); // no HELLO is sent there
     alone.put_queue(as_bytes("ping 1\n"));
     CHECK(as_text(take_output(alone)) == "ping 1\n");
 

@@ -35,7 +35,8 @@ bytes hello_frame() {
     return plain_frame(frame_type::hello, 0, payload);
 }
 
-/// What becomes of dom0's bytes, in pieces of a size: bytes by client, and by 0 those of the queue.
+/// What the router does with dom0's bytes in pieces of a size: the bytes for each client; 0 is the
+/// queue.
 struct routed {
     std::map<std::uint32_t, bytes> to;
     int hellos = 0;
@@ -72,7 +73,7 @@ void send(agent_router &agent, std::uint32_t client, const bytes &frames,
           std::uint64_t now_ms = 0) {
     CHECK(agent.accept(client, frames, now_ms).value() == frames.size());
 }
-/// Asks for a session, and gets that number.
+/// Opens a session for a client; dom0 answers with this number.
 void give_session(agent_router &agent, std::uint32_t client, std::uint32_t number,
                   std::uint64_t now_ms = 0) {
     send(agent, client, open_frame(), now_ms);
@@ -82,7 +83,7 @@ void give_session(agent_router &agent, std::uint32_t client, std::uint32_t numbe
 
 } // namespace
 
-TEST_CASE("router: the preamble first, and HELLO is kept for all") {
+TEST_CASE("router: sends the preamble first, and keeps HELLO for all clients") {
     for (const std::size_t piece : {std::size_t{1}, std::size_t{5}, SIZE_MAX}) {
         agent_router agent;
         CHECK(said(agent) == bytes(preamble.begin(), preamble.end()));
@@ -95,7 +96,7 @@ TEST_CASE("router: the preamble first, and HELLO is kept for all") {
     }
 }
 
-TEST_CASE("router: each answer goes to whom it is for, whole or in pieces") {
+TEST_CASE("router: each answer goes to its client, whole or in pieces") {
     for (const std::size_t piece : {std::size_t{1}, std::size_t{13}, SIZE_MAX}) {
         agent_router agent;
         send(agent, 1, open_frame());
@@ -119,7 +120,7 @@ TEST_CASE("router: each answer goes to whom it is for, whole or in pieces") {
     }
 }
 
-TEST_CASE("router: PINGs of dom0 are answered here, PONGs go to who asked") {
+TEST_CASE("router: answers PINGs of dom0, and passes PONGs to the clients that sent a PING") {
     for (const std::size_t piece : {std::size_t{1}, SIZE_MAX}) {
         agent_router agent;
         (void)said(agent);
@@ -132,7 +133,7 @@ TEST_CASE("router: PINGs of dom0 are answered here, PONGs go to who asked") {
     }
 }
 
-TEST_CASE("router: who goes has his sessions closed and gets no answer") {
+TEST_CASE("router: closes the sessions of a client that is gone, and drops its answers") {
     agent_router agent;
     (void)said(agent);
     give_session(agent, 1, 4);
@@ -147,12 +148,11 @@ TEST_CASE("router: who goes has his sessions closed and gets no answer") {
     const routed got =
         route(agent, join({challenge_frame(6), plain_frame(frame_type::pong, 0, bytes(8))}));
     CHECK(got.to.empty());
-    CHECK(frames_of(said(agent)).size() == 1); // the session that came too late
+    CHECK(frames_of(said(agent)).size() == 1); // closes the session that came too late
     CHECK(agent.session_count() == 1);
 }
 
-TEST_CASE(
-    "router: what goes before a broken frame is sent, so that answers stay with their OPENs") {
+TEST_CASE("router: sends the frames before a broken one, so that answers match their OPENs") {
     for (const bytes &broken : {plain_frame(frame_type::hello, 0), plain_frame(frame_type::open, 3),
                                 bytes(frame_header::size, 0xff)}) {
         agent_router agent;
@@ -168,28 +168,28 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("router: only as many sessions wait as dom0 takes") {
+TEST_CASE("router: only as many sessions wait as dom0 allows") {
     agent_router agent;
     for (std::uint32_t n = 1; n <= agent_router::open_at_once; ++n)
         give_session(agent, 1 + n % 3, n, 1000);
     CHECK(agent.accept(9, open_frame(), 1000).value() == 0);
     CHECK(agent.held());
-    SUBCASE("until one is used") {
+    SUBCASE("a used challenge makes room") {
         send(agent, 2, plain_frame(frame_type::request, 1, bytes(50)), 1000);
         send(agent, 9, open_frame(), 1000);
         CHECK_FALSE(agent.held());
     }
-    SUBCASE("until one is given up") {
+    SUBCASE("a closed session makes room") {
         send(agent, 2, plain_frame(frame_type::close, 1, bytes(2)), 1000);
         send(agent, 9, open_frame(), 1000);
     }
-    SUBCASE("until they are stale") {
+    SUBCASE("stale challenges make room") {
         CHECK(agent.accept(9, open_frame(), 1000 + limits::challenge_ms).value() == 0);
         send(agent, 9, open_frame(), 1001 + limits::challenge_ms);
     }
 }
 
-TEST_CASE("router: a frame that is not whole waits, and one of a session that is over passes") {
+TEST_CASE("router: an incomplete frame waits, and a frame of a session that is over passes") {
     agent_router agent;
     give_session(agent, 1, 3);
     const bytes request = plain_frame(frame_type::request, 3, bytes(60));
@@ -220,10 +220,10 @@ TEST_CASE("router: what a client may not send") {
         {"a number that was never given", plain_frame(frame_type::close, 4, bytes(2)),
          errc::bad_frame},
         {"another's session", plain_frame(frame_type::close, 2, bytes(2)), errc::bad_frame},
-        {"a REQUEST longer than one is",
+        {"a REQUEST that is too long",
          plain_frame(frame_type::request, 3, bytes(32 + limits::request_header + 1)),
          errc::frame_too_large},
-        {"a long frame before dom0 has vouched for somebody",
+        {"a long frame before a token has verified",
          plain_frame(frame_type::stdin_data, 3, bytes(limits::frame)), errc::frame_too_large},
     };
     for (const row &r : rows) {
@@ -256,7 +256,7 @@ TEST_CASE("router: what dom0 may not send") {
         {"PONG of a session", plain_frame(frame_type::pong, 3, bytes(8)), errc::bad_frame},
         {"an empty piece of the queue", plain_frame(frame_type::queue, 0), errc::bad_frame},
         {"a CHALLENGE that nobody asked for", challenge_frame(9), errc::bad_frame},
-        {"REJECTED that nobody waits for", plain_frame(frame_type::rejected, 0, bytes(2)),
+        {"REJECTED although nobody waits for it", plain_frame(frame_type::rejected, 0, bytes(2)),
          errc::bad_frame},
         {"output of no session", plain_frame(frame_type::stdout_data, 0, bytes(17)),
          errc::bad_frame},

@@ -22,7 +22,7 @@ bool printable(std::string_view text) {
 }
 } // namespace
 
-TEST_CASE("for_terminal and for_log: nothing that a terminal obeys comes out") {
+TEST_CASE("for_terminal and for_log: the output does not control a terminal") {
     struct row {
         const char *name;
         std::string_view in;
@@ -59,7 +59,7 @@ TEST_CASE("for_terminal and for_log: nothing that a terminal obeys comes out") {
     CHECK(printable(for_log(every_byte())));
 }
 
-TEST_CASE("a cut text keeps to its limit, ends in dots and splits no escape") {
+TEST_CASE("a text that is cut keeps its limit, ends in dots and splits no escape") {
     struct row {
         const char *name;
         std::string_view in;
@@ -75,7 +75,7 @@ TEST_CASE("a cut text keeps to its limit, ends in dots and splits no escape") {
         {"no room for the escape and dots", "\x1b\x1b", 6, "..."},
         {"two bytes", "abc", 2, ".."},
         {"nothing", "abc", 0, ""},
-        {"nothing of nothing", "", 0, ""},
+        {"an empty text, no room", "", 0, ""},
     };
     for (const row &r : rows) {
         INFO(std::string(r.name));
@@ -98,7 +98,7 @@ TEST_CASE("preview: as protocol 1 shows a command, without its escape sequences"
     CHECK(printable(preview(every_byte(), 256)));
 }
 
-TEST_CASE("for_json: valid UTF-8 passes, all else is escaped") {
+TEST_CASE("for_json: valid UTF-8 passes, and everything else is escaped") {
     struct row {
         const char *name;
         std::string_view in;
@@ -133,7 +133,7 @@ TEST_CASE("for_json: valid UTF-8 passes, all else is escaped") {
     }
 }
 
-TEST_CASE("for_markup: neither a tag, nor an entity, nor a byte that Pango refuses") {
+TEST_CASE("for_markup: the output holds no tag, no entity and no byte that Pango refuses") {
     CHECK(for_markup(R"(<a href="x" title='y'>&amp;</a>)") ==
           "&lt;a href=&quot;x&quot; title=&#39;y&#39;&gt;&amp;amp;&lt;/a&gt;");
     CHECK(for_markup("a\n\x1b\xe9\\") == R"(a\n\x1b\xe9\\)");
@@ -174,7 +174,7 @@ TEST_CASE("for_file_name: refuses, never repairs") {
     CHECK(for_file_name(std::string(128, 'a')));
 }
 
-TEST_CASE("a text for the terminal can be turned back, and nothing else is one") {
+TEST_CASE("from_terminal: returns the bytes of a text, and refuses other texts") {
     const std::string_view bytes("a\n\t\r\\x41\x1b\0\xff", 11);
     CHECK(from_terminal(for_terminal(bytes)).value() == bytes);
     const struct {

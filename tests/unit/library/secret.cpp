@@ -50,7 +50,7 @@ TEST_CASE("a key is 64 hexadecimal digits, kept as typed") {
     }
 }
 
-TEST_CASE("every byte that is no digit is refused, at each place") {
+TEST_CASE("every byte that is not a digit is refused, at each place") {
     for (std::size_t i = 0; i < digits.size(); ++i)
         for (const char c : {'g', '/', ':', '@', 'G', '`', '\x80', '\0'}) {
             std::string text = digits;
@@ -69,10 +69,11 @@ TEST_CASE("fingerprints are those of the vectors, and differ with the case") {
     CHECK(v.text("fingerprint.lower") != v.text("fingerprint.upper"));
 }
 
-TEST_CASE("I11: a key is moved, not copied, and leaves zeros behind") {
+TEST_CASE("I11: a key is moved, not copied, and its source holds zeros afterwards") {
     static_assert(!std::is_copy_constructible_v<secret> && !std::is_copy_assignable_v<secret>);
     static_assert(!std::is_copy_constructible_v<secret_bytes<32>>);
-    // Only what can be moved from makes secret bytes: nobody keeps the original by accident.
+    // Secret bytes are made only from a value that can be moved, so that no caller keeps the
+    // original by accident.
     static_assert(!std::is_constructible_v<secret_bytes<32>, const std::array<std::uint8_t, 32> &>);
 
     const auto is_zero = [](bytes_view v) {
@@ -89,7 +90,7 @@ TEST_CASE("I11: a key is moved, not copied, and leaves zeros behind") {
     CHECK(is_zero(second.view()));
     CHECK_FALSE(is_zero(first.view()));
 
-    // In memory that outlives the object, so that looking at it afterwards is allowed.
+    // The memory outlives the object, so that the test may look at it afterwards.
     alignas(secret_bytes<32>) std::uint8_t storage[sizeof(secret_bytes<32>)];
     auto *const third = new (storage) secret_bytes<32>(std::move(first));
     CHECK_FALSE(is_zero(storage));
@@ -97,7 +98,7 @@ TEST_CASE("I11: a key is moved, not copied, and leaves zeros behind") {
     CHECK(is_zero(storage));
 }
 
-TEST_CASE("equality is of the text") {
+TEST_CASE("keys are equal if their texts are") {
     const auto key = secret::parse(digits);
     CHECK(key->equals(key->duplicate()));
     std::string other = digits;

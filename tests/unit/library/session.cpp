@@ -1,6 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// Both machines against each other, then each against an end that holds the keys and lies.
-// Built twice: over EVP, and with QVMREMOTE_DIRECT_SHA256.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests both machines against each other, and against
+// recorded sessions. Built twice: over EVP, and with QVMREMOTE_DIRECT_SHA256.
 #include <qvmremote/session.hpp>
 
 #include "session_fixture.hpp"
@@ -8,7 +7,7 @@
 using namespace qvmremote;
 using namespace qvmremote::test;
 
-TEST_CASE("each kind of request goes through, and its result comes back") {
+TEST_CASE("a request of each kind arrives, and its result comes back") {
     struct row {
         const char *name;
         envelope what;
@@ -52,17 +51,17 @@ TEST_CASE("each kind of request goes through, and its result comes back") {
     }
 }
 
-TEST_CASE("the recorded sessions: both machines say what make.py says") {
+TEST_CASE("both machines send the bytes of the recorded sessions") {
     for (const std::string name : {"live", "bulk"}) {
         CAPTURE(name);
         const bool live = name == "live";
         const bytes &up = vectors["session." + name + ".to_dom0"];
         const bytes &down = vectors["session." + name + ".to_qube"];
 
-        // dom0, fed with the qube's half.
+        // dom0 receives the bytes that the qube sent in the recording.
         dom0_end dom0;
         dom0.accepts = !live;
-        // The recording of `live` sends stdin once it was accepted, by an operator.
+        // In the recording `live`, the qube sends stdin only after an operator has approved.
         const std::size_t request_end = 16 + 12 + vectors["frame.request"].size();
         dom0.feed(live ? bytes_view(up).first(request_end) : bytes_view(up));
         if (live) {
@@ -87,7 +86,7 @@ TEST_CASE("the recorded sessions: both machines say what make.py says") {
         CHECK_FALSE(dom0.broken);
         CHECK(to_hex(take_output(dom0.stream)) == to_hex(down));
 
-        // The qube, fed with dom0's half.
+        // The qube receives the bytes that dom0 sent in the recording.
         qube_end qube;
         qube.key = secret::parse(vectors.text("key")).value();
         envelope what =
@@ -106,7 +105,7 @@ TEST_CASE("the recorded sessions: both machines say what make.py says") {
     }
 }
 
-TEST_CASE("a recorded stream cut anywhere ends nothing; damaged anywhere never ends well") {
+TEST_CASE("a recorded stream that is cut gives no END, and one that is damaged gives no result") {
     const bytes &down = vectors["session.live.to_qube"];
     const auto play = [](bytes_view data) {
         qube_end qube;
@@ -129,7 +128,7 @@ TEST_CASE("a recorded stream cut anywhere ends nothing; damaged anywhere never e
     }
 }
 
-TEST_CASE("I1: a recorded request cut or damaged anywhere starts nothing and feeds nothing") {
+TEST_CASE("I1: a recorded request that is cut or damaged starts no command and gives it no input") {
     const bytes &up = vectors["session.live.to_dom0"];
     const auto play = [](bytes_view data) {
         dom0_end dom0;
@@ -154,19 +153,19 @@ TEST_CASE("I1: a recorded request cut or damaged anywhere starts nothing and fee
     }
 }
 
-TEST_CASE("stdin and output go through as they are, with credit used up and given again") {
+TEST_CASE("stdin and output arrive unchanged, with credit used up and given again") {
     running s(make_request(request_kind::shell, "cat", true));
     std::string text;
     for (int i = 0; i < 1'500'000; ++i)
         text.push_back(static_cast<char>(i * 31 >> 3));
 
-    // Nobody writes it on: 256 KiB come, and no more.
+    // dom0 gives no new credit, so only 256 KiB come.
     std::size_t sent = s.qube.write(1, text);
     CHECK(sent == limits::window);
     carry(s.qube, s.dom0);
     CHECK(s.qube.stream.stdin_credit(1) == 0);
     CHECK(s.dom0.stdin_seen() == text.substr(0, limits::window));
-    // Small amounts are saved up.
+    // Small amounts are added up before credit is sent.
     s.dom0.stream.grant_stdin(1, limits::window / 4 - 1);
     carry(s.qube, s.dom0);
     CHECK(s.qube.stream.stdin_credit(1) == 0);
@@ -189,7 +188,7 @@ TEST_CASE("stdin and output go through as they are, with credit used up and give
     CHECK(s.dom0.stdin_seen() == text);
     CHECK(s.dom0.count(server_kind::stdin_eof) == 1);
 
-    // Output: the qube passes nothing on.
+    // The same for output, of which the qube passes nothing on.
     s.qube.grants = false;
     s.dom0.write(1, text);
     CHECK(s.dom0.stream.output_credit(1) == 0);
@@ -205,7 +204,7 @@ TEST_CASE("stdin and output go through as they are, with credit used up and give
     CHECK(s.qube.count(client_kind::ended) == 1);
 }
 
-TEST_CASE("many sessions beside each other, each with its own stalled reader") {
+TEST_CASE("many sessions at the same time, each with a reader that has stopped") {
     qube_end qube;
     dom0_end dom0;
     for (int i = 0; i < 20; ++i)
@@ -228,8 +227,8 @@ TEST_CASE("many sessions beside each other, each with its own stalled reader") {
 }
 
 TEST_CASE("an agent that puts two clients on one stream changes no byte of theirs") {
-    // Each client believes it has a stream of its own: the agent gives both the HELLO it has, sends
-    // their OPENs on in turn, and routes by the number that dom0's answers bring.
+    // For each client it looks like a stream of its own: the agent gives both its HELLO, passes
+    // their OPENs on in turn, and routes by the session numbers in dom0's answers.
     dom0_end dom0;
     qube_end clients[2];
     clients[0].ask(make_request(request_kind::shell, "first"));
@@ -263,13 +262,13 @@ TEST_CASE("an agent that puts two clients on one stream changes no byte of their
     CHECK((*dom0.requests.at(2)).header.body == "first");
     CHECK(clients[0].stream.accepted(2));
     CHECK(clients[1].stream.accepted(1));
-    // Mixed up, nothing gets through.
+    // If the agent sends frames to the wrong client, nothing is delivered.
     dom0.write(1, "for the second");
     clients[0].feed(take_output(dom0.stream));
     CHECK(clients[0].output(client_kind::stdout_data).empty());
 }
 
-TEST_CASE("a sign of life, both ways, at any time after the preamble") {
+TEST_CASE("both ends answer a PING at any time after the preamble") {
     running s(make_request(request_kind::exec));
     s.qube.stream.ping(1);
     s.dom0.stream.ping(2);
@@ -278,7 +277,7 @@ TEST_CASE("a sign of life, both ways, at any time after the preamble") {
     CHECK(s.dom0.count(server_kind::pong) == 1);
 }
 
-TEST_CASE("idle memory goes back and everything goes on") {
+TEST_CASE("after idle memory is freed, sessions go on") {
     running s(make_request(request_kind::shell, "cat", true));
     for (int i = 0; i < 3; ++i) {
         s.qube.stream.release_idle_memory();

@@ -34,7 +34,7 @@ inline bytes operator+(bytes a, bytes_view b) {
 }
 inline bytes opening() { return bytes(preamble.begin(), preamble.end()); }
 
-/// A running session, and the keys of it that somebody at either end who lies would hold.
+/// A running session, and its keys, so that a test can play an end that has the keys and lies.
 struct running {
     qube_end qube;
     dom0_end dom0;
@@ -45,7 +45,7 @@ struct running {
         dom0.accepts = accepts;
         qube.ask(std::move(what));
         carry(qube, dom0, [this](bytes up) {
-            // The token stands behind preamble or frames, at the front of REQUEST.
+            // Find the REQUEST after the preamble or other frames: it begins with the token.
             const bool first =
                 up.size() >= 16 && std::equal(preamble.begin(), preamble.end(), up.begin());
             for (const bytes &frame : frames_of(up, first ? 16 : 0))

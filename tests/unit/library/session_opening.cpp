@@ -7,7 +7,7 @@
 using namespace qvmremote;
 using namespace qvmremote::test;
 
-TEST_CASE("the preamble: behind 64 KiB of noise, not one byte more, however it is cut") {
+TEST_CASE("the preamble: is found after up to 64 KiB of other bytes, in any pieces") {
     for (const auto &row : {std::pair(0u, true),
                             {1u, true},
                             {15u, true},
@@ -49,7 +49,7 @@ TEST_CASE("the preamble: behind 64 KiB of noise, not one byte more, however it i
     }
 }
 
-TEST_CASE("the preamble: within 30 s, by the clock value") {
+TEST_CASE("the preamble: must come within 30 s, by the clock value") {
     for (const auto &row : {std::pair(0u, true), {30'000u, true}, {30'001u, false}}) {
         const auto at = row.first;
         const bool found = row.second;
@@ -91,7 +91,7 @@ TEST_CASE("I4: 64 challenges may be open, and the 65th is refused until one is u
     CHECK(qube.dom0.stream.session_count() == 1);
 }
 
-TEST_CASE("I4: what dom0 holds for a peer that sends anything and reads nothing is bounded") {
+TEST_CASE("I4: dom0 keeps little for a peer that sends anything and reads nothing") {
     raw_qube qube;
     const auto flood = [&](const bytes &frame) {
         bytes many;
@@ -103,7 +103,8 @@ TEST_CASE("I4: what dom0 holds for a peer that sends anything and reads nothing 
             if (qube.dom0.broken || qube.dom0.stream.output().size() == before)
                 break;
         }
-        // One buffer of input more than what congested() allows, at most 44 bytes for each 12.
+        // The output may exceed what congested() allows by the answers to one buffer of input: at
+        // most 44 bytes for each 12.
         CHECK(qube.dom0.stream.output().size() <= 2 * limits::frame + 4 * 17'000);
         CHECK(qube.dom0.stream.session_count() <= limits::open_challenges);
     };
@@ -113,7 +114,7 @@ TEST_CASE("I4: what dom0 holds for a peer that sends anything and reads nothing 
     flood(vectors["frame.ping"]);
 }
 
-TEST_CASE("I1: a challenge is good for 30 s, by the clock value") {
+TEST_CASE("I1: a challenge is valid for 30 s, by the clock value") {
     for (const auto &row :
          {std::pair(0u, true), {30'000u, true}, {30'001u, false}, {4'000'000'000u, false}}) {
         const auto late = row.first;
@@ -123,7 +124,7 @@ TEST_CASE("I1: a challenge is good for 30 s, by the clock value") {
         dom0_end dom0;
         qube.ask(make_request(request_kind::exec));
         carry(qube, dom0, [&](bytes up) {
-            if (!up.empty() && up.size() != 28) // all but preamble and OPEN
+            if (!up.empty() && up.size() != 28) // everything except preamble and OPEN
                 dom0.now = late;
             return up;
         });
@@ -136,8 +137,8 @@ TEST_CASE("I1: a challenge is good for 30 s, by the clock value") {
     }
 }
 
-TEST_CASE("I2: a challenge is good for one request, whatever came of it") {
-    // A REQUEST twice: the session that runs is ended, and nothing starts again.
+TEST_CASE("I2: a challenge is valid for one request, whatever its result") {
+    // A second REQUEST ends the session that runs, and starts no command.
     running s(make_request(request_kind::exec));
     bytes request;
     {
@@ -153,7 +154,7 @@ TEST_CASE("I2: a challenge is good for one request, whatever came of it") {
     s.dom0.feed(request);
     CHECK(s.dom0.count(server_kind::request) == 1);
     CHECK(s.closed_in_dom0() == errc::challenge_stale);
-    // Once more, now that the session is gone: told so, and no more.
+    // After the session is gone, another REQUEST is only rejected.
     const std::size_t seen = s.dom0.events.size();
     static_cast<void>(take_output(s.dom0.stream));
     s.dom0.feed(request);
@@ -161,7 +162,7 @@ TEST_CASE("I2: a challenge is good for one request, whatever came of it") {
     CHECK(frames_of(take_output(s.dom0.stream))[0] ==
           plain_frame(frame_type::rejected, 1, bytes{0, 17}));
 
-    // A bad token spends it too.
+    // A bad token uses the challenge up too.
     dom0_end dom0;
     dom0.feed(opening() + plain_frame(frame_type::open, 0));
     bytes bad = request;
@@ -195,7 +196,7 @@ TEST_CASE("I1: no key, another qube's key, no keys at all") {
         CHECK(dom0.requests.empty());
         CHECK(dom0.refusals == std::vector{r.logged});
         CHECK(dom0.stream.session_count() == 0);
-        // What the qube sees is the same.
+        // The qube gets the same answer in each case.
         REQUIRE(qube.last(client_kind::rejected));
         CHECK(qube.last(client_kind::rejected)->reason == errc::bad_token);
     }
@@ -213,7 +214,7 @@ TEST_CASE(
         carry(qube, dom0, {}, [&](bytes down) {
             if (first && !down.empty()) {
                 first = false;
-                down[i] ^= 1; // at the features' last byte: GMAC stripped
+                down[i] ^= 1; // the last byte of the features: removes GMAC
             }
             return down;
         });
@@ -223,7 +224,7 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("features: dom0 refuses what it does not have, and the client does not ask for it") {
+TEST_CASE("features: dom0 refuses a feature that it lacks, and the client does not ask for it") {
     dom0_end plain("work", 0);
     qube_end qube;
     envelope what = make_request(request_kind::exec);
@@ -233,7 +234,7 @@ TEST_CASE("features: dom0 refuses what it does not have, and the client does not
     REQUIRE(plain.requests.size() == 1);
     CHECK((*plain.requests.at(1)).header.features == 0);
 
-    // Somebody with the key asks all the same.
+    // Another program with the key asks for it anyway.
     dom0_end dom0("work", 0);
     dom0.feed(opening() + plain_frame(frame_type::open, 0));
     const auto said = frames_of(take_output(dom0.stream));
@@ -253,7 +254,7 @@ TEST_CASE("features: dom0 refuses what it does not have, and the client does not
                            bytes_view(answer).subspan(12)}));
 }
 
-TEST_CASE("notices come while a command runs, to a client that asked for them") {
+TEST_CASE("a client that asked for notices gets them while its command runs") {
     for (const std::uint32_t features : {0u, feature::notices}) {
         CAPTURE(features);
         envelope what = make_request(request_kind::shell, "sleep 1");
@@ -263,7 +264,7 @@ TEST_CASE("notices come while a command runs, to a client that asked for them") 
         carry(s.qube, s.dom0);
         CHECK(s.qube.count(client_event::kind::notice) == (features ? 1u : 0u));
         CHECK(s.qube.stream.accepted(1));
-        // A serial is for questions, and there is none once the command runs.
+        // A serial belongs to a question, and a running command has none.
         s.dom0.stream.pend(1, 7, "words");
         carry(s.qube, s.dom0);
         CHECK(s.qube.count(client_event::kind::closed) == 1);
@@ -292,7 +293,7 @@ TEST_CASE("GMAC frames travel when both ends can, and are checked") {
     CHECK(s.closed_in_dom0() == errc::bad_tag);
 }
 
-TEST_CASE("a session given up before its request leaves nothing") {
+TEST_CASE("a session that is closed before its request leaves nothing") {
     raw_qube qube;
     qube.open();
     CHECK(qube.dom0.stream.session_count() == 1);
@@ -308,7 +309,7 @@ TEST_CASE("a session given up before its request leaves nothing") {
     CHECK(eager.dom0.count(server_kind::closed) == 0);
 }
 
-TEST_CASE("what the client cannot encode is not sent, and the session can be given up") {
+TEST_CASE("a request that cannot be encoded is not sent, and the session can be closed") {
     qube_end qube;
     dom0_end dom0;
     envelope bad = make_request(request_kind::exec);

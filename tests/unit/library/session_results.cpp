@@ -44,7 +44,7 @@ TEST_CASE("I10: a result is complete or it is an error") {
     CHECK(cut.qube.count(client_kind::ended) == 0);
 }
 
-TEST_CASE("I10: success is the value 0, not a value that ends in it") {
+TEST_CASE("I10: only the value 0 is success, not 256") {
     struct row {
         end_cause cause;
         std::uint32_t value;
@@ -64,7 +64,8 @@ TEST_CASE("I10: success is the value 0, not a value that ends in it") {
         CHECK(run_end{.cause = r.cause, .value = r.value}.exit_code() == r.want);
 }
 
-TEST_CASE("I10: refusals that nobody vouches for mean no before ACCEPTED, and a loss after it") {
+TEST_CASE("I10: a refusal that is not authentic counts as a refusal before ACCEPTED, and as a loss "
+          "after it") {
     running early(make_request(request_kind::exec), false);
     early.qube.feed(vectors["frame.rejected"]);
     REQUIRE(early.qube.last(client_kind::rejected));
@@ -88,7 +89,7 @@ TEST_CASE("I10: refusals that nobody vouches for mean no before ACCEPTED, and a 
     CHECK(forged.qube.count(client_kind::refused) == 0);
 }
 
-TEST_CASE("dom0's own words, tagged, in states that do not allow them") {
+TEST_CASE("authentic frames of dom0 in states that do not allow them") {
     struct row {
         const char *name;
         bool accepted;
@@ -103,7 +104,7 @@ TEST_CASE("dom0's own words, tagged, in states that do not allow them") {
         {"end before accept", false, frame_type::end, end_payload(1, 0, 0, 0), errc::bad_frame},
         {"credit before accept, no body", false, frame_type::credit, u32_bytes(5),
          errc::credit_exceeded},
-        {"more window than there is", false, frame_type::accepted,
+        {"more credit than the window", false, frame_type::accepted,
          u32_bytes(0) + u32_bytes(limits::window + 1), errc::bad_frame},
         {"accepted, cut", false, frame_type::accepted, u32_bytes(0), errc::bad_frame},
         {"pending, cut", false, frame_type::pending, u32_bytes(0), errc::bad_frame},
@@ -138,7 +139,7 @@ TEST_CASE("dom0's own words, tagged, in states that do not allow them") {
     CHECK(greedy.closed_in_qube() == errc::credit_exceeded);
 }
 
-TEST_CASE("a refusal, and a wait, are told with their words") {
+TEST_CASE("a refusal and a wait arrive with their texts") {
     running s(make_request(request_kind::exec), false);
     s.dom0.stream.pend(1, 42, "waiting for approval");
     s.dom0.stream.refuse(1, errc::denied, "no rule matches");

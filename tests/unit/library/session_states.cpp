@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// What is taken in which state, from an end that holds the keys and lies.
+// SPDX-License-Identifier: GPL-2.0-or-later Which frames are accepted in which state, from an end
+// that has the keys and lies.
 #include <qvmremote/session.hpp>
 
 #include "session_fixture.hpp"
@@ -7,7 +7,7 @@
 using namespace qvmremote;
 using namespace qvmremote::test;
 
-TEST_CASE("I1: no stdin, signal or body outside its state, though authentic") {
+TEST_CASE("I1: authentic stdin, signals and bodies are refused in a wrong state") {
     struct row {
         const char *name;
         frame_type type;
@@ -101,7 +101,7 @@ TEST_CASE("I4: stdin past its credit ends the session") {
     CHECK(s.dom0.stdin_seen().size() == limits::window);
 }
 
-TEST_CASE("I1: signals of the list go through, and to the right session") {
+TEST_CASE("I1: signals of the list arrive at the right session") {
     running s(make_request(request_kind::shell, "cat"));
     for (const std::uint8_t signal : bytes{1, 2, 3, 10, 12, 15, 18, 20})
         s.qube.stream.send_signal(1, signal);
@@ -115,7 +115,7 @@ TEST_CASE("I1: signals of the list go through, and to the right session") {
     CHECK(s.dom0.events.back().rows == 43);
 }
 
-TEST_CASE("I1: sizes go through, all of them") {
+TEST_CASE("I1: all terminal sizes arrive") {
     running s(make_request(request_kind::shell, "cat"));
     s.qube.stream.send_resize(1, 300, 0xffff);
     carry(s.qube, s.dom0);
@@ -125,7 +125,7 @@ TEST_CASE("I1: sizes go through, all of them") {
 }
 
 TEST_CASE(
-    "I1: what an agent does to tagged frames ends the session before a byte of them is used") {
+    "I1: a tagged frame that an agent has changed ends the session before a byte of it is used") {
     struct row {
         const char *name;
         std::function<std::vector<bytes>(std::vector<bytes>)> change;
@@ -225,8 +225,9 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("stdin that an operator is to see comes before the command is accepted") {
-    const std::string body(20'000, 'x'); // its CREDIT and that of stdin are told apart
+TEST_CASE("stdin that an operator must see comes before the command is accepted") {
+    const std::string body(20'000,
+                           'x'); // so that dom0 sends one CREDIT for the body and one for stdin
     running s(make_request(request_kind::script, body, true), false);
     REQUIRE(s.dom0.requests.size() == 1);
     CHECK(s.qube.stream.stdin_credit(1) == 0);
@@ -259,13 +260,14 @@ TEST_CASE("stdin that an operator is to see comes before the command is accepted
     CHECK(s.qube.count(client_kind::ended) == 1);
 }
 
-TEST_CASE("I1: stdin is taken for nobody who did not ask for it, nor more than was asked for") {
+TEST_CASE(
+    "I1: stdin is refused without a request for it, and beyond the amount that dom0 asked for") {
     for (const bool live : {false, true}) {
         CAPTURE(live);
         running s(make_request(request_kind::exec, {}, live), false);
         if (live)
             s.dom0.stream.pend(1, 42, "wait");
-        // A client takes CREDIT only behind PENDING, and for a request with stdin.
+        // A client accepts CREDIT only after PENDING, and only for a request with stdin.
         if (!live) {
             s.dom0.stream.collect_stdin(1, 100);
             carry(s.qube, s.dom0);
@@ -287,7 +289,7 @@ TEST_CASE("I1: stdin is taken for nobody who did not ask for it, nor more than w
 TEST_CASE("I1: a body swapped, cut or too long never becomes a request") {
     const std::string body(200'000, 'x');
     {
-        // By somebody with the key: the digest is what stops it.
+        // An end that has the key swaps the body: the digest does not match.
         running s(make_request(request_kind::script, body), true);
         CHECK(s.dom0.requests.size() == 1);
         qube_end liar;
@@ -301,7 +303,7 @@ TEST_CASE("I1: a body swapped, cut or too long never becomes a request") {
         CHECK(liar.last(client_kind::refused)->reason == errc::bad_digest);
     }
     {
-        // On the way: the tag.
+        // An agent swaps it on the way: the tag does not match.
         qube_end qube;
         dom0_end dom0;
         qube.ask(make_request(request_kind::script, body));
@@ -314,7 +316,7 @@ TEST_CASE("I1: a body swapped, cut or too long never becomes a request") {
         CHECK(dom0.events.back().reason == errc::bad_tag);
     }
     {
-        // More than the header promised.
+        // The body is longer than the header says.
         dom0_end dom0;
         qube_end qube;
         envelope what = make_request(request_kind::script, body);
@@ -341,7 +343,7 @@ TEST_CASE("I1: a body swapped, cut or too long never becomes a request") {
     }
 }
 
-TEST_CASE("frames that break a stream: of the other direction, of nothing, before their time") {
+TEST_CASE("frames that break a stream: of the other direction, of no session, too early") {
     struct row {
         const char *name;
         bytes frame;
@@ -399,7 +401,7 @@ TEST_CASE("frames that break a stream: of the other direction, of nothing, befor
         {"features missing", plain_frame(frame_type::hello, 0, bytes{0, 2, 0}), errc::bad_frame},
         {"name cut", plain_frame(frame_type::hello, 0, bytes{0, 2, 0, 0, 0, 0, 2, 'x'}),
          errc::bad_frame},
-        {"a byte behind it", plain_frame(frame_type::hello, 0, bytes{0, 2, 0, 0, 0, 0, 0, 'x'}),
+        {"a byte after it", plain_frame(frame_type::hello, 0, bytes{0, 2, 0, 0, 0, 0, 0, 'x'}),
          errc::bad_frame},
         {"of a session", plain_frame(frame_type::hello, 1, bytes{0, 2, 0, 0, 0, 0, 0}),
          errc::bad_frame},
@@ -415,7 +417,7 @@ TEST_CASE("frames that break a stream: of the other direction, of nothing, befor
     }
 }
 
-TEST_CASE("on a stream that has proven itself a REQUEST still fits in a header") {
+TEST_CASE("after a token has verified on a stream, a too long REQUEST is still refused") {
     running s(make_request(request_kind::exec));
     s.dom0.feed(plain_frame(frame_type::open, 0));
     static_cast<void>(take_output(s.dom0.stream));

@@ -89,7 +89,7 @@ TEST_CASE("tokens and keys of the vectors") {
     }
 }
 
-TEST_CASE("I1: a request verifies under a registered key alone, and says which") {
+TEST_CASE("I1: a request verifies only under a registered key, and the result names the key") {
     const bytes payload = signed_payload("shell");
     const auto right_last = keys({other_key, two.text("key")});
     const auto header = request_verifier::verify(right_last, t(), fresh(), payload);
@@ -106,8 +106,8 @@ TEST_CASE("I1: a request verifies under a registered key alone, and says which")
     CHECK_FALSE(request_verifier::verify(keys({upper}), t(), fresh(), payload));
 }
 
-TEST_CASE(
-    "I1: a token never verifies at a prefix, or with any bit of request, challenge or T changed") {
+TEST_CASE("I1: a token does not verify for a prefix, or with any bit of request, challenge or T "
+          "changed") {
     const auto registered = keys({two.text("key")});
     for (const std::string kind : {"shell", "script_follows"}) {
         const bytes payload = signed_payload(kind);
@@ -137,12 +137,12 @@ TEST_CASE("I1: only the verifier makes a verified value") {
     static_assert(!std::is_default_constructible_v<verified<request>>);
 }
 
-TEST_CASE("tags of every vector, both ways") {
+TEST_CASE("the tags of all vectors are made and verified") {
     for (const frame_rule &rule : frame_rules) {
         if (rule.tag == tagging::none)
             continue;
         CAPTURE(rule.name);
-        // CREDIT goes either way; its vector is the qube's.
+        // Both ends send CREDIT; the vector is one that the qube sends.
         const bytes &frame = two["frame." + std::string(rule.name)];
         frame_authenticator opener = direction(rule);
         const auto payload = opener.open(view_of(frame));
@@ -155,7 +155,7 @@ TEST_CASE("tags of every vector, both ways") {
     }
 }
 
-TEST_CASE("GMAC from 4096 bytes of data on, HMAC below and everywhere else") {
+TEST_CASE("GMAC is used from 4096 bytes of data on, and HMAC for all other frames") {
     const frame_rule &rule = *rule_of(frame_type::stdout_data);
     for (const std::string name : {"frame.stdout_data.gmac", "frame.stdout_data.below_gmac"}) {
         CAPTURE(name);
@@ -168,7 +168,7 @@ TEST_CASE("GMAC from 4096 bytes of data on, HMAC below and everywhere else") {
     CHECK(opener.open(view_of(two["frame.body"])));
 }
 
-TEST_CASE("I1: a tagged frame with any byte damaged, cut, or at another place does not open") {
+TEST_CASE("I1: a tagged frame that is damaged, cut or out of order does not open") {
     for (const frame_rule &rule : frame_rules) {
         if (rule.tag == tagging::none)
             continue;
@@ -190,11 +190,11 @@ TEST_CASE("I1: a tagged frame with any byte damaged, cut, or at another place do
             frame_authenticator opener = direction(rule);
             REQUIRE_FALSE(opener.open({whole.header, whole.untrusted_payload.first(n)}));
         }
-        // A second time: the sequence has gone on.
+        // A second time it does not open, since the sequence number is higher.
         frame_authenticator opener = direction(rule);
         CHECK(opener.open(whole));
         CHECK_FALSE(opener.open(whole));
-        // The other direction's key.
+        // With the key of the other direction it does not open.
         frame_rule turned = rule;
         turned.from = rule.from == sender::dom0 ? sender::qube : sender::dom0;
         frame_authenticator back = direction(turned);
@@ -209,7 +209,7 @@ TEST_CASE("I1: a tagged frame with any byte damaged, cut, or at another place do
     }
 }
 
-TEST_CASE("I1: a body joins only the header that promised it") {
+TEST_CASE("I1: a header accepts only the body that it announced") {
     const auto registered = keys({two.text("key")});
     const bytes payload = signed_payload("script_follows");
     const auto header = request_verifier::verify(registered, t(), fresh(), payload);
@@ -239,7 +239,7 @@ TEST_CASE("I1: a body joins only the header that promised it") {
     CHECK(request_verifier::complete(*with_body, "rm -rf /").error().code == errc::bad_digest);
 }
 
-TEST_CASE("arguments that came in the body stand where those of a header do") {
+TEST_CASE("arguments from the body are returned like those from a header") {
     const auto registered = keys({two.text("key")});
     for (const std::string name : {"exec_packed", "script_packed"}) {
         CAPTURE(name);
@@ -268,7 +268,7 @@ TEST_CASE("arguments that came in the body stand where those of a header do") {
     }
 }
 
-TEST_CASE("a command line that follows may hold no NUL, though its digest fits") {
+TEST_CASE("a command line in a body must not hold a NUL, although its digest matches") {
     envelope header;
     header.kind = request_kind::shell;
     header.id = command_id::parse("a").value();
