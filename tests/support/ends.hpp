@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Both ends of a stream, each with a simple host, for tests: dom0 answers every OPEN and REQUEST at
+/// Both ends of a stream for tests, each with a simple host: dom0 answers every OPEN and REQUEST at
 /// once, and the qube sends a request for each challenge.
 
 #pragma once
@@ -258,7 +258,7 @@ struct qube_end {
     }
 };
 
-/// What a test does to the bytes of one direction on their way.
+/// Changes the bytes of one direction on their way.
 using passage = std::function<bytes(bytes)>;
 
 /// Carries bytes both ways until nothing moves.

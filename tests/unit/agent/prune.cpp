@@ -30,7 +30,7 @@ struct history {
     history(const history &) = delete;
     history &operator=(const history &) = delete;
 
-    // An entry of so many days ago, with 2 MiB of output. Returns its directory.
+    // Adds an entry that is `days` days old, with 2 MiB of output. Returns its directory.
     [[nodiscard]] fs::path add(int days) const {
         const time_t then = ::time(nullptr) - static_cast<time_t>(days) * 24 * 3600;
         tm fields{};
@@ -43,7 +43,7 @@ struct history {
         return out;
     }
 
-    // The removal runs in a child, which is waited for here.
+    // prune_history() removes entries in a child process; wait for it.
     void prune(const history_limits &most) const {
         static_cast<void>(prune_history(base, 0, most));
         while (::waitpid(-1, nullptr, 0) > 0) {
@@ -55,7 +55,7 @@ struct history {
 
 } // namespace
 
-TEST_CASE("only what is beyond a limit that the user has set is removed") {
+TEST_CASE("only entries beyond a limit that the user has set are removed") {
     struct row {
         const char *name;
         history_limits most;
@@ -63,12 +63,12 @@ TEST_CASE("only what is beyond a limit that the user has set is removed") {
     };
     const row rows[] = {
         {"no limit", {}, true, true},
-        {"an age that none has", {1000, {}}, true, true},
+        {"an age that no entry has", {1000, {}}, true, true},
         {"an age", {90, {}}, false, true},
         {"a size that holds both", {{}, 100}, true, true},
         {"a size that holds one", {{}, 3}, false, true},
         {"a size that holds none", {{}, 1}, false, false},
-        {"both, of which one is exceeded", {1000, 3}, false, true},
+        {"both limits, of which one is exceeded", {1000, 3}, false, true},
     };
     for (const row &r : rows) {
         CAPTURE(r.name);
@@ -80,7 +80,7 @@ TEST_CASE("only what is beyond a limit that the user has set is removed") {
     }
 }
 
-TEST_CASE("a directory that is no day of the calendar is not of the history") {
+TEST_CASE("a directory whose name is not a day of the calendar stays") {
     const history h;
     const fs::path strange = h.base / "history/2001-02-31/id";
     fs::create_directories(strange);
@@ -91,14 +91,14 @@ TEST_CASE("a directory that is no day of the calendar is not of the history") {
     CHECK_FALSE(fs::exists(old_entry / "out"));
 }
 
-TEST_CASE("without a limit nothing is written either, and it is never due") {
+TEST_CASE("without a limit nothing is written, and pruning is never due") {
     const history h;
     static_cast<void>(h.add(400));
     CHECK(prune_history(h.base, 0, {}) == UINT64_MAX);
     CHECK_FALSE(fs::exists(h.base / "history/.pruned"));
 }
 
-TEST_CASE("a limit is a whole number of its range, or is named") {
+TEST_CASE("a limit that is not a whole number of its range is named") {
     struct row {
         const char *text;
         bool is_good;

@@ -10,7 +10,7 @@
 
 using namespace qvmremote::dom0;
 
-TEST_CASE("an account by name") {
+TEST_CASE("an account is found by its name") {
     const auto root = find_account("root");
     REQUIRE(root);
     CHECK(root->who.uid == 0);
@@ -24,7 +24,7 @@ TEST_CASE("an account by name") {
     CHECK(std::find(groups.begin(), groups.end(), nobody->who.gid) != groups.end());
 }
 
-TEST_CASE("no account by that name") {
+TEST_CASE("there is no account with that name") {
     for (const char *name : {"qvm-remote-no-such-user", "", "0", "root ", "\x1b[31m"}) {
         CAPTURE(name);
         const auto got = find_account(name);
@@ -41,7 +41,7 @@ TEST_CASE("the account of this process") {
         CHECK(own.name == entry->pw_name);
 }
 
-TEST_CASE("the environment is this and nothing else") {
+TEST_CASE("the environment holds these variables and no others") {
     account of;
     of.name = "deploy";
     of.home = "/var/lib/deploy";

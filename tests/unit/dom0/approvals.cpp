@@ -26,7 +26,7 @@ question of(const char *qube, std::uint8_t digest = 1, bool may_last = true) {
     return out;
 }
 
-// The digest of such a question, as an operator types it.
+// The digest of a question, as an operator types it.
 std::string shown(std::uint8_t digest = 1) { return to_hex(of("work", digest).digest); }
 
 struct told {
@@ -44,7 +44,7 @@ struct told {
 
 } // namespace
 
-TEST_CASE("a yes is told once, with what was shown and who said it") {
+TEST_CASE("a yes is reported once, with the digest that was shown and the operator") {
     approvals all(1000);
     told got;
     const auto serial = all.ask(of("work", 7), 100, got.note());
@@ -59,12 +59,12 @@ TEST_CASE("a yes is told once, with what was shown and who said it") {
     CHECK(got.yes->digest == of("work", 7).digest);
     CHECK(got.yes->who == "root");
     CHECK(all.open().empty());
-    CHECK_FALSE(all.allow(1001, shown(7), {}, "root", 200)); // it was for once
+    CHECK_FALSE(all.allow(1001, shown(7), {}, "root", 200)); // it was for one run
     CHECK(got.times == 1);
     CHECK_FALSE(all.granted().hold(of("work").from.name, of("work", 7).digest, 200));
 }
 
-TEST_CASE("no, silence, and a session that went") {
+TEST_CASE("a no, no answer in time, and a session that ended") {
     approvals all(0);
     told no, silence, gone;
     CHECK(all.due_ms() == UINT64_MAX);
@@ -80,7 +80,7 @@ TEST_CASE("no, silence, and a session that went") {
     CHECK(all.due_ms() == 200 + approvals::patience_ms);
     all.expire(200 + approvals::patience_ms - 1);
     CHECK(silence.times == 0);
-    // A yes that comes late is none.
+    // A yes that comes too late does not count.
     CHECK_FALSE(all.allow(*b, shown(), {}, "root", 200 + approvals::patience_ms));
     all.expire(200 + approvals::patience_ms);
     CHECK(silence.times == 1);
@@ -101,13 +101,14 @@ TEST_CASE("one qube cannot ask without end, and leaves room for others") {
     CHECK_FALSE(all.ask(of("last"), 0, got.note()));
 }
 
-TEST_CASE("a grant lasts as long as was said, for this request, and never for an interpreter") {
+TEST_CASE(
+    "a grant lasts as long as the operator said, for this request, and never for an interpreter") {
     approvals all(0);
     told got;
     const qube_name work = of("work").from.name;
     auto serial = all.ask(of("work", 7), 0, got.note());
     CHECK_FALSE(all.allow(*serial, shown(7), approvals::longest_grant_s + 1, "root", 0));
-    CHECK(got.times == 0); // it still waits
+    CHECK(got.times == 0); // the question still waits
     REQUIRE(all.allow(*serial, shown(7), 60, "root", 0));
     CHECK(all.granted().hold(work, of("work", 7).digest, 59'999));
     CHECK_FALSE(all.granted().hold(work, of("work", 7).digest, 60'000));
@@ -125,7 +126,7 @@ TEST_CASE("a grant lasts as long as was said, for this request, and never for an
     REQUIRE(all.allow(*serial, shown(10), {}, "root", 0));
 }
 
-TEST_CASE("a key that goes, and panic, take questions and grants away") {
+TEST_CASE("a removed key and panic remove questions and grants") {
     approvals all(0);
     told work, dev;
     const qube_name name = of("work").from.name;
@@ -144,7 +145,7 @@ TEST_CASE("a key that goes, and panic, take questions and grants away") {
     CHECK(all.granted().empty());
 }
 
-TEST_CASE("a yes is to what was read: it names the digest") {
+TEST_CASE("a yes must name the digest that the operator has read") {
     approvals all(0);
     told got;
     const auto serial = all.ask(of("work", 7), 0, got.note());
@@ -156,7 +157,7 @@ TEST_CASE("a yes is to what was read: it names the digest") {
     CHECK(all.allow(*serial, digest, {}, "root", 0));
 }
 
-TEST_CASE("I6: what front-ends are given is one line of JSON, whatever the qube sent") {
+TEST_CASE("I6: front-ends receive one line of JSON, whatever the qube sent") {
     question hostile = of("work");
     hostile.terms.argv.clear();
     hostile.untrusted_script = std::string("a\n\x1b[2J\xff\"\\\0b", 11) + std::string(100'000, 'x');
@@ -196,7 +197,7 @@ TEST_CASE("I6: what front-ends are given is one line of JSON, whatever the qube 
     }
 }
 
-TEST_CASE("the shortest words cannot make a list long, and what is left out is said") {
+TEST_CASE("many short words cannot make a list long, and the list says what it leaves out") {
     question many = of("work");
     many.terms.argv.assign(60'000, "");
     approvals all(0);

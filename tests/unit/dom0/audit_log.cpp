@@ -8,7 +8,7 @@
 using namespace qvmremote_test;
 
 TEST_CASE(
-    "a large file is set aside and the chain goes on, through a crash between the steps as well") {
+    "a large file is set aside and the chain continues, even after a crash between the steps") {
     dom0_files d;
     d.limits.file_bytes = 4096;
     d.open();
@@ -52,7 +52,7 @@ TEST_CASE(
     CHECK(parse_audit(after)->serial == last + 3);
 }
 
-TEST_CASE("old files go when they are too many or too old, and the log says so") {
+TEST_CASE("old files are removed when they are too many or too old, and the log says so") {
     dom0_files d;
     d.limits.file_bytes = 2048;
     d.limits.kept_bytes = 8 * 1024;
@@ -61,7 +61,7 @@ TEST_CASE("old files go when they are too many or too old, and the log says so")
         d.end("work", timed(n), d.start("work", timed(n)).value());
     d.close();
     auto kept = d.kept();
-    REQUIRE(kept.size() > 6); // none of the last three days goes
+    REQUIRE(kept.size() > 6); // no file of the last three days is removed
     const std::int64_t now = ::time(nullptr);
     const auto make_old = [&](const std::string &path, std::int64_t s) {
         const timespec times[2] = {{now - s, 0}, {now - s, 0}};
@@ -81,10 +81,10 @@ TEST_CASE("old files go when they are too many or too old, and the log says so")
     CHECK(bytes > d.limits.kept_bytes / 2);
     CHECK(d.verifies());
     d.open();
-    for (int n = 0; n < 60; ++n) // what has gone from the log is in the index
+    for (int n = 0; n < 60; ++n) // the index has the IDs that the log has no more
         CHECK_FALSE(d->reserve(qube("work"), timed(n), mark(1)));
     d.close();
-    // Who removes more is found out.
+    // verify reports a file that somebody else has removed.
     kept = d.kept();
     std::filesystem::remove(kept[0].path);
     CHECK_FALSE(d.verifies());
@@ -94,7 +94,7 @@ TEST_CASE("only an index that SQLite calls damaged is replaced") {
     struct row {
         const char *name;
         std::function<void(const std::string &index)> harm;
-        bool replaced; // or the start fails, and the file stays
+        bool replaced; // otherwise the start fails, and the file stays
     };
     const auto write = [](std::size_t at, std::string_view bytes) {
         return [at, bytes](const std::string &index) {
@@ -149,8 +149,7 @@ TEST_CASE("only an index that SQLite calls damaged is replaced") {
     }
 }
 
-TEST_CASE(
-    "a START without an END has an unknown outcome after a crash, and that is known for good") {
+TEST_CASE("a START without an END has an unknown outcome after a crash, and stays so") {
     dom0_files d;
     d.open();
     const auto first = d.start("work", timed(1)), second = d.start("work", timed(2));
@@ -158,7 +157,7 @@ TEST_CASE(
     REQUIRE(second);
     d.end("work", timed(1), *first);
     CHECK_FALSE(d->is_outcome_unknown(qube("work"), timed(2)));
-    d.close(); // as a crash: nobody wrote the second one's END
+    d.close(); // like a crash: the second one has no END
     for (const bool lost : {false, false, true}) {
         if (lost)
             d.lose_index();

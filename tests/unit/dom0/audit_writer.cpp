@@ -30,7 +30,7 @@ TEST_CASE("a head goes to the system journal every 100 lines and at a clean end"
     CHECK(last[0].serial == 250);
     heads.push_back(last[0]);
     CHECK(d.verifies(heads));
-    // A tail that is cut off shows, and so does one that grew again otherwise.
+    // verify reports an end that was cut off, also after the log has grown again.
     std::filesystem::resize_file(d.where().audit(), text_of(d.where().audit()).rfind("{\"n\":240"));
     CHECK(d.verifies());
     CHECK_FALSE(d.verifies(heads));
@@ -39,10 +39,11 @@ TEST_CASE("a head goes to the system journal every 100 lines and at a clean end"
     CHECK_FALSE(d.verifies(heads));
 }
 
-TEST_CASE("head_schedule: 100 lines, or ten minutes after the first that no head covers") {
+TEST_CASE(
+    "head_schedule: a head is due after 100 lines, or ten minutes after the first uncovered line") {
     head_schedule s;
     CHECK_FALSE(s.is_due(1'000'000'000));
-    CHECK_FALSE(s.due_ms()); // nothing to wake up for
+    CHECK_FALSE(s.due_ms()); // nothing is due
     s.lines_written(1, 5000);
     s.lines_written(98, 300'000);
     CHECK(s.due_ms() == 605'000);
@@ -55,13 +56,13 @@ TEST_CASE("head_schedule: 100 lines, or ten minutes after the first that no head
     CHECK_FALSE(s.is_behind());
     s.lines_written(1, 700'000);
     s.failed();
-    CHECK_FALSE(s.due_ms()); // without a journal nobody wakes up for it again
+    CHECK_FALSE(s.due_ms()); // after a failure nothing is due by time
     CHECK(s.is_behind());
     s.lines_written(1, 900'000);
     CHECK(s.due_ms() == 1'500'000);
 }
 
-TEST_CASE("what cannot be synced does not run, is not in the log, and recovers by itself") {
+TEST_CASE("a START that cannot be synced does not run and is not in the log; later ones are") {
     dom0_files d;
     d.open();
     const auto first = d.start("work", timed(1));
@@ -73,10 +74,10 @@ TEST_CASE("what cannot be synced does not run, is not in the log, and recovers b
         CHECK(d->trouble().find(std::strerror(error)) != std::string::npos);
         CHECK_FALSE(d.start("work", timed(2)));
         sync_error = 0;
-        CHECK(d.start("dev", timed(error))); // the first that comes after
+        CHECK(d.start("dev", timed(error))); // the first request after the error
         CHECK(d->trouble().empty());
     }
-    // What ended meanwhile is recorded when it can be.
+    // The end of a command during the error is recorded afterwards.
     sync_error = EIO;
     CHECK_FALSE(d.start("work", timed(2)));
     d.end("work", timed(1), *first);
@@ -88,12 +89,12 @@ TEST_CASE("what cannot be synced does not run, is not in the log, and recovers b
     CHECK(d.verifies());
 }
 
-TEST_CASE("a disk that is full in the middle of a line is no different") {
+TEST_CASE("the same holds for a disk that is full in the middle of a line") {
     ::signal(SIGXFSZ, SIG_IGN);
     dom0_files d;
     d.open();
     const std::vector<std::string> words(1, std::string(8000, 'x'));
-    for (int n = 0; n < 60; ++n) { // the index's files are smaller than the log then
+    for (int n = 0; n < 60; ++n) { // so that the log is larger than the files of the index
         journal_entry e = dom0_files::entry(audit_kind::refused, "work", timed(n));
         e.argv = words;
         d->note(std::move(e));
@@ -116,7 +117,7 @@ TEST_CASE("a disk that is full in the middle of a line is no different") {
     CHECK(d.verifies());
 }
 
-TEST_CASE("I8: nothing runs while the file that is written does not have the log's name") {
+TEST_CASE("I8: nothing runs while the open file does not have the log's name") {
     struct row {
         const char *name;
         void (*harm)(const std::string &audit);
@@ -163,7 +164,7 @@ TEST_CASE("I8: nothing runs while the file that is written does not have the log
         const auto serial = d.start("work", timed(1));
         REQUIRE(serial);
         r.harm(d.where().audit());
-        CHECK(d->trouble().find(r.says) != std::string::npos); // before anybody asks for anything
+        CHECK(d->trouble().find(r.says) != std::string::npos); // before the next request
         CHECK_FALSE(d.start("work", timed(2)));
         CHECK_FALSE(d.start("work", timed(2)));
         CHECK(d->trouble().find(r.says) != std::string::npos);
@@ -177,7 +178,7 @@ TEST_CASE("I8: nothing runs while the file that is written does not have the log
         d.close();
         if (!r.mend)
             continue;
-        CHECK(d.count("\"of\":1,\"cause\":\"exited\"") == 1); // it was kept
+        CHECK(d.count("\"of\":1,\"cause\":\"exited\"") == 1); // the END was kept
         CHECK(d.count("START") == 2);
         CHECK(d.verifies());
     }

@@ -13,7 +13,7 @@
 using namespace qvmremote_test;
 using namespace std::chrono_literals;
 
-TEST_CASE("stdin, stdout and stderr are three") {
+TEST_CASE("stdin, stdout and stderr are three descriptors") {
     pipe_pair in;
     REQUIRE(::write(in.write.get(), "given", 5) == 5);
     in.write.reset();
@@ -24,7 +24,7 @@ TEST_CASE("stdin, stdout and stderr are three") {
     CHECK(r.err == "words");
 }
 
-TEST_CASE("one descriptor may be two of the three") {
+TEST_CASE("one descriptor may be both stdout and stderr") {
     pipe_pair both;
     launch what = shell("echo -n a; echo -n b >&2");
     what.out = what.err = both.write.get();
@@ -33,7 +33,7 @@ TEST_CASE("one descriptor may be two of the three") {
     CHECK(read_to_end(both.read.get()) == "ab");
 }
 
-TEST_CASE("the environment is as given, nothing else") {
+TEST_CASE("the environment is the given one and nothing else") {
     launch what = command({"env", "-0"});
     what.environment = {"B=2", "A=", "ODD", "LONG=" + std::string(1000, 'x'), "B=3"};
     CHECK(run(what).out == std::string("B=2\0A=\0ODD\0LONG=", 16) + std::string(1000, 'x') +
@@ -42,7 +42,7 @@ TEST_CASE("the environment is as given, nothing else") {
     CHECK(run(what).out.empty());
 }
 
-TEST_CASE("a command has no descriptor but those named") {
+TEST_CASE("a command has only the descriptors that were named") {
     launch what = command({own_path(), "--descriptors"});
     CHECK(run(what).out == "0 1 2 ");
     pipe_pair a, b;
@@ -51,7 +51,7 @@ TEST_CASE("a command has no descriptor but those named") {
 }
 
 TEST_CASE("extra descriptors have the numbers asked for") {
-    // Low numbers, where the keeper's own copies stand: none may be overwritten before it is used.
+    // The keeper has its own copies at low numbers: it must not overwrite one before it is used.
     std::vector<pipe_pair> pipes(9);
     launch what = shell("for n in 3 4 5 6 7 8 9 10 11; do cat <&$n; done");
     for (int i = 0; i < 9; ++i) {
@@ -112,7 +112,7 @@ TEST_CASE("no_new_privs and the score for the OOM killer") {
     CHECK(run(what).out == "NoNewPrivs:\t0\n" + file_text("/proc/self/oom_score_adj"));
 }
 
-TEST_CASE("another identity, all of it") {
+TEST_CASE("another identity: user, groups and capabilities") {
     launch what = command({"grep", "-E", "^(Uid|Gid|Groups|CapEff)", "/proc/self/status"});
     what.user = identity{65534, 65533, {65532, 65531}};
     const auto r = run(what);
@@ -122,12 +122,12 @@ TEST_CASE("another identity, all of it") {
     }
     CHECK(r.out == "Uid:\t65534\t65534\t65534\t65534\nGid:\t65533\t65533\t65533\t65533\n"
                    "Groups:\t65531 65532 \nCapEff:\t0000000000000000\n");
-    // The directory is entered as that user.
+    // The keeper enters the directory as that user.
     what = command({"pwd"});
     what.user = identity{65534, 65534, {}};
     what.directory = "/root";
     CHECK(run(what).directory_missing);
-    // And the program is run as that user.
+    // It also runs the program as that user.
     char file[] = "/tmp/qvmremote-warden-XXXXXX";
     const unique_fd fd(::mkstemp(file));
     REQUIRE(::fchmod(fd.get(), 0700) == 0);
@@ -136,14 +136,14 @@ TEST_CASE("another identity, all of it") {
     ::unlink(file);
 }
 
-TEST_CASE("another identity, confined: no socket of dom0's is in sight, and none comes back") {
+TEST_CASE("another identity, confined: it sees no socket of dom0, and cannot get one back") {
     if (::geteuid() != 0) {
         launch what = command({"true"});
         what.confined = true;
         CHECK(run(what).error_number == EPERM);
         return;
     }
-    // Not empty here, so that an empty list there says something.
+    // /run is not empty outside, so that an empty list inside proves something.
     REQUIRE(run(shell("ls -A /run | wc -l")).out != "0\n");
     const int listening = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_un abstract{};
@@ -160,18 +160,18 @@ TEST_CASE("another identity, confined: no socket of dom0's is in sight, and none
     };
     static constexpr row rows[] = {
         {"/run is empty", "ls -A /run /var/run/", "/run:\n\n/var/run/:\n"},
-        {"and stays so", "touch /run/x 2>/dev/null; echo $?; ls -A /run", "1\n"},
+        {"/run stays empty", "touch /run/x 2>/dev/null; echo $?; ls -A /run", "1\n"},
         {"no abstract socket", "tail -n +2 /proc/net/unix", ""},
         {"no interface but a loopback that is down", "tail -n +3 /proc/net/dev | wc -l", "1\n"},
-        {"taking the cover off", "umount -l /run 2>/dev/null; ls -A /run", ""},
-        {"the same with capabilities in a user namespace of one's own",
+        {"unmounting the cover", "umount -l /run 2>/dev/null; ls -A /run", ""},
+        {"unmounting it with the capabilities of a new user namespace",
          "unshare -Urm sh -c 'umount -l /run; ls -A /run' 2>/dev/null", ""},
-        {"a mount over it", "unshare -Urm sh -c 'mount --move /run /mnt; ls -A /run' 2>/dev/null",
-         ""},
+        {"moving the mount away",
+         "unshare -Urm sh -c 'mount --move /run /mnt; ls -A /run' 2>/dev/null", ""},
         {"the root of another process", "ls /proc/1/root/run /proc/$PPID/root/run 2>/dev/null", ""},
         {"the namespace of another process",
          "nsenter -t 1 -m ls /run 2>/dev/null; nsenter -t $PPID -m ls /run 2>/dev/null", ""},
-        {"nothing is gained by exec", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"},
+        {"exec gives no privileges", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"},
     };
     for (const row &r : rows) {
         INFO(r.name);
@@ -180,12 +180,12 @@ TEST_CASE("another identity, confined: no socket of dom0's is in sight, and none
         what.no_new_privs = what.confined = true;
         CHECK(run(what).out == r.want);
     }
-    // Nothing of it reaches the other commands.
+    // Other commands are not affected.
     CHECK(run(shell("grep -c @" + name + " /proc/net/unix")).out == "1\n");
     CHECK(run(shell("ls -A /run | wc -l")).out != "0\n");
 }
 
-TEST_CASE("a script that somebody still holds open for writing is waited for") {
+TEST_CASE("a script that is still open for writing is retried until it is closed") {
     char file[] = "/tmp/qvmremote-warden-XXXXXX";
     unique_fd writing(::mkstemp(file));
     REQUIRE(::write(writing.get(), "#!/bin/sh\necho ran\n", 19) == 19);

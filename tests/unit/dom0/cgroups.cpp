@@ -1,7 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// A group of cgroup v2 is made for this test and all of it runs there, as a daemon does in its
-// unit's; limits need controllers, which are not everywhere: tests/vm has them. Who may not make a
-// group sees the cases that need none.
+// SPDX-License-Identifier: GPL-2.0-or-later The test makes a group of cgroup v2 and runs in it, as
+// a daemon does in the group of its unit. Limits need controllers, which not every machine gives
+// us, so tests/vm tests them. Without the right to make a group, only the cases run that need none.
 #include "execute/cgroups.hpp"
 #include "execute/process_tree.hpp"
 #include "execute/warden.hpp"
@@ -35,7 +34,7 @@ namespace {
 
 constexpr auto hang_guard = 60s; // not a requirement: the machine may be busy
 cgroup_home the_home;
-std::string the_parent; // of the group that is ours
+std::string the_parent; // the parent of our own group
 warden *the_warden = nullptr;
 
 [[nodiscard]] std::string file_text(const std::string &path) {
@@ -75,7 +74,7 @@ bool put(const std::string &path, const std::string &word) {
     return std::atoi(text.c_str() + text.rfind(')') + 4);
 }
 
-// Runs `what` in a new process, in a group if one is named, until it returns or is killed.
+// Runs `what` in a new process, in `group` if it is not empty, until it returns or is killed.
 [[nodiscard]] pid_t aside(const std::string &group, const std::function<void()> &what) {
     const pid_t pid = ::fork();
     REQUIRE(pid >= 0);
@@ -107,7 +106,7 @@ struct running {
     }
 }
 
-// A command that says when it stands.
+// Starts a command, and waits until it has written a line.
 [[nodiscard]] running start(const std::string &text) {
     int ends[2];
     REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
@@ -140,7 +139,7 @@ struct claim {
     std::string why_none;
     bool moved;
 };
-// What a daemon that starts in this group finds.
+// What claim_cgroup() returns to a daemon that starts in this group.
 [[nodiscard]] claim claim_in(const std::string &group) {
     int ends[2];
     REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
@@ -162,7 +161,7 @@ struct claim {
 
 } // namespace
 
-TEST_CASE("what is there is said") {
+TEST_CASE("the text for people says what can be limited") {
     cgroup_home home;
     home.why_none = "for this reason";
     CHECK(home.describe() ==
@@ -176,7 +175,7 @@ TEST_CASE("what is there is said") {
           "can be limited");
 }
 
-TEST_CASE("a ceiling lowers and never raises") {
+TEST_CASE("a ceiling lowers limits and never raises them") {
     containment policy, house;
     house.most = {100, 0, 50};
     house.output_bytes = 7;
@@ -189,7 +188,7 @@ TEST_CASE("a ceiling lowers and never raises") {
     CHECK(got.output_bytes == 5);
 }
 
-TEST_CASE("no group: nothing is done, and it succeeds") {
+TEST_CASE("without a group, functions do nothing and succeed") {
     command_cgroup group;
     CHECK_FALSE(group);
     CHECK(group.make());
@@ -199,8 +198,9 @@ TEST_CASE("no group: nothing is done, and it succeeds") {
     CHECK(group.remove());
 }
 
-TEST_CASE("who is inside a command of ours") {
-    // Its tree, also where there are no groups, with two parents gone and a session of its own.
+TEST_CASE("which processes are inside a command of ours") {
+    // All of its tree, also without groups: a process in its own session, whose two parents are
+    // gone.
     running one = start("(setsid bash -c 'echo $BASHPID; exec sleep 1000' &); exec sleep 1000");
     for (const cgroup_home &home : {the_home, cgroup_home()}) {
         CAPTURE(home.directory);
@@ -220,7 +220,7 @@ TEST_CASE("who is inside a command of ours") {
     finish(one);
 }
 
-TEST_CASE("a terminal of its own") {
+TEST_CASE("whether a process has its own terminal") {
     const unique_fd master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
     REQUIRE(master);
     REQUIRE(::grantpt(master.get()) == 0);
@@ -238,7 +238,8 @@ TEST_CASE("a terminal of its own") {
     });
     CHECK(soon([&] { return has_terminal_of_its_own(with, the_warden->pid()); }));
     CHECK_FALSE(has_terminal_of_its_own(without, the_warden->pid()));
-    // Somebody of ours on the same terminal: as if this process were the warden.
+    // If a process of ours is on the same terminal, it does not count: here this process is the
+    // warden.
     CHECK_FALSE(has_terminal_of_its_own(with, ::getpid()));
     for (const pid_t pid : {with, without}) {
         ::kill(pid, SIGKILL);
@@ -253,7 +254,7 @@ TEST_CASE("a terminal of its own") {
         return;                                                                                    \
     }
 
-TEST_CASE("each command has a group of its own, and leaves none") {
+TEST_CASE("each command has its own group, which is removed with it") {
     NEEDS_GROUP
     CHECK(group_name(::getpid()) == the_home.name + "/daemon");
     CHECK(group_name(the_warden->pid()) == the_home.name + "/daemon");
@@ -264,11 +265,11 @@ TEST_CASE("each command has a group of its own, and leaves none") {
     CHECK(group_name(parent_of(one.pid)) == the_home.name + "/daemon");
     one.hold.kill();
     finish(one);
-    CHECK_FALSE(exists(directory_of(one.group))); // not soon: it was said
+    CHECK_FALSE(exists(directory_of(one.group))); // at once, since the end was reported
     CHECK(group_name(other.pid) == other.group);
     other.hold.terminate();
     finish(other);
-    // Gone, or made anew by a keeper that waits for the next.
+    // The group is gone, or made again by a keeper that waits for the next command.
     std::string left;
     std::getline(std::ifstream(directory_of(other.group) + "/cgroup.procs"), left);
     CHECK(left.empty());
@@ -299,7 +300,7 @@ TEST_CASE("a program that does not exist leaves no group") {
     CHECK(soon(of_who_waits));
 }
 
-TEST_CASE("who is in the group and not below the keeper ends as well") {
+TEST_CASE("a process in the group that is not below the keeper ends too") {
     NEEDS_GROUP
     for (const bool by_itself : {false, true}) {
         CAPTURE(by_itself);
@@ -317,7 +318,7 @@ TEST_CASE("who is in the group and not below the keeper ends as well") {
     }
 }
 
-TEST_CASE("who leaves the group is still below the keeper") {
+TEST_CASE("a process that leaves the group is still below the keeper") {
     NEEDS_GROUP
     running one = start("echo 0 >" + the_parent + "/cgroup.procs; echo; exec sleep 1000");
     CHECK_FALSE(group_name(one.pid).starts_with(the_home.name));
@@ -326,7 +327,7 @@ TEST_CASE("who leaves the group is still below the keeper") {
     finish(one);
 }
 
-TEST_CASE("groups that a command makes go with it") {
+TEST_CASE("groups that a command makes are removed with it") {
     NEEDS_GROUP
     running one =
         start("g=" + the_home.directory +
@@ -341,7 +342,7 @@ TEST_CASE("groups that a command makes go with it") {
     CHECK_FALSE(exists(directory_of(one.group)));
 }
 
-TEST_CASE("the keeper is killed: the warden ends the group") {
+TEST_CASE("if the keeper is killed, the warden ends the group") {
     NEEDS_GROUP
     running one = start(sleeper), other = start(sleeper);
     const pid_t stranger = aside(directory_of(one.group), stay);
@@ -355,7 +356,7 @@ TEST_CASE("the keeper is killed: the warden ends the group") {
     finish(other);
 }
 
-TEST_CASE("what is not ours is left alone") {
+TEST_CASE("a group that is not ours is left alone") {
     NEEDS_GROUP
     const std::string group = the_parent + "/qvm-remote-test-claim-" + std::to_string(::getpid());
     REQUIRE(::mkdir(group.c_str(), 0755) == 0);
@@ -372,7 +373,7 @@ TEST_CASE("what is not ours is left alone") {
     ::kill(neighbour, SIGKILL);
     ::waitpid(neighbour, nullptr, 0);
 
-    // What a daemon before us left is ended.
+    // The processes that an earlier daemon left are ended.
     const std::string left = group + "/command-7";
     REQUIRE(::mkdir(left.c_str(), 0755) == 0);
     const pid_t survivor = aside(left, stay);
@@ -390,7 +391,7 @@ TEST_CASE("what is not ours is left alone") {
 
 namespace {
 
-// A delegated group of this test's below one that it may write to; nothing where there is none.
+// Makes a delegated group for this test, below one that it may write to; nothing if there is none.
 [[nodiscard]] std::optional<std::string> make_group() {
     for (const char *parent : {"/sys/fs/cgroup/unified", "/sys/fs/cgroup"}) {
         const std::string group =
@@ -425,7 +426,7 @@ int main(int argc, char **argv) {
         return run_tests(argc, argv);
     const pid_t pid = ::fork();
     if (pid == 0) {
-        // Outside of doctest still. exit, not _exit: it looks for leaks.
+        // doctest does not run yet. Use exit, not _exit, so that leaks are reported.
         const bool entered = put(*group + "/cgroup.procs", "0");
         std::exit(entered ? run_tests(argc, argv) : 1);
     }

@@ -1,8 +1,7 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// A stream from a qube, with the bytes that a qube can send: a request may end (CLOSE, the end of its
-// stdin, a bad frame, the end of its stream, a revoked key, drain, panic) in the very round of the loop
-// in which something that it waits for is completed. The loop is the test's, so that it can arrange
-// "the same round".
+// SPDX-License-Identifier: GPL-2.0-or-later Tests a stream from a qube with the bytes that a qube
+// can send. A request may end (by CLOSE, the end of its stdin, a bad frame, the end of its stream,
+// a revoked key, drain or panic) in the same round of the loop in which something that it waits for
+// is completed. The test turns the loop itself, so that it can arrange this.
 #include "serve/connection.hpp"
 
 #include <algorithm>
@@ -40,7 +39,7 @@ namespace {
 constexpr auto hang_guard = 60s;
 warden *the_warden = nullptr;
 
-/// A dom0 with one qube, `work`, whose rule is given; and that qube's end of one stream.
+/// A dom0 with one qube, `work`, and these rules; and the qube's end of one stream.
 class house final : public coordinator {
   public:
     explicit house(const std::string &rule) : where_(paths::below(root_.path()).value()) {
@@ -94,7 +93,7 @@ class house final : public coordinator {
             (void)context_->scheduler.run(host::boottime_ms());
     }
 
-    /// Sends what the qube has to say.
+    /// Sends the output of the qube's end.
     void say() {
         out_buffer &out = client.output();
         while (out.size() > 0) {
@@ -104,7 +103,7 @@ class house final : public coordinator {
             out.consume(static_cast<std::size_t>(n));
         }
     }
-    /// Takes what dom0 has said; the qube answers nothing yet.
+    /// Reads what dom0 has sent; answers of the qube wait for say().
     void hear() {
         for (;;) {
             const auto room = client.prepare();
@@ -138,7 +137,7 @@ class house final : public coordinator {
             REQUIRE(std::chrono::steady_clock::now() < end);
         }
     }
-    /// The same without hearing: the client's machine answers nothing.
+    /// The same without hear(), so that the client's machine does not answer.
     template <class Condition>
     void turn_deaf_until(Condition holds) {
         const auto end = std::chrono::steady_clock::now() + hang_guard;
@@ -148,7 +147,7 @@ class house final : public coordinator {
             REQUIRE(std::chrono::steady_clock::now() < end);
         }
     }
-    /// All that is ready now, as the daemon's loop would take it.
+    /// Runs the handlers that are ready now, as the daemon's loop would.
     void one_round() {
         loop_.restart();
         loop_.poll();
@@ -179,10 +178,10 @@ class house final : public coordinator {
     std::vector<client_event> heard;
     std::uint32_t number = 0;
     bool slots_held = false;     ///< no request gets a slot
-    std::atomic<int> posted = 0; ///< by the threads of the journal
+    std::atomic<int> posted = 0; ///< answers that the journal's threads have posted
 
   private:
-    // The answer takes long enough for a test to do something meanwhile.
+    // A program that answers slowly enough for a test to do something meanwhile.
     [[nodiscard]] std::string slow_tags() const {
         return qvmremote_test::put(root_ / "qvm-tags", "#!/bin/sh\nsleep 0.5\n", 0755);
     }
@@ -213,7 +212,7 @@ TEST_CASE("the limit for stdin expires in the round in which the collection ends
     struct {
         const char *name;
         void (*end)(house &);
-        bool asks; ///< the request lives on, and an operator is asked
+        bool asks; ///< whether the request goes on and an operator is asked
     } const rows[] = {
         {"CLOSE", close_session, false},
         {"STDIN_EOF", end_input, true},
@@ -232,7 +231,8 @@ TEST_CASE("the limit for stdin expires in the round in which the collection ends
         const std::string row_name = row.name;
         CAPTURE(row_name);
         bool tried = false;
-        // On a busy machine the time may be up before the closing event is sent: again, with more.
+        // On a busy machine the limit may expire before the test sends the event: then try again
+        // with more time.
         for (std::uint64_t patience = 100; !tried && patience <= 12'800; patience *= 2) {
             house h("work * ask\n");
             h.context().stdin_patience_ms = patience;
@@ -243,7 +243,7 @@ TEST_CASE("the limit for stdin expires in the round in which the collection ends
             std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20));
             row.end(h);
             h.say();
-            h.one_round(); // takes the bytes and the timer together
+            h.one_round(); // handles the bytes and the timer together
             h.one_round();
             tried = true;
             if (row.asks) {
@@ -261,7 +261,7 @@ TEST_CASE("the limit for stdin expires in the round in which the collection ends
 
 namespace {
 
-// Where a request may be, and what completes its wait there.
+// A step at which a request may wait, and what completes the wait.
 struct point {
     const char *name;
     const char *rule;
@@ -283,7 +283,7 @@ void reach_body(house &h) {
 void reach_start(house &h) {
     h.request("true", false);
     h.say();
-    // It may be written already: then the row is tried a moment later, which is one of its places too.
+    // START may be written already. Then the test tries a later moment, which is a valid one too.
     h.turn_deaf_until([&] { return h.context().admission.starting() == 1 || h.posted > 0; });
 }
 void allow(house &h) {
@@ -307,7 +307,7 @@ const point points[] = {
      give_slots},
     {"body", "work level:full allow\n", reach_body,
      [](house &h) {
-         h.hear(); // the credit, so that the client's machine sends the body
+         h.hear(); // the credit for the body, which the client's machine then sends
          h.say();
      }},
     {"late body", "work level:full allow\n", reach_body,
@@ -315,9 +315,9 @@ const point points[] = {
          h.context().body_patience_ms = 0;
          h.stream().keep_alive(host::boottime_ms(), false);
      }},
-    {"START on its way", "work level:full allow\n", reach_start, nothing},
+    {"START is being written", "work level:full allow\n", reach_start, nothing},
     {"START written", "work level:full allow\n", reach_start,
-     [](house &h) { // and its answer is queued
+     [](house &h) { // and the answer is posted
          for (int i = 0; h.posted == 0 && i < 60'000; ++i)
              std::this_thread::sleep_for(1ms);
      }},
@@ -329,7 +329,7 @@ const point points[] = {
      }},
     {"silence", "work * ask\n", reach_question,
      [](house &h) { h.words().expire(host::boottime_ms() + approvals::patience_ms + 1); }},
-    {"slot with a word", "work * ask\n",
+    {"slot after a yes", "work * ask\n",
      [](house &h) {
          reach_question(h);
          h.slots_held = true;
@@ -373,7 +373,7 @@ const struct {
 
 } // namespace
 
-TEST_CASE("every completion meets every ending in the same round, in either order") {
+TEST_CASE("every completion and every ending in the same round, in both orders") {
     for (const point &at : points)
         for (const auto &ending : endings)
             for (const bool completed_first : {true, false}) {
@@ -389,7 +389,7 @@ TEST_CASE("every completion meets every ending in the same round, in either orde
                 if (!completed_first)
                     at.complete(h);
                 h.slots_held = false;
-                // What ran meanwhile, since it was allowed first, ends with its stream.
+                // A command that was allowed first may run now; it ends with its stream.
                 h.one_round();
                 if (h.stream().is_busy())
                     h.cut();
@@ -403,16 +403,15 @@ TEST_CASE("every completion meets every ending in the same round, in either orde
             }
 }
 
-TEST_CASE(
-    "an ID is free again when its sender has gone before the answer that an operator is asked") {
-    // Because of the second rule the tags are asked for first, by another thread.
+TEST_CASE("an ID is free again when its sender is gone before an operator is asked") {
+    // Because of the second rule another thread asks for the tags first.
     house h("work * ask\n@tag:other * deny\n");
     h.request("true", false, "the-same");
     h.turn_deaf_until([&] { return h.context().scheduler.running() == 1; });
     h.client.close(h.number);
     h.turn_until([&] { return !h.stream().is_busy() && h.context().scheduler.running() == 0; });
     h.heard.clear();
-    h.turn_until([&] { return h.posted > 0; }); // the answer
+    h.turn_until([&] { return h.posted > 0; }); // the answer about the tags
     h.request("true", false, "the-same");
     h.turn_until([&] {
         return h.has_heard(client_event::kind::pending) || h.has_heard(client_event::kind::refused);
@@ -420,18 +419,18 @@ TEST_CASE(
     CHECK_FALSE(h.has_heard(client_event::kind::refused));
 }
 
-TEST_CASE("a stream that gives no sign of life stays open, and its commands go on") {
+TEST_CASE("a stream without answers to PING stays open, and its commands go on") {
     house h("work level:full allow\n");
     h.request("read x; echo \"$x\"", true);
     h.turn_until([&] { return h.has_heard(client_event::kind::accepted); });
-    // The client is stopped: for an hour it answers no ping.
+    // The client is stopped, and answers no PING for an hour.
     std::uint64_t now = host::boottime_ms();
     for (int i = 0; i < 240; ++i)
         h.stream().keep_alive(now += 15'000, i % 4 == 0);
     CHECK_FALSE(h.stream().is_closed());
     CHECK(h.stream().is_busy());
-    CHECK(h.stream().keep_alive_due() == UINT64_MAX); // nothing wakes the daemon for it meanwhile
-    // It goes on.
+    CHECK(h.stream().keep_alive_due() == UINT64_MAX); // no timer wakes the daemon for this stream
+    // The client goes on.
     const auto room = h.client.prepare_stdin(h.number);
     std::copy_n("on\n", 3, room.begin());
     h.client.commit_stdin(h.number, 3);
@@ -440,16 +439,17 @@ TEST_CASE("a stream that gives no sign of life stays open, and its commands go o
     CHECK(h.stream().keep_alive_due() == UINT64_MAX); // idle
 }
 
-TEST_CASE("a body that is late leaves its slot to others, and its command runs when it has come") {
+TEST_CASE(
+    "a request whose body is late gives its slot to others, and runs when the body has come") {
     house h("work level:full allow\n");
     reach_body(h);
     h.stream().keep_alive(host::boottime_ms(), false);
-    CHECK(h.context().scheduler.running() == 1); // it has a minute
+    CHECK(h.context().scheduler.running() == 1); // the body may take a minute
     h.context().body_patience_ms = 0;
     h.stream().keep_alive(host::boottime_ms(), false);
     CHECK(h.context().scheduler.running() == 0);
     CHECK(h.stream().is_busy());
-    h.turn_until([&] { return h.has_heard(client_event::kind::ended); }); // now the client hears
+    h.turn_until([&] { return h.has_heard(client_event::kind::ended); }); // now the client reads
     CHECK(h.heard.back().end.exit_code() == 0);
 }
 

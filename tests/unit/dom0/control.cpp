@@ -19,7 +19,7 @@ using qvmremote_test::scratch;
 
 namespace {
 
-// A listening socket, and connections to it by processes of their own.
+// A listening socket, and processes that connect to it.
 class listener {
   public:
     listener() {
@@ -29,10 +29,10 @@ class listener {
         REQUIRE(::listen(fd_.get(), 4) == 0);
     }
 
-    // A process that connects, and ends when it is told or has nobody left to tell it.
+    // A process that connects, and ends when this test closes `life` or ends.
     struct client {
         pid_t pid;
-        host::unique_fd connection; // here
+        host::unique_fd connection; // our end
         host::unique_fd life;
 
         void end() {
@@ -67,7 +67,7 @@ class listener {
 
 } // namespace
 
-TEST_CASE("who asks is the process that connected") {
+TEST_CASE("the peer is the process that connected") {
     listener here;
     auto one = here.connect();
     const auto who = who_asks(one.connection.get());
@@ -80,7 +80,7 @@ TEST_CASE("who asks is the process that connected") {
     CHECK_FALSE(who->lives());
 }
 
-TEST_CASE("who has ended before it was looked at does not live") {
+TEST_CASE("a process that has ended before the look is not alive") {
     listener here;
     auto one = here.connect();
     one.end();
@@ -88,7 +88,7 @@ TEST_CASE("who has ended before it was looked at does not live") {
     CHECK((!who || !who->lives()));
 }
 
-TEST_CASE("what is no UNIX socket has nobody at its other end") {
+TEST_CASE("a descriptor that is not a UNIX socket has no peer") {
     int ends[2];
     REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
     const host::unique_fd in(ends[0]), out(ends[1]);

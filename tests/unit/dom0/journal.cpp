@@ -18,7 +18,7 @@ TEST_CASE("64 STARTs at once share two syncs") {
         REQUIRE(d->reserve(qube("work"), timed(n), mark(1)));
         d->start(dom0_files::entry(audit_kind::start, "work", timed(n)),
                  [&](auto serial) { told += serial.has_value(); });
-        if (n == 0) // the thread is at the disk with the first one; the others come meanwhile
+        if (n == 0) // the thread syncs the first one while the others come
             d.run_until([&] { return sync_gate == nullptr; });
     }
     gate.count_down();
@@ -29,7 +29,7 @@ TEST_CASE("64 STARTs at once share two syncs") {
     CHECK(d.verifies());
 }
 
-TEST_CASE("the log for people is begun anew when somebody removes it") {
+TEST_CASE("a removed log for people is created again") {
     const scratch root;
     const std::string path = root.path() + "/qvm-remote.log";
     auto log = event_log::open(path, false).value();
@@ -39,7 +39,7 @@ TEST_CASE("the log for people is begun anew when somebody removes it") {
     CHECK(text_of(path).find("two") != std::string::npos);
     CHECK(text_of(path + ".1").find("two") == std::string::npos);
     std::filesystem::remove(path);
-    std::filesystem::create_symlink(path + ".1", path); // never followed
+    std::filesystem::create_symlink(path + ".1", path); // not followed
     log.write(log_category::info, "three");
     CHECK(text_of(path + ".1").find("three") == std::string::npos);
 }
@@ -56,19 +56,20 @@ TEST_CASE("one qube that fills its share is refused, and others go on") {
     CHECK(n > 5);
     CHECK(d->has_room(qube("dev")));
     CHECK(d.start("dev", timed(1)));
-    // Its refusals are counted then, and stand in one line.
+    // Its refusals are then counted in one line.
     for (int i = 0; i < 1000; ++i) {
         journal_entry e = dom0_files::entry(audit_kind::refused, "work", timed(i));
         e.reason = "busy";
         d->note(std::move(e));
     }
     d.close();
-    CHECK(d.count("REFUSED") <= 2); // one at once, since none was for a minute, and one at the end
+    CHECK(d.count("REFUSED") <=
+          2); // one at once, as there was none for a minute, and one at the end
     CHECK(d.count("\"reason\":\"busy\",\"count\":") >= 1);
     CHECK(d.verifies());
 }
 
-TEST_CASE("daily_quota: what was spent flows back evenly in a day") {
+TEST_CASE("daily_quota: used bytes come back evenly within a day") {
     daily_quota q(86'400'000); // a byte a millisecond
     CHECK(q.has_room("work", 0));
     q.charge("work", 86'400'000 + 500, 1000);
@@ -87,7 +88,7 @@ TEST_CASE("daily_quota: what was spent flows back evenly in a day") {
     CHECK_FALSE(small.has_room("work", 2 * 86'400'000ull));
 }
 
-TEST_CASE("append: an act of the administrator, when no daemon holds the log") {
+TEST_CASE("append: records what the administrator does while no daemon has the log") {
     dom0_files d;
     journal_entry e;
     e.kind = audit_kind::admin;

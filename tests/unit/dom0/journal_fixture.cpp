@@ -26,7 +26,7 @@ void shifted_clocks::set(std::int64_t wall_s, std::int64_t boottime_s) {
 
 using namespace qvmremote_test;
 
-// The clocks as the journal sees them.
+// Replaces the clocks for the journal.
 extern "C" int clock_gettime(clockid_t clock, timespec *t) {
     const int out = static_cast<int>(::syscall(SYS_clock_gettime, clock, t));
     if (clock == CLOCK_REALTIME)
@@ -36,7 +36,7 @@ extern "C" int clock_gettime(clockid_t clock, timespec *t) {
     return out;
 }
 
-// The disk as the journal sees it: counted, and failing or slow on demand.
+// Replaces the sync of a file: counts the calls, and fails or waits on demand.
 extern "C" int fdatasync(int fd) {
     ++syncs;
     if (std::latch *const gate = sync_gate.exchange(nullptr))

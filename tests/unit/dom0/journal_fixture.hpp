@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A journal below a scratch directory, on clocks and a disk that a test sets.
+/// A journal in a scratch directory, with clocks and a disk that a test controls.
 
 #pragma once
 
@@ -43,12 +43,13 @@ using namespace qvmremote::dom0;
 
 inline constexpr std::chrono::seconds hang_guard{60};
 
-/// The disk: how often it was synced, with which error that fails, and what the next one waits for.
+/// The disk: how often it was synced, the errno with which a sync fails, and what the next one
+/// waits for.
 extern std::atomic<int> syncs;
 extern std::atomic<int> sync_error;
 extern std::atomic<std::latch *> sync_gate;
 
-/// What a test did to the clocks, undone when it ends.
+/// Shifts the clocks. The destructor resets them.
 struct shifted_clocks {
     ~shifted_clocks() { set(0, 0); }
     static void set(std::int64_t wall_s, std::int64_t boottime_s);
@@ -56,9 +57,9 @@ struct shifted_clocks {
 
 inline qube_name qube(std::string_view name) { return qube_name::parse(name).value(); }
 inline command_id id_of(std::string_view text) { return command_id::parse(text).value(); }
-/// One that shows its time, and is remembered for some days.
+/// An ID with a time in it, which is remembered for some days.
 inline command_id timed(int n) { return id_of("20260218-101500-1-" + std::to_string(n)); }
-/// One that shows the time of dom0's clock.
+/// An ID with the present time of dom0's clock.
 inline command_id fresh(int n) {
     return id_of(host::local_time::now().compact() + "-1-" + std::to_string(n));
 }
@@ -68,7 +69,7 @@ inline digest256 mark(std::uint8_t n) {
     return out;
 }
 
-/// A dom0 below a scratch directory, and the daemon's loop, which is this thread.
+/// A dom0 in a scratch directory, and the daemon's loop, which this thread runs.
 class dom0_files {
   public:
     dom0_files() : where_(paths::below(root_.path()).value()) {}
@@ -90,7 +91,7 @@ class dom0_files {
     journal &operator*() { return *journal_; }
     journal *operator->() { return journal_.get(); }
 
-    // Runs what is posted until a condition holds.
+    // Runs posted handlers until a condition holds.
     template <class Condition>
     void run_until(Condition condition) {
         const auto end = std::chrono::steady_clock::now() + hang_guard;
@@ -111,7 +112,7 @@ class dom0_files {
         }
     }
 
-    // The serial of a durable START, or nothing.
+    // Writes a START. Returns its serial, or nothing if it is not durable.
     std::optional<std::uint64_t> start(std::string_view peer, const command_id &id,
                                        const digest256 &key = mark(1)) {
         REQUIRE(journal_->reserve(qube(peer), id, key));
@@ -140,7 +141,7 @@ class dom0_files {
         return e;
     }
 
-    // Every line of every file, in order.
+    // All lines of all files, in order.
     std::vector<std::string> lines() {
         std::vector<std::string> files, out;
         for (const auto &f : kept())
@@ -193,7 +194,7 @@ class dom0_files {
     std::unique_ptr<journal> journal_;
 };
 
-/// The system journal's socket.
+/// Listens at the socket of the system journal.
 class listener {
   public:
     explicit listener(const std::string &path) {

@@ -17,7 +17,7 @@ TEST_CASE("how a command ends") {
         {"0", {"true"}, 0},
         {"1", {"false"}, 1 << 8},
         {"255", {"bash", "-c", "exit 255"}, 255 << 8},
-        {"exit 9 is no signal", {"bash", "-c", "exit 9"}, 9 << 8},
+        {"exit 9 is not a signal", {"bash", "-c", "exit 9"}, 9 << 8},
         {"signal 9", {"bash", "-c", "kill -9 $$"}, 9},
         {"signal 15", {"bash", "-c", "kill $$"}, 15},
         {"by its path", {"/usr/bin/true"}, 0},
@@ -46,7 +46,7 @@ TEST_CASE("a signal goes to the process group") {
     CHECK(marked(with).empty());
 }
 
-TEST_CASE("a signal after the first process's end goes to those that remain") {
+TEST_CASE("a signal after the end of the first process goes to the remaining ones") {
     const std::string with = mark();
     pipe_pair out;
     launch what = shell("setsid bash -c 'trap \"echo got; exit 0\" USR1; echo up; "
@@ -64,7 +64,7 @@ TEST_CASE("a signal after the first process's end goes to those that remain") {
     CHECK(all_gone(with));
 }
 
-TEST_CASE("a child in the background is reported, then ended") {
+TEST_CASE("a child in the background is reported and then ended") {
     const std::string with = mark();
     launch what = shell("sleep 1000 >/dev/null 2>&1 </dev/null & exit 5");
     what.environment.push_back(with);
@@ -72,7 +72,7 @@ TEST_CASE("a child in the background is reported, then ended") {
     what.out = out.write.get();
     child c = start(what);
     out.write.reset();
-    CHECK(read_to_end(out.read.get()).empty()); // nobody of ours holds it open
+    CHECK(read_to_end(out.read.get()).empty()); // no process of ours has it open
     (void)next(c, child_event::started);
     const auto e = next(c, child_event::exited);
     CHECK(WEXITSTATUS(e.wait_status) == 5);
@@ -84,7 +84,7 @@ TEST_CASE("a child in the background is reported, then ended") {
     CHECK(marked(with).empty());
 }
 
-TEST_CASE("terminate: who listens ends in its own way, even when stopped") {
+TEST_CASE("terminate: a process that handles SIGTERM ends by itself, even if it was stopped") {
     pipe_pair out;
     launch what =
         shell("trap 'echo bye; exit 4' TERM; echo up; kill -STOP $$; while :; do sleep 0.05; done");
@@ -99,7 +99,7 @@ TEST_CASE("terminate: who listens ends in its own way, even when stopped") {
     (void)next(c, child_event::empty);
 }
 
-TEST_CASE("who ignores TERM in a session of its own dies") {
+TEST_CASE("a process that ignores SIGTERM in its own session is killed") {
     struct row {
         const char *name;
         std::function<void(std::optional<child> &)> end;
@@ -109,8 +109,8 @@ TEST_CASE("who ignores TERM in a session of its own dies") {
         {"terminate", [](auto &c) { c->terminate(); }, true},
         {"kill", [](auto &c) { c->kill(); }, true},
         {"terminate, then kill", [](auto &c) { c->terminate(), c->kill(); }, true},
-        {"let go of", [](auto &c) { c.reset(); }, false},
-        {"terminate and let go of", [](auto &c) { c->terminate(), c.reset(); }, false},
+        {"destroy the object", [](auto &c) { c.reset(); }, false},
+        {"terminate, then destroy the object", [](auto &c) { c->terminate(), c.reset(); }, false},
     };
     for (const row &r : rows) {
         CAPTURE(r.name);
@@ -120,27 +120,27 @@ TEST_CASE("who ignores TERM in a session of its own dies") {
         if (r.reported) {
             CHECK(next(*c, child_event::exited).wait_status == SIGKILL);
             (void)next(*c, child_event::empty);
-            CHECK(marked(with).empty()); // not soon: it was said
+            CHECK(marked(with).empty()); // at once, since the end was reported
         } else {
             CHECK(all_gone(with));
         }
     }
 }
 
-TEST_CASE("let go of before it began, a command ends as well") {
+TEST_CASE("a command ends too if its object is destroyed before it began") {
     const std::string with = mark();
     launch what = shell(stubborn);
     what.environment.push_back(with);
     for (int i = 0; i < 20; ++i)
         (void)start(what);
-    (void)run(command({"true"})); // the warden takes one after the other
+    (void)run(command({"true"})); // the warden handles launches in order
     CHECK(all_gone(with));
 }
 
-TEST_CASE("orders that cross the end do no harm, and no event is lost by them") {
+TEST_CASE("orders that cross the end of a command do no harm and lose no event") {
     for (int i = 0; i < 100; ++i) {
         child c = start(command({"true"}));
-        // Some arrive before the command, some behind its keeper's last look.
+        // Some arrive before the command, and some after its keeper has looked for the last time.
         for (int n = 0; n < i; ++n)
             c.signal(SIGCONT);
         (void)next(c, child_event::started);
@@ -151,7 +151,7 @@ TEST_CASE("orders that cross the end do no harm, and no event is lost by them") 
     }
 }
 
-TEST_CASE("a keeper comes back from a command that ended by itself, and from no other") {
+TEST_CASE("a keeper is used again only after a command that ended by itself") {
     auto own = warden::start();
     REQUIRE(own);
     const auto keeper_of = [&](launch what, bool kill) {

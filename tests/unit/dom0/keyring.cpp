@@ -32,7 +32,7 @@ std::string digits(const host::outcome<std::vector<secret>> &keys) {
 
 } // namespace
 
-TEST_CASE("a key is good until its time is over, by the clock that is given") {
+TEST_CASE("a key is valid until its time is over, by the given clock") {
     const scratch dir;
     const keyring ring(dir / "keys");
     CHECK(ring.usable(work, 0).error().error_number == ENOENT);
@@ -43,12 +43,12 @@ TEST_CASE("a key is good until its time is over, by the clock that is given") {
     CHECK(ring.until(work) == 1000);
     CHECK(digits(ring.usable(work, 999)) == "b");
     CHECK(ring.usable(work, 1000).error().error_number == EKEYEXPIRED);
-    CHECK(ring.load(work)); // for lists
+    CHECK(ring.load(work)); // lists still show the key
     REQUIRE(ring.store(work, key_of('c')));
     CHECK(digits(ring.usable(work, 1000)) == "c");
 }
 
-TEST_CASE("after a rotation both keys are good for a day, then the new one alone") {
+TEST_CASE("after a rotation both keys are valid for a day, then only the new one") {
     const scratch dir;
     const keyring ring(dir / "keys");
     CHECK(ring.rotate(work, key_of('b'), 0).error().error_number == ENOENT);
@@ -62,13 +62,12 @@ TEST_CASE("after a rotation both keys are good for a day, then the new one alone
     // Two rotations in a day leave the last two keys.
     REQUIRE(ring.rotate(work, key_of('c'), 6000));
     CHECK(digits(ring.usable(work, 6000)) == "cb");
-    // A new authorization begins anew.
+    // A new authorization replaces all keys.
     REQUIRE(ring.store(work, key_of('d')));
     CHECK(digits(ring.usable(work, 6000)) == "d");
 }
 
-TEST_CASE(
-    "I7: what beside a key cannot be read or trusted makes it good for less, never for more") {
+TEST_CASE("I7: a file beside a key that cannot be read or trusted never makes a key last longer") {
     const scratch dir;
     const keyring ring(dir / "keys");
     REQUIRE(ring.store(work, key_of('a'), 1000));
@@ -93,10 +92,10 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("expired keys follow the usable ones") {
+TEST_CASE("expired keys are listed after the usable ones") {
     const scratch dir;
     const keyring ring(dir / "keys");
-    constexpr auto end = 5000 + keyring::overlap_s; // of the key that was rotated out
+    constexpr auto end = 5000 + keyring::overlap_s; // when the old key expires
     REQUIRE(ring.store(work, key_of('a')));
     REQUIRE(ring.rotate(work, key_of('b'), 5000));
     REQUIRE(host::write_atomically(dir / "keys/work.until", std::to_string(end + 9) + "\n", 0600,
@@ -117,7 +116,7 @@ TEST_CASE("expired keys follow the usable ones") {
     }
 }
 
-TEST_CASE("a key that is removed takes all of its with it") {
+TEST_CASE("all files of a removed key are removed") {
     const scratch dir;
     const keyring ring(dir / "keys");
     REQUIRE(ring.store(work, key_of('a'), 1000));

@@ -8,7 +8,7 @@
 
 using namespace qvmremote_test;
 
-TEST_CASE("what cannot be started says why") {
+TEST_CASE("a command that cannot be started says why") {
     char directory[] = "/tmp/qvmremote-warden-XXXXXX";
     REQUIRE(::mkdtemp(directory));
     const std::string plain = std::string(directory) + "/plain";
@@ -43,7 +43,7 @@ TEST_CASE("what cannot be started says why") {
     ::rmdir(directory);
 }
 
-TEST_CASE("what cannot be carried out as written is refused before anything runs") {
+TEST_CASE("a launch that cannot be carried out as written is refused before anything runs") {
     struct row {
         const char *name;
         std::function<void(launch &)> spoil;
@@ -58,7 +58,7 @@ TEST_CASE("what cannot be carried out as written is refused before anything runs
          EINVAL},
         {"NUL in the directory", [](launch &l) { l.directory.assign("/\0tmp", 5); }, EINVAL},
         {"no stdin", [](launch &l) { l.in = -1; }, EINVAL},
-        {"a number of ours",
+        {"an extra descriptor with the number of stderr",
          [](launch &l) {
              l.extra = {{dev_null(), 2}};
          },
@@ -87,14 +87,14 @@ TEST_CASE("what cannot be carried out as written is refused before anything runs
     }
 }
 
-TEST_CASE("arguments arrive as they are, short and long") {
+TEST_CASE("short and long arguments arrive unchanged") {
     for (const std::size_t size : {0u, 1u, 1000u, 60u * 1024, 66u * 1024, 100u * 1024}) {
         CAPTURE(size);
         launch what = command({"bash", "-c", "printf %s \"$#:$1:\"; printf %s \"$2\" | wc -c",
                                "name", "a b'\"$\n\xff", std::string(size, 'y')});
         CHECK(run(what).out == "2:a b'\"$\n\xff:" + std::to_string(size) + "\n");
     }
-    // 300 KiB in all: more than one message, less than what Linux takes.
+    // 300 KiB together are more than one message, and less than Linux allows.
     launch what = command({"bash", "-c", "echo $#", "name"});
     for (int i = 0; i < 300; ++i)
         what.argv.emplace_back(1024, 'z');

@@ -24,14 +24,15 @@ std::size_t lines_with(const std::string &text, std::string_view what) {
 }
 } // namespace
 
-TEST_CASE("line_gate: 100 at once, 10 a second, the others summed once a minute") {
+TEST_CASE("line_gate: lets through 100 lines at once and 10 a second, and counts the others each "
+          "minute") {
     line_gate g(100, 10);
     CHECK_FALSE(g.due_ms());
     int written = 0;
     for (int i = 0; i < 1000; ++i)
         written += g.take("work", "denied", true, 1'000'000);
     CHECK(written == 100);
-    CHECK(g.take("dev", "denied", true, 1'000'000)); // another one's are its own
+    CHECK(g.take("dev", "denied", true, 1'000'000)); // another qube has its own budget
     CHECK(g.take("work", "bad_token", true, 1'000'100));
     CHECK_FALSE(g.take("work", "bad_token", true, 1'000'100));
     REQUIRE(g.due_ms());
@@ -46,22 +47,22 @@ TEST_CASE("line_gate: 100 at once, 10 a second, the others summed once a minute"
     CHECK(g.due_ms() == 1'060'100);
     CHECK_FALSE(g.next_sum(1'060'099, false));
     CHECK(g.next_sum(1'060'100, false)->second.count == 1);
-    CHECK_FALSE(g.take("work", "busy", false, 2'000'000)); // no room: none
+    CHECK_FALSE(g.take("work", "busy", false, 2'000'000)); // no line without room
     CHECK(g.next_sum(2'000'000, true));
 }
 
-TEST_CASE("line_gate: more peers than have an account share one, and memory stays bounded") {
+TEST_CASE("line_gate: peers beyond the limit share one account, and memory stays bounded") {
     line_gate g(2, 1);
     for (int n = 0; n < 100'000; ++n)
         static_cast<void>(g.take("qube" + std::to_string(n), "denied", true, 1'000'000));
     CHECK(g.accounts() == line_gate::most_peers + 1);
     CHECK_FALSE(g.take("late", "denied", true, 1'000'000));
-    CHECK(g.take("qube0", "denied", true, 1'000'000)); // it has one of its own
-    CHECK(g.take("late", "denied", true, 1'010'000));  // accounts that nobody used are given up
+    CHECK(g.take("qube0", "denied", true, 1'000'000)); // it has its own account
+    CHECK(g.take("late", "denied", true, 1'010'000));  // unused accounts are dropped
     CHECK(g.accounts() <= 3);
 }
 
-TEST_CASE("event_log: a peer that fails without end leaves the others their lines") {
+TEST_CASE("event_log: a peer that fails without end does not take the lines of others") {
     const scratch dir;
     const std::string path = dir / "log";
     auto log = event_log::open(path, false);

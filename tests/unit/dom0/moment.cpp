@@ -12,7 +12,7 @@ using namespace qvmremote::dom0;
 
 namespace {
 
-// Rules of POSIX, so that the test needs no tzdata.
+// Time zones as POSIX rules, so that the test needs no tzdata.
 constexpr const char *utc = "UTC0";
 constexpr const char *berlin = "CET-1CEST,M3.5.0,M10.5.0/3";   // 2027-03-28 02:00 is 03:00
 constexpr const char *cairo = "EET-2EEST,M4.5.5/0,M10.5.4/24"; // 2027-04-30 00:00 is 01:00
@@ -26,7 +26,7 @@ void live_in(const char *zone) {
 
 } // namespace
 
-TEST_CASE("--until: durations and local times, each as it is written or refused") {
+TEST_CASE("--until: durations and local times that are accepted or refused") {
     struct row {
         const char *zone;
         std::string_view in;
@@ -47,7 +47,7 @@ TEST_CASE("--until: durations and local times, each as it is written or refused"
         {utc, "2027-02-03T10:60", 0},
         {utc, "9999-12-31T23:59", 253402300740},
         {utc, "10000-01-01", 0},
-        // On the day itself the clock may jump; at either side it does not.
+        // These times are before, within and after the hour that the clock skips.
         {berlin, "2027-03-28T01:59", 1806195540},
         {berlin, "2027-03-28T02:00", 0},
         {berlin, "2027-03-28T02:59", 0},
@@ -63,7 +63,7 @@ TEST_CASE("--until: durations and local times, each as it is written or refused"
         const auto got = parse_moment(r.in, now);
         CHECK(got.value_or(0) == r.want);
     }
-    // In autumn an hour occurs twice; either is what was written.
+    // In autumn an hour occurs twice. Either one is right.
     live_in(berlin);
     const auto twice = parse_moment("2027-10-31T02:59", now);
     CHECK((twice == 1824944340 || twice == 1824947940));

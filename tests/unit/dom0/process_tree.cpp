@@ -7,7 +7,7 @@
 
 using namespace qvmremote_test;
 
-TEST_CASE("a fork bomb ends") {
+TEST_CASE("all processes of a fork bomb end") {
     const std::string with = mark();
     for (int i = 0; i < 5; ++i) {
         pipe_pair out;
@@ -25,7 +25,7 @@ TEST_CASE("a fork bomb ends") {
     }
 }
 
-TEST_CASE("both ways of listing a tree agree") {
+TEST_CASE("both ways to list a tree give the same processes") {
     const std::string with = mark();
     const child c = start_stubborn(*the_warden, with);
     const auto all = [&](listing how) {

@@ -1,7 +1,7 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// The way of a request: each step, and whatever can come for it, in either order of one round of the loop.
-// A handler that was ready when its request took another step must do nothing, and no order may reach an
-// assertion, run a command twice, or leave a slot, a question or a START without its END behind.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests each step of a request with each event that can
+// come then, in both orders within one round of the loop. A handler that was ready before its
+// request took another step must do nothing. No order may reach an assertion, run a command twice,
+// or leave a slot taken, a question open or a START without its END.
 #include "serve/request_pipeline.hpp"
 
 #include <chrono>
@@ -28,7 +28,7 @@ namespace {
 constexpr std::chrono::seconds hang_guard{60};
 warden *the_warden = nullptr;
 
-// What the sender heard, in the order in which it did.
+// What the sender was told, in this order.
 struct heard {
     std::string words;
     int last_words = 0; // refusals and ENDs
@@ -91,7 +91,7 @@ class recording_port final : public request_port {
     heard &to_;
 };
 
-// A dom0 without a transport and without a control socket, whose loop the test turns.
+// A dom0 without a transport and without a control socket. The test turns its loop.
 class small_dom0 final : public coordinator {
   public:
     small_dom0()
@@ -120,7 +120,7 @@ class small_dom0 final : public coordinator {
         context->execution.on_end = [] {};
     }
     ~small_dom0() {
-        // What ended waits for its processes.
+        // A request that has ended still waits for its processes.
         until([this] { return context->execution.running.empty(); });
     }
 
@@ -136,7 +136,7 @@ class small_dom0 final : public coordinator {
     void questions_changed() override {}
     void keep_alive_changed() override {}
 
-    // Turns the loop until something is so.
+    // Turns the loop until a condition holds.
     template <class Condition>
     void until(Condition is_so) {
         const auto begin = std::chrono::steady_clock::now();
@@ -148,7 +148,7 @@ class small_dom0 final : public coordinator {
         }
     }
 
-    // A request of `argv`, verified as its session would.
+    // Makes a request of `argv`, verified as by its session.
     std::shared_ptr<request_pipeline> make(std::vector<std::string> argv, bool stdin_live,
                                            heard &to,
                                            std::uint32_t timeout_s = limits::default_timeout_s) {
@@ -199,11 +199,11 @@ std::size_t count(std::string_view text, std::string_view part) {
     return n;
 }
 
-// Where a request can be, and how it gets on from there.
+// A step at which a request can wait, and what ends the wait.
 struct place {
     const char *name;
     void (*reach)(small_dom0 &, const std::shared_ptr<request_pipeline> &, heard &);
-    // Readies the handler that the request waits for; it runs in this round or the next.
+    // Makes the handler ready that the request waits for; it runs in this round or the next.
     void (*ready)(small_dom0 &, const std::shared_ptr<request_pipeline> &, heard &);
 };
 
@@ -246,7 +246,7 @@ const place places[] = {
          r->on_body(*to.body);
      },
      [](small_dom0 &d, const auto &, heard &) {
-         // Until the journal's thread has posted its answer.
+         // Wait until the journal's thread has posted its answer.
          d.until([&] {
              return d.audit().find("\"kind\":\"START\"") != std::string::npos ||
                     d.audit().find("\"kind\":\"REFUSED\"") != std::string::npos;
@@ -254,7 +254,7 @@ const place places[] = {
      }},
     {"stdin is collected", reach_collecting,
      [](small_dom0 &, const auto &, heard &) {
-         // Its limit has passed, as that of the handler below has.
+         // Let the limit pass, so that its handler is ready too.
          std::this_thread::sleep_for(std::chrono::milliseconds(5));
      }},
     {"an operator is asked", reach_asking, say_yes},
@@ -326,7 +326,7 @@ void drive(const place &at, const closing &what, bool closing_first) {
     const bool is_asked = std::string_view(at.name).find("stdin") != std::string_view::npos ||
                           std::string_view(at.name).find("operator") != std::string_view::npos ||
                           std::string_view(at.name).find("approved") != std::string_view::npos;
-    // The limit of stdin passes at once where that is what is tried, and never elsewhere.
+    // The limit for stdin passes at once if the row tests it, and never otherwise.
     const bool by_timer = at.reach == reach_collecting;
     heard to;
     auto request = is_asked ? d.make({"true"}, true, to) : d.make({"sleep", "0"}, false, to);
@@ -335,7 +335,8 @@ void drive(const place &at, const closing &what, bool closing_first) {
         d.context->stdin_patience_ms = 2;
     at.reach(d, request, to);
 
-    // Both expire before the loop turns again, so both are ready in one round, in this order.
+    // Both expire before the loop turns again, so both handlers are ready in one round, in this
+    // order.
     boost::asio::steady_timer ours(d.loop);
     const auto happen = [&] { what.happens(d, request); };
     if (by_timer) {
@@ -355,7 +356,7 @@ void drive(const place &at, const closing &what, bool closing_first) {
     }
     d.loop.restart();
     d.loop.poll();
-    // Whatever still waits is let go, as its sender would by going.
+    // Abandon a request that still waits, as when its sender is gone.
     d.until([&] { return to.forgotten > 0 || d.context->execution.running.empty(); });
     request->abandon(errc::session_over);
     request.reset();
@@ -374,14 +375,14 @@ void drive(const place &at, const closing &what, bool closing_first) {
 
 } // namespace
 
-TEST_CASE("I2, I8: no order of what is ready in one round confuses a request") {
+TEST_CASE("I2, I8: every order of two events in one round is handled") {
     for (const place &at : places)
         for (const closing &what : closings)
             for (const bool closing_first : {true, false})
                 drive(at, what, closing_first);
 }
 
-TEST_CASE("I4: what waits for an operator with its stdin is bounded for a qube") {
+TEST_CASE("I4: only some requests of a qube may keep stdin while an operator is asked") {
     small_dom0 d;
     std::vector<heard> to(approvals::most_of_a_qube + 1);
     std::vector<std::shared_ptr<request_pipeline>> all;
@@ -401,7 +402,7 @@ TEST_CASE("I4: what waits for an operator with its stdin is bounded for a qube")
 }
 
 TEST_CASE(
-    "I4: a late body leaves its slot to others, and how many are late is bounded for a qube") {
+    "I4: a request with a late body gives its slot up, and a qube may have only some of them") {
     small_dom0 d;
     std::vector<heard> to(approvals::most_of_a_qube + 1);
     std::vector<std::shared_ptr<request_pipeline>> all;
@@ -415,7 +416,7 @@ TEST_CASE(
         CHECK(d.context->scheduler.running() == 0);
     }
     CHECK(to.back().words == "body? busy ");
-    // The first one's body comes after all, and its command runs; then there is a place again.
+    // The first body comes after all, and its command runs. Then another request may be late.
     all.front()->on_body(*to.front().body);
     d.until([&] { return to.front().words == "body? accepted end "; });
     d.until([&] { return d.context->scheduler.running() == 0; });
@@ -427,7 +428,7 @@ TEST_CASE(
     CHECK(d.context->places_of.empty());
 }
 
-TEST_CASE("a wait for a slot is told, ends with the time-out, and not without one") {
+TEST_CASE("a wait for a slot is reported, and ends only by the time-out, if there is one") {
     small_dom0 d;
     d.closed = true;
     d.context->slot_word_after_ms = 2;
@@ -444,11 +445,11 @@ TEST_CASE("a wait for a slot is told, ends with the time-out, and not without on
     d.closed = false;
     d.reschedule();
     d.until([&] { return unbounded.words == "waiting body? "; });
-    CHECK(d.context->scheduler.running() == 1); // the slot of the first one went to the second one
+    CHECK(d.context->scheduler.running() == 1); // the second one has the slot of the first one
     other->abandon(errc::session_over);
 }
 
-TEST_CASE("a time-out that is shorter than the time to the first word ends a wait for a slot") {
+TEST_CASE("a time-out that is shorter than the delay of the first report ends a wait for a slot") {
     small_dom0 d;
     d.closed = true;
     d.context->slot_word_after_ms = 5'000;
@@ -459,7 +460,7 @@ TEST_CASE("a time-out that is shorter than the time to the first word ends a wai
     CHECK(to.words == "slot_timeout ");
 }
 
-TEST_CASE("a request is refused once, whoever refuses it") {
+TEST_CASE("a request is refused only once, whatever refuses it") {
     small_dom0 d;
     heard to;
     const auto request = d.make({"true"}, true, to);

@@ -10,9 +10,9 @@ using namespace qvmremote;
 using dom0::scheduler;
 
 namespace {
-constexpr std::size_t any = limits::running; // new ones of a qube
+constexpr std::size_t any = limits::running; // so many new commands of a qube
 
-// Submits n requests of a qube; each writes the qube's name when it starts.
+// Submits n requests of a qube. Each adds the qube's name to `started` when it starts.
 void submit(scheduler &s, const std::string &qube, int n, std::vector<std::string> &started) {
     for (int i = 0; i < n; ++i)
         REQUIRE(s.submit(qube, 100, [&started, qube] {
@@ -22,7 +22,7 @@ void submit(scheduler &s, const std::string &qube, int n, std::vector<std::strin
 }
 } // namespace
 
-TEST_CASE("eight of one qube run at once, the rest wait for a slot") {
+TEST_CASE("eight commands of one qube run at once, and the others wait for a slot") {
     scheduler s(any);
     std::vector<std::string> started;
     submit(s, "work", 20, started);
@@ -46,7 +46,7 @@ TEST_CASE("qubes take turns, and a greedy one does not starve another") {
           std::vector<std::string>{"greedy", "modest", "greedy", "modest"});
 }
 
-TEST_CASE("64 run in all") {
+TEST_CASE("64 commands run in all") {
     scheduler s(any);
     std::vector<std::string> started;
     for (int qube = 0; qube < 10; ++qube)
@@ -56,7 +56,7 @@ TEST_CASE("64 run in all") {
     CHECK(s.running() == limits::running);
 }
 
-TEST_CASE("I4: what waits is bounded by number and by bytes") {
+TEST_CASE("I4: waiting requests are bounded by number and by bytes") {
     scheduler s(any);
     const auto never = [] { return true; };
     for (std::size_t i = 0; i < limits::waiting_per_qube; ++i)
@@ -75,7 +75,7 @@ TEST_CASE("I4: what waits is bounded by number and by bytes") {
     CHECK(qubes == limits::waiting_headers / limits::waiting_headers_per_qube - 2);
 }
 
-TEST_CASE("starts are rationed: a burst, then so many a second") {
+TEST_CASE("starts are limited to a burst, and then to a number a second") {
     scheduler s(any);
     std::vector<std::string> started;
     std::uint64_t now = 1'000'000;
@@ -93,13 +93,13 @@ TEST_CASE("starts are rationed: a burst, then so many a second") {
     now += *wait;
     CHECK_FALSE(s.run(now));
     CHECK(started.size() == limits::starts_burst + 1);
-    // Another qube has a ration of its own.
+    // Another qube has its own limit.
     submit(s, "dev", 1, started);
     static_cast<void>(s.run(now));
     CHECK(started.back() == "dev");
 }
 
-TEST_CASE("what is withdrawn takes no place of others and does not start") {
+TEST_CASE("a withdrawn request does not start, and gives its place up") {
     scheduler s(any);
     std::vector<std::string> started;
     const auto never = [] {
@@ -112,19 +112,20 @@ TEST_CASE("what is withdrawn takes no place of others and does not start") {
     CHECK(tickets.size() == limits::waiting_per_qube);
     submit(s, "dev", 1, started);
     for (const auto ticket : tickets) {
-        s.withdraw("dev", ticket); // another qube's is not touched
+        s.withdraw("dev", ticket); // does nothing, as the ticket is another qube's
         s.withdraw("work", ticket);
         s.withdraw("work", ticket);
     }
     CHECK(s.waiting("work") == 0);
     CHECK(s.waiting("dev") == 1);
     CHECK(s.submit("work", limits::waiting_headers_per_qube,
-                   [] { return false; })); // no byte is held
+                   [] { return false; })); // its bytes do not count any more
     static_cast<void>(s.run(1'000'000));
     CHECK(started == std::vector<std::string>{"dev"});
 }
 
-TEST_CASE("a slot that nobody wants any more goes to the next, and costs no start") {
+TEST_CASE(
+    "a slot that its request no longer wants goes to the next, and does not count as a start") {
     scheduler s(any);
     std::vector<std::string> started;
     for (int i = 0; i < 8; ++i)
@@ -136,7 +137,8 @@ TEST_CASE("a slot that nobody wants any more goes to the next, and costs no star
     CHECK(s.waiting("work") == 0);
 }
 
-TEST_CASE("of one qube few are new at a time; they make room by ending, and by age") {
+TEST_CASE(
+    "only some commands of a qube are new at a time; they make room by their end or their age") {
     scheduler s(2);
     std::vector<std::string> started;
     std::uint64_t now = 1'000'000;
@@ -148,11 +150,11 @@ TEST_CASE("of one qube few are new at a time; they make room by ending, and by a
     s.release("work");
     CHECK(s.run(now) == limits::beginning_ms);
     CHECK(started.size() == 3);
-    // Another qube does not wait for them.
+    // They do not delay another qube.
     submit(s, "dev", 1, started);
     static_cast<void>(s.run(now));
     CHECK(started.back() == "dev");
-    // Those that go on running are new no more.
+    // Commands that still run after this time are not new any more.
     now += limits::beginning_ms - 1;
     CHECK(s.run(now) == 1);
     CHECK(started.size() == 4);
@@ -161,7 +163,7 @@ TEST_CASE("of one qube few are new at a time; they make room by ending, and by a
     for (int i = 0; i < 9; ++i)
         static_cast<void>(s.run(now += limits::beginning_ms));
     CHECK(s.running("work") == limits::running_per_qube);
-    // One that nobody wants was never new.
+    // A request that does not want its slot does not count as new.
     REQUIRE(s.submit("other", 1, [] { return false; }));
     submit(s, "other", 2, started);
     static_cast<void>(s.run(now));

@@ -17,7 +17,7 @@
 using namespace qvmremote::dom0;
 
 namespace {
-// A directory of the test's for --root, with a remote.conf.
+// A directory for --root, with a remote.conf.
 struct root {
     root() {
         char name[] = "/tmp/qvm-remote-settings-XXXXXX";
@@ -43,7 +43,7 @@ struct root {
 };
 } // namespace
 
-TEST_CASE("a ceiling or a limit of the audit log that is out of range is no setting") {
+TEST_CASE("a ceiling or a limit of the audit log that is out of range is refused") {
     struct row {
         const char *key, *text;
         bool good;
@@ -74,7 +74,7 @@ TEST_CASE("QVM_REMOTE_TRANSPORT: a default, then qubes by name") {
     struct row {
         std::string_view spec;
         std::vector<std::string> all;
-        std::vector<std::string> work; // through which this qube may come
+        std::vector<std::string> work; // the transports that this qube may use
     };
     const row rows[] = {
         {"", {"qvm-run"}, {"qvm-run"}},

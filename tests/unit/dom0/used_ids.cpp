@@ -6,7 +6,7 @@
 
 using namespace qvmremote_test;
 
-TEST_CASE("an ID is used once, whatever is restarted or lost") {
+TEST_CASE("an ID is accepted once, whatever is restarted or lost") {
     dom0_files d;
     d.open();
     CHECK(d.start("work", timed(1)) == 1);
@@ -24,7 +24,7 @@ TEST_CASE("an ID is used once, whatever is restarted or lost") {
     }
 }
 
-TEST_CASE("IDs without a time go with the key that signed them, some days later") {
+TEST_CASE("IDs without a time are removed some days after the key that signed them") {
     dom0_files d;
     d.open();
     for (int n = 0; n < 1500; ++n) {
@@ -37,7 +37,7 @@ TEST_CASE("IDs without a time go with the key that signed them, some days later"
     const std::string lasting = "SELECT count(*) FROM ids WHERE expires IS NULL";
     CHECK(d.in_index(lasting) == 1501);
     d.lose_index();
-    d.open(); // the log says which key it was
+    d.open(); // the log names the key
     CHECK(d.in_index("SELECT count(*) FROM timeless") == 1501);
     d->keep_keys({mark(1), mark(2)});
     CHECK(d.start("work", timed(2)));
@@ -49,7 +49,7 @@ TEST_CASE("IDs without a time go with the key that signed them, some days later"
     d.close();
 }
 
-TEST_CASE("an index that is full of what is expired shrinks with use") {
+TEST_CASE("an index that is full of expired IDs shrinks with use") {
     dom0_files d;
     d.open();
     d.close();
@@ -63,7 +63,7 @@ TEST_CASE("an index that is full of what is expired shrinks with use") {
     CHECK(d.in_index("SELECT count(*) FROM ids") == 25);
 }
 
-TEST_CASE("memory_clock: it never goes back, and goes forward with the time that the machine ran") {
+TEST_CASE("memory_clock: it never goes back, and goes forward only while the machine runs") {
     constexpr std::int64_t hour = 3600, day = 24 * hour, t = 1'800'000'000;
     constexpr std::uint64_t hour_ms = 3'600'000;
     struct row {
@@ -75,13 +75,13 @@ TEST_CASE("memory_clock: it never goes back, and goes forward with the time that
     };
     static constexpr row rows[] = {
         {"it begins at the clock's time", {}, t, t, 0, t},
-        {"it goes with the clock", {}, t, t + hour, hour_ms, t + hour},
+        {"it follows the clock", {}, t, t + hour, hour_ms, t + hour},
         {"it does not go back", {}, t, t - 300 * day, hour_ms, t},
-        {"nor behind what is stored", t, t - day, t - day, hour_ms, t},
+        {"nor before the stored time", t, t - day, t - day, hour_ms, t},
         {"it does not jump", {}, t, t + 300 * day, 0, t},
-        {"nor at a start", t, t + 300 * day, t + 300 * day, 0, t},
+        {"nor jump at a start", t, t + 300 * day, t + 300 * day, 0, t},
         {"it follows eight times as fast", {}, t, t + 300 * day, hour_ms, t + 8 * hour},
-        {"as far as the clock's time", t, t + day, t + day, 4 * hour_ms, t + day},
+        {"but not beyond the clock", t, t + day, t + day, 4 * hour_ms, t + day},
         {"three hours catch up with a day", t, t + day, t + day, 3 * hour_ms, t + day},
     };
     for (const row &r : rows) {
@@ -90,12 +90,13 @@ TEST_CASE("memory_clock: it never goes back, and goes forward with the time that
         CHECK(c.advance(r.wall_s, 5000 + r.ran_ms) == r.want_s);
         CHECK(c.now_s() == r.want_s);
     }
-    // Parts of a second are not lost.
+    // Fractions of a second are not lost.
     memory_clock c({}, t, 0);
     for (std::uint64_t ms = 700; ms <= 70'000; ms += 700)
         c.advance(t + 1000, ms);
     CHECK(c.now_s() == t + 560);
-    // What can be forgotten is refused, whatever the clock says and the ID shows.
+    // An ID that the index may have forgotten is refused, whatever the time of the clock and in the
+    // ID.
     for (const std::int64_t wall : {t - 9 * day, t, t + 9 * day})
         for (const std::int64_t skew : {-26 * hour, std::int64_t{0}, 26 * hour}) {
             const memory_clock then(t, wall, 0);
@@ -104,12 +105,12 @@ TEST_CASE("memory_clock: it never goes back, and goes forward with the time that
         }
 }
 
-TEST_CASE("I2: dom0's clock goes days forward and back, and a used ID stays used") {
+TEST_CASE("I2: a used ID stays used when dom0's clock goes days forward and back") {
     constexpr std::int64_t hour = 3600, day = 24 * hour;
     struct row {
         const char *name;
-        std::int64_t wall_s, boottime_s; // while other requests come
-        bool forgotten;                  // what was expired from the beginning aside
+        std::int64_t wall_s, boottime_s; // how far the clocks move while other requests come
+        bool forgotten;                  // whether the index has forgotten the ID
     };
     static constexpr row rows[] = {
         {"four days ahead at once", 4 * day, 60, false},
@@ -136,7 +137,7 @@ TEST_CASE("I2: dom0's clock goes days forward and back, and a used ID stays used
             for (int n = 2; n < 20; ++n)
                 REQUIRE(d.start("work", fresh(n)));
             shifted_clocks::set(0, r.boottime_s);
-            d.close(); // what is in memory goes
+            d.close(); // clears the memory of the daemon
             d.open();
             CHECK_FALSE(d->reserve(qube("work"), id, mark(1)));
             CHECK(d->is_forgotten(id) == r.forgotten);
@@ -145,7 +146,7 @@ TEST_CASE("I2: dom0's clock goes days forward and back, and a used ID stays used
         }
 }
 
-TEST_CASE("I2: with the index lost, IDs of the log's files that are gone are refused") {
+TEST_CASE("I2: after the index is lost, IDs that may have been in removed files are refused") {
     dom0_files d;
     d.limits.file_bytes = 2048;
     d.open();
@@ -158,7 +159,7 @@ TEST_CASE("I2: with the index lost, IDs of the log's files that are gone are ref
     d.close();
     REQUIRE(d.kept().size() > 2);
     std::filesystem::remove(d.kept().front().path);
-    d.open(); // the index knows it still
+    d.open(); // the index still knows it
     CHECK_FALSE(d->reserve(qube("work"), first, mark(1)));
     CHECK_FALSE(d->is_forgotten(first));
     d.close();

@@ -1,6 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// Invariant I9, tried from both ends: what is started is what was asked for, and nothing of it is
-// left afterwards.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests invariant I9: the warden starts what was asked
+// for, and no process of it is left afterwards.
 #include "execute/warden.hpp"
 
 #include <csignal>
@@ -12,7 +11,7 @@
 
 using namespace qvmremote_test;
 
-TEST_CASE("the keeper is killed: the warden kills the orphans, and others live") {
+TEST_CASE("if a keeper is killed, the warden kills its orphans and no others") {
     const std::string with = mark(), other = mark();
     child bystander = start_stubborn(*the_warden, other);
     pipe_pair out;
@@ -36,7 +35,7 @@ TEST_CASE("the keeper is killed: the warden kills the orphans, and others live")
     CHECK(the_warden->alive());
 }
 
-TEST_CASE("the daemon is killed: no process is left") {
+TEST_CASE("if the daemon is killed, no process is left") {
     for (const bool whole_group : {false, true}) {
         CAPTURE(whole_group);
         const std::string with = mark();
@@ -59,7 +58,7 @@ TEST_CASE("the daemon is killed: no process is left") {
     }
 }
 
-TEST_CASE("the warden is killed: the daemon notices, commands go on and end as before") {
+TEST_CASE("if the warden is killed, the daemon notices, and commands go on and end as before") {
     auto own = warden::start();
     REQUIRE(own);
     CHECK(own->alive());
@@ -80,7 +79,7 @@ TEST_CASE("the warden is killed: the daemon notices, commands go on and end as b
     CHECK(marked(with).empty());
 }
 
-TEST_CASE("the warden ends when it is let go of, after its commands") {
+TEST_CASE("the warden ends after its object is destroyed and its commands have ended") {
     const std::string with = mark();
     std::optional<pid_t> pid;
     {
@@ -94,8 +93,8 @@ TEST_CASE("the warden ends when it is let go of, after its commands") {
     CHECK(state_of(*pid).state == 'X');
 }
 
-TEST_CASE("the warden holds nothing of the daemon, the keeper nothing of the command") {
-    // 0 to 2, the socket, and one to each keeper.
+TEST_CASE("the warden has no descriptor of the daemon, and a keeper none of the command") {
+    // The warden has 0 to 2, its socket, and one socket for each keeper.
     const auto settled = [] {
         return descriptors_of(the_warden->pid()).size() == 4 + keepers_of(*the_warden).size();
     };
@@ -108,12 +107,12 @@ TEST_CASE("the warden holds nothing of the daemon, the keeper nothing of the com
     what.environment.push_back("LONG=" + std::string(100 * 1024, 'x'));
     child second = start(what);
     const pid_t keeper = state_of(next(second, child_event::started).pid).parent;
-    // 0 to 2, the one to the warden, and the command's control socket.
+    // A keeper has 0 to 2, the socket to the warden, and the command's control socket.
     CHECK(soon([&] { return descriptors_of(keeper).size() == 5; }));
     CHECK(soon(settled));
 }
 
-TEST_CASE("a warden that cannot make a keeper says so, and goes on when it can") {
+TEST_CASE("a warden that cannot make a keeper says so, and makes one when it can again") {
     auto own = warden::start();
     REQUIRE(own);
     const auto first_event = [&] {
@@ -121,7 +120,7 @@ TEST_CASE("a warden that cannot make a keeper says so, and goes on when it can")
         REQUIRE(c);
         return next(*c);
     };
-    // The one that waited and comes back, and the one that was made meanwhile.
+    // The keeper that waited and comes back, and the keeper that was made meanwhile.
     {
         auto c = own->launch(command({"true"}));
         REQUIRE(c);
@@ -129,7 +128,8 @@ TEST_CASE("a warden that cannot make a keeper says so, and goes on when it can")
         }
     }
     REQUIRE(soon([&] { return keepers_of(*own).size() == 2; }));
-    // No room for a link, which is two, but for a control socket to answer on.
+    // Leave no room for a link to a keeper, which takes two descriptors, but for a control socket,
+    // on which the warden answers.
     const rlim_t used = descriptors_of(own->pid()).size();
     rlimit old{};
     rlimit few{used + 1, used + 1};
@@ -152,7 +152,7 @@ TEST_CASE("a warden that cannot make a keeper says so, and goes on when it can")
     CHECK(first_event().kind == child_event::started);
 }
 
-TEST_CASE("no more than two keepers wait") {
+TEST_CASE("at most two keepers wait") {
     auto own = warden::start();
     REQUIRE(own);
     {
@@ -194,7 +194,7 @@ TEST_CASE("signals from a terminal or to the group do not end the warden") {
 
 TEST_CASE("200 launches leak no descriptor and no process") {
     (void)run(command({"true"}));
-    // The keepers that wait are there.
+    // Wait until the usual number of keepers waits.
     const auto quiet = [] {
         const std::size_t waiting = keepers_of(*the_warden).size();
         return waiting >= 1 && waiting <= 2 &&

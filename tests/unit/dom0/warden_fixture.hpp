@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A real warden and real processes. These are marked by a variable in their environment, so that
-/// survivors are found wherever they have gone.
+/// A real warden and real processes. Each process has a mark in its environment, so that a test
+/// finds survivors anywhere.
 
 #pragma once
 
@@ -39,7 +39,7 @@ using host::unique_fd;
 
 inline constexpr auto hang_guard =
     std::chrono::seconds(60); // not a requirement: the machine may be busy
-/// The one that main started.
+/// The warden that main started.
 extern warden *the_warden;
 
 [[nodiscard]] inline std::string mark() {
@@ -128,7 +128,7 @@ struct result_of_run {
     std::string out, err;
 };
 
-/// Runs to the end, with small outputs.
+/// Runs a command with little output to its end.
 [[nodiscard]] inline result_of_run run(launch what) {
     pipe_pair out, err;
     what.out = out.write.get();
@@ -156,7 +156,7 @@ struct result_of_run {
 }
 
 [[nodiscard]] inline std::string file_text(const std::string &path) {
-    // Not by an iterator, which throws when the process ends between open and read.
+    // Do not use an iterator, which throws when the process ends between open and read.
     std::ostringstream text;
     text << std::ifstream(path, std::ios::binary).rdbuf();
     return text.str();
@@ -171,7 +171,8 @@ inline void for_each_process(const std::function<void(pid_t)> &take) {
     ::closedir(proc);
 }
 
-/// Processes with the mark; one that is dead and not reaped has no environment.
+/// The processes with the mark. A dead process that is not reaped yet has no environment, so it
+/// does not count.
 [[nodiscard]] inline std::set<pid_t> marked(const std::string &with) {
     std::set<pid_t> out;
     for_each_process([&](pid_t pid) {
@@ -234,7 +235,7 @@ struct process_state {
     return out;
 }
 
-/// The keepers of a warden; what else is below it is theirs.
+/// The keepers of a warden: its children.
 [[nodiscard]] inline std::set<pid_t> keepers_of(const warden &of) {
     std::set<pid_t> out;
     for (const pid_t pid : processes_below(of.pid(), listing::children_files))
@@ -243,13 +244,13 @@ struct process_state {
     return out;
 }
 
-/// A process that ignores TERM, in a session of its own, with two parents gone; it writes a line
-/// when it is there. The shell that began all this stays, ignoring TERM as well.
+/// Starts a process that ignores SIGTERM, in its own session, whose two parents are gone; it writes
+/// a line when it runs. The first shell stays, and ignores SIGTERM too.
 inline constexpr const char *stubborn =
     "trap '' TERM HUP INT; "
     "( ( setsid bash -c 'echo up; while :; do sleep 1; done' & ) & ); while :; do sleep 1; done";
 
-/// Runs `stubborn` until it stands.
+/// Starts `stubborn`, and waits until its process runs.
 [[nodiscard]] inline child start_stubborn(warden &by, const std::string &with) {
     pipe_pair out;
     launch what = shell(stubborn);

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// The program of the warden's tests: it starts a warden before all else, and is some commands itself.
+// SPDX-License-Identifier: GPL-2.0-or-later The main program of the warden's tests. It starts a
+// warden before anything else. Some tests run it as their command.
 #include <atomic>
 #include <csignal>
 #include <cstdint>
@@ -18,8 +18,8 @@ warden *the_warden = nullptr;
 
 namespace {
 
-// Forks without end, at most 200 at a time: some stay and have children, some only hand on and end,
-// each in a session of its own, and all ignore what may be ignored.
+// Forks without end, at most 200 processes at a time. Some stay and have children; others fork once
+// and end. Each has its own session and ignores every signal that can be ignored.
 [[noreturn]] void fork_bomb() {
     auto *const living = new (::mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE,
                                      MAP_SHARED | MAP_ANONYMOUS, -1, 0)) std::atomic<int>(1);
@@ -52,8 +52,8 @@ namespace {
     ::_exit(0);
 }
 
-// A daemon of its own with a stubborn tree, and a warden; tells the warden's number and waits.
-// Outside of doctest, so without its macros.
+// Plays a daemon with a warden and a stubborn tree; prints the warden's process ID and waits. It
+// does not run in doctest, so it uses no macros of it.
 [[noreturn]] void fake_daemon(const char *with) {
     ::setpgid(0, 0);
     auto by = warden::start();
@@ -84,7 +84,8 @@ int main(int argc, char **argv) {
         print_descriptors();
     if (argc > 2 && std::strcmp(argv[1], "--daemon") == 0)
         fake_daemon(argv[2]);
-    // What a caller of the daemon may have left behind, and glibc lets nobody touch.
+    // The caller of the daemon may have ignored this signal, which glibc does not let a program
+    // change.
     struct {
         void (*handler)(int);
         std::uint64_t flags, restorer, mask;

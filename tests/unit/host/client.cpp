@@ -38,7 +38,7 @@ class answering_dom0 {
     using on_event = std::function<void(dom0_end &, const kept<server_event> &)>;
     answering_dom0(on_event call, std::uint32_t features = feature::known)
         : end_("work", features), call_(std::move(call)), thread_([this] { run(); }) {
-        ::signal(SIGPIPE, SIG_IGN); // as whoever uses a client does
+        ::signal(SIGPIPE, SIG_IGN); // as every program that uses a client does
     }
     ~answering_dom0() { thread_.join(); }
 
@@ -56,7 +56,7 @@ class answering_dom0 {
             for (; seen < end_.events.size(); ++seen)
                 call_(end_, kept<server_event>(end_.events[seen]));
             const bytes out = take_output(end_.stream);
-            // A client that has gone may have said something before.
+            // A client that is gone may have sent something before.
             if (!out.empty()) {
                 [[maybe_unused]] const ssize_t written =
                     ::write(link_.theirs.get(), out.data(), out.size());
@@ -79,7 +79,7 @@ host::command in_terminal() {
     return out;
 }
 
-// Upper case, and '!' leaves.
+// Turns input into upper case; '!' gives the session up.
 class shouting final : public host::input_filter {
   public:
     [[nodiscard]] std::size_t pass(std::span<std::uint8_t> data, std::size_t n) override {
@@ -99,7 +99,7 @@ void say(int fd, std::string_view text) {
 
 } // namespace
 
-TEST_CASE("a command in a terminal: its size, its changes, and what is typed") {
+TEST_CASE("a command in a terminal gets its size, changes of it, and what is typed") {
     pair keys, signals;
     host::terminal_size size{80, 24};
     std::vector<host::terminal_size> sizes;
@@ -138,7 +138,7 @@ TEST_CASE("a command in a terminal: its size, its changes, and what is typed") {
     CHECK(sizes == std::vector<host::terminal_size>{{80, 24}, {132, 43}});
 }
 
-TEST_CASE("ways out of a terminal") {
+TEST_CASE("ways to leave a terminal") {
     struct row {
         const char *name;
         std::string_view key;
@@ -174,7 +174,7 @@ TEST_CASE("ways out of a terminal") {
     }
 }
 
-TEST_CASE("SIGINT is forwarded, and what runs in the terminal decides") {
+TEST_CASE("SIGINT is forwarded, and the program in the terminal decides what it does") {
     pair signals;
     answering_dom0 dom0([&](dom0_end &end, const kept<server_event> &event) {
         if (event.what == kind::signal)
@@ -192,7 +192,7 @@ TEST_CASE("SIGINT is forwarded, and what runs in the terminal decides") {
     CHECK(done.exit_code() == SIGINT);
 }
 
-TEST_CASE("a dom0 without terminals is not asked for one") {
+TEST_CASE("the client does not ask a dom0 without terminals for one") {
     answering_dom0 dom0(
         [](dom0_end &, const kept<server_event> &event) { CHECK(event.what != kind::request); },
         feature::gmac);

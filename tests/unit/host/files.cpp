@@ -23,7 +23,7 @@ using namespace qvmremote_test;
 
 namespace {
 
-// Somebody who is neither root nor, since files are given away as root alone, ourselves.
+// A user who is neither root nor we: only root can give files away, so we are root then.
 constexpr uid_t stranger = 65534;
 
 std::size_t entries_of(const std::string &directory) { return names_in(directory).value().size(); }
@@ -54,14 +54,14 @@ TEST_CASE("a descriptor has one owner") {
     CHECK(::close(lent) == 0);
 }
 
-TEST_CASE("a failure carries words and number") {
+TEST_CASE("a failure holds a text and an errno") {
     const auto f = failed("cannot read x", ENOENT).value();
     CHECK(f.what == "cannot read x: No such file or directory");
     CHECK(f.error_number == ENOENT);
     CHECK(failed("no words of the system").value().what == "no words of the system");
 }
 
-TEST_CASE("I7: modes that let others in are refused with the command that mends it") {
+TEST_CASE("I7: modes that give others access are refused, with the command that repairs them") {
     const scratch dir;
     struct row {
         const char *name;
@@ -94,7 +94,7 @@ TEST_CASE("I7: modes that let others in are refused with the command that mends 
     }
 }
 
-TEST_CASE("I7: directories, and the way to a file") {
+TEST_CASE("I7: directories above a file are checked") {
     const scratch dir;
     const std::string inner = dir / "inner";
     REQUIRE(make_directories(inner + "/deep", 0755));
@@ -111,12 +111,12 @@ TEST_CASE("I7: directories, and the way to a file") {
         CHECK(contains(fd.error().what, "chmod go-w " + inner));
         CHECK(fd.error().error_number == EPERM);
     }
-    ::chmod(inner.c_str(), 01777); // as /tmp: who may write may not rename what is ours
+    ::chmod(inner.c_str(), 01777); // like /tmp: others may write, but not rename a file of ours
     CHECK(open_trusted(file, trusted::file));
-    CHECK_FALSE(open_trusted(inner, trusted::directory)); // but may put new names there
+    CHECK_FALSE(open_trusted(inner, trusted::directory)); // but others may put new files there
 }
 
-TEST_CASE("I7: an owner that is neither root nor us is refused, also on the way") {
+TEST_CASE("I7: a file or a directory above it that belongs to another user is refused") {
     if (::geteuid() != 0)
         return; // only root can give files away; CI runs this as root
     const scratch dir;
@@ -133,7 +133,8 @@ TEST_CASE("I7: an owner that is neither root nor us is refused, also on the way"
     CHECK(contains(fd.error().what, "chown root " + (dir / "d")));
     CHECK(fd.error().error_number == EPERM);
 
-    // The other side: as a user, root's files are trusted and one's own are, a third one's are not.
+    // The same as an ordinary user: the files of root and our own are trusted, those of others are
+    // not.
     const std::string theirs = put(dir / "theirs", "x");
     const std::string third = put(dir / "third", "x");
     ::chmod(dir.path().c_str(), 0755);
@@ -151,7 +152,7 @@ TEST_CASE("I7: an owner that is neither root nor us is refused, also on the way"
     CHECK(contains(other.error().what, "chown 65534 " + third));
 }
 
-TEST_CASE("I7: symbolic links are refused anywhere, and named") {
+TEST_CASE("I7: a symbolic link in any component is refused, and the message names its target") {
     const scratch dir;
     REQUIRE(make_directories(dir / "real", 0755));
     put(dir / "real/f", "x");
@@ -178,7 +179,7 @@ TEST_CASE("I7: symbolic links are refused anywhere, and named") {
     }
 }
 
-TEST_CASE("what is absent, of another kind or not a path differs from what is not trusted") {
+TEST_CASE("a missing file, another kind of file and a bad path have an errno of their own") {
     const scratch dir;
     put(dir / "f", "x");
     REQUIRE(::mkfifo((dir / "fifo").c_str(), 0600) == 0);
@@ -190,8 +191,8 @@ TEST_CASE("what is absent, of another kind or not a path differs from what is no
     };
     const row rows[] = {
         {"absent", dir / "absent", trusted::file, ENOENT},
-        {"absent on the way", dir / "absent/f", trusted::file, ENOENT},
-        {"file on the way", dir / "f/g", trusted::file, ENOTDIR},
+        {"absent directory", dir / "absent/f", trusted::file, ENOENT},
+        {"file instead of a directory in the path", dir / "f/g", trusted::file, ENOTDIR},
         {"directory for a file", dir.path(), trusted::file, EPERM},
         {"file for a directory", dir / "f", trusted::directory, ENOTDIR},
         {"FIFO, which would hang", dir / "fifo", trusted::file, EPERM},
@@ -207,7 +208,7 @@ TEST_CASE("what is absent, of another kind or not a path differs from what is no
         REQUIRE_FALSE(fd);
         CHECK(fd.error().error_number == r.want);
     }
-    // A name cannot forge a line or a command of the message.
+    // A name cannot forge a line or a command in the message.
     const auto odd = open_trusted(dir / "it's\n here", trusted::file);
     CHECK(contains(odd.error().what, "'\\''s? here'"));
 }
@@ -225,7 +226,7 @@ TEST_CASE("reading is bounded") {
     CHECK_FALSE(read_text(dir.path(), 9));
     REQUIRE(::mkfifo((dir / "fifo").c_str(), 0600) == 0);
     CHECK_FALSE(read_text(dir / "fifo", 9));                             // and does not hang
-    CHECK(read_text("/proc/self/status", 1 << 16).value().size() > 100); // tells no size
+    CHECK(read_text("/proc/self/status", 1 << 16).value().size() > 100); // has no size
     CHECK(read_text("/proc/self/status", 100).error().error_number == EFBIG);
     REQUIRE(::symlink("ten", (dir / "link").c_str()) == 0);
     CHECK(read_text(dir / "link", 10));
@@ -234,7 +235,7 @@ TEST_CASE("reading is bounded") {
     CHECK(read_trusted(dir / "ten", trusted::secret, 10).error().error_number == EPERM);
     CHECK(read_trusted(dir / "ten", trusted::file, 9).error().error_number == EFBIG);
 
-    // A file larger than the limit is not read: its offset stays.
+    // A file larger than the limit is not read: its offset does not change.
     const unique_fd fd(::open((dir / "ten").c_str(), O_RDONLY | O_CLOEXEC));
     CHECK_FALSE(read_all(fd.get(), 9));
     CHECK(::lseek(fd.get(), 0, SEEK_CUR) == 0);
@@ -267,7 +268,7 @@ TEST_CASE("an atomic write leaves all of the old or all of the new, with its mod
     CHECK(text_of(path) == large);
     CHECK(entries_of(dir.path()) == 1);
 
-    // A link is replaced; what it pointed to stays.
+    // A link is replaced, and its target stays as it is.
     put(dir / "target", "target");
     REQUIRE(::symlink("target", (dir / "link").c_str()) == 0);
     REQUIRE(write_atomically(dir / "link", "new", 0600, durability::unsynced));
@@ -275,7 +276,7 @@ TEST_CASE("an atomic write leaves all of the old or all of the new, with its mod
     CHECK(text_of(dir / "link") == "new");
 }
 
-TEST_CASE("a failed atomic write leaves nothing behind") {
+TEST_CASE("a failed atomic write leaves no file") {
     const scratch dir;
     REQUIRE(make_directories(dir / "taken/x", 0700));
     const auto done = write_atomically(dir / "taken", "x", 0600, durability::synced);
@@ -290,7 +291,7 @@ TEST_CASE("a failed atomic write leaves nothing behind") {
     CHECK(entries_of(dir.path()) == 1);
 }
 
-TEST_CASE("directories get their mode, and what is there keeps its own") {
+TEST_CASE("new directories get the mode, and existing ones keep theirs") {
     const scratch dir;
     const umask_of mask(0077);
     ::chmod(dir.path().c_str(), 0701);

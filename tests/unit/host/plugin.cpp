@@ -25,7 +25,8 @@ using namespace qvmremote_test;
 
 namespace {
 
-// The modules are copied: the build directory may well be writable by a group.
+// Copies a module to a trusted directory, because a group may be able to write to the build
+// directory.
 std::string install(const scratch &dir, const std::string &module, std::string as = {}) {
     const char *from = std::getenv("QVMREMOTE_MODULES");
     REQUIRE(from != nullptr);
@@ -34,7 +35,7 @@ std::string install(const scratch &dir, const std::string &module, std::string a
     return put(dir / ((as.empty() ? module : as) + ".so"), text);
 }
 
-// The trace of the modules' constructor (tests/abi/modules/stub.c).
+// The file that the constructor of a module writes (tests/abi/modules/stub.c).
 struct trace {
     explicit trace(std::string where) : path(std::move(where)) {
         ::setenv("QVMREMOTE_TEST_TRACE", path.c_str(), 1);
@@ -46,7 +47,7 @@ struct trace {
 
 } // namespace
 
-TEST_CASE("a plug-in is loaded, opened, and its failures are told") {
+TEST_CASE("a plug-in is loaded and opened, and its failures are reported") {
     const scratch dir;
     const trace loaded(dir / "trace");
     install(dir, "stub");
@@ -58,9 +59,9 @@ TEST_CASE("a plug-in is loaded, opened, and its failures are told") {
     const auto stream = made->connect();
     REQUIRE_FALSE(stream);
     CHECK(stream.error().error_number == ECONNREFUSED);
-    CHECK(contains(stream.error().what, "QVMREMOTE_UNREACHABLE")); // the stub gave no words
+    CHECK(contains(stream.error().what, "QVMREMOTE_UNREACHABLE")); // the stub gave no text
 
-    // Of two moves the second owner closes, while the library is there.
+    // After two moves only the last owner closes, and the library is still loaded then.
     transport other(std::move(*made));
     made = transport::load(dir.path(), "stub", role::dom0, {});
     REQUIRE(made);
@@ -68,12 +69,12 @@ TEST_CASE("a plug-in is loaded, opened, and its failures are told") {
     CHECK(other.accept().value() == std::nullopt);
 }
 
-TEST_CASE("what is wrong with a plug-in is said, and only one with the symbol is loaded") {
+TEST_CASE("a wrong plug-in is refused with a reason, and no code of one without the symbol runs") {
     struct row {
         const char *module; // null: none
         const char *name;
         const char *says;
-        bool runs; // its constructor
+        bool runs; // whether its constructor runs
     };
     static constexpr row rows[] = {
         {"no-symbol", "no-symbol", "is not a shared object with the symbol qvmremote_transport_1",
@@ -119,7 +120,7 @@ TEST_CASE("a file that is not a shared object is refused") {
         {"text", "#!/bin/sh\ntouch /tmp/x\n"},
         {"header only", good.substr(0, 64)},
         {"cut in half", good.substr(0, good.size() / 2)},
-        {"symbol's name in a text", "qvmremote_transport_1"},
+        {"text that holds the symbol's name", "qvmremote_transport_1"},
     };
     for (const row &r : rows) {
         CAPTURE(r.name);
@@ -130,7 +131,7 @@ TEST_CASE("a file that is not a shared object is refused") {
     }
 }
 
-TEST_CASE("I7: what others could have put there is not loaded") {
+TEST_CASE("I7: a plug-in that others can replace is not loaded") {
     struct row {
         const char *name;
         void (*spoil)(const scratch &dir);
@@ -190,7 +191,7 @@ TEST_CASE("I7: what others could have put there is not loaded") {
     CHECK_FALSE(transport::load("relative", "stub", role::qube, {}));
 }
 
-// From here on: tables in this program, each with one answer that the host has to see through.
+// The cases below use a table in this program, which gives right and wrong answers to the host.
 namespace {
 
 struct {
@@ -200,7 +201,7 @@ struct {
     std::vector<std::string> peers;
     std::vector<std::string> options;
     int closed = 0;
-} plug; // what the plug-in below does next, and what it was told
+} plug; // what the plug-in below does next, and what it received
 
 int32_t answer(char *error, uint32_t error_size) {
     std::memcpy(error, plug.text.data(), std::min<std::size_t>(error_size, plug.text.size()));
@@ -253,7 +254,7 @@ bool is_open(int fd) { return ::fcntl(fd, F_GETFD) >= 0; }
 
 } // namespace
 
-TEST_CASE("I3: a peer's name is of the strict form, or there is no stream") {
+TEST_CASE("I3: a stream whose peer's name does not have the strict form is refused") {
     const qvmremote_transport_ops ops = table();
     plug = {};
     auto made = transport::from_table(&ops, role::dom0, {});
@@ -294,7 +295,7 @@ TEST_CASE("I3: a peer's name is of the strict form, or there is no stream") {
     }
 }
 
-TEST_CASE("what a stream was asked for with is of the strict form, or there is no stream") {
+TEST_CASE("a stream whose argument does not have the strict form is refused") {
     const qvmremote_transport_ops ops = table();
     plug = {};
     auto made = transport::from_table(&ops, role::dom0, {});
@@ -324,7 +325,7 @@ TEST_CASE("what a stream was asked for with is of the strict form, or there is n
         else
             CHECK_FALSE(is_open(plug.answer.in_fd));
     }
-    // A plug-in from before there were arguments leaves the field as it was.
+    // A plug-in that is older than the field `argument` leaves it unchanged.
     plug.answer = some_stream("work");
     qvmremote_transport_ops older = ops;
     older.accept = [](void *, qvmremote_stream *given, char *, uint32_t) {
@@ -336,7 +337,7 @@ TEST_CASE("what a stream was asked for with is of the strict form, or there is n
     CHECK(first->accept().value().value().argument.empty());
 }
 
-TEST_CASE("why a stream ended without a byte is the transport's to say") {
+TEST_CASE("the transport explains why a stream ended without a byte") {
     qvmremote_transport_ops ops = table();
     plug = {};
     plug.text = "the policy says no";
@@ -375,7 +376,7 @@ TEST_CASE("descriptors are taken, checked and owned") {
     {
         const auto got = made->connect();
         REQUIRE(got);
-        CHECK(got->peer == "dom0"); // in a qube nobody else can be there
+        CHECK(got->peer == "dom0"); // in a qube the other end is always dom0
         CHECK(got->in.get() == plug.answer.in_fd);
         CHECK(got->out.get() == plug.answer.out_fd);
     }
@@ -409,7 +410,7 @@ TEST_CASE("descriptors are taken, checked and owned") {
     CHECK_FALSE(is_open(plug.answer.in_fd));
 }
 
-TEST_CASE("statuses become failures, and their words are made safe") {
+TEST_CASE("a status becomes a failure, and its text is made safe") {
     const qvmremote_transport_ops ops = table();
     plug = {};
     auto made = transport::from_table(&ops, role::dom0, {});
@@ -452,7 +453,7 @@ TEST_CASE("statuses become failures, and their words are made safe") {
     CHECK(made->listen().error().error_number == EPROTO);
 }
 
-TEST_CASE("a table is taken as far as it goes and refused by the name of what is missing") {
+TEST_CASE("a short table is accepted, and a refusal names the missing function") {
     struct row {
         const char *name;
         void (*change)(qvmremote_transport_ops &ops);
@@ -502,7 +503,7 @@ TEST_CASE("a table is taken as far as it goes and refused by the name of what is
     CHECK(transport::from_table(&ops, role::qube, {}).error().error_number == EPROTO);
 }
 
-TEST_CASE("options and peers arrive; roles are kept apart") {
+TEST_CASE("options and peers arrive, and each function needs its role") {
     const qvmremote_transport_ops ops = table();
     plug = {};
     const transport_options options = {{"dir", "/run/x"}, {"fault-range", "9"}};
@@ -527,7 +528,7 @@ TEST_CASE("options and peers arrive; roles are kept apart") {
     CHECK(refused.error().what == "transport 'plug': option 'dir' is missing");
 }
 
-TEST_CASE("options are found among configuration keys") {
+TEST_CASE("options come from configuration keys") {
     struct row {
         const char *name;
         const char *key;

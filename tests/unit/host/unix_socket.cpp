@@ -31,13 +31,13 @@ const address_row address_rows[] = {
     {"the longest path", false, std::string(107, 'p'), 0},
     {"one byte too long", false, std::string(108, 'p'), ENAMETOOLONG},
     {"far too long", false, std::string(5000, 'p'), ENAMETOOLONG},
-    {"no path, which would be an abstract name of zeros", false, "", EINVAL},
+    {"an empty path, which would be an abstract name of zeros", false, "", EINVAL},
     {"a NUL at the start, which would be an abstract name", false, std::string("\0x", 2), EINVAL},
     {"a NUL inside, which would name another file", false, std::string("/tmp/x\0y", 8), EINVAL},
     {"an abstract name", true, "x", 0},
     {"the longest abstract name", true, std::string(107, 'n'), 0},
-    {"one byte too long an abstract name", true, std::string(108, 'n'), ENAMETOOLONG},
-    {"no abstract name, which would let the kernel choose one", true, "", EINVAL},
+    {"an abstract name that is one byte too long", true, std::string(108, 'n'), ENAMETOOLONG},
+    {"an empty abstract name, with which the kernel would choose one", true, "", EINVAL},
 };
 
 std::string says(const unique_fd &from) {
@@ -50,7 +50,7 @@ unix_address at_path(const std::string &path) { return unix_address::of_path(pat
 
 } // namespace
 
-TEST_CASE("unix_address: what names a socket, and what does not") {
+TEST_CASE("unix_address: accepts and refuses these names of sockets") {
     for (const address_row &row : address_rows) {
         CAPTURE(row.name);
         const auto made =
@@ -77,7 +77,7 @@ TEST_CASE("listen_unix: the file has its mode from the beginning, whatever the u
     ::umask(before);
 }
 
-TEST_CASE("listen_unix and connect_unix: a byte goes through, and neither end outlives an exec") {
+TEST_CASE("listen_unix and connect_unix: a byte arrives, and both ends are close-on-exec") {
     const scratch root;
     const auto listener = listen_unix(at_path(root / "s"), 0600, 4);
     REQUIRE(listener);
@@ -109,7 +109,7 @@ TEST_CASE("bind_unix: datagrams, by a path and by an abstract name") {
     }
 }
 
-TEST_CASE("connect_unix: why there is no connection") {
+TEST_CASE("connect_unix: a failure says why there is no connection") {
     const scratch root;
     CHECK(connect_unix(root / "none").error().error_number == ENOENT);
     CHECK(connect_unix(root / "none").error().what ==
@@ -127,7 +127,7 @@ TEST_CASE("connect_unix: why there is no connection") {
     CHECK(connect_unix(root / "full", SOCK_STREAM | SOCK_NONBLOCK).error().error_number == EAGAIN);
 }
 
-TEST_CASE("bind_unix: what exists at the path stays") {
+TEST_CASE("bind_unix: an existing file at the path stays") {
     const scratch root;
     const std::string path = put(root / "file", "kept");
     for (const auto &made : {bind_unix(at_path(path), SOCK_STREAM, 0600).map([](auto &&) {}),
