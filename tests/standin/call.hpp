@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// A call into a qube as qrexec makes it, for the stand-ins: the qube's process on sockets of its
-/// own, and a relay that knows no more of it than the real one does.
+/// A call into a qube, for the stand-ins, as qrexec makes it: a process of the qube with its own
+/// sockets, and a relay that sees no more of it than the real one.
 
 #pragma once
 
@@ -38,7 +38,7 @@ inline std::string read_file(const std::string &path) {
     out << in.rdbuf();
     return out.str();
 }
-/// A file's first line.
+/// The first line of a file.
 inline std::string read_line(const std::string &path) {
     const std::string text = read_file(path);
     return text.substr(0, text.find('\n'));
@@ -49,7 +49,7 @@ inline void append(const std::string &path, const std::string &line) {
     ::close(fd);
 }
 
-/// The machine that QVMREMOTE_STANDIN names, and one qube of it.
+/// The directory of the machine, from QVMREMOTE_STANDIN.
 inline std::string machine() {
     const char *const set = std::getenv("QVMREMOTE_STANDIN");
     if (!set) {
@@ -78,7 +78,7 @@ inline void note_call(const char *program, const std::string &qube, char **argv)
     append(machine() + "/calls", line + "\n");
 }
 
-/// What shall go wrong: the lines of the qube's file `faults`.
+/// The faults to play: the lines of the qube's file `faults`.
 inline std::map<std::string, long> faults_of(const std::string &qube) {
     std::istringstream in(read_file(directory_of(qube) + "/faults"));
     std::map<std::string, long> out;
@@ -95,10 +95,10 @@ inline std::map<std::string, long> faults_of(const std::string &qube) {
 
 inline void wait_ms(long ms) { ::poll(nullptr, 0, static_cast<int>(ms)); }
 
-/// What runs in the qube.
+/// The process that runs in the qube.
 struct service {
     std::vector<std::string> argv;
-    std::string first_input;   ///< on its stdin before ours
+    std::string first_input;   ///< what it reads from stdin before the caller's bytes
     bool with_profile = false; ///< a login shell, whose profile prints
 };
 
@@ -107,10 +107,10 @@ namespace detail {
 struct lane {
     int from, to;
     std::string pending;
-    bool ended = false;  // nothing more comes in
-    bool broken = false; // nobody takes it: thrown away
+    bool ended = false;  // no more input
+    bool broken = false; // the reader is gone: bytes are dropped
     std::uint64_t passed = 0;
-    long stop_after = -1; // bytes, then it stalls
+    long stop_after = -1; // stalls after so many bytes
 };
 
 inline void set_nonblocking(int fd) { ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); }
@@ -157,7 +157,7 @@ inline int call(const std::string &qube, const service &what) {
         return 125;
     if (child == 0) {
         ::setsid();
-        // The kernel's own call, since glibc leaves out two signals that a parent may have ignored.
+        // Use the system call, since glibc skips two signals that a parent may have ignored.
         const std::array<std::uint64_t, 8> by_default{};
         for (int n = 1; n <= 64; ++n)
             ::syscall(SYS_rt_sigaction, n, by_default.data(), nullptr, std::size_t{8});
@@ -182,13 +182,14 @@ inline int call(const std::string &qube, const service &what) {
     ::close(in[1]);
     ::close(out[1]);
     ::close(err[1]);
-    // As qrexec does, on the open files that the caller shares; restored at the end.
+    // Like qrexec, set O_NONBLOCK on the files that the caller shares, and restore the flags at the
+    // end.
     const int flags[2] = {::fcntl(0, F_GETFL), ::fcntl(1, F_GETFL)};
     ::signal(SIGPIPE, SIG_IGN);
     for (const int fd : {0, 1, in[0], out[0], err[0]})
         detail::set_nonblocking(fd);
-    // Whoever changes the qube's state says so by SIGUSR2: a user has 128 inotify instances, and a test
-    // has 64 qubes whose agents want theirs.
+    // A program that changes the qube's state sends SIGUSR2. inotify would not do: a user has 128
+    // instances, and a test has 64 qubes whose agents need theirs.
     sigset_t changed;
     ::sigemptyset(&changed);
     ::sigaddset(&changed, SIGUSR2);
@@ -207,7 +208,7 @@ inline int call(const std::string &qube, const service &what) {
     const auto is_halted = [&] {
         return state_of(qube) != "Running" && state_of(qube) != "Paused";
     };
-    bool halted = is_halted(); // before anybody knew of this call
+    bool halted = is_halted(); // it may have halted before the call was noted
     std::vector<char> room(256 * 1024);
     while (!halted) {
         std::array<pollfd, 7> fds{};
@@ -264,7 +265,7 @@ inline int call(const std::string &qube, const service &what) {
             if (l.broken)
                 l.pending.clear();
         }
-        // The end of our stdin is a half-close: its output goes on.
+        // The end of our stdin is a half-close: the output of the service goes on.
         if (lanes[0].ended && lanes[0].pending.empty() && lanes[0].from == 0) {
             ::shutdown(in[0], SHUT_WR);
             lanes[0].from = -1;

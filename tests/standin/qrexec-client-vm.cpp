@@ -1,12 +1,13 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// qrexec-client-vm TARGET SERVICE[+ARG] in the qube that QVMREMOTE_QUBE names, and the rest of qrexec
-// behind it: the policy, dom0's services in the directory that the machine's file `services` names,
-// the descriptor that a socket gets there, the environment that a program gets.
+// SPDX-License-Identifier: GPL-2.0-or-later qrexec-client-vm TARGET SERVICE[+ARG] in the qube that
+// QVMREMOTE_QUBE names. It plays the rest of qrexec too: the policy, dom0's services in the
+// directory that the machine's file `services` names, the descriptor that a socket gets, and the
+// environment that a program gets.
 //
-// Faults of the qube: `refuse`, `trouble` and `hang` instead of a call; `cut N` ends it when so many
-// bytes have come from dom0; of the descriptor that a socket gets, `descriptor-cut N` leaves only so
-// many bytes (then the end of writing), `descriptor-long N` has an argument of so many, and
-// `descriptor-service`, `descriptor-no-nul` and `descriptor-name` are what they say.
+// Faults of the qube: `refuse`, `trouble` and `hang` happen instead of a call. `cut N` ends the
+// call after N bytes from dom0. These change the descriptor that a socket gets: `descriptor-cut N`
+// sends only N bytes of it and ends the direction, `descriptor-long N` makes an argument of N
+// bytes, `descriptor-service` names another service, `descriptor-no-nul` leaves out the NUL, and
+// `descriptor-name` makes a bad name of the qube.
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -14,7 +15,8 @@
 
 namespace {
 
-// The longest service with its argument that crosses; one more byte and the agent hangs for good.
+// The longest service with its argument that qrexec passes on. With one more byte the real agent
+// hangs for good.
 constexpr std::size_t longest = 3935;
 constexpr std::size_t chunk = 65536;
 
@@ -36,8 +38,8 @@ int connect_to(const std::string &path) {
     return -1;
 }
 
-// dom0 says that there is no such service: the call's output is closed. One socket as both
-// descriptors stays open all the same, and the program waits for the other side.
+// If dom0 has no such service, qrexec closes the call's output. If both descriptors are one socket,
+// it stays open, and the program waits for the caller.
 int end_without_service() {
     struct stat in {
     }, out{};
@@ -61,7 +63,7 @@ bool send_all(int fd, std::string_view text) {
 
 struct direction {
     int from, to;
-    std::uint64_t most = UINT64_MAX; // bytes, then it has ended
+    std::uint64_t most = UINT64_MAX; // ends after so many bytes
     std::string pending{};
     bool ended = most == 0;
     bool broken = false;
@@ -86,13 +88,13 @@ struct direction {
         if (n > 0) {
             pending.erase(0, static_cast<std::size_t>(n));
         } else if (n < 0 && errno != EAGAIN && errno != EINTR) {
-            broken = true; // the rest is thrown away, as qrexec does
+            broken = true; // drop the rest, as qrexec does
             pending.clear();
         }
     }
 };
 
-// Until the service has closed its output, or the first `cut` bytes of it have passed.
+// Relays until the service has closed its output, or until its first `cut` bytes have passed.
 void relay(int service_in, int service_out, long cut) {
     const int flags[2] = {::fcntl(0, F_GETFL), ::fcntl(1, F_GETFL)};
     for (const int fd : {0, 1, service_in, service_out})
@@ -112,7 +114,7 @@ void relay(int service_in, int service_out, long cut) {
         if (fds[1].fd >= 0 && fds[1].revents)
             up.write();
         if (up.ended && up.pending.empty() && !is_shut) {
-            is_shut = true; // a half-close: its output goes on
+            is_shut = true; // a half-close: the service may still send output
             ::shutdown(service_in, SHUT_WR);
         }
         if (fds[2].fd >= 0 && fds[2].revents)
@@ -145,7 +147,7 @@ int run_program(const std::string &path, const std::string &full, const std::str
         ::dup2(ends[1], 1);
         const int log = ::open((standin::machine() + "/qrexec.log").c_str(),
                                O_WRONLY | O_APPEND | O_CREAT, 0600);
-        ::dup2(log, 2); // never to the qube
+        ::dup2(log, 2); // stderr never goes to the qube
         ::close_range(3, ~0u, 0);
         ::execl(path.c_str(), path.c_str(), argument.empty() ? nullptr : argument.c_str(), nullptr);
         ::_exit(125);
@@ -171,7 +173,7 @@ int main(int argc, char **argv) {
         else if (full.empty())
             full = word;
         else
-            return 2; // a local program: we use none
+            return 2; // a local program, which we do not use
     }
     const char *const set = std::getenv("QVMREMOTE_QUBE");
     const std::string qube = set != nullptr ? set : "";

@@ -1,9 +1,10 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// qrexec-client -d VM USER:[nogui:]CMD: the user's shell with the command.
+// SPDX-License-Identifier: GPL-2.0-or-later qrexec-client -d VM USER:[nogui:]CMD runs the command
+// in the user's shell.
 #include "call.hpp"
 
 namespace {
-// The longest control message that crosses; one more byte and both ends hang for good.
+// The longest control message that qrexec passes on. With one more byte both real ends hang for
+// good.
 constexpr std::size_t longest = 4087;
 } // namespace
 

@@ -1,6 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// qvm-run: the service qubes.VMShell, whose bash reads the command from the stdin that it then leaves
-// to it.
+// SPDX-License-Identifier: GPL-2.0-or-later qvm-run calls the service qubes.VMShell. Its bash reads
+// the command from stdin, and the command inherits the rest of stdin.
 #include "call.hpp"
 
 int main(int argc, char **argv) {

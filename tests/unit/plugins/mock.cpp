@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// plugins/mock as its users see it: loaded by name, both roles in this process.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests plugins/mock as its users see it: loaded by name,
+// with both roles in this process.
 #include <qvmremote/host/plugin.hpp>
 
 #include <chrono>
@@ -72,7 +72,7 @@ void send(const unique_fd &fd, std::string_view text) {
             static_cast<ssize_t>(text.size()));
 }
 
-// All that comes until the end; or, with `n`, n bytes. "(silence)" after 5 s without any.
+// Reads to the end or, with `n`, n bytes. Adds "(silence)" after 5 s without a byte.
 std::string receive(const unique_fd &fd, std::size_t n = SIZE_MAX) {
     std::string out;
     while (out.size() < n) {
@@ -87,8 +87,7 @@ std::string receive(const unique_fd &fd, std::size_t n = SIZE_MAX) {
     return out;
 }
 
-// What dom0 reads of `text`, and what the qube reads of the same from dom0, through these options
-// on the qube's side.
+// What each end reads when both send `text`, with these options on the qube's side.
 struct both_ways {
     std::string at_dom0;
     std::string at_qube;
@@ -117,12 +116,12 @@ std::string ten_thousand() {
 
 } // namespace
 
-TEST_CASE("the module shows its table and nothing else") {
+TEST_CASE("the module exports its table and nothing else") {
     CHECK(boost::dll::library_info(std::getenv("QVMREMOTE_MOCK")).symbols() ==
           std::vector<std::string>{QVMREMOTE_TRANSPORT_SYMBOL});
 }
 
-TEST_CASE("several peers, each by its own name, through one descriptor") {
+TEST_CASE("several peers, each under its own name, come through one descriptor") {
     const mock m;
     transport dom0 = m.dom0({}, "work  dev-1 ");
     CHECK_FALSE(dom0.accept().has_value()); // not listening yet
@@ -166,7 +165,7 @@ TEST_CASE("peers come and go") {
     REQUIRE(dom0.set_peers(names));
     CHECK(dev.connect());
     CHECK(next(dom0, event_fd).peer == "dev");
-    CHECK(work.connect()); // configured, authorised or not
+    CHECK(work.connect()); // a configured peer may connect, authorised or not
     CHECK(next(dom0, event_fd).peer == "work");
     REQUIRE(dom0.set_peers({}));
     const auto gone = dev.connect();
@@ -175,11 +174,12 @@ TEST_CASE("peers come and go") {
     const std::vector<std::string> bad = {"work", "../x"};
     CHECK(dom0.set_peers(bad).error().error_number == EINVAL);
     CHECK(work.connect());          // nothing has changed
-    REQUIRE(dom0.set_peers(names)); // a socket anew, since the first one is gone
+    REQUIRE(dom0.set_peers(names)); // makes the socket again, since the first one is gone
     CHECK(dev.connect());
 }
 
-TEST_CASE("sockets go with the transport; stale ones are taken over, live ones and files are not") {
+TEST_CASE("sockets are removed with the transport; stale ones are replaced, live ones and files "
+          "are not") {
     const mock m;
     {
         transport dom0 = m.dom0({});
@@ -212,7 +212,7 @@ TEST_CASE("sockets go with the transport; stale ones are taken over, live ones a
     CHECK(text_of(path) == "precious");
 }
 
-TEST_CASE("a stranger may not connect, whatever the modes") {
+TEST_CASE("another user may not connect, whatever the modes") {
     if (::geteuid() != 0)
         return; // needs a second user; CI runs this as root
     const mock m;
@@ -231,7 +231,7 @@ TEST_CASE("a stranger may not connect, whatever the modes") {
     REQUIRE(::seteuid(65534) == 0);
     const auto connected = qube.connect();
     REQUIRE(::seteuid(0) == 0);
-    REQUIRE(connected); // it is root who listens
+    REQUIRE(connected); // root listens
     CHECK(is_readable(event_fd, 5000));
     CHECK(dom0.accept().value() == std::nullopt);
     CHECK(receive(connected->in).empty());
@@ -254,7 +254,10 @@ TEST_CASE("bad options are refused by name") {
          "option 'dir'"},
         {"no socket", role::qube, {}, "option 'socket'"},
         {"long socket", role::qube, {{"socket", "/" + std::string(120, 'x')}}, "option 'socket'"},
-        {"other role's", role::qube, {{"socket", "/x"}, {"dir", "/x"}}, "option 'dir' is unknown"},
+        {"an option of the other role",
+         role::qube,
+         {{"socket", "/x"}, {"dir", "/x"}},
+         "option 'dir' is unknown"},
         {"misspelt", role::qube, {{"socket", "/x"}, {"fualt", "cut:1"}}, "option 'fualt'"},
         {"seed", role::qube, {{"socket", "/x"}, {"seed", "1x"}}, "option 'seed'"},
         {"range", role::qube, {{"socket", "/x"}, {"fault-range", "0"}}, "option 'fault-range'"},
@@ -279,7 +282,7 @@ TEST_CASE("bad options are refused by name") {
         CHECK(contains(made.error().what, r.says));
         CHECK(made.error().error_number == EINVAL);
     }
-    // A directory that others can write to could have our sockets replaced.
+    // Others could replace our sockets in a directory that they can write to.
     REQUIRE(make_directories(m.sockets, 0700));
     ::chmod(m.sockets.c_str(), 0777);
     transport dom0 = m.dom0({});
@@ -288,11 +291,11 @@ TEST_CASE("bad options are refused by name") {
     CHECK(contains(listening.error().what, "option 'dir'"));
 }
 
-TEST_CASE("faults strike at their byte and nowhere else") {
+TEST_CASE("a fault happens at its byte and nowhere else") {
     const std::string text = ten_thousand();
     struct row {
         const char *fault;
-        std::string out; // as dom0 reads it; "=" for unharmed
+        std::string out; // as dom0 reads it; "=" if unchanged
         std::string in;  // as the qube reads it
     };
     std::string twice = text;
@@ -328,7 +331,7 @@ TEST_CASE("faults strike at their byte and nowhere else") {
     }
 }
 
-TEST_CASE("a delay delays, a stall stays") {
+TEST_CASE("a delay ends, and a stall does not") {
     const auto before = std::chrono::steady_clock::now();
     CHECK(pass({{"fault", "in:delay:150"}}, "x").at_qube == "x");
     CHECK(std::chrono::steady_clock::now() - before >= std::chrono::milliseconds(150));
@@ -343,13 +346,13 @@ TEST_CASE("a delay delays, a stall stays") {
     CHECK(receive(far.in, 3) == "123");
     CHECK_FALSE(is_readable(far.in.get(), 100)); // neither bytes nor an end
     send(far.out, "back");
-    CHECK(receive(near->in, 4) == "back"); // the other way works
+    CHECK(receive(near->in, 4) == "back"); // the other direction works
     near->in.reset();
     near->out.reset();
-    CHECK(receive(far.in).empty()); // who stalled is gone: that is an end
+    CHECK(receive(far.in).empty()); // the stalled end is gone, so the stream ends
 }
 
-TEST_CASE("the same seed draws the same faults, stream by stream") {
+TEST_CASE("the same seed chooses the same faults, stream by stream") {
     const std::string text = ten_thousand();
     const auto cuts = [&](const char *seed) {
         const mock m;
@@ -377,7 +380,7 @@ TEST_CASE("the same seed draws the same faults, stream by stream") {
     CHECK(pass(corrupt, text).at_dom0 != text);
 }
 
-TEST_CASE("through a relay more passes than it holds, and a slow reader is felt by the writer") {
+TEST_CASE("a relay passes more than it holds, and a slow reader slows the writer down") {
     const mock m;
     transport dom0 = m.dom0({});
     const int event_fd = dom0.listen().value();
@@ -387,7 +390,8 @@ TEST_CASE("through a relay more passes than it holds, and a slow reader is felt 
     ::fcntl(near->out.get(), F_SETFL, O_NONBLOCK);
     const std::string piece(64 * 1024, 'x');
     std::size_t sent = 0;
-    // Full when nothing more is taken for a while: only then has the relay filled its own room too.
+    // The way is full when nothing more is accepted for a while: only then is the relay's own
+    // buffer full too.
     pollfd p{near->out.get(), POLLOUT, 0};
     while (::poll(&p, 1, 200) == 1 && sent < (64u << 20)) {
         const ssize_t n = ::send(near->out.get(), piece.data(), piece.size(), MSG_NOSIGNAL);
@@ -400,7 +404,7 @@ TEST_CASE("through a relay more passes than it holds, and a slow reader is felt 
     CHECK(receive(far.in).size() == sent);
 }
 
-TEST_CASE("close ends relays, with streams open and stalled") {
+TEST_CASE("close ends relays with open and stalled streams") {
     const mock m;
     transport dom0 = m.dom0({});
     const int event_fd = dom0.listen().value();

@@ -1,6 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// plugins/qrexec: the service's descriptor on values; dom0's end with calls and a clock of this
-// test's; the qube's end with programs in place of qrexec-client-vm.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests plugins/qrexec: the parser of the service's
+// descriptor; dom0's end with calls and a clock of this test; the qube's end with programs that
+// replace qrexec-client-vm.
 #include <qvmremote/host/plugin.hpp>
 
 #include <cerrno>
@@ -48,7 +48,7 @@ bool is_readable(int fd, int milliseconds) {
     return ::poll(&p, 1, milliseconds) == 1;
 }
 
-// All that comes until the end; or, with `n`, n bytes.
+// Reads to the end or, with `n`, n bytes.
 std::string receive(int fd, std::size_t n = SIZE_MAX) {
     std::string out;
     while (out.size() < n) {
@@ -86,7 +86,7 @@ void say(const unique_fd &to, std::string_view text) {
             static_cast<ssize_t>(text.size()));
 }
 
-// Whether the other end is closed: there is its end, and nothing before it.
+// Whether the other end was closed without sending a byte.
 bool is_closed(const unique_fd &fd) { return receive(fd.get()).empty(); }
 
 constexpr auto good = "qvmremote.Exec+ work keyword adminvm\0"sv;
@@ -104,7 +104,7 @@ struct listening {
         REQUIRE(is_readable(event_fd, guard_ms));
         return dom0.accept();
     }
-    // What is said next, with as many rounds as it takes; streams in between are none of ours.
+    // The text of the next failure of accept, after as many calls as it takes; no stream may come.
     std::string words() {
         for (int i = 0; i < 100; ++i) {
             try {
@@ -122,11 +122,11 @@ struct listening {
 
 } // namespace
 
-TEST_CASE("a descriptor is qrexec's, to our service, or it is none") {
+TEST_CASE("a descriptor must be one of qrexec, for our service") {
     struct row {
         const char *name;
         std::string text;
-        const char *source; // null: none
+        const char *source; // null: refused
         std::string argument;
     };
     const row rows[] = {
@@ -148,9 +148,9 @@ TEST_CASE("a descriptor is qrexec's, to our service, or it is none") {
         {"empty", "", nullptr, ""},
         {"service alone", "qvmremote.Exec+", nullptr, ""},
         {"cut in the service", "qvmremote.Ex", nullptr, ""},
-        {"cut behind a blank", "qvmremote.Exec+ ", nullptr, ""},
-        {"cut behind the source", "qvmremote.Exec+ work ", nullptr, ""},
-        {"cut behind the kind", "qvmremote.Exec+ work name", nullptr, ""},
+        {"cut after a blank", "qvmremote.Exec+ ", nullptr, ""},
+        {"cut after the source", "qvmremote.Exec+ work ", nullptr, ""},
+        {"cut after the kind", "qvmremote.Exec+ work name", nullptr, ""},
         {"cut before the target", "qvmremote.Exec+ work name ", nullptr, ""},
         {"another service", "qubes.VMShell+ work name dom0", nullptr, ""},
         {"a longer service", "qvmremote.Executor+ work name dom0", nullptr, ""},
@@ -187,14 +187,15 @@ TEST_CASE("a descriptor is qrexec's, to our service, or it is none") {
         }
         CHECK(r.text.size() <= longest_descriptor + 1);
     }
-    // Each prefix is none, or the shorter form that qrexec has elsewhere.
+    // Each prefix is refused, or is the shorter form that qrexec uses in qubes.
     const std::string whole = "qvmremote.Exec+a work name dom0";
     for (std::size_t n = 0; n < whole.size(); ++n)
         if (const auto got = parse_descriptor(whole.substr(0, n)))
             CHECK("work"s.starts_with(got->source) != whole.substr(0, n).ends_with("name"));
 }
 
-TEST_CASE("I3: the peer is who qrexec says; what follows the NUL is the host's") {
+TEST_CASE(
+    "I3: the peer is the qube that qrexec names; the bytes after the NUL belong to the host") {
     listening l;
     const unique_fd one = connect_to(l.socket);
     say(one, "qvmremote.Exec+monitor work name dom0\0qvmremote.Exec+ other name dom0\0rest"sv);
@@ -203,14 +204,14 @@ TEST_CASE("I3: the peer is who qrexec says; what follows the NUL is the host's")
     CHECK(got->from == descriptor{"work", "monitor"});
     ::shutdown(one.get(), SHUT_WR);
     CHECK(receive(got->socket.get()) == "qvmremote.Exec+ other name dom0\0rest"s);
-    // Its end of writing is no end of reading.
+    // The caller has ended its direction; the other one stays open.
     REQUIRE(::write(got->socket.get(), "answer", 6) == 6);
     CHECK(receive(one.get(), 6) == "answer");
     CHECK(l.dom0.half_way() == 0);
     CHECK_FALSE(is_readable(l.event_fd, 0));
 }
 
-TEST_CASE("a descriptor may come byte by byte, and others pass it meanwhile") {
+TEST_CASE("a descriptor may come byte by byte, and does not delay others") {
     listening l;
     const unique_fd slow = connect_to(l.socket);
     for (std::size_t i = 0; i + 1 < good.size(); ++i) {
@@ -226,11 +227,12 @@ TEST_CASE("a descriptor may come byte by byte, and others pass it meanwhile") {
     CHECK(l.next()->from.source == "work");
 }
 
-TEST_CASE("what is no call of qrexec is closed, told once a minute, and harms nobody") {
+TEST_CASE("a connection that is not a call of qrexec is closed, reported once a minute, and harms "
+          "no other") {
     struct row {
         const char *name;
         std::string text;
-        bool ends; // its writing, behind that
+        bool ends; // whether it then ends its direction
     };
     const row rows[] = {
         {"nothing", "", true},
@@ -260,14 +262,14 @@ TEST_CASE("what is no call of qrexec is closed, told once a minute, and harms no
     }
 }
 
-TEST_CASE("who says nothing is closed in time, by the clock, and does not hold up others") {
+TEST_CASE("a connection that sends nothing is closed after a time, and does not delay others") {
     listening l;
     std::vector<unique_fd> silent;
     for (std::size_t i = 0; i < most_half_way + 10; ++i)
         silent.push_back(connect_to(l.socket));
     CHECK_FALSE(l.next());
     CHECK(l.dom0.half_way() == most_half_way);
-    CHECK_FALSE(is_readable(l.event_fd, 0)); // full: the rest wait with the kernel
+    CHECK_FALSE(is_readable(l.event_fd, 0)); // full: the others wait in the kernel
     const unique_fd one = connect_to(l.socket);
     say(one, good);
     CHECK_FALSE(is_readable(l.event_fd, 0));
@@ -282,7 +284,7 @@ TEST_CASE("who says nothing is closed in time, by the clock, and does not hold u
     ahead = 0;
 }
 
-TEST_CASE("thirty-two calls at once") {
+TEST_CASE("thirty-two calls at the same time") {
     listening l;
     std::vector<unique_fd> calls;
     for (int i = 0; i < 32; ++i) {
@@ -298,11 +300,11 @@ TEST_CASE("thirty-two calls at once") {
     CHECK(std::count(seen.begin(), seen.end(), true) == 32);
 }
 
-TEST_CASE("a user that qrexec does not run as is nobody") {
+TEST_CASE("a connection of a user that qrexec does not run as is refused") {
     const bool is_root = ::geteuid() == 0;
     listening l(is_root ? own_name() : "root");
     if (is_root) {
-        // Past the socket's mode, as a member of the group would be.
+        // Let another user connect, as a member of the group could.
         for (const std::string &path : {l.dir.path(), l.dir / "rpc"})
             REQUIRE(::chmod(path.c_str(), 0755) == 0);
         REQUIRE(::chmod(l.socket.c_str(), 0666) == 0);
@@ -325,7 +327,7 @@ TEST_CASE("a user that qrexec does not run as is nobody") {
     CHECK(l.dom0.half_way() == 0);
 }
 
-TEST_CASE("the socket is there while it serves, with its mode, and only ours is taken away") {
+TEST_CASE("the socket exists with its mode while the transport listens, and only ours is removed") {
     const scratch dir;
     const std::string path = dir / "rpc/qvmremote.Exec";
     const auto inode_of = [&] {
@@ -348,7 +350,7 @@ TEST_CASE("the socket is there while it serves, with its mode, and only ours is 
     }
     CHECK(::access(path.c_str(), F_OK) != 0);
 
-    // One that was left by a daemon that was killed.
+    // A socket that a killed daemon left is replaced.
     {
         const unique_fd left(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
         sockaddr_un address{};
@@ -362,13 +364,14 @@ TEST_CASE("the socket is there while it serves, with its mode, and only ours is 
         static_cast<void>(again.listen());
         CHECK(connect_to(path));
         CHECK(stale != 0);
-        // Somebody else's file there is not ours to take away.
+        // A file that somebody else put there is not removed.
         ::unlink(path.c_str());
         put(path, "x");
     }
     CHECK(text_of(path) == "x");
     server blocked({path, own_name()}, test_clock);
-    CHECK_THROWS_AS(static_cast<void>(blocked.listen()), problem); // what is no socket stays
+    CHECK_THROWS_AS(static_cast<void>(blocked.listen()),
+                    problem); // a file that is not a socket stays
     CHECK(text_of(path) == "x");
     ::unlink(path.c_str());
     REQUIRE(::symlink("/etc/passwd", path.c_str()) == 0);
@@ -404,7 +407,7 @@ struct in_qube {
 
 } // namespace
 
-TEST_CASE("a call is qrexec-client-vm's, on two sockets, and ends with its owner") {
+TEST_CASE("a call is made by qrexec-client-vm, on two sockets, and ends with its owner") {
     const in_qube q("echo $$ \"$@\"; echo words >&2; [ -S /proc/self/fd/0 ] && echo socket; "
                     "[ /proc/$$/fd/0 -ef /proc/$$/fd/1 ] || echo two; cat");
     pid_t pid = 0;
@@ -428,10 +431,10 @@ TEST_CASE("a call is qrexec-client-vm's, on two sockets, and ends with its owner
     CHECK(::kill(pid, 0) != 0);
 }
 
-TEST_CASE("why a call ended before dom0 said a word") {
+TEST_CASE("explain says why a call ended before dom0 sent a byte") {
     struct row {
         const char *script;
-        int error; // of the failure; 0: none is known
+        int error; // errno of the failure; 0: no reason is known
         const char *says;
     };
     static constexpr row rows[] = {
@@ -461,7 +464,7 @@ TEST_CASE("why a call ended before dom0 said a word") {
         if (why) {
             CHECK(why->error_number == r.error);
             CHECK(contains(why->what, r.says));
-            CHECK_FALSE(way->explain()); // it was that call's
+            CHECK_FALSE(way->explain()); // the reason belongs to that call only
         }
     }
     const in_qube q("exit 0");
@@ -473,7 +476,7 @@ TEST_CASE("why a call ended before dom0 said a word") {
     CHECK(contains(none.error().what, "No such file"));
 }
 
-TEST_CASE("eight calls of a user at a time, and one that ends makes room") {
+TEST_CASE("a user may make eight calls at a time, and one that ends makes room") {
     const in_qube q("cat");
     std::vector<host::transport> ways;
     std::vector<host::stream> streams;
@@ -498,7 +501,7 @@ TEST_CASE("eight calls of a user at a time, and one that ends makes room") {
     CHECK(ninth->connect());
 }
 
-TEST_CASE("an agent's kept call is taken where there is one") {
+TEST_CASE("a call that an agent keeps is used if there is one") {
     const in_qube q("exit 126");
     const std::string base = q.home + "/.qvm-remote";
     ::mkdir(base.c_str(), 0700);
@@ -526,7 +529,7 @@ TEST_CASE("an agent's kept call is taken where there is one") {
     CHECK(alone->explain()->error_number == EACCES);
 }
 
-TEST_CASE("options that are not good are refused by name") {
+TEST_CASE("bad options are refused by name") {
     struct row {
         const char *key;
         std::string value;

@@ -1,14 +1,14 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// plugins/qvm-run: its parsers and schedules on values; dom0's end with programs, a qubesd and a
-// clock of this test's; the qube's end as a plug-in and compiled in.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests plugins/qvm-run: its parsers and schedules;
+// dom0's end with programs, a qubesd and a clock of this test; the qube's end as a plug-in and
+// compiled in.
 #include <qvmremote/host/plugin.hpp>
 
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;
 
-// First, since it needs the rights that the others give up.
-TEST_CASE("an agent of another user is none") {
+// This case is the first, since it needs the rights that the others give up.
+TEST_CASE("an agent of another user is refused") {
     if (::geteuid() != 0) {
         MESSAGE("not tried: it needs a second user, so root, as which CI runs this");
         return;
@@ -28,7 +28,7 @@ TEST_CASE("an agent of another user is none") {
     CHECK(contains(got.error().what, "neither this user nor root"));
 }
 
-TEST_CASE("the module shows its table and nothing else") {
+TEST_CASE("the module exports its table and nothing else") {
     CHECK(boost::dll::library_info(std::getenv("QVMREMOTE_QVM_RUN")).symbols() ==
           std::vector<std::string>{QVMREMOTE_TRANSPORT_SYMBOL});
 }
@@ -62,7 +62,7 @@ TEST_CASE("bad options are refused by name") {
     CHECK(m.load(host::role::dom0, {{"qubesd", "none"}, {"qrexec-client", "none"}}));
 }
 
-TEST_CASE("a qube reaches the agent's socket, or is told why not") {
+TEST_CASE("a client reaches the agent's socket, or learns why it does not") {
     const module m;
     const std::string home = m.dir / "home";
     REQUIRE(::mkdir(home.c_str(), 0700) == 0);
@@ -95,7 +95,7 @@ TEST_CASE("a qube reaches the agent's socket, or is told why not") {
             REQUIRE(::getsockopt(got->in.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, &size) == 0);
             CHECK((limit.tv_sec == 0 && limit.tv_usec == 0));
         }
-        CHECK(made->connect().error().error_number == ECONNREFUSED); // what a dead agent left
+        CHECK(made->connect().error().error_number == ECONNREFUSED); // the socket of a dead agent
         ::unlink(path.c_str());
     }
     const auto dom0 =
@@ -104,7 +104,7 @@ TEST_CASE("a qube reaches the agent's socket, or is told why not") {
     CHECK(contains(dom0.error().what, "has no part for dom0"));
 }
 
-TEST_CASE("through the loader, as the daemon has it") {
+TEST_CASE("the loader loads it as in the daemon") {
     machine m;
     m.does("work", echoes);
     const module plugin;

@@ -1,11 +1,9 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// The calls themselves.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests the calls into qubes.
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;
 
-TEST_CASE(
-    "the command is one line that every login shell takes, however long the stream after it") {
+TEST_CASE("the command is one line that every login shell runs, whatever stream follows it") {
     const std::string command = command_for_qube();
     CHECK(command.starts_with("exec sh -c '"));
     CHECK(command.find_first_of("\\!\n") == command.npos);
@@ -22,12 +20,13 @@ TEST_CASE(
           std::vector<std::string>{"/r", "--no-gui", "--no-autostart", "--pass-io", "--user=anna",
                                    "work", command});
 
-    const machine m; // for its rights
+    const machine m; // gives up root's rights
     REQUIRE(::mkdir((m.dir() / "bin").c_str(), 0700) == 0);
     put(m.dir() / "bin/qvm-remote-agent", "#!/bin/sh\necho agent\nexec cat\n", 0700);
     put(m.dir() / "script", command + "; exit\necho not a command\n");
     const std::string path = "PATH=" + (m.dir() / "bin") + ":/usr/bin:/bin";
-    // As qubes.VMShell has it, the command in front of the stream; and as qrexec itself does.
+    // With qubes.VMShell the command comes before the stream on stdin; qrexec itself passes it as
+    // an argument.
     std::vector<std::vector<std::string>> ways = {{"/usr/bin/env", path, "/bin/bash"}};
     for (const char *const name :
          {"sh", "dash", "bash", "zsh", "tcsh", "fish", "ksh93", "mksh", "busybox"}) {
@@ -58,7 +57,7 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("what runs is called, at once; what does not run, or is not named, is not") {
+TEST_CASE("a named qube that runs is called at once; no other qube is called") {
     machine m;
     for (const char *name : {"work", "late", "off", "stranger"})
         m.does(name, echoes);
@@ -75,13 +74,13 @@ TEST_CASE("what runs is called, at once; what does not run, or is not named, is 
     CHECK(receive(work.socket, 9) == "both ways");
     CHECK((::fcntl(work.socket.get(), F_GETFD) & FD_CLOEXEC) != 0);
 
-    // Nothing to do, nothing due.
+    // There is nothing to do, and nothing is due.
     CHECK(m.c->next_due() == never);
     CHECK_FALSE(is_readable(m.event_fd, 0));
 
     send(events, event_text("stranger", "domain-start") + event_text("late", "domain-start"));
     CHECK(m.next_stream().qube == "late");
-    // A new name: what is known of it is asked for.
+    // After a new name, the state is asked for again.
     m.c->set_peers({"work", "late", "off", "stranger"});
     m.answer_listing(qubesd, listing({{"stranger", "Running"},
                                       {"work", "Running"},
@@ -91,7 +90,7 @@ TEST_CASE("what runs is called, at once; what does not run, or is not named, is 
     CHECK(m.noted("calls").size() == 3);
 }
 
-TEST_CASE("qrexec-client is called where there is one") {
+TEST_CASE("qrexec-client is called if it is installed") {
     machine m;
     m.how.qrexec_client =
         m.script("qrexec-client",
@@ -104,7 +103,7 @@ TEST_CASE("qrexec-client is called where there is one") {
     CHECK(receive(m.next_stream().socket, 6) == "hello\n");
 }
 
-TEST_CASE("when the child ends the stream ends, whoever else has it open") {
+TEST_CASE("when the child ends, the stream ends, even if another process has it open") {
     machine m;
     m.does("work", "sleep 1000 &\necho hello\nread line\nexit 3\n");
     fake_qubesd qubesd(m.how.qubesd);
@@ -117,7 +116,7 @@ TEST_CASE("when the child ends the stream ends, whoever else has it open") {
     CHECK(m.left() <= first_pause * 12 / 10);
 }
 
-TEST_CASE("a call that ends before the qube has sent a byte is named, whatever it returned") {
+TEST_CASE("a call that ends before the qube has sent a byte is reported, whatever it returned") {
     machine m;
     m.does("work", "echo no such shell >&2\nexit 0\n");
     fake_qubesd qubesd(m.how.qubesd);
@@ -126,7 +125,7 @@ TEST_CASE("a call that ends before the qube has sent a byte is named, whatever i
           "work: qvm-run ended with 0 before the qube sent a byte: no such shell");
 }
 
-TEST_CASE("what cannot be started is a failure like others, and harms no other") {
+TEST_CASE("a program that cannot be started is a failure like others, and harms no other call") {
     machine m;
     m.how.qrexec_client = m.dir() / "nothing";
     fake_qubesd qubesd(m.how.qubesd);
@@ -137,7 +136,8 @@ TEST_CASE("what cannot be started is a failure like others, and harms no other")
     CHECK(m.left() <= first_pause * 12 / 10);
 }
 
-TEST_CASE("who is not named any more is cut off, and called again when it is") {
+TEST_CASE(
+    "the call to a qube that is not named any more is ended, and made again when it is named") {
     machine m;
     m.does("work", "trap '' TERM\necho hello\nwhile :; do sleep 1000; done\n");
     m.does("dev", echoes);
@@ -149,11 +149,12 @@ TEST_CASE("who is not named any more is cut off, and called again when it is") {
     m.c->set_peers({"dev"});
     for (const taken_stream &s : m.streams)
         if (s.qube == "work")
-            CHECK(receive(s.socket) == "hello\n"); // its end, though the host did nothing
+            CHECK(receive(s.socket) == "hello\n"); // the stream ends, although the host did nothing
     m.c->set_peers({"dev", "work"});
     m.answer_listing(qubesd, listing({{"work", "Running"}, {"dev", "Running"}}));
     CHECK(is_there(old));
-    CHECK(m.count("calls", "work") == 1); // one call to a qube, and the old one stands
+    CHECK(m.count("calls", "work") ==
+          1); // only one call to a qube at a time, and the old one has not ended
     m.pass(grace);
     m.pass(grace);
     m.until([&] { return m.count("calls", "work") == 2; });
@@ -162,10 +163,10 @@ TEST_CASE("who is not named any more is cut off, and called again when it is") {
     CHECK(m.count("calls", "dev") == 1);
 }
 
-TEST_CASE("a child has nothing of ours but stdin, stdout, stderr and the environment") {
+TEST_CASE("a child has only stdin, stdout, stderr and the environment from us") {
     machine m;
     ::setenv("QVMREMOTE_TEST_MARK", "here", 1);
-    // Without another process: dash blocks all signals while it starts one.
+    // Use no other process, because dash blocks all signals while it starts one.
     m.does("work", "while read -r line; do case $line in SigBlk:*|SigIgn:*) echo \"$line\";; esac; "
                    "done </proc/$$/status\n"
                    "cd /proc/$$/fd; for fd in *; do [ -e $fd ] && printf '%s ' $fd; done; cd /\n"
@@ -191,13 +192,13 @@ TEST_CASE("a child has nothing of ours but stdin, stdout, stderr and the environ
     CHECK(contains(got, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"));
     CHECK(contains(got, "\n0 1 "));
     CHECK(contains(got, " 2 /\n"));
-    for (int fd = 3; fd < 10; ++fd) // a script has its own from 10 on
+    for (int fd = 3; fd < 10; ++fd) // the shell uses numbers from 10 on
         CHECK_FALSE(contains(got, " " + std::to_string(fd) + " "));
     CHECK_FALSE(contains(got, " " + std::to_string(stray.get()) + " "));
     CHECK(contains(got, "here\nleads\n"));
 }
 
-TEST_CASE("stderr without end costs little and holds up nobody") {
+TEST_CASE("endless stderr costs little and delays no other call") {
     machine m;
     m.does("loud", "echo hello\nexec yes no >&2\n");
     m.does("work", echoes);
@@ -205,7 +206,7 @@ TEST_CASE("stderr without end costs little and holds up nobody") {
     const unique_fd events =
         m.start_with(qubesd, {"loud", "work"}, listing({{"work", "Running"}, {"loud", "Running"}}));
     m.until([&] { return m.streams.size() == 2; });
-    // The loud one is read at intervals: in between nothing is to be done.
+    // Its stderr is read at intervals; between them there is nothing to do.
     std::size_t wakes = 0;
     const ms start = host::boottime_ms();
     while (host::boottime_ms() - start < 500) {
@@ -221,7 +222,7 @@ TEST_CASE("stderr without end costs little and holds up nobody") {
         }
 }
 
-TEST_CASE("64 calls that stand: nothing due, nothing to do, and close ends them all") {
+TEST_CASE("with 64 open calls nothing is due and nothing to do, and close ends them all") {
     machine m;
     std::vector<std::string> names;
     std::string listed = "0\0"s;

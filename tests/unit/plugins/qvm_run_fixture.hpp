@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// dom0 with its programs, which are scripts here, and a qubesd that a test plays step by step.
+/// A dom0 whose programs are scripts, and a qubesd that a test plays step by step.
 
 #pragma once
 
@@ -53,7 +53,7 @@ inline bool is_readable(int fd, int milliseconds) {
     return ::poll(&p, 1, milliseconds) == 1;
 }
 
-/// All that comes until the end; or, with `n`, n bytes.
+/// Reads to the end or, with `n`, n bytes.
 inline std::string receive(const unique_fd &fd, std::size_t n = SIZE_MAX) {
     std::string out;
     while (out.size() < n) {
@@ -98,7 +98,7 @@ class fake_qubesd {
     explicit fake_qubesd(const std::string &path) : path_(path), listening_(listen_at(path)) {}
     ~fake_qubesd() { ::unlink(path_.c_str()); }
 
-    // The next connection, which asks for just this.
+    // Accepts the next connection, which must ask exactly this.
     unique_fd take(std::string_view question) {
         REQUIRE(is_readable(listening_.get(), guard_ms));
         unique_fd out(::accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -126,12 +126,12 @@ inline std::string listing(std::initializer_list<std::pair<const char *, const c
     return out;
 }
 
-/// dom0 with its programs, which are scripts here. What the "qube" NAME does when it is called lies
-/// in do/NAME; whether it runs, for qvm-check, in state/NAME. They note name and process in `calls`
-/// and `checks`.
+/// A dom0 whose programs are scripts. The file do/NAME says what the "qube" NAME does when it is
+/// called, and state/NAME tells qvm-check whether it runs. The scripts note name and process ID in
+/// `calls` and `checks`.
 struct machine {
     machine() {
-        if (::geteuid() == 0) { // nothing here needs it
+        if (::geteuid() == 0) { // no test here needs root
             REQUIRE(::setgid(65534) == 0);
             REQUIRE(::setuid(65534) == 0);
         }
@@ -166,7 +166,7 @@ struct machine {
         event_fd = c->listen();
         c->set_peers(names);
     }
-    // Connects to qubesd and hears of all that runs.
+    // Connects to qubesd, which lists the qubes.
     unique_fd start_with(fake_qubesd &qubesd, const std::vector<std::string> &names,
                          const std::string &listed) {
         start(names);
@@ -184,7 +184,7 @@ struct machine {
         step(guard_ms);
     }
 
-    // What can be done now, or within so many milliseconds.
+    // Does what can be done now or within this time.
     void step(int milliseconds = 0) {
         is_readable(event_fd, milliseconds);
         try {
@@ -213,12 +213,12 @@ struct machine {
         problems.erase(problems.begin());
         return out;
     }
-    // Until the clock says so, and what is due then.
+    // Moves the clock forward, and does what is due then.
     void pass(ms time) {
         ahead += time;
         step();
     }
-    // How long until something is due.
+    // The time until something is due.
     [[nodiscard]] ms left() const {
         const ms due = c->next_due();
         const ms now = test_clock();
@@ -260,7 +260,7 @@ struct machine {
 
 inline constexpr const char *echoes = "echo hello\nexec cat\n";
 
-/// Read while we have our rights.
+/// Read before the tests give up their rights.
 inline const std::string module_text = text_of(std::getenv("QVMREMOTE_QVM_RUN"));
 
 struct module {
@@ -272,7 +272,7 @@ struct module {
     scratch dir;
 };
 
-/// The path of a program, or nothing where it is not installed.
+/// The path of a program; empty if it is not installed.
 inline std::string program_in_path(const std::string &name) {
     std::istringstream directories(std::getenv("PATH") ? std::getenv("PATH") : "/usr/bin:/bin");
     for (std::string directory; std::getline(directories, directory, ':');)

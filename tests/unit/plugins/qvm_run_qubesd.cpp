@@ -1,10 +1,10 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// What qvm-run learns of qubes: from qubesd, and from qvm-check where there is none.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests what qvm-run learns about qubes from qubesd, or
+// from qvm-check if there is no qubesd.
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;
 
-TEST_CASE("events: what concerns a qube's running, in chunks of any size") {
+TEST_CASE("events: those that say whether a qube runs, in chunks of any size") {
     const std::string text =
         connected + event_text("work", "domain-start", "start_guid\0True\0"sv) +
         event_text("work", "domain-tag-add:x", "tag\0x\0"sv) + event_text("dom0", "domain-start") +
@@ -36,15 +36,15 @@ TEST_CASE("events: what concerns a qube's running, in chunks of any size") {
     }
 }
 
-TEST_CASE("events: what is none breaks the connection for good") {
+TEST_CASE("events: bytes that are not an event break the connection for good") {
     const std::string rows[] = {
         "2\0QubesException\0\0no\0"s,
         "0\0"s,
         "\0"s,
         "11\0"s,
         "garbage",
-        event_text("work", "domain-start"),           // before anything else
-        event_text("work", "connection-established"), // of whom?
+        event_text("work", "domain-start"),           // before connection-established
+        event_text("work", "connection-established"), // with a subject
         connected + "2\0"s,
         connected + "1\0work\0x\0k\0"s + std::string(largest_event, 'v'),
     };
@@ -72,7 +72,8 @@ TEST_CASE("listings") {
                              "sys-net class=AppVM state=Running\n"
                              "a/../b class=AppVM state=Running\n"s;
     CHECK(running_qubes(good).value() == std::vector<std::string>{"sys-net", "work"});
-    for (std::size_t n = 0; n < good.size(); ++n) // cut anywhere, it is whole lines or nothing
+    for (std::size_t n = 0; n < good.size();
+         ++n) // a listing that is cut is refused, except after a whole line
         CHECK(running_qubes(good.substr(0, n)).has_value() ==
               (n >= 2 && (n == 2 || good[n - 1] == '\n')));
     const std::string bad[] = {
@@ -94,7 +95,7 @@ TEST_CASE("listings") {
     }
 }
 
-TEST_CASE("an event that overtakes the listing counts") {
+TEST_CASE("an event that comes before the listing counts") {
     machine m;
     m.does("work", echoes);
     m.does("off", echoes);
@@ -114,13 +115,13 @@ TEST_CASE("an event that overtakes the listing counts") {
     CHECK(m.count("calls", "off") == 1);
 }
 
-TEST_CASE("without a qubesd qvm-check is asked, and not while a call stands") {
+TEST_CASE("without a qubesd qvm-check is asked, but not while there is a call") {
     machine m;
     for (const char *name : {"work", "late"})
         m.does(name, echoes);
     m.is("work", "exit 0\n");
     m.is("late", "exit 1\n");
-    SUBCASE("a path where nothing is") {}
+    SUBCASE("a path without a file") {}
     SUBCASE("`none`") { m.how.qubesd.clear(); }
     m.start({"work", "late"});
     {
@@ -132,13 +133,15 @@ TEST_CASE("without a qubesd qvm-check is asked, and not while a call stands") {
         m.pass(check_interval);
         const taken_stream late = m.next_stream();
         CHECK(late.qube == "late");
-        m.until([&] { return m.c->next_due() == never; }); // not qubesd's socket either
+        m.until(
+            [&] { return m.c->next_due() == never; }); // qubesd's socket is not tried again either
         m.pass(1'000'000);
         CHECK(m.c->next_due() == never);
         CHECK(m.count("checks", "work") == 1);
         CHECK(m.count("checks", "late") == 2);
         CHECK(m.count("calls", "late") == 1);
-        // A call that ends says nothing of the qube: it is checked again before the next.
+        // The end of a call does not show whether the qube runs, so it is checked before the next
+        // call.
         m.is("work", "exit 1\n");
         ::kill(m.last("calls", "work"), SIGKILL);
         m.until([&] { return m.left() != never; });
@@ -150,7 +153,7 @@ TEST_CASE("without a qubesd qvm-check is asked, and not while a call stands") {
     CHECK(m.count("calls", "work") == 1);
 }
 
-TEST_CASE("a check that hangs is killed, and holds up nobody else") {
+TEST_CASE("a check that hangs is killed, and delays no other") {
     machine m;
     m.how.qubesd.clear();
     m.does("work", echoes);
@@ -168,7 +171,7 @@ TEST_CASE("a check that hangs is killed, and holds up nobody else") {
     CHECK(m.count("calls", "hung") == 0);
 }
 
-TEST_CASE("no more than eight checks at a time") {
+TEST_CASE("at most eight checks run at a time") {
     machine m;
     m.how.qubesd.clear();
     std::vector<std::string> names;
@@ -185,7 +188,7 @@ TEST_CASE("no more than eight checks at a time") {
     m.until([&] { return m.noted("checks").size() == 12; });
 }
 
-TEST_CASE("strange bytes from qubesd: the connection is made anew, later and later") {
+TEST_CASE("after strange bytes from qubesd the connection is made again, after growing pauses") {
     machine m;
     m.does("work", echoes);
     fake_qubesd qubesd(m.how.qubesd);
@@ -212,7 +215,7 @@ TEST_CASE("strange bytes from qubesd: the connection is made anew, later and lat
     CHECK(contains(m.problems[0], "says what is no event; it is asked again"));
     CHECK(m.noted("calls").empty());
 
-    // It comes to its senses; then it is silent where an answer is due.
+    // qubesd answers well again, and then does not answer at all.
     unique_fd events = qubesd.take(ask_events);
     send(events, connected);
     m.answer_listing(qubesd, listing({{"work", "Running"}}));
@@ -226,7 +229,7 @@ TEST_CASE("strange bytes from qubesd: the connection is made anew, later and lat
     m.until([&] { return qubesd.is_asked(); });
 }
 
-TEST_CASE("a restart of qubesd ends no call; states are asked for again when they matter") {
+TEST_CASE("a restart of qubesd ends no call; states are asked for again when they are needed") {
     machine m;
     m.does("work", echoes);
     std::optional<fake_qubesd> qubesd(std::in_place, m.how.qubesd);
@@ -235,7 +238,7 @@ TEST_CASE("a restart of qubesd ends no call; states are asked for again when the
     qubesd.reset();
     events.reset();
     m.step(guard_ms);
-    CHECK(m.c->next_due() == never); // all that is named has its call
+    CHECK(m.c->next_due() == never); // every named qube has its call
     CHECK(is_there(m.last("calls", "work")));
     qubesd.emplace(m.how.qubesd);
     work.socket.reset();
@@ -244,7 +247,7 @@ TEST_CASE("a restart of qubesd ends no call; states are asked for again when the
             m.pass(first_pause);
         return qubesd->is_asked();
     });
-    CHECK(m.count("calls", "work") == 1); // not before it is known to run
+    CHECK(m.count("calls", "work") == 1); // no call before the qube is known to run
     events = qubesd->take(ask_events);
     send(events, connected);
     m.answer_listing(*qubesd, listing({{"work", "Running"}}));

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
-// When a call is made, ended and given up, on a clock of the test.
+// SPDX-License-Identifier: GPL-2.0-or-later Tests when a call is made, ended and given up, with a
+// clock of the test.
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;
@@ -38,11 +38,11 @@ TEST_CASE("an end has two steps") {
     CHECK(end.step(9000) == 0);
 }
 
-TEST_CASE("a failure is said when it is news") {
+TEST_CASE("a failure is reported when it is new") {
     telling told;
     CHECK(told.is_new(1, 5));
     CHECK_FALSE(told.is_new(1, 10));
-    CHECK_FALSE(told.is_new(2, 60'004)); // another, and too soon
+    CHECK_FALSE(told.is_new(2, 60'004)); // another failure, but too soon
     CHECK(told.is_new(2, 60'005));
     CHECK_FALSE(told.is_new(2, 200'000));
     CHECK(told.is_new(1, 200'001));
@@ -52,7 +52,7 @@ TEST_CASE("a failure is said when it is news") {
     CHECK(told.is_new(1, 300'002 + words_fade_after));
 }
 
-TEST_CASE("the last line of stderr, bounded and printable") {
+TEST_CASE("the last line of stderr is bounded and printable") {
     last_line line;
     line.feed("first\nsec");
     line.feed("ond \x1b[2J\xff\r\n\n");
@@ -61,7 +61,8 @@ TEST_CASE("the last line of stderr, bounded and printable") {
     CHECK(line.text() == std::string(last_line::most, 'x'));
 }
 
-TEST_CASE("pauses grow with each failure, which is said once; a good call or a start forgets") {
+TEST_CASE(
+    "pauses grow with each failure, which is reported once; a good call or a start resets them") {
     machine m;
     m.does("work", "echo \"cannot\t$$\" >&2\nexit 9\n");
     fake_qubesd qubesd(m.how.qubesd);
@@ -75,7 +76,7 @@ TEST_CASE("pauses grow with each failure, which is said once; a good call or a s
         });
         const ms left = m.left();
         CHECK(left <= base * 12 / 10);
-        if (calls >= 6) // the smaller ones pass while this test looks
+        if (calls >= 6) // shorter pauses may pass before this check
             CHECK(left > base / 2);
         base = std::min(2 * base, longest_pause);
         m.pass(left);
@@ -84,9 +85,9 @@ TEST_CASE("pauses grow with each failure, which is said once; a good call or a s
     REQUIRE(m.problems.size() == 1);
     CHECK(m.problems[0].starts_with(
         "work: qvm-run ended with 9 before the qube sent a byte: cannot?"));
-    CHECK(m.streams.empty()); // the host heard of no stream
+    CHECK(m.streams.empty()); // the host got no stream
 
-    // Started anew, it is called at once, and the pauses begin anew.
+    // When the qube starts again, it is called at once, and the pauses start again.
     m.does("work", echoes);
     send(events, event_text("work", "domain-start"));
     taken_stream work = m.next_stream();
@@ -96,24 +97,24 @@ TEST_CASE("pauses grow with each failure, which is said once; a good call or a s
     ::kill(m.last("calls", "work"), SIGKILL);
     m.until([&] { return m.left() != never; });
     CHECK(m.left() <= first_pause * 12 / 10);
-    CHECK(m.problems.size() == 1); // it had been good: no failure to call
-    // Another day, the same failure is news.
+    CHECK(m.problems.size() == 1); // the call was good before, so its end is not a failure
+    // After a long time the same failure is reported again.
     m.pass(least_between_words);
     m.until([&] { return m.problems.size() == 2; });
     CHECK(m.problems[1] == "work: qvm-run ended with 9 before the qube sent a byte");
 }
 
-TEST_CASE("a qube that says nothing is given up after 15 s") {
+TEST_CASE("a call to a qube that sends nothing is given up after 15 s") {
     machine m;
     m.does("work", "echo starting >&2\nexec sleep 1000\n");
     m.does("dev", echoes);
     fake_qubesd qubesd(m.how.qubesd);
     const unique_fd events =
         m.start_with(qubesd, {"dev", "work"}, listing({{"work", "Running"}, {"dev", "Running"}}));
-    CHECK(m.next_stream().qube == "dev"); // and gone: closed here
+    CHECK(m.next_stream().qube == "dev"); // and closes it
     m.until([&] { return m.count("calls", "work") == 1; });
     const pid_t pid = m.last("calls", "work");
-    m.until([&] { return m.left() > stderr_rest; }); // its words are read
+    m.until([&] { return m.left() > stderr_rest; }); // its stderr is read
     CHECK(is_there(pid));
     m.pass(answer_limit);
     CHECK(m.next_problem() == "work: no answer within 15 s: starting");
@@ -121,7 +122,7 @@ TEST_CASE("a qube that says nothing is given up after 15 s") {
     m.until([&] { return !is_there(pid); });
 }
 
-TEST_CASE("the host closes: the child reads it, then gets SIGTERM, then SIGKILL") {
+TEST_CASE("after the host closes, the child reads the end, then gets SIGTERM, then SIGKILL") {
     machine m;
     m.does("work", "echo hello\nexec cat\n");
     m.does("slow", "echo hello\nexec sleep 1000\n");
@@ -134,7 +135,7 @@ TEST_CASE("the host closes: the child reads it, then gets SIGTERM, then SIGKILL"
     const pid_t work = m.last("calls", "work");
     const pid_t slow = m.last("calls", "slow");
     const pid_t deaf = m.last("calls", "deaf");
-    // Half an end is none.
+    // If only one direction is closed, nothing ends.
     for (const taken_stream &s : m.streams)
         if (s.qube == "slow")
             ::shutdown(s.socket.get(), SHUT_WR);
@@ -146,7 +147,7 @@ TEST_CASE("the host closes: the child reads it, then gets SIGTERM, then SIGKILL"
                      event_text("deaf", "domain-shutdown"));
     m.until([&] { return !is_there(work); });
     CHECK(is_there(slow));
-    CHECK_FALSE(is_readable(m.event_fd, 0)); // until something ends, or is due
+    CHECK_FALSE(is_readable(m.event_fd, 0)); // nothing to do until something ends or is due
     CHECK(m.left() <= grace);
     m.pass(grace);
     m.until([&] { return !is_there(slow); });
@@ -154,6 +155,6 @@ TEST_CASE("the host closes: the child reads it, then gets SIGTERM, then SIGKILL"
     m.pass(grace);
     m.until([&] { return !is_there(deaf); });
     CHECK(m.c->next_due() == never);
-    CHECK(m.noted("calls").size() == 3); // none runs any more, so none was called again
+    CHECK(m.noted("calls").size() == 3); // no qube runs any more, so none was called again
     CHECK(m.problems.empty());
 }
