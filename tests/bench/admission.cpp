@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What it costs to let a command in (verify, unseen, decide, durable START), beside what the disk
-// needs to append a line and sync it, in turns.
+// Measures admission of a command (verify, check that the ID is new, decide, durable START) in turn
+// with an append of a line and its sync, which shows what the disk needs.
 //
-//   admission DIRECTORY COUNT           JSON on stdout; DIRECTORY is empty, closed to others and on
-//                                       the disk that is measured
+//   admission DIRECTORY COUNT           JSON on stdout; DIRECTORY is empty, closed to others, and on
+//                                       the disk to measure
 
 #include "timing.hpp"
 
@@ -90,7 +90,7 @@ int main(int argc, char **argv) {
     const std::string line(512, '.');
     std::vector<double> disk, ours, check;
     const std::string today = host::local_time::now().compact();
-    for (int n = -10; n < count; ++n) { // the first are not counted
+    for (int n = -10; n < count; ++n) { // the first rounds do not count
         double begin = now_us();
         if (::write(plain.get(), line.data(), line.size()) < 0 || ::fdatasync(plain.get()) != 0)
             die("fdatasync");

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""run.py's row about admission: what a durable START costs, beside the disk's own append and sync."""
+"""The rows about admission: what a durable START costs, compared with an append and sync of the disk."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 
 
 def bench_admission(program, scratch, count, row):
-    """`program` is bench-admission, `scratch` a directory on the audit's disk, `row` run.py's."""
+    """`program` is bench-admission, `scratch` a directory on the disk of the audit log."""
     place = os.path.join(scratch, "admission")
     os.mkdir(place, 0o700)
     done = subprocess.run([program, place, str(count)], stdout=subprocess.PIPE, check=True, timeout=600)

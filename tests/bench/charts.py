@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two charts, as SVG in BUILD/bench: how latency goes with the number of qubes that run, and throughput
-with the size of the pieces that are written."""
+"""Two charts, as SVG in BUILD/bench: latency by the number of running qubes, and throughput by the size
+of the written pieces."""
 
 import math
 import os
@@ -27,7 +27,7 @@ class Axis:
 
 
 def steps_to(most):
-    """0, and round numbers up to the first that is not below `most`."""
+    """0 and round numbers, up to the first that is not less than `most`."""
     raw = most / 5
     power = 10 ** math.floor(math.log10(raw))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw)
@@ -40,7 +40,7 @@ def powers_around(least, most):
 
 
 def chart(path, title, note, x_title, y_title, x_ticks, series, y_logarithmic=False):
-    """`x_ticks` are pairs of value and word; `series` a list of a name and pairs of x and y."""
+    """`x_ticks` are pairs of value and text; `series` is a list of names, each with pairs of x and y."""
     values = [y for _, points in series for _, y in points]
     y_ticks = powers_around(min(values), max(values)) if y_logarithmic else steps_to(max(values))
     x = Axis(x_ticks[0][0], x_ticks[-1][0], LEFT, WIDTH - RIGHT, True)
@@ -93,7 +93,7 @@ def latency(state):
     house = House(state.programs, "charts", qubes)
     for qube in qubes:
         house.machine.set_state(qube, "Halted")
-    house.qubes = []  # the start would wait for all
+    house.qubes = []  # otherwise the start would wait for all
     per_step = 64 if args.quick else 192
     median, slowest, bash = [], [], []
     with house:

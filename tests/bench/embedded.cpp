@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The client as a library: one stream, its session keys made anew for each command, commands one
-// after the other, and `bash -c true` between them for comparison.
+// Measures the client as a library: commands one after the other on one stream, with new session
+// keys for each, and `bash -c true` between them for comparison.
 //
 //   embedded SOCKET KEY-FILE COUNT           JSON on stdout: {"ours":{…},"bash":{…}}
-//   embedded SOCKET KEY-FILE COUNT in-steps  no bash at all: `true` itself; for each line on stdin so
-//                                            many, and then a line with the number that failed
+//   embedded SOCKET KEY-FILE COUNT in-steps  no bash: for each number on stdin runs `true` so many
+//                                            times, and prints how many of them failed
 
 #include "timing.hpp"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A qube's agent gone bad, in the agent's place: it writes as fast as its pipe takes it, and throws
-// away what comes.
+// Runs instead of a qube's agent and floods dom0: it writes as fast as its pipe accepts, and drops
+// its input.
 //
 //   flood bogus       frames of a session that is over
 //   flood requests    a session for each request, and a token that verifies under no key
@@ -40,7 +40,7 @@ void send() {
     pending.clear();
 }
 
-// Until the call ends.
+// Reads and drops input until the call ends.
 void throw_input_away() {
     static char room[batch];
     while (::read(STDIN_FILENO, room, sizeof room) > 0) {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The installed release build, and what it is measured in: dom0's root with a daemon, below the build
-directory and so on a real disk, and qubes around it."""
+"""The installed release build and its surroundings: dom0's root with a daemon, below the build directory
+and thus on a real disk, and qubes."""
 
 import contextlib
 import glob
@@ -20,7 +20,7 @@ KEY = "0123456789abcdef" * 4
 
 
 def find(directory, name):
-    """A program; its completion has the same name."""
+    """The path of a program, not of its completion, which has the same name."""
     for where, _, _ in os.walk(directory):
         path = os.path.join(where, name)
         if os.path.isfile(path) and os.access(path, os.X_OK):
@@ -29,7 +29,7 @@ def find(directory, name):
 
 
 class Installed:
-    """Both ends as `make install-vm install-dom0` leaves them, below the scratch directory."""
+    """Both ends as `make install-vm install-dom0` installs them, below the scratch directory."""
 
     def __init__(self):
         tree = os.path.join(SCRATCH, "installed")
@@ -43,7 +43,7 @@ class Installed:
 
 
 class Dom0:
-    """A daemon's root; the transport is a subclass's."""
+    """A daemon's root. A subclass provides the transport."""
 
     transport = None
 
@@ -80,7 +80,7 @@ class Dom0:
         return os.path.join(self.home(qube), ".qvm-remote", "auth.key")
 
     def client(self, qube, *words):
-        """Words for the launcher."""
+        """The arguments for the launcher that run this client."""
         return [*(f"{k}={v}" for k, v in self.client_env(qube).items()), self.programs.client,
                 *words]
 
@@ -119,7 +119,7 @@ class Dom0:
         self.stop()
 
     def processes(self):
-        """The daemon and what it has forked of itself."""
+        """The daemon and the processes that it has forked."""
         pids = [self.daemon.pid]
         for pid in pids:
             for children in glob.glob(f"/proc/{pid}/task/*/children"):
@@ -132,7 +132,7 @@ class Dom0:
 
 
 class MockHouse(Dom0):
-    """One qube over the mock transport."""
+    """A dom0 with one qube, over the mock transport."""
 
     transport = "mock"
 
@@ -155,8 +155,8 @@ class MockHouse(Dom0):
 
 
 class House(Dom0):
-    """Qubes over the default transport, by the stand-in of qrexec-client. `agents` maps a qube's name
-    to a directory with another agent than ours, or to None for a qube without one."""
+    """A dom0 with qubes over the default transport, with the stand-in of qrexec-client. `agents` maps a
+    qube's name to a directory with another agent than ours, or to None for a qube without an agent."""
 
     transport = "qvm-run"
 
@@ -207,7 +207,7 @@ class House(Dom0):
             time.sleep(0.01)
 
     def agent_pid(self, qube):
-        """It may be between two calls."""
+        """The process ID of the agent; waits for it, since it may be between two calls."""
         end = time.monotonic() + HANG
         while time.monotonic() < end:
             for _, agent in self.machine.running(qube):
@@ -227,7 +227,7 @@ def runs(pid, path):
 
 
 def memory(pid, file, *names):
-    """The sum of these lines of /proc/PID/`file`, in KiB."""
+    """The sum of the named lines of /proc/PID/`file`, in KiB."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as f:
         return sum(int(line.split()[1]) for line in f if line.split(":")[0] in names)
     return 0

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Starts what run.py compares, each by the same means, in turn, and says how long they took.
+// Starts the programs that run.py compares, all in the same way and in turn, and prints how long
+// they took.
 //
 //   launch [OPTIONS] -- PIPELINE -- PIPELINE ...     one round runs each pipeline once
 //   launch --fdatasync FILE --count N                appends 512 bytes and syncs, N times
@@ -7,12 +8,11 @@
 //
 // A PIPELINE is `[NAME=VALUE]... WORD... [| [NAME=VALUE]... WORD...]...`; its stdin and stdout are
 // /dev/null. Its time is from before the first start until all of it has ended. JSON on stdout.
-//   --count N     rounds (or runs, with --parallel)
-//   --warmup N    rounds before that, not counted
-//   --parallel N  N at once, pipelines of one stage, taken in turn
-//   --ready       a daemon: its time is until it says READY=1; then it is ended by SIGTERM
-//   --samples     each time, in the order in which they were taken
-// SIGTERM: nothing more is started, and what was measured is reported.
+//   --count N rounds (or runs, with --parallel) --warmup N rounds before that, not counted
+//   --parallel N N at once, pipelines of one stage, taken in turn --ready a daemon: measures the
+//   time until READY=1, then ends it with SIGTERM --samples prints each time, in the order of the
+//   runs
+// After SIGTERM it starts nothing more, and prints what it has measured.
 
 #include "timing.hpp"
 

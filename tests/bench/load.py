@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What others notice: of a qube that floods, of one that works hard, and dom0 of 64 that do nothing."""
+"""How a flooding or a busy qube affects other qubes, and how 64 idle qubes affect dom0."""
 
 import contextlib
 import json
@@ -13,13 +13,14 @@ import time
 from houses import House, memory
 from rows import HANG, SCRATCH, args, launch, launching, memory_row, program, row
 
-# A ratio of percentiles needs both taken in turn: what else the machine does meets both.
+# For a ratio of percentiles both are measured in turn, so that other load of the machine affects
+# both.
 TURNS = 3 if args.quick else 6
 PER_TURN = 60 if args.quick else 100
 
 
 class Turns:
-    """Times of one qube's `true`, in turn with and without what another qube does."""
+    """Times of one qube's `true`, in turn with and without the load of another qube."""
 
     def __init__(self, house):
         self.house = house
@@ -37,7 +38,7 @@ class Turns:
         for _ in range(TURNS):
             self.measure(self.quiet)
             with loud():
-                time.sleep(0.2)  # it is in full swing
+                time.sleep(0.2)  # until the load is at its full rate
                 self.measure(self.loud)
         return self
 
@@ -52,7 +53,7 @@ class Turns:
 
 
 def bad_agent(kind):
-    """A directory whose agent floods."""
+    """Makes a directory with an agent that floods."""
     where = os.path.join(SCRATCH, "bad-agents", kind)
     os.makedirs(where)
     path = os.path.join(where, "qvm-remote-agent")
@@ -68,14 +69,15 @@ def bench_flood(state):
         with House(state.programs, "flood-" + kind, ["work", "bad"], {"bad": bad_agent(kind)}) as house:
             before = max(memory(pid, "status", "VmRSS") for pid in house.processes())
 
-            # Stopped and not ended: a call that ends so is not made again at once.
+            # Stop the agent with SIGSTOP instead of ending it, since the call would not be made
+            # again at once.
             @contextlib.contextmanager
             def flooding():
                 os.kill(house.agent_pid("bad"), signal.SIGCONT)
                 yield
                 os.kill(house.agent_pid("bad"), signal.SIGSTOP)
 
-            time.sleep(1)  # the floods' first second; it says whether the call stands
+            time.sleep(1)  # the first second of the flood shows whether the call stays open
             os.kill(house.agent_pid("bad"), signal.SIGSTOP)
             calls = len(house.machine.calls("qrexec-client"))
             turns = Turns(house).run(flooding)
@@ -108,7 +110,7 @@ def bench_neighbour(state):
 
 
 IDLE_SECONDS = 20 if args.quick else 60
-ROUND = 60  # between two keep-alives; after the first they are at whole minutes of the boot's clock
+ROUND = 60  # seconds between two keep-alives, which come at whole minutes since boot, except the first
 SYSCALL = re.compile(r"^(\d+) +(\d+\.\d+) (?:<\.\.\. )?(\w+)(?: resumed>|\()(.*)$")
 
 
@@ -117,7 +119,7 @@ def boot_seconds():
 
 
 class Trace:
-    """strace of a daemon's processes and all their threads, for a while."""
+    """Runs strace on the processes of a daemon and all their threads for some seconds."""
 
     def __init__(self, pids, seconds):
         self.started, self.waits, self.watchdogs, self.answers, self.rounds = 0, 0, 0, 0, 0
@@ -126,7 +128,7 @@ class Trace:
             for pid in pids:
                 words += ["-p", str(pid)]
             with subprocess.Popen(words, stderr=subprocess.PIPE) as tracer:
-                time.sleep(1)  # attaching interrupts what waits
+                time.sleep(1)  # attaching interrupts system calls that wait
                 if tracer.poll() is not None:
                     raise RuntimeError(tracer.stderr.read().decode().strip().splitlines()[-1])
                 begin = time.time()
@@ -137,7 +139,7 @@ class Trace:
         self.lines = [line for line in lines if self.take(line, begin, end)]
 
     def take(self, line, begin, end):
-        """One line of it; false for one outside the time."""
+        """Takes one line of the trace; returns false if it is outside the time."""
         found = SYSCALL.match(line)
         if not found or not begin <= float(found[2]) <= end or found[4].endswith("<unfinished ...>"):
             return False
@@ -151,7 +153,7 @@ class Trace:
         elif name == "sendto" and "WATCHDOG=1" in rest:
             self.watchdogs += 1
         elif name == "read" and result == 8 and "\\1\\0\\0\\0\\0\\0\\0\\0" in rest:
-            self.rounds += 1  # a timer's count
+            self.rounds += 1  # a timer was read
         elif name in ("read", "recvfrom", "recvmsg") and result > 0:
             self.answers += 1
         return True
@@ -160,7 +162,8 @@ class Trace:
 def bench_idle(state):
     qubes = [f"idle{n}" for n in range(64)]
     house = House(state.programs, "idle", qubes)
-    # The first round comes a minute after the start, the second at a whole minute: not both here.
+    # The first keep-alive comes a minute after the start, the second at a whole minute. Avoid both
+    # in one window.
     while not 2 <= boot_seconds() % ROUND <= 25 and not args.quick:
         time.sleep(0.5)
     house.start(WATCHDOG_USEC="30000000")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast and how small: one qube after the other, many at once, much data, much history."""
+"""Speed and size: one command after the other, many at once, much data, much history."""
 
 import hashlib
 import json
@@ -101,7 +101,7 @@ def bench_many(state):
 
 
 def bulk_words(client):
-    """(name, ours, its stage in the pipe, the same for ssh, how much)"""
+    """Rows of: name, our words, their place in the pipe, the same for ssh, and the amount."""
     size = GIB // 8 if args.quick else GIB
     source = ["head", "-c", str(size), "/dev/zero"]
     return size, (
@@ -135,7 +135,7 @@ def bench_bulk(state):
 
 
 def bench_mock(state):
-    """What the mock transport itself costs: nothing but a socket lies between client and daemon."""
+    """What the mock transport itself costs: only a socket is between client and daemon."""
     with MockHouse(state.programs, "mock") as house:
         done = launch("--count", ROUNDS, "--warmup", 10, "--", "bash", "-c", "true", "--",
                       *house.client("work", "true"), env=house.env())
@@ -155,11 +155,11 @@ def bench_mock(state):
 
 
 def bench_protocol1(state):
-    """A qube without our agent, served by the shell program, beside one with it."""
+    """A qube without our agent, which the shell program serves, compared with one that has the agent."""
     rounds = 20 if args.quick else 60
     with House(state.programs, "protocol1", ["work", "old"], {"old": None}) as house:
         old = house.client("old", "true")
-        launch("--count", 1, "--", *old, env=house.env())  # when this returns, it is served
+        launch("--count", 1, "--", *old, env=house.env())  # after this the shell program is running
         done = launch("--count", rounds, "--warmup", 2, "--", *house.client("work", "true"), "--",
                       *old, env=house.env())
     new, old = done["rows"]
@@ -170,11 +170,11 @@ def bench_protocol1(state):
 
 
 def fill_history(house, days, per_day):
-    """`days` days up to now of so many commands each, in audit.log and in history/."""
+    """Writes records of `days` days up to now, with `per_day` commands each, to audit.log and history/."""
     base = os.path.join(house.home("work"), ".qvm-remote")
     entries = os.path.join(base, "history")
     os.mkdir(entries, 0o700)
-    # Pruned a moment ago: none is too old yet, and the agent has nothing to do.
+    # Say that pruning was done just now, so that the agent has nothing to do.
     with open(os.open(os.path.join(entries, ".pruned"), os.O_WRONLY | os.O_CREAT, 0o600), "w"):
         pass
     names = {"command": "true", "out": "", "err": "", "exit": "0",
@@ -194,12 +194,12 @@ def fill_history(house, days, per_day):
                           f"[{date}T00:00:00] DONE id={id_} exit=0\n")
                 entry = os.path.join(where, id_)
                 os.mkdir(entry, 0o700)
-                for name in names:  # one inode for a day: the disk is not what is measured
+                for name in names:  # one inode for a day, since this does not measure the disk
                     os.link(os.path.join(where, "." + name), os.path.join(entry, name))
 
 
 def fill_ids(house, count):
-    """`count` remembered IDs: their START lines, and the index as the daemon would have it."""
+    """Makes `count` remembered IDs: their START lines, and the index that the daemon would have."""
     house.start()  # makes the tables
     house.stop()
     audit = os.path.join(house.root, "var/log/qvm-remote/audit.jsonl")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The protocol alone, in one thread, in memory: how often a second, and how many bytes.
+// Measures the protocol alone, in one thread and in memory: operations and bytes a second.
 //
 //   protocol [SECONDS]                  JSON on stdout: {"name":{"per_s":…,"mb_s":…},…}
 //   protocol --audit FILE COUNT         an audit log of COUNT START lines, for the row with many
@@ -41,7 +41,7 @@ audit_record record_of(const std::string &id) {
     return r;
 }
 
-// run.py makes the same ones for the index.
+// The same numbers as run.py puts into the index.
 std::string id_number(unsigned n) {
     char text[64];
     std::snprintf(text, sizeof text, "20260102-030405-77-%08x", n);
@@ -60,8 +60,7 @@ int write_audit(const char *path, unsigned count) {
     return std::fclose(to) == 0 ? 0 : 2;
 }
 
-// A policy of `count` rules of which the last one is about `work`; half of those before it are, and
-// do not fit.
+// A policy of `count` rules. Only the last one matches; half of the others are about `work` too.
 policy rules_of(unsigned count) {
     std::string text;
     for (unsigned n = 0; n + 1 < count; ++n)
@@ -75,7 +74,7 @@ policy rules_of(unsigned count) {
 
 bool first = true;
 
-// Calls `work` for a while; it handles `bytes` each time.
+// Calls `work` for `seconds`, and prints a row. `work` handles `bytes` bytes in each call.
 template <class Work>
 void row(const char *name, double seconds, std::size_t bytes, Work work) {
     for (int i = 0; i < 10; ++i)
@@ -103,7 +102,7 @@ void check(bool ok, const char *what) {
         die(what);
 }
 
-// A frame is sealed, and opened as the other end does it.
+// Measures sealing a frame and opening it as the other end does.
 void frames(const char *name, double seconds, std::size_t size, bool gmac) {
     const secret_bytes<32> key(sha256(as_bytes("a session's key")));
     frame_authenticator sender(key), receiver(key);

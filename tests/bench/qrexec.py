@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The qrexec transport against a bare service through the same stand-in of qrexec."""
+"""Compares the qrexec transport with a bare service, through the same stand-in of qrexec."""
 
 import json
 import os
@@ -17,7 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class House:
-    """A daemon over qrexec, two bare services beside its own, and a qube."""
+    """A daemon over qrexec, two bare services, and a qube."""
 
     def __init__(self, build, scratch):
         sys.path.insert(0, os.path.join(HERE, "..", "standin"))
@@ -27,7 +27,7 @@ class House:
         self.short = tempfile.mkdtemp(prefix="qvm-remote-bench-", dir="/tmp")  # a socket's path fits
         self.machine = Machine(build, os.path.join(self.short, "m"))
         self.home = self.machine.add("work")
-        # The client's records are on the disk that the daemon's are on.
+        # Put the records of the client on the same disk as those of the daemon.
         own = os.path.join(scratch, "home", ".qvm-remote")
         os.makedirs(own, 0o700)
         os.rmdir(self.home)
@@ -78,7 +78,7 @@ class House:
         return self
 
     def keep(self):
-        """An agent that keeps a call, until it listens; returns its socket."""
+        """Starts an agent that keeps a call, and waits until it listens. Returns its socket."""
         path = os.path.join(self.home, ".qvm-remote", "agent-qrexec.sock")
         self.agent = subprocess.Popen([os.path.join(self.build, "tools/qvm-remote-agent/qvm-remote-agent"), "--keep"], env=self.env(),
                                       stdin=subprocess.DEVNULL)
@@ -124,8 +124,8 @@ def bench_qrexec(build, scratch, rounds):
     ours, theirs = embedded["ours"]["median_us"], embedded["bash"]["median_us"]
     row("qrexec: embedded client, a kept call / bash", ours / theirs, "×", "≤ 1.8", ours <= 1.8 * theirs,
         f"{ours / 1000:.2f} ms / {theirs / 1000:.2f} ms; {5 * rounds} in a row")
-    # One for each of the first part but bash, and the agent's.
+    # One call for each command of the first part except bash, and one of the agent.
     wanted = 3 * (rounds + 10) + 1
-    row("qrexec: calls made", calls, "", str(wanted), calls == wanted, "the kept one is one")
+    row("qrexec: calls made", calls, "", str(wanted), calls == wanted, "a kept call counts once")
     if failed:
         row("commands that failed", failed, "", "0", False, "")

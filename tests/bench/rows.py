@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all parts share: the arguments, the rows with their bars, and the launcher that starts
-everything that is measured."""
+"""What all parts share: the arguments, the rows with their limits ("bars"), and the launcher that starts
+every measured program."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ args = parser.parse_args()
 BUILD = os.path.abspath(args.build)
 PROGRAMS = os.path.join(BUILD, "tests", "bench")
 SCRATCH = os.path.join(BUILD, "bench-scratch")
-# A socket's path is short, so what holds one is reached from here.
+# The path of a socket must be short, so directories with sockets are here.
 SHORT = os.path.join("/tmp", f"qvm-remote-bench-{os.getpid()}")
 ROUNDS = 60 if args.quick else 200
 GIB = 1 << 30
@@ -28,14 +28,14 @@ rows = []
 
 
 def row(what, value, unit, bar=None, ok=None, note=""):
-    """`bar` is words; `ok` is None where there is none."""
+    """`bar` is the limit as text; `ok` says whether it was met, and is None without a limit."""
     rows.append({"what": what, "value": value, "unit": unit, "bar": bar, "ok": ok, "note": note})
     print(f"  {what}: {value:.4g} {unit}" + (f" (bar {bar})" if bar else "") +
           ("" if ok is None else " ok" if ok else " MISSED"), file=sys.stderr, flush=True)
 
 
 def ratio_row(what, ours, theirs, bar, note="", extra_us=0.0):
-    """A ratio of medians that must not exceed `bar`; `extra_us` may be added to what it allows."""
+    """A ratio of medians that must not exceed `bar`; `extra_us` is added to the allowed time."""
     allowed = bar * theirs + extra_us
     row(what, ours / theirs, "×", f"≤ {bar}", ours <= allowed,
         f"{ours / 1000:.2f} ms / {theirs / 1000:.2f} ms" + ("; " + note if note else ""))
@@ -46,7 +46,7 @@ def memory_row(what, kib, most=32, note=""):
 
 
 def failures_row(*results):
-    """A row only where a command failed."""
+    """Adds a row only if a command failed."""
     failed = sum(r["failed"] for result in results for r in result["rows"])
     if failed:
         row("commands that failed", failed, "", "0", False)
@@ -66,7 +66,7 @@ def program(name):
 
 
 def launching(*words, env=None):
-    """The launcher, begun; SIGTERM has it end what it does and report."""
+    """Starts the launcher. On SIGTERM it ends its work and prints its results."""
     return subprocess.Popen([program("launch"), *map(str, words)], env=env, stdout=subprocess.PIPE)
 
 
@@ -84,23 +84,23 @@ def ms(result):
     return result["median_us"] / 1000
 
 
-# What `bash -c true` takes where SPEC §5 was written. A bar in seconds or per second, and not in
-# something that this machine was seen to do in the same run, is for a machine like that one.
+# The time of `bash -c true` on the machine for which SPEC §5 was written. A limit in seconds or per
+# second is for that machine; other limits compare with a measurement of the same run.
 REFERENCE_BASH_US = 1300
 
 
 def slowness_by(bash_us):
-    """How much longer a process takes here, and words that say so; never less than 1."""
+    """How many times longer a process takes here, at least 1, and a text that says so."""
     return max(1.0, bash_us / REFERENCE_BASH_US), f"where bash -c true takes 1.3 ms; here {bash_us / 1000:.1f}"
 
 
 def slowness():
-    """The same, measured now."""
+    """The same, by a measurement now."""
     return slowness_by(launch("--count", ROUNDS, "--warmup", 10, "--", "bash", "-c",
                               "true")["rows"][0]["median_us"])
 
 
 def fdatasync():
-    """The median, and how much of it SPEC §5 lets be added to rows with a durable write."""
+    """The median, and the part of it that SPEC §5 allows to add to rows with a durable write."""
     sync = launch("--fdatasync", os.path.join(SCRATCH, "sync"), "--count", ROUNDS)
     return ms(sync), sync["median_us"] if ms(sync) > 0.3 else 0.0

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Speed and size against their bars (SPEC §5): a Markdown table, JSON, charts in BUILD/bench, and exit
-code 1 for a miss.
+"""Measures speed and size, and compares them with their limits (SPEC §5). Writes a Markdown table, JSON,
+and charts in BUILD/bench. The exit code is 1 if a limit is missed.
 
     run.py BUILD-DIRECTORY [--quick] [--json FILE] [--only WORD]
 
-Measured is the installed release build, by `meson install` into a scratch directory: its daemon over
-the default transport, and qubes by the stand-ins of tests/standin, with history, log and audit on,
-all below the build directory: a real disk. ssh is the installed client with an sshd of its own
-(ssh.py). Nothing outside the build directory and /tmp is written.
+It measures the release build, installed by `meson install` into a scratch directory: the daemon over the
+default transport, and qubes of the stand-ins in tests/standin, with history, log and audit on. All of it
+is below the build directory, on a real disk. ssh is the installed client with an own sshd (ssh.py). It
+writes nothing outside the build directory and /tmp.
 """
 
 import contextlib
@@ -68,9 +68,9 @@ def main():
     clear()
     os.makedirs(SCRATCH, 0o755)
     os.mkdir(SHORT, 0o700)
-    # ext4 does not use an inode again for minutes after it was freed, and looks at each such one for
-    # every new file: 0.5 ms instead of 0.02 where a build or a test has just cleaned up. With this
-    # attribute it puts each house into a part of the disk of its own.
+    # For minutes after an inode was freed, ext4 does not use it again, but checks it for every new
+    # file: 0.5 ms instead of 0.02 ms where a build or a test has just removed files. With this
+    # attribute it puts each house into another part of the disk.
     with contextlib.suppress(OSError):
         subprocess.run(["chattr", "+T", SCRATCH], stderr=subprocess.DEVNULL)
     if version_of("stat", "-f", "-c", "%T", SCRATCH) == "tmpfs":
@@ -88,7 +88,7 @@ def main():
                 print(f"{name}:", file=sys.stderr, flush=True)
                 try:
                     part(state)
-                except Exception as e:  # the rest is measured all the same
+                except Exception as e:  # measure the rest anyway
                     row(f"{name} was not measured", 0, "", "", False, f"{type(e).__name__}: {e}")
             about["load after"] = f"{os.getloadavg()[0]:.1f}"
     finally:

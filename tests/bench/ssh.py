@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""sshd on loopback: the installed one, or one unpacked into the build directory; with a user of its
-own in a private mount namespace when this runs as root, else as the current user."""
+"""sshd on loopback: the installed one, or one unpacked into the build directory. As root it has its own
+user in a private mount namespace; otherwise it runs as the current user."""
 
 import glob
 import os
@@ -14,7 +14,7 @@ from rows import BUILD, SCRATCH, SHORT
 
 
 class Ssh:
-    """sshd on loopback, and a master connection; `why` says why there is none."""
+    """sshd on loopback, and a master connection to it; `why` says why there is none."""
 
     ACCOUNT = "qvmbench"
 
@@ -64,7 +64,7 @@ class Ssh:
         own = os.geteuid() == 0 and subprocess.run(
             ["unshare", "-m", "true"], stderr=subprocess.DEVNULL).returncode == 0
         if own:
-            # A user of its own that only sshd's mount namespace knows.
+            # This user exists only in the mount namespace of sshd.
             account = self.ACCOUNT
             home = os.path.join("/tmp", os.path.basename(SCRATCH) + f"-{os.getpid()}-home")
             with open("/etc/passwd") as f, open(os.path.join(self.path, "passwd"), "w") as out:
@@ -74,7 +74,7 @@ class Ssh:
             script = ('mount --bind "$1" /etc/passwd && mount -t tmpfs none /run && '
                       'mkdir -m 755 /run/sshd && mount -t tmpfs none /tmp && '
                       'mkdir -m 700 "$2" && chown 64999:65534 "$2" && shift 2 && exec "$@"')
-            # Outside /tmp everything stays as it is; sshd needs nothing from there.
+            # Keep /tmp visible if the scratch directory is there.
             if SCRATCH.startswith("/tmp/"):
                 script = script.replace("mount -t tmpfs none /tmp && ", "") \
                                .replace('mkdir -m 700 "$2"', 'mkdir -p "$2"')

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What the measuring programs share: a clock, starting a process, and quartiles as JSON.
+/// What the measuring programs share: a clock, a way to start a process, and quartiles as JSON.
 
 #pragma once
 
@@ -38,8 +38,8 @@ struct stage {
     std::vector<std::string> variables, words;
 };
 
-/// Starts a program by posix_spawn, which shares the caller's memory until exec: what is measured
-/// is the program, whatever the caller holds. -1 for a descriptor means /dev/null.
+/// Starts a program with posix_spawn, which shares the caller's memory until exec, so that the time
+/// does not depend on the size of the caller. -1 for a descriptor means /dev/null.
 [[nodiscard]] inline pid_t start(stage &what, int in, int out) {
     std::vector<char *> argv, envp;
     for (std::string &word : what.words)
@@ -68,7 +68,8 @@ struct stage {
     return pid;
 }
 
-/// Waits for one process; its peak of resident memory in KiB. False when it did not exit with 0.
+/// Waits for one process, and stores its peak of resident memory in KiB. Returns false when it did
+/// not exit with 0.
 [[nodiscard]] inline bool finish(pid_t pid, long &peak_kib) {
     int status = 0;
     rusage used{};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A record of any bytes becomes one line that parses and follows from the one before it, and none
-// of its bytes can be changed without that showing. A line that parses, whoever wrote it, holds no
-// control byte.
+// Checks that a record of any bytes becomes one line that parses and follows from the line before
+// it, and that the verifier finds a change of any of its bytes. A line that parses holds no control
+// byte.
 
 #include <algorithm>
 #include <cstdint>
@@ -29,7 +29,7 @@ void check_text(std::string_view line) {
         const int types = entry->text(key).has_value() + entry->number(key).has_value() +
                           entry->list(key).has_value();
         require(types == 1);
-        // One text has one spelling, but for the bytes that were no UTF-8.
+        // A text has only one spelling, except for bytes that were not UTF-8.
         const auto text = entry->text(key);
         if (text && raw.find("\\u00") == std::string_view::npos)
             require(raw.substr(1, raw.size() - 2) == for_json(*text));
@@ -70,7 +70,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     require(entry->kind == name(record.kind));
     require(verify_link(before, bare).value() == chain.head());
 
-    // Which byte is damaged, and how, depends on the input.
+    // The input decides which byte is damaged, and how.
     const std::size_t at =
         size == 0 ? 0 : (data[0] * std::size_t{251} + data[size - 1]) % bare.size();
     bare[at] = static_cast<char>(bare[at] ^ (1 << size % 8));

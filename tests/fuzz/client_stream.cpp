@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A qube's machine against an agent that sends anything, and against a dom0 that lies. The input is
-// a program: raw bytes, frames sealed with the right keys, and what the client does between.
+// Tests a qube's end of a stream against an agent that sends anything, and against a dom0 that
+// lies. The input is a program: raw bytes, frames sealed with the right keys, and actions of the
+// client.
 //
-// Holds: `ended` comes only from an END that dom0 sealed next in order, with the counts that
-// arrived (I10); output only after ACCEPTED and within the window; no event for a session that is
-// over.
+// Checks that `ended` comes only from an END that dom0 sealed next in order, with the counts of the
+// bytes that arrived (I10), that output comes only after ACCEPTED and within the window, and that
+// there is no event for a session that is over.
 
 #include <map>
 
@@ -26,7 +27,7 @@ class machine {
     void run() {
         while (!input_.done() && !broken_) {
             step();
-            // Its own stdin and bodies, and one answer for each frame that fits in a buffer.
+            // The output holds stdin, bodies, and at most one answer for each frame in a buffer.
             if (stream_.output().size() > 4 * limits::frame)
                 output();
         }
@@ -61,7 +62,7 @@ class machine {
             return stream_.open();
         case 3:
             return feed(plain_frame(frame_type::challenge, number, bytes(32, number & 0xff)));
-        case 4: // accepted as it should be
+        case 4: // a correct ACCEPTED
             return seal(number, frame_type::accepted, bytes{0, 0, 0, 60, 0, 4, 0, 0});
         case 5:
         case 6: // a frame of any type with the right tag
@@ -73,7 +74,7 @@ class machine {
         case 7:
             return seal(number, what & 0x80 ? frame_type::stdout_data : frame_type::stderr_data,
                         bytes(input_.u16() % (max_tagged_payload + 1), 'o'));
-        case 8: { // an END with the right counts, or nearly
+        case 8: { // an END with right or nearly right counts
             const auto found = sessions_.find(number);
             if (found == sessions_.end())
                 return;
@@ -130,7 +131,7 @@ class machine {
         }
     }
 
-    // What the client wrote: the keys are derived from its request, as dom0 would.
+    // Reads what the client wrote, and derives the keys from its request, as dom0 does.
     void output() {
         const bytes out = take_output(stream_);
         const std::size_t skip = std::exchange(preamble_taken_, true) ? 0 : preamble.size();
@@ -191,7 +192,7 @@ class machine {
             what.features = form & 4 ? feature::gmac : 0;
             gmac_ = (what.features & stream_.features().value()) != 0;
             if (form & 8)
-                return; // not yet, or never
+                return; // dom0 did not announce itself yet, or never will
             require(stream_.send_request(number, what, key_).has_value());
             s.requested = true;
             return output();
@@ -211,7 +212,7 @@ class machine {
             sessions_.erase(found);
             return;
         case kind::ended: {
-            // Said by dom0, in this very frame, and it is the truth.
+            // The event comes from the frame that dom0 has just sealed, and its counts are right.
             require(sealing_ == number && s.last_type == frame_type::end && s.accepted);
             require(event.end.stdout_bytes == s.out && event.end.stderr_bytes == s.err);
             require(!stream_.has(number));
@@ -223,7 +224,7 @@ class machine {
         default:
             break;
         }
-        // All others are dom0's own words, and the ones just sealed.
+        // All other events come from the frame that dom0 has just sealed.
         require(sealing_ == number && s.requested);
         switch (event.what) {
         case kind::refused:
@@ -261,7 +262,7 @@ class machine {
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
-    // As bytes from an agent that has no key, whole; then as a program.
+    // First use the input as bytes from an agent without a key, then as a program.
     qube_end blind;
     blind.ask(make_request(request_kind::exec));
     blind.feed({data, size});

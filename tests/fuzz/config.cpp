@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What parsed survives being written: a configuration rebuilt from its entries says the same, and a
-// value that is set changes no other entry. An error points into the text. parse_positive agrees
-// with the C library wherever it accepts.
+// Checks that a configuration that is written again from its entries parses to the same entries,
+// and that setting a value changes no other entry. The place of an error is in the text.
+// parse_positive agrees with the C library on every text that it accepts.
 
 #include <algorithm>
 #include <cstdint>

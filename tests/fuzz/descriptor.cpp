@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What parses as qrexec's descriptor, written anew, is the same one; a name and an argument hold
-// nothing but what they may; and nothing parses with a byte more in front of or behind it that is
-// not of a word.
+// Checks that a descriptor of qrexec that parses gives the same result when it is written again,
+// that its name and argument hold only allowed bytes, and that no descriptor parses with another
+// byte before or after it, unless that byte may be part of a word.
 
 #include <algorithm>
 #include <cstdint>
@@ -25,7 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
                    std::string_view("_.+-").find(c) != std::string_view::npos;
         }));
     require(qvmremote::is_alpha(got->source[0]));
-    // The qube chose the argument and the target. Its name stands between them, once.
+    // The qube chose the argument and the target. Its name is between them, once.
     const std::string again = "qvmremote.Exec+" + got->argument + " " + got->source;
     require(qrexec::parse_descriptor(again) == got);
     require(text.find(" " + got->source) != std::string_view::npos);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What an operator reads can be turned back into what the qube sent, field by field: no row holds
-// anything but printable ASCII, none is longer than the screen is wide, and two different requests
-// never have the same rows.
-// The first byte of the input is the width; fields are divided by the byte 0xff, and the first byte
-// of each says whether it is a word or a text.
+// Checks that the rows that an operator reads can be turned back into the fields that the qube
+// sent. A row holds only printable ASCII and is not longer than the width, and two different
+// requests never have the same rows. The first byte of the input is the width; fields are divided
+// by the byte 0xff, and the first byte of each says whether it is a word or a text.
 
 #include <algorithm>
 #include <cstdint>
@@ -20,7 +19,7 @@ using namespace qvmremote;
 
 namespace {
 
-using field = std::pair<char, std::string>; // its mark, its bytes
+using field = std::pair<char, std::string>; // mark and bytes
 
 std::string bytes_of(std::string_view shown) {
     std::string out;
@@ -42,7 +41,7 @@ std::string bytes_of(std::string_view shown) {
     return out;
 }
 
-// A reader that knows the columns and marks alone.
+// Reads the fields from the rows by columns and marks only.
 std::vector<field> read_rows(const std::vector<std::string> &rows, std::size_t width) {
     std::vector<field> out;
     std::string text;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What parsed re-encodes to the same bytes, and keeps every promise that the code behind it relies
-// on. This is the parser behind the MAC, called as it is.
+// Checks that a header that parses encodes to the same bytes, and keeps every rule that later code
+// relies on. In a daemon this parser runs only after the MAC; here it is called directly.
 
 #include <qvmremote/envelope.hpp>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The scanner of escapes. Holds: what is sent and done does not depend on how the keys are cut; no
-// more is sent than was typed; without a character all is sent as it was typed.
+// Checks the scanner of escapes: what it sends and does is the same for the keys in any pieces, it
+// sends no more than was typed, and without an escape character it sends everything as typed.
 
 #include <algorithm>
 #include <optional>

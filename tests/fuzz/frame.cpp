@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Frames come out the same however the stream is cut, re-encode to the bytes they came from, and
-// keep to the limit, which is also all that is held.
+// Checks that a stream gives the same frames in any pieces, that they encode to the same bytes,
+// that they keep the limit, and that the reader keeps no more than the limit.
 
 #include <optional>
 
@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t limit = 300;
 
 struct outcome {
-    bytes frames; // as encoded again
+    bytes frames; // encoded again
     std::optional<error> broken;
 };
 

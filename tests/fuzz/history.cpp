@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Whatever the command, a line written is one line, without control bytes, that reads back as what
-// it says; what parses as a meta or exit file is written again as it was.
+// Checks that for any command the written line is one line without control bytes, and is read back
+// with the same values. A meta or exit file that parses is written again with the same values.
 
 #include <algorithm>
 #include <cstdint>
@@ -22,7 +22,7 @@ bool printable(std::string_view text) {
     return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
 }
 
-// The line without its newline, which is its only one.
+// The line without its newline, which must be the only one.
 std::string_view one_line(const std::string &line) {
     require(line.ends_with('\n'));
     const std::string_view text = std::string_view(line).substr(0, line.size() - 1);
@@ -72,7 +72,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     for (const std::string &line : shown)
         require(printable(line) && line.size() <= 10 + 4 * output_preview);
 
-    // The tail of the tail is the tail; together with what is before, it is the block.
+    // The last lines of the last lines are the same, and with the part before them they are the
+    // whole block.
     const auto lines = tail_lines(text, size + 1);
     const auto last = tail_lines(text, 2);
     require(last.size() == std::min<std::size_t>(2, lines.size()));

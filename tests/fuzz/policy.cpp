@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Input: a policy, a NUL, and a request: a letter (s: a line, e: an argv of lines, x: a script)
-// with its text. The parser ends, its places lie in the text, and what parsed prints to what parses
-// to the same. decide() ends, twice the same, and below full it lets nothing through that the rule
-// did not name; a line with a byte that means something to a shell is never run as an argv.
+// The input is a policy, a NUL, and a request: a letter (s: a line, e: an argv of lines, x: a
+// script) with its text. Checks that the places of problems are in the text, and that printed rules
+// parse to the same rules. decide() gives the same answer twice, and below full it allows nothing
+// that the rule does not name. A line with a byte that a shell interprets is never run as an argv.
 
 #include <algorithm>
 #include <cstdint>
@@ -45,7 +45,7 @@ void check_print(const policy &rules) {
     for (std::size_t i = 0; i < rules.rules().size(); ++i)
         require(again->rules()[i].says_as(rules.rules()[i]) &&
                 again->rules()[i].text() == rules.rules()[i].text());
-    // What lint prints as missing is a line of policy.
+    // A missing line that lint prints is a line of policy.
     constexpr std::string_view mark = "add: ";
     for (const policy_problem &p : rules.doubts())
         if (const auto at = p.what.find(mark); at != std::string::npos)
@@ -79,7 +79,7 @@ void check_simple(std::string_view text) {
     require(text.find_first_of("\"'`$\\;&|<>(){}[]*?~!#^\r\v\f") == std::string_view::npos);
     require(text.find('\0') == std::string_view::npos && text.find('\n') >= text.size() - 1);
     require(!words->empty() && words->front().find_first_of("=/") == std::string::npos);
-    // Joined again they are the same words: no byte was lost or made up.
+    // Joined again they are the same words, so no byte was lost or added.
     std::string joined;
     for (const std::string &word : *words) {
         require(!word.empty());
@@ -95,7 +95,7 @@ void check_verdict(const envelope &what, const policy &rules, const peer &who,
     require(said.what == again.what && said.rule == again.rule && said.how.argv == again.how.argv);
     if (said.what == policy_action::deny)
         return;
-    // Nothing is lost by asking early, before a text is here.
+    // could_allow() must not deny before the text has come what decide() does not deny.
     require(could_allow(who, rules).what != policy_action::deny);
     if (what.kind == request_kind::shell && !said.how.argv.empty())
         require(simple_command(what.body) == said.how.argv);
@@ -116,7 +116,7 @@ void check_verdict(const envelope &what, const policy &rules, const peer &who,
     if (said.what == policy_action::allow && said.how.argv.empty())
         require(rule->request.what == request_pattern::kind::script &&
                 what.kind == request_kind::script && what.arguments.empty());
-    // Less is known, less is allowed.
+    // A service argument must not allow more.
     if (who.service_argument.empty()) {
         peer capped = who;
         capped.service_argument = "monitor";
@@ -150,7 +150,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     who.tags = {"a", "agent"};
     check_verdict(what, rules, who, given);
     const verdict said = decide(who, what, rules, given, 1);
-    // What is on disk takes away and never adds, whichever of the two it is.
+    // A policy on disk only takes rights away, and narrower() does not depend on the order of the
+    // two.
     static const policy narrow = policy::parse({{"g", "work level:monitor allow timeout=7\n"
                                                       "work exec:echo ** ask env=LANG\n"
                                                       "work exec:id allow user=bot pids=4\n"}},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What qubesd says, however its bytes are cut, gives the same events, about well-formed names alone;
-// after an error there is nothing more. A listing's names are well-formed, sorted, each there once.
+// Checks that the bytes of qubesd give the same events in any pieces, only about well-formed names,
+// and none after an error. The names of a listing are well-formed and sorted, and each occurs once.
 
 #include <algorithm>
 #include <cstdint>

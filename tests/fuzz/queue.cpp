@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Both ends of the queue take any bytes, the same however they are cut; what dom0 holds stays small;
-// an entry that was understood can be said again.
+// Checks that both ends of the queue accept any bytes, with the same result in any pieces, that
+// dom0 keeps little of them, and that an entry that was read can be written again.
 
 #include <optional>
 #include <string>
@@ -26,7 +26,7 @@ std::string shown(const queue_event &e) {
            " " + std::to_string(e.number) + "\n";
 }
 std::string shown(const queue_order &o) {
-    // Output is what comes in pieces as they are fed.
+    // Output comes in the pieces that were fed, so it is compared as a whole.
     if (o.what == queue_order::kind::output)
         return std::string(as_text(o.data));
     std::string out = std::to_string(static_cast<int>(o.what)) + " ";

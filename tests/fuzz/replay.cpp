@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Runs every file of the directories named on the command line through one fuzz target, so that the
-// corpus is a test with any compiler. A target that finds a fault aborts.
+// Gives every file of the directories on the command line to one fuzz target, so that the corpus is
+// a test with any compiler. A target that finds a fault aborts.
 
 #include <cstdint>
 #include <cstdio>
@@ -21,7 +21,7 @@ int main(int argc, char **argv) {
                 std::fprintf(stderr, "cannot read %s\n", file.path().c_str());
                 return 1;
             }
-            // Said before, so that the last line names the file that aborts.
+            // Print the name first, so that the last line names the file that aborts.
             std::printf("%s\n", file.path().c_str());
             std::fflush(stdout);
             LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t *>(bytes.data()),

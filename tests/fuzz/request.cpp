@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// I1: what nobody signed does not verify; what was signed verifies under that key alone, and
-// becomes a request only with the body that its header promised.
+// Checks I1: a header that was not signed does not verify. A signed one verifies only under its
+// key, and becomes a request only with the body that it announces.
 
 #include <qvmremote/token.hpp>
 
@@ -40,7 +40,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     if (packed) {
         require(!whole || sha256(as_bytes(body)) == promised);
         if (whole) {
-            // What comes out packs to the same bytes: there is one form for each.
+            // The unpacked request packs to the same bytes, so it has only one form.
             const envelope &out = (**whole).header;
             require(!out.has_packed_arguments() && !out.arguments.empty() && !out.body_follows);
             std::string again;

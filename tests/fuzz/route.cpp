@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Clients that send anything, an agent's router, and dom0 behind it: whatever they send, the stream
-// that they share never breaks, and what dom0 says of a session, or in answer, reaches whose it is.
+// Tests an agent's router between clients that send anything and dom0. Checks that the stream that
+// they share never breaks, and that each frame and answer of dom0 reaches the client that it is
+// for.
 //
-// Of the input each step is a byte: which of four clients, and what it does.
+// Each step is a byte of the input: one of four clients, and what it does.
 
 #include <array>
 #include <deque>
@@ -62,7 +63,7 @@ class house {
         exchange();
     }
 
-    // Who has kept to the rules, and whose frames are gone, has an answer to each.
+    // A client that obeyed the rules, and whose frames were all sent, has got every answer.
     void finish() {
         for (const client &c : clients_)
             if (c.honest && c.held.empty()) {
@@ -121,7 +122,9 @@ class house {
             data = data.subspan(dom0_.push(data));
             for (;;) {
                 const auto event = dom0_.next(now_ms_);
-                require(event.has_value()); // one client's bytes would have ended it for all
+                require(
+                    event
+                        .has_value()); // otherwise one client's bytes have ended the stream for all
                 if (!*event)
                     break;
                 if ((**event).what == server_event::kind::open)
@@ -132,7 +135,7 @@ class house {
         } while (!data.empty());
     }
 
-    // What dom0 has to say, until nobody has more.
+    // Exchanges bytes with dom0 until neither end has more.
     void exchange() {
         flush_own();
         while (dom0_.output().size() > 0) {
@@ -161,7 +164,7 @@ class house {
             }
             return;
         }
-        require(false); // to one that has gone
+        require(false); // a frame for a client that is gone
     }
     static void count(client &c) {
         for (;;) {

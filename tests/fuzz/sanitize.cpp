@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Nothing but printable ASCII leaves the sanitizers of terminal, log and markup; an uncut text for
-// the terminal can be turned back; JSON holds no control and is valid UTF-8; limits hold.
-// The first two bytes of the input are the limit.
+// Checks that the output for terminal, log and markup is printable ASCII, that a text for the
+// terminal that was not cut can be turned back, that JSON holds no control character and is valid
+// UTF-8, and that limits are kept. The first two bytes of the input are the limit.
 
 #include <algorithm>
 #include <cstdint>
@@ -52,8 +52,8 @@ std::string bytes_of(std::string_view text) {
     return out;
 }
 
-// The length of the character at the front by the byte ranges of RFC 3629, which is another way to
-// the answer than the library's; 0 when it is malformed or a C1 control.
+// The length of the first character, or 0 if it is malformed or a C1 control. It uses the byte
+// ranges of RFC 3629, which is another method than the library's.
 std::size_t utf8_length(std::string_view text) {
     const auto byte = [&](std::size_t i) {
         return i < text.size() ? static_cast<std::uint8_t>(text[i]) : 0;

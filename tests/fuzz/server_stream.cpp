@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// dom0's machine against a peer that sends anything, and one that holds the key and lies. The input
-// is a program: raw bytes, frames sealed with the right keys, time, and what dom0's host does
-// between.
+// Tests dom0's end of a stream against a peer that sends anything, and one that has the key and
+// lies. The input is a program: raw bytes, frames sealed with the right keys, time, and actions of
+// dom0's host.
 //
-// Holds: a session is known, was challenged once and asked once; stdin, signals and credit come
-// only for accepted ones, and stdin never exceeds the window; what verifies was signed; memory is
-// bounded.
+// Checks that a session in an event is known, and was challenged and requested once, that stdin,
+// signals and credit come only for accepted sessions, that stdin never exceeds the window, that a
+// request that verifies was signed, and that memory is bounded.
 
 #include <map>
 #include <set>
@@ -29,7 +29,8 @@ class machine {
         while (!input_.done() && !broken_) {
             step();
             require(stream_.session_count() <= limits::open_challenges + live_.size());
-            // Before it is congested, one buffer of input and one step of the host's more.
+            // The output may exceed the point of congestion by the answers to one buffer of input
+            // and one step of the host.
             require(stream_.output().size() <= 2 * limits::frame + 8 * limits::frame);
         }
     }
@@ -38,7 +39,7 @@ class machine {
     struct live {
         std::optional<verified<envelope>> header;
         bool body_asked = false, whole = false, accepted = false;
-        bool collecting = false, collected = false; // stdin, before it is accepted
+        bool collecting = false, collected = false; // stdin, before the request is accepted
         std::size_t stdin_allowed = 0, stdin_seen = 0, stdin_written = 0;
     };
     struct signed_session {
@@ -47,7 +48,8 @@ class machine {
 
     void step() {
         const std::uint8_t what = input_.u8();
-        const std::uint32_t number = 1 + what / 16 % 4; // the sessions that are toyed with
+        const std::uint32_t number =
+            1 + what / 16 % 4; // one of the four sessions that the program uses
         switch (what % 16) {
         case 0:
             return feed(input_.take(input_.u8()));
@@ -68,7 +70,7 @@ class machine {
                 feed(sealed_frame(found->second.keys.to_dom0, type, number, payload));
             return;
         }
-        case 7: // the same without
+        case 7: // the same without a tag
             return feed(plain_frame(static_cast<frame_type>(input_.u8() % 24), number,
                                     input_.take(input_.u8())));
         case 8:
@@ -84,7 +86,7 @@ class machine {
     static bytes copy(bytes_view from) { return {from.begin(), from.end()}; }
     bytes repeated() { return bytes(input_.u16() % (max_tagged_payload + 1), 'x'); }
 
-    // What dom0's host may do with a session in the state it is in.
+    // Does what dom0's host may do with a session in its present state.
     void host(std::uint8_t what, std::uint32_t number) {
         const auto found = live_.find(number);
         if (found == live_.end())
@@ -137,7 +139,7 @@ class machine {
         }
     }
 
-    // What dom0 wrote: challenges are remembered for whoever signs.
+    // Reads what dom0 wrote, and keeps the challenges for requests that are signed later.
     void output() {
         for (const bytes &frame : frames_of(take_output(stream_))) {
             const std::uint32_t number = load_u32(frame.data() + 4);
@@ -227,7 +229,8 @@ class machine {
         if (event.what == kind::request)
             return verify(event);
         const auto found = live_.find(number);
-        require(found != live_.end()); // verified, and neither ended nor closed
+        require(found !=
+                live_.end()); // the session verified, and has neither ended nor been closed
         live &s = found->second;
         switch (event.what) {
         case kind::body:
@@ -291,7 +294,7 @@ class machine {
     std::map<std::uint32_t, challenge> challenges_;
     std::map<std::uint32_t, std::uint64_t> issued_at_;
     std::map<std::uint32_t, signed_session> signed_;
-    std::set<std::string> issued_; // every token and header that somebody with the key made
+    std::set<std::string> issued_; // every token and header that was signed with the key
     std::set<std::uint32_t> used_;
     std::map<std::uint32_t, live> live_;
 };
@@ -299,7 +302,7 @@ class machine {
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
-    // As bytes of a qube that has another key, whole; then as a program.
+    // First use the input as bytes from a qube that has another key, then as a program.
     dom0_end blind;
     blind.keys = one_key(std::string(64, '0'));
     blind.feed({data, size});

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What every fuzz target has: its entry, and a check that stands in a release build too.
+/// What every fuzz target needs: its entry, and a check that works in a release build too.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size);
 
-/// The property that a target holds.
+/// Aborts if a property does not hold.
 inline void require(bool ok) {
     if (!ok)
         std::abort();

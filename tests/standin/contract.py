@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The stand-ins keep to what QUBES.md says of qvm-run, qrexec-client, qvm-check and the services that
-they start: a case for each rule, named by its sentence. Usage: contract.py BUILD-DIRECTORY [CASE...]
+"""Tests that the stand-ins do what QUBES.md says of qvm-run, qrexec-client, qvm-check and the services
+that they start. Each case tests one rule and has its name. Usage: contract.py BUILD-DIRECTORY [CASE...]
 """
 
 import fcntl
@@ -34,7 +34,7 @@ class Dom0:
                                 env=dict(os.environ, QVMREMOTE_STANDIN=self.machine.path), **given)
 
     def call(self, *words, stdin=b""):
-        """Exit code, stdout, stderr of a whole call."""
+        """Makes a call and returns its exit code, stdout and stderr."""
         p = self.start(*words, stdin=subprocess.PIPE)
         out, err = p.communicate(stdin, timeout=HANG)
         return p.returncode, out, err
@@ -46,13 +46,13 @@ class Dom0:
         return self.call("qrexec-client", "-d", qube, command, stdin=stdin)
 
     def both(self, command, stdin=b""):
-        """By either program, which are to do the same here."""
+        """Runs a command by both programs, which must give the same result."""
         got = self.run(command, stdin)
         equal(self.client("DEFAULT:nogui:" + command, stdin), got)
         return got
 
     def start_each(self, command, **more):
-        """A call by either program, one after the other."""
+        """Starts a call by each of the two programs in turn."""
         for words in (["qvm-run", *QVM_RUN, "work", command],
                       ["qrexec-client", "-d", "work", "DEFAULT:nogui:" + command]):
             yield self.start(*words, **more)
@@ -148,7 +148,7 @@ def a_comment_at_the_end_eats_the_exit_and_stdin_is_executed(f):
     dom0 = Dom0(f)
     equal(dom0.run("echo a # x", b"echo INJECTED\n")[1], b"a\nINJECTED\n")
     equal(dom0.run("echo a \\", b"echo INJECTED\n")[1], b"a ; exit\nINJECTED\n")
-    # In a compound command it eats the rest of its own line.
+    # In a compound command the comment eats only the rest of its own line.
     equal(dom0.run("{ echo a # x\n}", b"echo INJECTED\n")[1], b"a\n")
 
 
@@ -206,7 +206,7 @@ def a_start_can_be_slow(f):
 
 @case
 def a_command_can_stall_behind_its_start(f):
-    """10 s when it happens; the stand-in stalls for as long as it is told to."""
+    """A real one stalls for 10 s; the stand-in stalls for as long as it is told to."""
     dom0 = Dom0(f, faults="stall 1000")
     begin = time.monotonic()
     equal(dom0.run("cat", b"data"), (0, b"data", b""))
@@ -403,7 +403,7 @@ def a_control_message_of_4087_bytes_passes_and_one_more_hangs_for_good(f):
 
 @case
 def a_reader_that_does_not_read_stops_the_writer(f):
-    """Both ways: pressure goes back through a call, and little is kept on the way."""
+    """In both directions: the call keeps little, so a reader that stops makes the writer stop."""
     dom0 = Dom0(f)
     count = os.path.join(dom0.machine.home("work"), "count")
     for c in dom0.start_each("dd if=/dev/zero bs=1000 count=20000 2>count; echo end >>count"):
@@ -431,7 +431,7 @@ def qvm_check_is_0_when_the_qube_exists_and_with_running_when_it_runs(f):
     equal((code("--paused", "work"), code()), (0, 2))
 
 
-# What each can be told to do
+# Faults that a test can ask for
 
 
 @case

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A machine of stand-ins: qubes with a HOME each, and the programs that dom0 would call."""
+"""A machine of stand-ins: qubes, each with a HOME, and the programs that dom0 would call."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Machine:
-    """`path` is a short directory of the test's own: a socket's path must fit."""
+    """`path` is a short directory of the test, since the path of a socket must fit."""
 
     def __init__(self, build, path):
         self.programs = os.path.join(build, "tests", "standin")
@@ -24,7 +24,7 @@ class Machine:
         return os.path.join(self.path, *names)
 
     def write(self, text, *names):
-        """Written and renamed, as readers of it expect."""
+        """Writes a file and renames it, so that readers see it complete."""
         path = self.file(*names)
         with open(path + ".new", "w") as f:
             f.write(text)
@@ -38,8 +38,8 @@ class Machine:
             return ""
 
     def add(self, qube, state="Running", agent=True, faults="", profile="", shell=""):
-        """Returns the HOME of the qube's user. With `agent` ours is in its PATH; it may also name the
-        directory of one."""
+        """Returns the HOME of the qube's user. With `agent` our agent is in the PATH of the qube; `agent`
+        may also be a directory with another agent."""
         home = self.file("qubes", qube, "home")
         os.makedirs(home, 0o700)
         for name, text in (("path", os.path.join(self.build, "tools/qvm-remote-agent") if agent is True else agent or ""), ("faults", faults),
@@ -52,7 +52,7 @@ class Machine:
     def set_state(self, qube, state):
         self.write(state + "\n", "qubes", qube, "state")
         for call, _ in self.running(qube):
-            # A call that was killed leaves its mark, and its number may be another's by now.
+            # A killed call leaves its mark, and another process may have its process ID now.
             with contextlib.suppress(OSError), open(f"/proc/{call}/cmdline", "rb") as f:
                 if f.read().startswith(self.programs.encode()):
                     os.kill(call, signal.SIGUSR2)
@@ -67,7 +67,7 @@ class Machine:
         return [line for line in self.read("calls").splitlines() if line.startswith(program)]
 
     def running(self, qube):
-        """(relay, first process in the qube) of each call."""
+        """The process IDs of each call: the relay, and the first process in the qube."""
         folder = self.file("qubes", qube, "calls")
         out = []
         for name in os.listdir(folder) if os.path.isdir(folder) else []:
@@ -91,7 +91,7 @@ class Machine:
             self.qubesd = None
 
     def options(self, programs="qrexec-client", events=True):
-        """What makes the daemon's transport call these."""
+        """The settings with which the daemon's transport calls these programs."""
         at = "QVM_REMOTE_QVM_RUN_"
         client = os.path.join(self.programs, "qrexec-client")
         return {"QVMREMOTE_STANDIN": self.path,

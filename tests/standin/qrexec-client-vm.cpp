@@ -1,7 +1,7 @@
-// SPDX-License-Identifier: GPL-2.0-or-later qrexec-client-vm TARGET SERVICE[+ARG] in the qube that
-// QVMREMOTE_QUBE names. It plays the rest of qrexec too: the policy, dom0's services in the
-// directory that the machine's file `services` names, the descriptor that a socket gets, and the
-// environment that a program gets.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// qrexec-client-vm TARGET SERVICE[+ARG] in the qube that QVMREMOTE_QUBE names. It plays the rest of
+// qrexec too: the policy, dom0's services in the directory that the machine's file `services`
+// names, the descriptor that a socket gets, and the environment that a program gets.
 //
 // Faults of the qube: `refuse`, `trouble` and `hang` happen instead of a call. `cut N` ends the
 // call after N bytes from dom0. These change the descriptor that a socket gets: `descriptor-cut N`

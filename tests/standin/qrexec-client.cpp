@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later qrexec-client -d VM USER:[nogui:]CMD runs the command
-// in the user's shell.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// qrexec-client -d VM USER:[nogui:]CMD runs the command in the user's shell.
 #include "call.hpp"
 
 namespace {

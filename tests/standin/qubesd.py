@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""qubesd's socket, as far as a transport asks it (QUBES.md §8): states and events of the stand-in's
+"""Plays as much of qubesd as a transport needs (QUBES.md §8): states and events of the stand-in's
 qubes. Usage: qubesd.py SOCKET, with QVMREMOTE_STANDIN set. SIGTERM ends it.
 
-The file `qubesd-faults` of the machine: `silent`, `garbage`, or `no-events`. States are looked at
-every 20 ms, so that this needs nothing but Python.
+The file `qubesd-faults` of the machine may hold `silent`, `garbage` or `no-events`. This program reads
+the states every 20 ms, so that it needs only Python.
 """
 
 import os
@@ -45,7 +45,7 @@ def exception(kind):
 
 
 def answer(request):
-    """(answer, whether the connection stays for events)"""
+    """The answer, and whether the connection stays open for events."""
     head, _, _ = request.partition(b"\0")
     words = head.decode("ascii", "replace").split(" ")
     if len(words) != 4 or words[1] != "dom0" or words[2] != "name":
@@ -93,7 +93,7 @@ def main():
             except OSError:
                 data = b""
             if peer in watchers:
-                if not data:  # a half-closed one stays readable
+                if not data:  # a half-closed connection would always be readable
                     selector.unregister(peer)
                 continue
             requests[peer] += data

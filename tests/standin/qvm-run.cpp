@@ -1,5 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later qvm-run calls the service qubes.VMShell. Its bash reads
-// the command from stdin, and the command inherits the rest of stdin.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// qvm-run calls the service qubes.VMShell. Its bash reads the command from stdin, and the command
+// inherits the rest of stdin.
 #include "call.hpp"
 
 int main(int argc, char **argv) {

@@ -1,6 +1,7 @@
-// SPDX-License-Identifier: GPL-2.0-or-later The test makes a group of cgroup v2 and runs in it, as
-// a daemon does in the group of its unit. Limits need controllers, which not every machine gives
-// us, so tests/vm tests them. Without the right to make a group, only the cases run that need none.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The test makes a group of cgroup v2 and runs in it, as a daemon does in the group of its unit.
+// Limits need controllers, which not every machine gives us, so tests/vm tests them. Without the
+// right to make a group, only the cases run that need none.
 #include "execute/cgroups.hpp"
 #include "execute/process_tree.hpp"
 #include "execute/warden.hpp"

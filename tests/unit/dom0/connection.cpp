@@ -1,7 +1,8 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests a stream from a qube with the bytes that a qube
-// can send. A request may end (by CLOSE, the end of its stdin, a bad frame, the end of its stream,
-// a revoked key, drain or panic) in the same round of the loop in which something that it waits for
-// is completed. The test turns the loop itself, so that it can arrange this.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests a stream from a qube with the bytes that a qube can send. A request may end (by CLOSE, the
+// end of its stdin, a bad frame, the end of its stream, a revoked key, drain or panic) in the same
+// round of the loop in which something that it waits for is completed. The test turns the loop
+// itself, so that it can arrange this.
 #include "serve/connection.hpp"
 
 #include <algorithm>

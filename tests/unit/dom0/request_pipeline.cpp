@@ -1,7 +1,8 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests each step of a request with each event that can
-// come then, in both orders within one round of the loop. A handler that was ready before its
-// request took another step must do nothing. No order may reach an assertion, run a command twice,
-// or leave a slot taken, a question open or a START without its END.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests each step of a request with each event that can come then, in both orders within one round
+// of the loop. A handler that was ready before its request took another step must do nothing. No
+// order may reach an assertion, run a command twice, or leave a slot taken, a question open or a
+// START without its END.
 #include "serve/request_pipeline.hpp"
 
 #include <chrono>

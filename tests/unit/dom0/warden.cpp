@@ -1,5 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests invariant I9: the warden starts what was asked
-// for, and no process of it is left afterwards.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests invariant I9: the warden starts what was asked for, and no process of it is left
+// afterwards.
 #include "execute/warden.hpp"
 
 #include <csignal>

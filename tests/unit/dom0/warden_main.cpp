@@ -1,5 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later The main program of the warden's tests. It starts a
-// warden before anything else. Some tests run it as their command.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The main program of the warden's tests. It starts a warden before anything else. Some tests run
+// it as their command.
 #include <atomic>
 #include <csignal>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later What the levels allow, what gets around a rule, and
-// what lint says about it.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the levels allow, what gets around a rule, and what lint says about it.
 #include <qvmremote/policy.hpp>
 
 #include <cstdlib>

@@ -1,5 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests the levels against the parser of each tool:
-// tests/policy/parsers.txt says what a tool takes, and this test tries every spelling of it.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests the levels against the parser of each tool: tests/policy/parsers.txt says what a tool
+// takes, and this test tries every spelling of it.
 #include <qvmremote/policy.hpp>
 
 #include <algorithm>

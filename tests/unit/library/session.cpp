@@ -1,5 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests both machines against each other, and against
-// recorded sessions. Built twice: over EVP, and with QVMREMOTE_DIRECT_SHA256.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests both machines against each other, and against recorded sessions. Built twice: over EVP, and
+// with QVMREMOTE_DIRECT_SHA256.
 #include <qvmremote/session.hpp>
 
 #include "session_fixture.hpp"

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Which frames are accepted in which state, from an end
-// that has the keys and lies.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Which frames are accepted in which state, from an end that has the keys and lies.
 #include <qvmremote/session.hpp>
 
 #include "session_fixture.hpp"

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests plugins/mock as its users see it: loaded by name,
-// with both roles in this process.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests plugins/mock as its users see it: loaded by name, with both roles in this process.
 #include <qvmremote/host/plugin.hpp>
 
 #include <chrono>

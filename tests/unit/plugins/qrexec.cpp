@@ -1,6 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests plugins/qrexec: the parser of the service's
-// descriptor; dom0's end with calls and a clock of this test; the qube's end with programs that
-// replace qrexec-client-vm.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests plugins/qrexec: the parser of the service's descriptor; dom0's end with calls and a clock
+// of this test; the qube's end with programs that replace qrexec-client-vm.
 #include <qvmremote/host/plugin.hpp>
 
 #include <cerrno>

@@ -1,6 +1,6 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests plugins/qvm-run: its parsers and schedules;
-// dom0's end with programs, a qubesd and a clock of this test; the qube's end as a plug-in and
-// compiled in.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests plugins/qvm-run: its parsers and schedules; dom0's end with programs, a qubesd and a clock
+// of this test; the qube's end as a plug-in and compiled in.
 #include <qvmremote/host/plugin.hpp>
 
 #include "qvm_run_fixture.hpp"

@@ -1,4 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests the calls into qubes.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests the calls into qubes.
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;

@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests what qvm-run learns about qubes from qubesd, or
-// from qvm-check if there is no qubesd.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests what qvm-run learns about qubes from qubesd, or from qvm-check if there is no qubesd.
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;

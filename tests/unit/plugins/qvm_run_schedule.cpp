@@ -1,5 +1,5 @@
-// SPDX-License-Identifier: GPL-2.0-or-later Tests when a call is made, ended and given up, with a
-// clock of the test.
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Tests when a call is made, ended and given up, with a clock of the test.
 #include "qvm_run_fixture.hpp"
 
 using namespace qvmremote_test;
