@@ -8,10 +8,11 @@
 //
 // A PIPELINE is `[NAME=VALUE]... WORD... [| [NAME=VALUE]... WORD...]...`; its stdin and stdout are
 // /dev/null. Its time is from before the first start until all of it has ended. JSON on stdout.
-//   --count N rounds (or runs, with --parallel) --warmup N rounds before that, not counted
-//   --parallel N N at once, pipelines of one stage, taken in turn --ready a daemon: measures the
-//   time until READY=1, then ends it with SIGTERM --samples prints each time, in the order of the
-//   runs
+//   --count N     rounds (or runs, with --parallel)
+//   --warmup N    rounds before that, which do not count
+//   --parallel N  N runs at a time, of pipelines of one stage, taken in turn
+//   --ready       a daemon: measures the time until READY=1, then ends it with SIGTERM
+//   --samples     prints each time, in the order of the runs
 // After SIGTERM it starts nothing more, and prints what it has measured.
 
 #include "timing.hpp"
