@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The hostile peer's hands: a client that can be made to send what no client would, and the frames of
-// one that has the keys of its session.
+// Tools of a hostile peer: a client that can send bytes that no real client sends, and frames made
+// with the keys of a session.
 #pragma once
 
 #include "harness.hpp"
@@ -13,14 +13,14 @@
 
 namespace e2e {
 
-// A qube's end that stays a client in all but what the test does to its bytes.
+// A qube's end that is an honest client, except that the test changes its bytes.
 class attacker {
   public:
     attacker(const daemon_under_test &d, const std::string &qube) : fd_(d.connect(qube)) {}
 
     client_stream machine;
 
-    /// Takes what the machine wants to send instead of sending it.
+    /// Takes the bytes that the machine wants to send, instead of sending them.
     bytes take_output() {
         const bytes_view pending = machine.output().pending();
         bytes out(pending.begin(), pending.end());
@@ -41,7 +41,7 @@ class attacker {
 
     /// Changes what dom0 sends before the machine reads it.
     std::function<void(std::span<std::uint8_t>)> on_input;
-    /// Gives the machine what it wants instead of a frame.
+    /// Returns the frames that the machine gets instead of a frame of dom0.
     std::function<std::vector<bytes>(bytes)> on_frame;
 
     /// The next event; nothing at the end of the stream.
@@ -62,16 +62,17 @@ class attacker {
             }
         }
     }
-    /// Until dom0 has asked for the body of the request: that is what the machine wants to send then.
+    /// Waits until dom0 has asked for the body of the request, so that the machine wants to send
+    /// it.
     void await_call_for_body() {
         while (machine.output().size() == 0) {
             pollfd wait{fd_.get(), POLLIN, 0};
-            require(::poll(&wait, 1, hang_guard_ms) == 1, "no credit for the body");
+            require(::poll(&wait, 1, hang_guard_ms) == 1, "dom0 gives no credit for the body");
             require(read_bytes(), "the stream ended");
             require(machine.next().has_value(), "the stream broke");
         }
     }
-    /// The next event of a kind that is none of `skipped`.
+    /// The next event whose kind is not in `skipped`.
     std::optional<client_event> answer() {
         for (;;) {
             auto event = next();
@@ -80,7 +81,7 @@ class attacker {
         }
     }
 
-    /// Opens a session; its number.
+    /// Opens a session and returns its number.
     std::uint32_t open_session() {
         machine.open();
         flush();
@@ -129,7 +130,7 @@ class attacker {
     bytes held_;
 };
 
-// Frames of a session as one can make them who has its key, in any order and with any payload.
+// Makes frames of a session with its keys, in any order and with any payload.
 class forger {
   public:
     forger(const bytes &request, std::uint32_t session, char key = 'a')

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// kill -9 of the client, the daemon or the command, all through the life of a command. Whatever is
-// killed when: no ID runs twice, no process is left over, and the client never reports 0 for a result
-// that is not whole.
+// Kills the client, the daemon or the command with SIGKILL at any moment in the life of a command.
+// In each case no ID runs twice, no process is left over, and the client does not report 0 for a
+// result that is not complete.
 //
-// Where a kill fell is read from what it left behind, not from where it was aimed; the test fails
-// unless each part of the way had its share. Usage: crash [ROUNDS] [seconds=N]
+// The test finds out from the remains in which part of the life a kill happened, and fails unless
+// each part had enough kills. Usage: crash [ROUNDS] [seconds=N]
 
 #include "kills.hpp"
 
@@ -93,7 +93,7 @@ class suite {
                 "round " + std::to_string(i) + " leaves processes");
         if (whom == victim::daemon)
             dom0_.start();
-        else // the daemon has heard of it when its records say so
+        else // the daemon may know of the command only when its records say so
             require(eventually([&] {
                         const records r = read_records(dom0_.audit(), audit_before);
                         return !r.id || r.ended;
@@ -128,15 +128,15 @@ class suite {
             ++whole_;
         } else {
             ++broken_;
-            // A message of ours tells why, but for a client that was killed itself.
+            // A message of ours says why, unless the client itself was killed.
             require(whom == victim::client ||
                         read_file(place + "/err").find("qvm-remote: ") != std::string::npos,
-                    in_round + "a failure without a word");
+                    in_round + "a failure without a message");
         }
 
         if (!r.id)
             return;
-        // The same ID once more, signed as it should be.
+        // Send the same ID again, correctly signed.
         host::client again = honest(dom0_, "work", 'a');
         const auto answer = again.collect({.kind = request_kind::shell,
                                            .body = "echo again >> " + place + "/ran",

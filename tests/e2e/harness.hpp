@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The shipped daemon below a scratch root, for tests that talk to it as a qube would.
+/// The shipped daemon below a scratch root, for tests that talk to it like a qube.
 
 #pragma once
 
@@ -41,7 +41,7 @@ using host::unique_fd;
 /// Nothing that a test waits for takes this long, unless it hangs.
 inline constexpr int hang_guard_ms = 60'000;
 
-/// The daemon that a failure must not leave behind.
+/// The daemon that a failed test must end.
 inline pid_t daemon_that_runs = 0;
 
 [[noreturn]] inline void die(const std::string &what) {
@@ -55,10 +55,11 @@ inline void require(bool ok, const std::string &what) {
         die(what);
 }
 
-/// How much is asked for on the command line, `[ROUNDS] [seconds=N]`: what is reached first ends it.
+/// The effort that the command line asks for, `[ROUNDS] [seconds=N]`. The test ends when it reaches
+/// the first of the two.
 class effort {
   public:
-    /// `rounds` are those without a word.
+    /// `rounds` is the number of rounds if the command line gives none.
     effort(int argc, char **argv, int rounds) : rounds_(rounds) {
         for (int i = 1; i < argc; ++i) {
             const std::string word = argv[i];
@@ -72,7 +73,7 @@ class effort {
     }
     [[nodiscard]] int rounds() const { return rounds_; }
     [[nodiscard]] bool is_timed() const { return seconds_ > 0; }
-    /// Whether a round is left within a share of the rounds and of the time.
+    /// Whether another round fits into this share of the rounds and of the time.
     [[nodiscard]] bool goes_on(int done, double share = 1) const {
         return done < share * rounds_ &&
                (!is_timed() || std::chrono::steady_clock::now() - begin_ <
@@ -84,7 +85,7 @@ class effort {
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-/// Waits for something to become true; false only after the hang guard.
+/// Waits until a condition is true; returns false after hang_guard_ms.
 template <class Condition>
 [[nodiscard]] bool eventually(Condition condition) {
     for (int waited = 0; waited < hang_guard_ms; waited += 2) {
@@ -95,7 +96,8 @@ template <class Condition>
     return false;
 }
 
-/// All of a file, or nothing. Some tests read several hundred of them a second, so without a stream.
+/// All bytes of a file, or an empty text. It uses no stream, because some tests read several
+/// hundred files a second.
 inline std::string read_file(const std::string &path) {
     std::string out;
     const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -115,7 +117,7 @@ inline void write_file(const std::string &path, std::string_view text, mode_t mo
             "cannot write " + path);
 }
 
-/// A directory that goes away with the test.
+/// A directory for one test. The destructor removes it.
 class scratch {
   public:
     scratch() {
@@ -138,7 +140,8 @@ class scratch {
     std::string path_;
 };
 
-/// Starts a program; stdin is /dev/null. `extra` goes in front of our environment.
+/// Starts a program; stdin is /dev/null by default. The variables of `extra` come before our
+/// environment.
 inline pid_t spawn(std::vector<std::string> words, std::vector<std::string> extra = {},
                    int out = -1, int err = -1, int in = -1) {
     std::vector<char *> argv, envp;
@@ -167,14 +170,14 @@ inline pid_t spawn(std::vector<std::string> words, std::vector<std::string> extr
     return pid;
 }
 
-/// Where the build's programs are, from the environment that Meson sets.
+/// A path in the build, from an environment variable that Meson sets.
 inline std::string from_environment(const char *name) {
     const char *const value = std::getenv(name);
     require(value != nullptr, std::string(name) + " is not set: run this by `meson test`");
     return value;
 }
 
-/// A stream to a UNIX socket of that path.
+/// Connects to the UNIX socket at this path.
 inline unique_fd connect_to(const std::string &path) {
     unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_un address{};
@@ -188,7 +191,7 @@ inline unique_fd connect_to(const std::string &path) {
     die("cannot connect to " + path);
 }
 
-/// The daemon on the mock transport, with any number of qubes, or on another one.
+/// The daemon with any number of qubes, on the mock transport or another one.
 class daemon_under_test {
   public:
     daemon_under_test(const std::string &root, std::string peers,
@@ -206,14 +209,14 @@ class daemon_under_test {
     daemon_under_test(const daemon_under_test &) = delete;
     daemon_under_test &operator=(const daemon_under_test &) = delete;
 
-    /// Registers a key, as a file: the way keys are on real disks; with full access.
+    /// Registers a key by writing its file, and gives the qube full access.
     void register_key(const std::string &qube, const std::string &digits) {
         write_file(root_ + "/etc/qubes/remote.d/" + qube + ".key", digits + "\n");
         write_file(root_ + "/etc/qubes/remote-policy.d/50-" + qube + ".policy",
                    qube + " level:full allow\n");
     }
 
-    /// Another transport, and what it has to find in its environment.
+    /// Uses another transport, with these environment variables.
     void use(std::string transport, std::string plugins, std::vector<std::string> environment) {
         transport_ = std::move(transport);
         plugins_ = std::move(plugins);
@@ -254,7 +257,7 @@ class daemon_under_test {
         pid_ = daemon_that_runs = is_up ? pid_ : 0;
         return is_up;
     }
-    /// SIGKILL, and wait for it.
+    /// Kills the daemon with SIGKILL and waits for its end.
     void kill_now() {
         if (pid_ <= 0)
             return;
@@ -262,7 +265,7 @@ class daemon_under_test {
         ::waitpid(pid_, nullptr, 0);
         pid_ = 0;
     }
-    /// SIGTERM, and its exit code.
+    /// Ends the daemon with SIGTERM and returns its exit code.
     int stop() {
         ::kill(pid_, SIGTERM);
         int status = 0;
@@ -295,11 +298,11 @@ class daemon_under_test {
     pid_t pid_ = 0;
 };
 
-/// A key out of one repeated digit, so that a failure is easy to read.
+/// A key of one repeated digit, so that failures are easy to read.
 inline std::string key_digits(char c) { return std::string(secret::digits, c); }
 inline secret key_of(char c) { return secret::parse(key_digits(c)).value(); }
 
-/// An honest client on a stream of its own.
+/// An honest client with its own stream.
 inline host::client honest(unique_fd fd, char key) {
     unique_fd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3));
     return host::client(host::stream{std::move(fd), std::move(copy), "dom0"}, key_of(key));

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A hostile agent between a client and the shipped daemon: it sees every byte of either side,
-// changes, repeats, delays and invents frames, and has no key. What would run creates a file, and
-// what would be delivered lands in one, so an execution cannot go unnoticed; a result that it
-// touched is none. And a hostile client, which has a key: it floods, lies, stalls, and takes what
-// it was given no credit for. After each row an honest request still succeeds.
+// Tests the shipped daemon against a hostile agent and a hostile client. The agent is between a
+// client and the daemon and has no key: it sees all bytes, and changes, repeats, delays and invents
+// frames. A command that runs makes a file, and delivered bytes are written to a file, so the test
+// notices each execution. The client must not accept a result that the agent has changed. The
+// hostile client has a key: it floods, lies, stalls, and sends without credit. After each row an
+// honest request must succeed.
 //
-// Usage: hostile [TRIES] [seconds=N]. Each row prints its count; any execution or delivered byte
-// fails the test. With a time the rows are gone through again, with other bits, until it is over.
+// Usage: hostile [TRIES] [seconds=N]. Each row prints its count. The test fails after any execution
+// or delivered byte. With a time, all rows are repeated with other random bits until it is over.
 
 #include "hostile.hpp"
 
 namespace e2e {
 
-// One random bit of a field of the signed header, flipped on the way.
+// Flips one random bit of a field of the signed header on the way.
 void suite::changed_header(const char *name, std::size_t at, std::size_t width, envelope e) {
     row(name, "work", [&](attacker &a, std::mt19937 &random) {
         e.id = host::client::make_id();
@@ -23,8 +24,8 @@ void suite::changed_header(const char *name, std::size_t at, std::size_t width, 
     });
 }
 
-// An accepted session that writes its stdin to a file; `attack` gives the bytes to send. The
-// session must end, and nothing of what was sent may arrive.
+// Starts a command that writes its stdin to a file, and sends the bytes that `attack` returns. The
+// session must end, and none of these bytes may arrive.
 void suite::session_row(
     const char *name, const std::string &command,
     const std::function<bytes(attacker &, std::uint32_t, std::mt19937 &)> &attack) {
@@ -50,7 +51,7 @@ void suite::session_row(
 
 void suite::late_challenges() {
     const auto begin = std::chrono::steady_clock::now();
-    // As many as one stream may hold open, on as many streams of two qubes as it takes.
+    // Opens as many challenges as a stream may have, on enough streams of two qubes.
     const int per_stream = static_cast<int>(limits::open_challenges);
     std::vector<std::unique_ptr<attacker>> streams;
     std::vector<std::vector<std::uint32_t>> sessions;
@@ -77,7 +78,7 @@ void suite::late_challenges() {
 void suite::replayed_ids() {
     const auto begin = std::chrono::steady_clock::now();
     constexpr int restarts = 100;
-    // IDs that have run, with a time in them and without.
+    // IDs that have run, with and without a time in them.
     std::vector<command_id> used;
     {
         host::client c = honest(dom0_, "work", 'a');
@@ -97,7 +98,7 @@ void suite::replayed_ids() {
     for (int restart = 0; restart <= restarts; ++restart) {
         attacker a(dom0_, "work");
         for (int i = 0; i < tries / restarts; ++i, ++count) {
-            // Signed with the right key, on a fresh challenge: only the ID is old.
+            // The request is signed with the right key on a fresh challenge: only the ID is old.
             envelope e = request(mark_command());
             e.id = used[static_cast<std::size_t>(i) % used.size()];
             a.send(signed_request(a, a.open_session(), std::move(e)));
@@ -112,7 +113,8 @@ void suite::replayed_ids() {
     finish_row("a used ID, before and after 100 restarts", count, begin);
 }
 
-// A command that runs to its end, and an agent that touches what comes of it: no END is believed.
+// The command runs to its end, and the agent changes its output or END: the client must not accept
+// the END.
 void suite::touched_results() {
     const auto result_row = [&](const char *name, const std::string &command,
                                 const std::function<std::vector<bytes>(bytes)> &touch) {
@@ -159,7 +161,7 @@ void suite::touched_results() {
             const bytes own = frame;
             if (!kept.empty())
                 frame = kept;
-            else // there is no other yet
+            else // there is no other session yet
                 frame.back() ^= 1;
             store_u32(frame.data() + 4, load_u32(own.data() + 4));
             kept = own;
@@ -170,7 +172,7 @@ void suite::touched_results() {
         return type_of(frame) == frame_type::stdout_data ? std::vector<bytes>{}
                                                          : std::vector<bytes>{frame};
     });
-    result_row("I10: a frame of output twice", talks, [](bytes frame) {
+    result_row("I10: a frame of output repeated", talks, [](bytes frame) {
         const bool twice = type_of(frame) == frame_type::stdout_data;
         return twice ? std::vector<bytes>{frame, frame} : std::vector<bytes>{frame};
     });
@@ -185,7 +187,7 @@ void suite::touched_results() {
     });
 }
 
-// Authentic frames that say what they must not: the session ends, and its command with it.
+// After an authentic frame with forbidden content the session ends, and its command too.
 void suite::lying_client() {
     const auto lie = [&](const char *name, bool has_stdin,
                          const std::function<bytes(forger &, std::mt19937 &)> &make) {
@@ -205,7 +207,7 @@ void suite::lying_client() {
                 const auto event = a.next();
                 require(event && event->what == client_event::kind::closed &&
                             event->session == session,
-                        std::string(name) + ": it was taken");
+                        std::string(name) + ": the frame was accepted");
             },
             few);
     };
@@ -220,15 +222,15 @@ void suite::lying_client() {
     });
     lie("CREDIT for nothing", false,
         [](forger &key, std::mt19937 &) { return key.number(frame_type::credit, 0); });
-    lie("STDIN where there is none", false,
+    lie("STDIN for a request without it", false,
         [](forger &key, std::mt19937 &) { return key.frame(frame_type::stdin_data, 1); });
-    lie("STDIN behind its end", true, [](forger &key, std::mt19937 &) {
+    lie("STDIN after its end", true, [](forger &key, std::mt19937 &) {
         bytes all = key.frame(frame_type::stdin_eof, 0);
         return all += key.frame(frame_type::stdin_data, 1);
     });
     lie("empty STDIN", true,
         [](forger &key, std::mt19937 &) { return key.frame(frame_type::stdin_data, 0); });
-    lie("a SIGNAL that does not cross", false, [](forger &key, std::mt19937 &random) {
+    lie("a SIGNAL that is not on the list", false, [](forger &key, std::mt19937 &random) {
         static constexpr std::uint8_t numbers[] = {0, 9, 11, 19, 64, 65, 255};
         return key.frame(frame_type::signal, {{numbers[random() % std::size(numbers)]}});
     });
@@ -240,10 +242,10 @@ void suite::lying_client() {
     });
 }
 
-// What no client says: sizes, numbers and frames that make no sense.
+// Sizes, numbers and frames that no client sends.
 void suite::senseless_client() {
     row(
-        "a BODY longer than was said", "work",
+        "a BODY longer than announced", "work",
         [&](attacker &a, std::mt19937 &random) {
             const std::uint32_t session = a.open_session();
             envelope e = request(mark_command() + "\n" + std::string(limits::inline_body, '#'));
@@ -263,7 +265,7 @@ void suite::senseless_client() {
         a.send(frame);
         expect_refusal(a);
     });
-    row("what only dom0 may say", "work", [&](attacker &a, std::mt19937 &random) {
+    row("a frame that only dom0 may send", "work", [&](attacker &a, std::mt19937 &random) {
         const std::uint32_t session = a.open_session();
         std::vector<frame_type> theirs;
         for (const frame_rule &rule : frame_rules)
@@ -281,7 +283,7 @@ void suite::senseless_client() {
     std::string once = scratch_ / "ran";
     int count = 0;
     row(
-        "I2: a session's number used again behind its END", "work",
+        "I2: a session's number used again after its END", "work",
         [&](attacker &a, std::mt19937 &) {
             const std::uint32_t session = a.open_session();
             const bytes asked = signed_request(a, session, request("echo ran >> " + once));
@@ -291,7 +293,8 @@ void suite::senseless_client() {
                 require(event.has_value(), "the first request fails");
             ++count;
             a.send(asked);
-            // The machine knows the session no more; what says so is that the next one is served.
+            // The machine does not know the session any more, so check that dom0 serves the next
+            // one.
             a.machine.close(a.open_session());
             a.flush();
         },
@@ -299,7 +302,7 @@ void suite::senseless_client() {
     require(read_file(once).size() == static_cast<std::size_t>(count) * 4, "a request ran again");
 }
 
-// The most that the daemon has had in memory.
+// The peak of the daemon's resident memory, in KiB.
 static long peak_kib(const daemon_under_test &d) {
     const std::string status = read_file("/proc/" + std::to_string(d.pid()) + "/status");
     const std::size_t at = status.find("VmHWM:");
@@ -307,7 +310,7 @@ static long peak_kib(const daemon_under_test &d) {
     return std::stol(status.substr(at + 6));
 }
 
-// As much as it takes before anybody listens to it no longer. The daemon holds little of it.
+// Sends until the daemon does not read any more. The daemon must keep little of it.
 void suite::flooding_client() {
     const long before = peak_kib(dom0_);
     row(
@@ -333,7 +336,8 @@ void suite::flooding_client() {
             [&](attacker &, std::mt19937 &) {
                 attacker a(dom0_, "work");
                 const bytes again = piece(a.open_session());
-                // Until the daemon has not read for a while: it may have more to say than we take.
+                // Stop when the daemon has not read for a while: it waits until we read its
+                // answers.
                 for (std::size_t sent = 0; a.is_open() && sent < 8 * 1024 * 1024;
                      sent += again.size()) {
                     pollfd room{a.fd(), POLLOUT, 0};
@@ -360,7 +364,7 @@ void suite::flooding_client() {
         bytes all = plain_frame(frame_type::close, session, bytes(2));
         return all += many(plain_frame(frame_type::stdin_data, session, bytes(64)));
     });
-#ifndef __SANITIZE_ADDRESS__ // which keeps what was freed
+#ifndef __SANITIZE_ADDRESS__ // AddressSanitizer keeps freed memory
     const long grown = peak_kib(dom0_) - before;
     require(grown < 8 * 1024, "floods make the daemon grow by " + std::to_string(grown) + " KiB");
     std::printf("%-52s %6ld KiB\n", "the daemon's growth by floods", grown);
@@ -369,7 +373,7 @@ void suite::flooding_client() {
 #endif
 }
 
-// It begins, and never goes on. As many streams at once as a qube may have wait for it.
+// Begins something and does not finish it, on as many streams as a qube may have.
 void suite::stalling_client() {
     std::vector<std::unique_ptr<attacker>> waiting;
     const auto hold = [&](std::unique_ptr<attacker> a) {
@@ -388,7 +392,7 @@ void suite::stalling_client() {
         },
         few);
     waiting.clear();
-    // These have slots: of their own qube's, and no other's.
+    // These take slots of their own qube, and no slot of another.
     for (std::size_t i = 0; i < limits::running_per_qube; ++i) {
         auto a = std::make_unique<attacker>(dom0_, "dev");
         a->send(signed_request(
@@ -410,7 +414,7 @@ void suite::stalling_client() {
             "a qube's slots are not given back");
 }
 
-// One that has a slot and does not send its body.
+// A client that has a slot and does not send its body.
 std::unique_ptr<attacker> suite::withheld_body() {
     auto a = std::make_unique<attacker>(dom0_, "dev");
     a->send(signed_request(*a, a->open_session(),
@@ -419,7 +423,7 @@ std::unique_ptr<attacker> suite::withheld_body() {
     return a;
 }
 
-// Whether none of the qube's slots is taken.
+// Whether no request of the qube gets a slot.
 bool suite::has_no_slot() {
     host::client dev = honest(dom0_, "dev", 'b');
     return dev.collect({.kind = request_kind::status,
@@ -433,10 +437,11 @@ bool suite::has_no_slot() {
 void suite::swapped_bodies() {
     std::string big(limits::inline_body + 1000, '#');
 
-    row("I1: a body swapped behind its header", "work", [&](attacker &a, std::mt19937 &) {
+    row("I1: a body swapped after its header", "work", [&](attacker &a, std::mt19937 &) {
         const std::uint32_t session = a.open_session();
         a.send(signed_request(a, session, request("true " + big)));
-        // dom0 asks for the body; the machine answers with sealed frames, whose payload is swapped.
+        // dom0 asks for the body. The machine answers with sealed frames, and the agent replaces
+        // their payload.
         std::string swapped = mark_command() + "; " + big;
         a.await_call_for_body();
         bytes frame = a.take_output();
@@ -511,7 +516,7 @@ void suite::damaged_requests() {
 }
 
 void suite::repeated_requests() {
-    // One good request, kept, and sent again on every challenge that comes after.
+    // Keep one good request, and send it again on every later challenge.
     std::optional<bytes> kept;
     const std::string once = scratch_ / "once";
     row("I2: a request sent again on another challenge", "work", [&](attacker &a, std::mt19937 &) {
@@ -595,7 +600,7 @@ void suite::injected_frames() {
                 });
 }
 
-// A body that did not come for so long that its slot was given to others.
+// A body is late for so long that dom0 gives the slot to others.
 void suite::late_body(attacker &withheld) {
     bool is_given_back = false;
     for (int i = 0; i < 180 && !is_given_back; ++i) {
@@ -603,8 +608,8 @@ void suite::late_body(attacker &withheld) {
         if (!is_given_back)
             std::this_thread::sleep_for(std::chrono::seconds(1));
     }
-    require(is_given_back, "a body that never comes keeps its slot");
-    // Slow is no crime: when the body comes, its command runs.
+    require(is_given_back, "a request whose body never comes keeps its slot");
+    // When the body comes after all, its command runs.
     withheld.flush();
     for (;;) {
         const auto event = withheld.next();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What the rows of hostile.cpp and hostile_rights.cpp share: a daemon, marks that an execution would leave, and how a row is
-/// counted.
+/// What the rows of hostile.cpp and hostile_rights.cpp share: a daemon, marks that show an
+/// execution, and the count of a row.
 
 #pragma once
 
@@ -17,7 +17,7 @@ namespace e2e {
 using qvmremote::test::plain_frame;
 
 inline int tries = 10'000;
-inline int few = 250; // where each try is a command that runs
+inline int few = 250; // tries of a row whose commands run
 inline unsigned seed = 20260218;
 
 class suite {
@@ -33,7 +33,7 @@ class suite {
     void run();
 
   private:
-    // What must not run says so by a file with a name of its own.
+    // A command that must not run. It makes a file with a new name, so that the test sees it.
     std::string mark_command() { return "touch " + marks_ + "/" + std::to_string(++mark_); }
     std::size_t marks() const {
         std::size_t n = 0;
@@ -49,7 +49,8 @@ class suite {
         e.set_body(std::move(body));
         return e;
     }
-    // A REQUEST frame, and where its parts are: header 12, token 32, then the envelope.
+    // The places of the parts of a REQUEST frame: a header of 12 bytes, a token of 32, then the
+    // envelope.
     static constexpr std::size_t token_at = frame_header::size;
     static constexpr std::size_t envelope_at = frame_header::size + token_size;
     static constexpr std::size_t flags_at = envelope_at + 2 + 16 + 1;
@@ -61,7 +62,7 @@ class suite {
         return a.take_output();
     }
 
-    // Each try on the stream at hand, and a new one when the daemon has had enough of it.
+    // Makes each try on the same stream, and on a new one after the daemon has closed it.
     void row(const char *name, const std::string &qube,
              const std::function<void(attacker &, std::mt19937 &)> &attempt, int count = tries) {
         std::mt19937 random(seed);

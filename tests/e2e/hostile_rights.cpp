@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What a qube tries against questions, rules and records. Its key is good, and its rights are few.
+// Attacks of a qube on questions, rules and records. Its key is valid, and its rights are few.
 
 #include <nlohmann/json.hpp>
 
@@ -11,7 +11,7 @@ namespace e2e {
 
 namespace {
 
-constexpr const char *asked = "asked"; // a qube; its key is of 'd'
+constexpr const char *asked = "asked"; // a qube, whose key has the digit 'd'
 
 template <class T, std::size_t N>
 const T &any_of(const T (&values)[N], std::mt19937 &random) {
@@ -34,7 +34,8 @@ std::string suite::control(const std::string &line) {
     return out;
 }
 
-// The same from a process with a terminal of its own, as an operator is where there are no cgroups.
+// The same from a process with its own terminal, by which dom0 knows an operator if there are no
+// cgroups.
 std::string suite::operate(const std::string &line) {
     const unique_fd screen(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
     char terminal[64];
@@ -45,7 +46,7 @@ std::string suite::operate(const std::string &line) {
     const pid_t child = ::fork();
     if (child == 0) {
         ::setsid();
-        if (::open(terminal, O_RDWR) < 0) // becomes the session's
+        if (::open(terminal, O_RDWR) < 0) // becomes the session's terminal
             ::_exit(1);
         const std::string said = control(line);
         ::_exit(::write(answer[1], said.data(), said.size()) < 0 ? 1 : 0);
@@ -58,7 +59,7 @@ std::string suite::operate(const std::string &line) {
     return {said, static_cast<std::size_t>(std::max<ssize_t>(n, 0))};
 }
 
-// The rules of the qube `asked`. Without a reload only what they take away counts.
+// Writes the rules of the qube `asked`. Before a reload they only take rights away.
 void suite::set_rules(const std::string &rules) {
     const std::string path = dom0_.root() + "/etc/qubes/remote-policy.d/50-asked.policy";
     write_file(path + ".new", rules);
@@ -81,7 +82,7 @@ std::uint64_t suite::await_question(attacker &a) {
 void suite::questions() {
     load_rules("asked * ask\n");
     row(
-        "A1: an asker that goes at any moment", asked,
+        "A1: a client that leaves at any moment", asked,
         [&](attacker &, std::mt19937 &random) {
             attacker a(dom0_, asked);
             const std::uint32_t session = a.open_session();
@@ -148,13 +149,13 @@ void suite::questions() {
         },
         few);
 
-    std::vector<unique_fd> held; // exchanges that never end
+    std::vector<unique_fd> held; // connections with a request that never ends
     for (int i = 0; i < 80; ++i) {
         held.push_back(connect_to(dom0_.root() + "/run/qvm-remote/control.sock"));
         require(::write(held.back().get(), "x", 1) == 1, "the control socket is closed");
     }
     row(
-        "A4: a no beside exchanges that never end", asked,
+        "A4: a no beside requests that never end", asked,
         [&](attacker &a, std::mt19937 &) {
             a.send(signed_request(a, a.open_session(), request(mark_command()), 'd'));
             const std::string said = operate("deny " + std::to_string(await_question(a)));
@@ -207,7 +208,7 @@ void suite::rules() {
             const auto event = a.answer();
             require(event && event->what == client_event::kind::refused &&
                         event->reason == errc::denied,
-                    "a level lets through what it does not hold");
+                    "a level allows what it does not hold");
         },
         few);
 
@@ -219,7 +220,7 @@ void suite::rules() {
             envelope e = request(script);
             switch (random() % 3) {
             case 0:
-                break; // a command line
+                break; // as a command line
             case 1:
                 e.kind = request_kind::script;
                 e.arguments = {"argument"};
@@ -291,7 +292,7 @@ void suite::records() {
             write_file(index, read_file(kept).substr(0, read_file(kept).size() / 2));
         else if (i % 6 == 4)
             std::filesystem::create_symlink("/nowhere/ids", index);
-        // It refuses what has run, or does not begin while it cannot know.
+        // The daemon refuses a used ID, or does not start while it cannot know the used ones.
         if (!dom0_.comes_up())
             continue;
         attacker a(dom0_, "work");

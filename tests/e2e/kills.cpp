@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// kill -9 of the client, the agent or shell program, the call, or the daemon, over the qvm-run
-// transport, all through the life of a command of protocol 2 and of an entry of protocol 1. Whatever is
-// killed when: nothing runs twice, no process is left over, what ran has its START, 0 is for a whole
-// result alone, a result that is there stays, and any other is reported as unknown with its ID.
+// Kills the client, the agent or shell program, the call, or the daemon with SIGKILL, over the
+// qvm-run transport, at any moment in the life of a command of protocol 2 or of an entry of
+// protocol 1. In each case no ID runs twice, no process is left over, and a command that ran has
+// its START. Only a complete result is reported as 0, an existing result does not change, and any
+// other outcome is reported as unknown, with its ID.
 //
-// A kill is counted where what lay there right behind it says that it fell, not where it was aimed;
-// the next is aimed at the part that has had the fewest. Usage: kills [ROUNDS] [seconds=N]
+// The test finds out from the remains in which part of the life a kill happened, and aims the next
+// kill at the part that had the fewest. Usage: kills [ROUNDS] [seconds=N]
 
 #include "kills.hpp"
 
@@ -21,8 +22,8 @@ using namespace e2e;
 
 namespace {
 
-/// As much of qubesd as tells the daemon who runs (QUBES.md §8), and that a qube has started: which
-/// ends the transport's pause behind a call that broke.
+/// As much of qubesd as the daemon needs (QUBES.md §8): which qubes run, and that a qube has
+/// started, which ends the transport's pause after a broken call.
 class qubesd {
   public:
     qubesd(const std::string &path, std::string listing) : listing_(std::move(listing)) {
@@ -70,7 +71,7 @@ class qubesd {
     std::string listing_;
 };
 
-/// A zombie that nobody has waited for is not alive.
+/// Whether a process is alive. A zombie is not.
 bool is_alive(pid_t pid) {
     const std::string stat = read_file("/proc/" + std::to_string(pid) + "/stat");
     const std::size_t name = stat.rfind(") ");
@@ -113,7 +114,7 @@ class suite {
     }
 
     void run() {
-        // Half of the rounds by each of the two programs that make a call.
+        // Run half of the rounds with each of the two programs that make a call.
         for (const bool by_qvm_run : {false, true}) {
             const std::string at = from_environment("QVMREMOTE_STANDINS");
             dom0_.use("qvm-run", from_environment("QVMREMOTE_QVM_RUN_PLUGINS"),
@@ -125,7 +126,7 @@ class suite {
                        "QVM_REMOTE_QVM_RUN_QUBESD=" + machine_ + "/qubesd.sock"});
             dom0_.start();
             wait_for_calls();
-            if (!by_qvm_run) // a first answer, behind which the client knows no other protocol
+            if (!by_qvm_run) // after a first answer the client uses only protocol 2
                 require(honest(connect_to(socket()), 'a')
                                 .collect({.kind = request_kind::shell,
                                           .body = "true",
@@ -161,7 +162,7 @@ class suite {
     }
     [[nodiscard]] std::string socket() const { return home(agent_) + "/.qvm-remote/agent.sock"; }
 
-    // The call that stands, and the first process in the qube; zeros without one.
+    // The process IDs of the call and of the first process in the qube; zeros without a call.
     [[nodiscard]] std::pair<pid_t, pid_t> call_of(const std::string &qube) const {
         std::error_code none;
         for (const auto &mark :
@@ -170,7 +171,7 @@ class suite {
             const auto call = static_cast<pid_t>(std::stol(mark.path().filename()));
             if (is_alive(call) && in_qube.ends_with('\n'))
                 return {call, static_cast<pid_t>(std::stol(in_qube))};
-            if (!is_alive(call)) // it could not take that away itself
+            if (!is_alive(call)) // a killed call cannot remove its mark itself
                 std::filesystem::remove(mark.path(), none);
         }
         return {};
@@ -180,7 +181,7 @@ class suite {
             require(eventually([&] {
                         if (call_of(qube).first != 0)
                             return true;
-                        qubesd_->say_started(qube); // which ends the pause before the next call
+                        qubesd_->say_started(qube); // ends the pause before the next call
                         ::usleep(20'000);
                         return false;
                     }),
@@ -201,7 +202,7 @@ class suite {
                 "a dead daemon leaves processes");
     }
 
-    // Leaves an entry as COMPAT-V1.md says.
+    // Writes an entry as COMPAT-V1.md says.
     void leave(const std::string &qube, const command_id &id, const std::string &text) const {
         write_file(queue(qube, "pending/" + id.text()), text);
         write_file(queue(qube, "pending/" + id.text() + ".auth"), token_v1(key_of('a'), id));
@@ -209,11 +210,11 @@ class suite {
 
     void round() {
         const int i = count_++;
-        // The shell program's rounds take half a second each.
+        // A round with the shell program takes half a second, so do fewer of them.
         const unsigned turn = static_cast<unsigned>(random_() % 20);
         const way by = turn < 12 ? way::stream : turn < 19 ? way::entry : way::shell;
         const std::string qube = by == way::shell ? shell_ : agent_;
-        // An entry's client is the test.
+        // The test itself is the client of an entry, so it is not a victim.
         const auto whom =
             static_cast<victim>(by == way::stream ? random_() % 4 : 1 + random_() % 3);
         const part aim = fell_.rarest();
@@ -258,7 +259,7 @@ class suite {
             spin_until([&] { return exists(place + "/done"); }, "the command's end");
             break;
         case part::after:
-            if (by != way::stream && random_() % 2) // between two of the carrier's last steps
+            if (by != way::stream && random_() % 2) // between the last steps of the carrier
                 spin_until([&] { return exists(result + ".exit"); }, "a result");
             else
                 spin_until([&] { return read_records(dom0_.audit(), audit_before).ended; }, "END");
@@ -269,7 +270,7 @@ class suite {
         case victim::client:
             ::kill(client, SIGKILL);
             break;
-        case victim::in_qube: // a shell program is several processes
+        case victim::in_qube: // the shell program is several processes
             ::kill(by == way::shell ? -in_qube : in_qube, SIGKILL);
             break;
         case victim::call:
@@ -373,7 +374,7 @@ class suite {
                     read_file(result + ".err"));
     }
 
-    // Each ID that has begun once more, signed as it should be.
+    // Sends each ID that has begun again, correctly signed.
     void send_again() {
         std::optional<host::client> dom0(honest(connect_to(socket()), 'a'));
         std::vector<begun> left;

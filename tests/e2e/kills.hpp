@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What the tests share that kill in the middle of a command: the command, the parts of its way,
-/// and what the audit log says of it.
+/// What the tests share that kill processes during a command: the command, the parts of its life,
+/// and what the audit log says about it.
 
 #pragma once
 
@@ -21,15 +21,16 @@ enum class part : std::size_t { before_start, start_to_exec, running, exec_to_en
 inline constexpr std::array<const char *, 5> part_names = {"before START", "START to exec",
                                                            "running", "exec to END", "after END"};
 
-/// How many kills fell where.
+/// Counts the kills in each part of a command's life.
 class tally {
   public:
     void count(part where) { ++fell_[static_cast<std::size_t>(where)]; }
-    /// The part that has had the fewest.
+    /// The part with the fewest kills.
     [[nodiscard]] part rarest() const {
         return static_cast<part>(std::min_element(fell_.begin(), fell_.end()) - fell_.begin());
     }
-    /// Fails when one had less than a tenth; of few kills, by chance, when one had none.
+    /// Fails when a part had less than a tenth of the kills; if there were few kills, when it had
+    /// none.
     void print() const {
         int all = 0;
         for (const int n : fell_)
@@ -39,7 +40,7 @@ class tally {
             std::printf("%-16s %4d of %d kills\n", part_names[p], fell_[p], all);
             spread = spread && fell_[p] * 10 >= (all < few_kills ? 10 : all);
         }
-        require(spread, "a part of the way had too few of the kills");
+        require(spread, "a part of a command's life had too few kills");
     }
 
   private:
@@ -47,7 +48,7 @@ class tally {
     std::array<int, 5> fell_{};
 };
 
-/// Notes its ID in PLACE/ran when it begins, and makes PLACE/done at its end.
+/// The command. It writes its ID to PLACE/ran when it begins, and makes PLACE/done at its end.
 inline std::string payload(const std::string &mark, const std::string &place, int hundredths) {
     return "export MARK=" + mark + "; echo $QVM_REMOTE_ID >> " + place +
            "/ran; setsid sleep 1000 >/dev/null 2>&1 & echo first; sleep 0.0" +
@@ -59,7 +60,7 @@ inline std::string whole_output() {
         out += std::to_string(n) + "\n";
     return out + "last\n";
 }
-/// Processes of that payload.
+/// The processes of such a command.
 inline std::vector<pid_t> survivors(const std::string &mark) {
     return processes_with("MARK=" + mark);
 }
@@ -70,7 +71,8 @@ inline off_t size_of(const std::string &path) {
 }
 inline bool exists(const std::string &path) { return ::access(path.c_str(), F_OK) == 0; }
 
-/// A tight loop: what it waits for lasts some hundred microseconds.
+/// Waits in a tight loop, because the moment that it waits for lasts only some hundred
+/// microseconds.
 template <class Condition>
 void spin_until(Condition condition, const std::string &what) {
     const std::uint64_t begin = host::boottime_ms();
@@ -78,7 +80,7 @@ void spin_until(Condition condition, const std::string &what) {
         require(host::boottime_ms() - begin < hang_guard_ms, "never happened: " + what);
 }
 
-/// Where the next audit line will begin. A line that is being written shows by pieces: the kernel
+/// The offset at which the next audit line will begin. It waits for a whole line, since the kernel
 /// extends a file page by page.
 inline off_t behind_last_line(const std::string &path) {
     off_t end = 0;
@@ -98,7 +100,7 @@ struct records {
     bool ended = false;
     std::string cause;
 };
-/// What the audit log says beyond an offset; a line that a crash cut off does not count.
+/// Reads the audit log from an offset. A line that a crash has cut off does not count.
 inline records read_records(const std::string &path, off_t from) {
     records out;
     std::ifstream in(path, std::ios::binary);
@@ -110,14 +112,13 @@ inline records read_records(const std::string &path, off_t from) {
         const auto line = std::string_view(text).substr(at, end - at);
         const auto entry = parse_audit(line);
         require(entry.has_value(), "an audit line does not parse, at " + std::to_string(at) +
-                                       " behind " + std::to_string(from) + ": " +
-                                       std::string(line));
+                                       " after " + std::to_string(from) + ": " + std::string(line));
         if (entry->kind == "START") {
             out.id = entry->id();
             out.start = entry->serial;
         } else if (entry->kind == "END") {
             out.cause = entry->text("cause").value_or("");
-            out.ended = out.cause != "unknown"; // that one is the next daemon's
+            out.ended = out.cause != "unknown"; // the next daemon writes that one
         }
     }
     return out;

@@ -28,7 +28,7 @@ TEST_CASE("parse_positive: takes digits and nothing else") {
         {"sign", "+1", 0},
         {"negative", "-1", 0},
         {"blank before", " 1", 0},
-        {"blank behind", "1 ", 1},
+        {"blank at the end", "1 ", 1},
         {"newline", "1\n", 1},
         {"hexadecimal", "0x10", 0},
         {"fraction", "1.5", 1},

@@ -130,9 +130,9 @@ TEST_CASE("a descriptor must be one of qrexec, for our service") {
         std::string argument;
     };
     const row rows[] = {
-        {"as dom0 has it", "qvmremote.Exec+ work keyword adminvm", "work", ""},
+        {"the form in dom0", "qvmremote.Exec+ work keyword adminvm", "work", ""},
         {"called by name", "qvmremote.Exec+ work name dom0", "work", ""},
-        {"as a qube has it", "qvmremote.Exec+ work", "work", ""},
+        {"the form in a qube", "qvmremote.Exec+ work", "work", ""},
         {"without a plus", "qvmremote.Exec work name dom0", "work", ""},
         {"with an argument", "qvmremote.Exec+monitor work name dom0", "work", "monitor"},
         {"every character", "qvmremote.Exec+a.Z_9-+b Work-1_a.b name dom0", "Work-1_a.b",
