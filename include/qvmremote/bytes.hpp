@@ -144,8 +144,9 @@ inline void store_u64(std::uint8_t *at, std::uint64_t v) noexcept {
     return -1;
 }
 
-/// The bytes that hexadecimal digits stand for, two digits for each: what to_hex returns, in either
-/// case. Nothing for an odd number of digits or any other byte; no text is no bytes.
+/// The bytes of hexadecimal digits, two digits for each byte: the inverse of to_hex, in upper or
+/// lower case. Returns nothing for an odd number of digits or any other character, and no bytes for
+/// an empty text.
 [[nodiscard]] inline std::optional<bytes> from_hex(std::string_view untrusted_text) {
     if (untrusted_text.size() % 2 != 0)
         return std::nullopt;

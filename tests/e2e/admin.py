@@ -16,7 +16,7 @@ ID = "20260101-000000-1-0000000a"
 
 
 def admin(house, *words, stdin=None):
-    """As the operator of dom0 calls it."""
+    """Runs qvm-remote-dom0 as the operator does."""
     path = os.path.join(BUILD, "tests", "standin")
     return house.f.dom0(*words, stdin=stdin, env={
         "PATH": path + ":" + os.environ["PATH"], "QVMREMOTE_STANDIN": house.machine.path})
@@ -60,7 +60,7 @@ def connect_and_disconnect(f):
     check(not os.path.exists(junk), "the queue is not empty")
     eventually(lambda: not house.has_agent("dev"), "the call's end")
     equal(house.run("work", "echo on").stdout, b"on\n")
-    # The last one off the list does not let in whoever else has a key.
+    # After the last qube is off the list, other qubes with a key are not served.
     equal(admin(house, "authorize", "dev", stdin=(KEY + "\n").encode()).returncode, 0)
     equal(admin(house, "disconnect", "work").returncode, 0)
     time.sleep(0.3)
@@ -146,7 +146,7 @@ def the_daemon_reports_what_a_dead_one_left(f):
 
 @case
 def a_result_that_is_there_is_not_reported_as_unknown(f):
-    """Whoever wrote it died before it took the entry away."""
+    """The program that wrote the result ended before it removed the entry."""
     house = House(f, "work").wait_for_agent("work")
     house.add("shell", agent=False)
     f.stop()
@@ -200,7 +200,7 @@ def a_single_run_serves_each_that_runs_and_ends(f):
 
 @case
 def who_is_listed_in_vain_is_named(f):
-    """By status, by the log once a reload, and by a single run, which serves the others and ends with 1."""
+    """By status, by the log once after a reload, and by a single run, which serves the others and returns 1."""
     house = House(f, "work", key=KEY)
     house.add("off", state="Halted")
     conf = os.path.join(f.root, "etc/qubes/remote.conf")

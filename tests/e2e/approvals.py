@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Approvals: asked for, given, refused, withdrawn; panic; keys that expire.
+"""Approvals that are asked for, given, refused and withdrawn; panic; keys that expire.
 Usage: approvals.py BUILD-DIRECTORY [CASE...]
 """
 
@@ -36,7 +36,7 @@ def question(f):
 
 
 def whole(f, asked):
-    """The whole of one question."""
+    """All of one question, with its long texts."""
     got = f.dom0("approvals", "show", str(asked["serial"]), "--json")
     equal((got.returncode, got.stderr), (0, b""))
     return json.loads(got.stdout)
@@ -87,7 +87,7 @@ def what_is_asked_about_waits_and_runs_when_it_is_allowed(f):
 
 @case
 def what_waits_does_not_run_when_its_rule_is_gone(f):
-    """The file is changed by hand, without a reload."""
+    """The operator changes the file by hand, without a reload."""
     path = os.path.join(f.root, "etc/qubes/remote-policy.d/30-test.policy")
     for text in ("work * deny\n", "", "work * as\n", "work * ask timeout=5\n"):
         begin(f, "work * ask\n") if f.daemon is None else rules(f, "work * ask\n")
@@ -123,7 +123,7 @@ def a_word_goes_to_what_still_waits(f):
 
 @case
 def what_was_shown_is_what_runs(f):
-    """I1: another policy makes another question, and the digest covers everything that would run."""
+    """I1: a changed policy makes a new question, and the digest covers everything that would run."""
     begin(f, "work * ask timeout=50\n")
     client = start(f, "echo yes")
     first = question(f)
@@ -174,7 +174,7 @@ def stdin_is_shown_before_it_is_used(f):
 
 @case
 def nobody_else_says_yes(f):
-    """I12: a command of ours may not approve; nor may a process without a terminal, if there are no cgroups."""
+    """I12: a command that dom0 runs for a qube must not approve; without cgroups, a process without a terminal must not."""
     begin(f, "dev level:full allow\nwork * ask\n")
     f.dom0("authorize", "dev", stdin=KEY.encode())
     client = start(f, "echo no")
@@ -234,7 +234,7 @@ def one_qube_does_not_fill_the_list(f):
 
 
 class Terminal:
-    """An operator's program on a terminal of its own: reads what it shows, and types."""
+    """An operator's program on its own terminal; reads what it shows, and types."""
 
     def __init__(self, f, *words, rows=24, columns=80):
         self.control, terminal = pty.openpty()
@@ -245,7 +245,7 @@ class Terminal:
         self.shown = b""
 
     def see(self, wanted):
-        """What was shown up to and with this text."""
+        """Waits for this text. Returns what was shown, up to the end of the text."""
         while wanted not in self.shown:
             check(select.select([self.control], [], [], HANG)[0], f"never shown: {wanted}: {self.shown}")
             try:
@@ -340,7 +340,7 @@ def all_is_shown_before_a_yes_is_possible(f):
     code, out, _ = ended(client)
     check(code == 0 and out.endswith(b"99\nend"), out)
     answer.end()
-    # Without reading to the end, no answer counts.
+    # An answer counts only after the text was read to its end.
     client = start(f, script)
     asked = question(f)
     answer = Terminal(f, "approvals", "allow", str(asked["serial"]), asked["digest"])
@@ -384,7 +384,7 @@ def no_word_or_line_looks_like_two(f):
                   else wanted.encode())
         screen = f.dom0("approvals", "show", str(asked["serial"])).stdout
         check(all(0x20 <= c < 0x7f or c == 10 for c in screen), screen)
-        # Without the parts that change: the serial, the seconds, the digest.
+        # Remove the parts that change: the serial, the seconds, the digest.
         screen = b"\n".join(row for row in screen.split(b"\n") if not row.startswith((b"serial", b"sha256", b" ")))
         check(screen not in shown, (words, shown.get(screen)))
         shown[screen] = words
@@ -439,7 +439,7 @@ def without_a_terminal_allow_takes_the_digest(f):
 
 
 def connections(f, line, count=80):
-    """Connections to the control socket that have sent only this part of a request."""
+    """Makes connections to the control socket that have sent only this part of a request."""
     out = []
     for _ in range(count):
         s = socket.socket(socket.AF_UNIX)
@@ -482,7 +482,7 @@ def ask_control(path, line):
 
 
 def allow_what_was_swapped(control, running):
-    """An operator who approves every entry after somebody has changed its file."""
+    """Plays an operator who approves every entry after its file was changed."""
     while True:
         for asked in map(json.loads, ask_control(control, "approvals").splitlines()):
             try:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The audit log from the outside: checked, shown, exported, rotated, and after kill -9 of the daemon.
+"""The audit log as its programs see it: checked, shown, exported, rotated, and after kill -9 of the daemon.
 Usage: audit.py BUILD-DIRECTORY [ROUNDS=N] [SECONDS=N] [CASE...]
-ROUNDS of kills, and no more than fit into SECONDS.
+It kills the daemon ROUNDS times, or as often as SECONDS allow.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def verify_says_what_is_good_and_what_is_not(f):
     check(got.returncode == 0 and b"good: " in got.stdout and b"not compared" in got.stdout, got)
     f.stop()
     heads = journal.heads()
-    check(heads and heads[-1].startswith("audit head 7 "), heads)  # ADMIN, and three pairs
+    check(heads and heads[-1].startswith("audit head 7 "), heads)  # one ADMIN, and three STARTs with their ENDs
     env = stand_in(f, "cat <<'X'\n" + "\n".join(heads) + "\nX\n")
     got = f.dom0("audit", "verify", env=env)
     check(got.returncode == 0 and b"serial 1 to 7" in got.stdout and b"the last with serial 7" in got.stdout, got)
@@ -119,7 +119,7 @@ def show_and_export_read_what_was_written(f):
     text = got.stdout.decode()
     check("\x1b" not in text, text)
     check("kind           START" in text and "kind           END" in text and "exit           3" in text, text)
-    equal(f.dom0("audit", "show", "3").stdout, got.stdout)  # its END, shown with its START
+    equal(f.dom0("audit", "show", "3").stdout, got.stdout)  # the serial of its END shows the START too
     text = f.dom0("audit", "show", "4").stdout.decode()
     check("argv           printf %s \\x1b]0;title\\x07 'two words' ''" in text, text)
     check(b"no END yet: it is running" in f.dom0("audit", "show", str(start)).stdout, "still running")
@@ -179,7 +179,7 @@ def what_the_administrator_does_is_recorded(f):
     equal(acts, [("dev", "authorize", True), ("work", "authorize", True), ("work", "authorize", True),
                  ("work", "revoke", True), ("dev", "revoke", True)])
     equal(f.dom0("audit", "verify", env=stand_in(f, "")).returncode, 0)
-    # Nothing is done that cannot be recorded, except that a key is removed.
+    # What cannot be recorded is not done, except that a key is removed.
     equal(f.dom0("authorize", "dev", stdin=KEY.encode()).returncode, 0)
     os.rename(audit_path(f), audit_path(f) + ".kept")
     os.symlink("/dev/full", audit_path(f))
@@ -211,7 +211,7 @@ def a_full_disk_is_told_to_who_asks(f):
 
 @case
 def a_stop_leaves_no_start_without_its_end(f):
-    """Also for requests whose START was being written when their client ended."""
+    """This includes requests whose START was being written when their client ended."""
     f.start()
     rng = random.Random(20260219)
     for _ in range(15):
@@ -246,7 +246,7 @@ def kill_at_any_moment_leaves_a_record_of_all_that_ran(f):
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                         start_new_session=True))
     heads = []
-    deadline = time.monotonic() + SECONDS  # a slow machine does fewer
+    deadline = time.monotonic() + SECONDS  # a slow machine does fewer rounds
     done = 0
     try:
         while done < ROUNDS and time.monotonic() < deadline:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Much data: 4 GiB each way arrive as they were sent while every process stays small, and a reader
-that stalls holds up its own command and nobody else. Usage: bulk.py BUILD-DIRECTORY [MIB=N]
-MIB each way instead of 4096.
+"""Much data: 4 GiB in each direction arrive unchanged while every process stays small, and a reader
+that stops delays only its own command. Usage: bulk.py BUILD-DIRECTORY [MIB=N]
+MIB is the amount for each direction instead of 4096.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from words import number
 SIZE = number("MIB", 4096) << 20
 SOURCE = f"yes | head -c {SIZE}"
 MOST_KIB = 32 * 1024
-# What lies between a command and a reader that has stopped: pipes at both ends (1 MiB at most each),
-# the window, and a frame or two.
+# How much output may be between a command and a reader that has stopped: pipes at both ends (1 MiB
+# at most each), the window, and some frames.
 BETWEEN = 3 << 20
 
 

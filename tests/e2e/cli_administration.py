@@ -27,7 +27,7 @@ def nothing_set_up(f):
 def nothing_set_up_leaves_nothing(f):
     before = set(glob.glob("/tmp/qvm-remote-??????"))
     f.run("--transport", "mock", "true", env=dict(QVM_REMOTE_MOCK_SOCKET=None))
-    # Directories of other tests disappear meanwhile too.
+    # Ignore the directories of other tests, which disappear too.
     new = set(glob.glob("/tmp/qvm-remote-??????")) - before
     eventually(lambda: not any(map(os.path.exists, new)), f"one of {new} to go")
 
@@ -168,7 +168,7 @@ def revoke_while_start_is_written(f):
         err = p.communicate(timeout=HANG)[1]
         if in_time:
             break
-        # The machine is too slow: nothing was tested.
+        # The machine was too slow, so nothing was tested: try again.
         if os.path.exists(ran):
             os.unlink(ran)
         equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)

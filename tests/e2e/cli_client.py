@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The client's own: words, the terminal, records and configuration. Cases of cli.py."""
+"""The client itself: words, the terminal, records and configuration. Cases of cli.py."""
 
 import ctypes
 import os
@@ -53,7 +53,7 @@ def usage_on_a_terminal(f):
 
 
 def screen(raw, columns):
-    """The rows of a terminal after these bytes; a row that would wrap is an error."""
+    """The rows of a terminal after these bytes. A row that would wrap is an error."""
     rows, column = [""], 0
     for token in re.findall(rb"\x1b\[K|[\x00-\xff]", raw):
         if token == b"\x1b[K":
@@ -99,8 +99,8 @@ def what_still_holds_the_output_is_told_on_a_terminal(f):
     equal((seen.count(told), out), (1, b"x\n"))
     seen, out = on_terminal(f, "-q", "echo x; sleep 4 & exit 3", keep_stdout=True)
     equal((seen, out), (b"", b"x\n"))
-    # Nothing is left running here: only the reader of the output takes its time. So much does not fit into
-    # the window and the pipes of this side, and the rest into those of dom0's.
+    # Here no process is left: only the reader of the output is slow. The output does not fit into
+    # the window and the pipes in the qube, but the rest of it fits into those in dom0.
     for size in (550_000, 650_000, 750_000):
         slow = os.path.join(f.path, f"slow-{size}")
         os.mkfifo(slow)

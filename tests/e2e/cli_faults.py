@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults, and what is recorded all the same. Cases of cli.py."""
+"""Faults, and what is recorded in spite of them. Cases of cli.py."""
 
 import contextlib
 import os
@@ -78,7 +78,7 @@ def the_log_for_people_is_bounded(f):
     os.rename(log, log + ".old")
     f.daemon.send_signal(signal.SIGHUP)
     eventually(lambda: os.path.exists(log) and "read again" in f.log(), "reload")
-    # If it cannot be opened, the old file says so, and nothing stops.
+    # If the log cannot be opened, the old file says so, and the daemon goes on.
     os.rename(log, log + ".older")
     os.mkfifo(log)
     f.daemon.send_signal(signal.SIGHUP)

@@ -127,7 +127,7 @@ def an_unread_output_holds_no_slot(f):
     used = processor_seconds(f)
     time.sleep(1)
     check(processor_seconds(f) - used < 0.2, "the daemon waits for them without a pause")
-    # Each may be a call of its own, and a user may have this many.
+    # Each client may have its own call, and a user may have only so many calls.
     stalled[0].kill()
     equal(f.run("echo next").stdout, b"next\n")
     for p in stalled:
@@ -243,7 +243,8 @@ def random_requests_get_the_verdict_of_policy_check(f):
         check(got.returncode == 126, (line, got))
         return line, said, 3 if b"would be asked" in got.stderr else 126
 
-    # This qube has level full after these rules: a last rule removes that.
+    # Another file gives this qube level full after these rules, so replace that file by a rule that
+    # denies it.
     os.unlink(os.path.join(f.root, "etc/qubes/remote-policy.d/50-work.policy"))
     rules(f, "@anyvm level:full deny\n", "60-rest.policy")
     seen = collections.Counter()

@@ -33,7 +33,7 @@ def a_qube_without_a_key_gets_nothing(f):
     house.wait_for_agent("stranger")
     equal(house.run("stranger", "echo in").stdout, b"in\n")
     equal(f.dom0("revoke", "stranger").returncode, 0)
-    # Its client would wait half a minute for another agent.
+    # Wait until the qube is disconnected, since its client would wait half a minute for an agent.
     eventually(lambda: not house.has_agent("stranger") if f.transport == "qvm-run" else
                house.run("stranger", "true").returncode != 0, "it is out")
     equal(house.run("work", "echo on").stdout, b"on\n")

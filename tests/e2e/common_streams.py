@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a command gets and gives: arguments, scripts, streams and the exit code. Cases of common.py."""
+"""What a command receives and returns: arguments, scripts, streams and the exit code. Cases of common.py."""
 
 import fcntl
 import os
@@ -112,7 +112,7 @@ def a_script_runs_in_the_interpreter_that_it_names(f):
         with open(path, "w") as s:
             s.write(f"#!{program}{interpreter[len(interpreter.split()[0]):]}\n{text}\n")
         got = f.run("--script", path, *([path] if interpreter.startswith("sed") else [] if interpreter in ("m4", "bc -q") else ["one"]))
-        # m4 copies the first line, since it is text for it.
+        # m4 prints the first line too, since it is ordinary text for m4.
         equal((interpreter, got.returncode, got.stdout.split(b"\n")[-2:]), (interpreter, 0, [b"on one", b""]))
         tried.append(interpreter)
     check(len(tried) >= 6, f"only {tried}")
@@ -158,7 +158,7 @@ def large_commands(f):
 
 @case
 def stdin_is_not_read_before_dom0_accepts(f):
-    f.start(key="f" * 64)  # refused: nothing may be read from stdin
+    f.start(key="f" * 64)  # dom0 refuses this key, so the client must not read stdin
     r, w = os.pipe()
     os.write(w, b"precious")
     os.close(w)

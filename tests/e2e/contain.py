@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Containment: what a command gets, what it may take, and that all of it ends. Where the daemon has no
-cgroup to divide, as here; tests/vm has the rest.
+"""Containment: what a command gets, what it may use, and that all its processes end. The daemon has no
+cgroup of its own here; tests/vm tests it with one.
 """
 
 import os
@@ -16,7 +16,7 @@ STUBBORN = ("trap '' TERM HUP INT QUIT; ( ( setsid bash -c 'trap \"\" TERM HUP I
 
 
 def documented():
-    """The part of the document that says what a command gets, as one line."""
+    """The section of the document about what a command gets, as one line."""
     with open(SECURITY, encoding="utf-8") as f:
         text = f.read()
     section = re.search(r"^## What a command gets\n(.*?)^## ", text, re.M | re.S)
@@ -73,7 +73,7 @@ def who_ignores_every_signal_ends_and_others_do_not_notice(f):
     mark = f"contain-mark-stubborn-{os.getpid()}"
     got = f.run("-t", "1", f"export MARK={mark}; {STUBBORN}")
     equal((got.returncode, got.stdout), (124, b"up\n"))
-    equal(survivors(mark), [])  # at once: END comes when no process is left
+    equal(survivors(mark), [])  # at once, because END comes after the last process has ended
     equal(other.communicate()[0].split(), [b"%d" % i for i in range(1, 101)])
     equal(other.returncode, 0)
     equal(f.run("echo still here").stdout, b"still here\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What protocol 1 calls an entry, and its token by the openssl command."""
+"""Makes an ID for an entry of protocol 1, and its token with the openssl command."""
 
 import os
 import subprocess

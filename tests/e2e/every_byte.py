@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A small session, and at every byte of it, either way, a fault of the transport: the stream is cut
-there, stalls, has a bit flipped or a byte twice. Whatever it is, no result is said to be another than it
-was, nothing runs twice, and a failure has its exit code and its words. That the stream is split there
-changes nothing, and shows beside each fault that the next request is served.
+"""Runs a small session with a fault of the transport at every byte, in both directions: the stream is
+cut there, stalls, has a bit flipped or a byte twice. In each case the client must not report a wrong result,
+nothing runs twice, and a failure has its exit code and its message. A stream that is only split there must
+give the right result; this also shows that dom0 serves the next request after each fault.
 Usage: every_byte.py BUILD-DIRECTORY [EVERY=N] [SECONDS=N] [CASE...]
-Of the bytes every Nth; and again with other bits while SECONDS last.
+It tests every Nth byte, and repeats all with other bits until SECONDS are over.
 """
 
 import collections
@@ -25,15 +25,15 @@ EVERY, SECONDS = number("EVERY", 1), number("SECONDS", 0)
 from fixture import HANG, case, check, equal, main  # noqa: E402
 
 OUT, ERR, CODE = b"<input>\n", b"words\n", 7
-# After a fault that leaves both ends waiting, the user ends the client, which would need half a minute. A
-# build that runs only a sample of them is slow.
+# How long to wait before the test interrupts a client: after some faults both ends wait, for half a
+# minute or longer. A build that tests only a sample of the bytes is slow, so it gets more time.
 PATIENCE = 1 if EVERY == 1 else 5
 AT_ONCE = 24
 HARMFUL = ("cut", "corrupt", "duplicate", "stall")
 
 
 class Sessions:
-    """One daemon, and clients with faults in their streams."""
+    """One daemon, and clients whose streams have faults."""
 
     def __init__(self, f):
         self.f = f
@@ -41,7 +41,7 @@ class Sessions:
         self.turn = 0
 
     def run(self, fault, patience=HANG):
-        """Runs a command: exit code, both outputs, and its mark."""
+        """Runs a command. Returns exit code, stdout, stderr and the mark of the command."""
         self.turn += 1
         mark = f"{self.turn}-{fault.replace(':', '-')}"
         command = f"echo $QVM_REMOTE_ID {mark} >>{self.ran}; read x; echo \"<$x>\"; echo words >&2; exit {CODE}"
@@ -60,7 +60,7 @@ class Sessions:
         return p.returncode, out, err, mark
 
     def length(self, way):
-        """How many bytes go in that direction: a cut after them has no effect."""
+        """How many bytes a session sends in this direction: a cut after them has no effect."""
         low, high = 0, 4096
         while low < high:
             middle = (low + high) // 2
@@ -86,7 +86,7 @@ def judge(fault, result, ran):
     if code == CODE or fault.split(":")[1] == "split":
         equal((fault, code, out, err), (fault, CODE, OUT, ERR))
         return "whole"
-    if code == -signal.SIGINT:  # it did not handle signals yet
+    if code == -signal.SIGINT:  # the client did not handle signals yet
         return "given up"
     check(code in (126, 130, 255), f"{fault}: exit code {code}: {err}")
     check(OUT.startswith(out), f"{fault}: {out}, which the command did not write")
@@ -131,8 +131,8 @@ def whatever_happens_at_a_byte_is_no_false_result(f):
 
 @case
 def a_stream_that_stalls_before_dom0_has_spoken_is_given_up_by_itself(f):
-    """Each place a client of its own, all at once: half a minute is what each takes. Once dom0 has spoken,
-    a client waits for as long as its stream is there: the case above gives those up."""
+    """Runs one client for each place, all at once, since each takes half a minute. After the first bytes of
+    dom0 a client waits as long as its stream is open; the case above interrupts these clients."""
     f.start()
     sessions = Sessions(f)
     places = [f"{way}:stall:{at}" for way in ("in", "out") for at in range(1, 10, 2)]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The faults that the Python programs are known to have, each tried against ours over the qvm-run
-transport: an entry by the agent and by the shell program where there is one.
+"""The known faults of the Python programs, each tried against our programs over the qvm-run transport.
+An entry is tried with the agent and with the shell program.
 
 Usage: faults.py BUILD-DIRECTORY [CASE...]
 """
@@ -17,7 +17,7 @@ from house import House
 
 
 class Qube:
-    """The queue of one qube, as a Python client uses it."""
+    """The queue of one qube, used as by a Python client."""
 
     count = 0
 
@@ -48,7 +48,7 @@ class Qube:
 
     def result(self, name):
         eventually(lambda: self.has("results", name + ".exit"), f"a result of {name}")
-        # The result is complete before the last steps are done.
+        # Wait for the last steps, which come after the result is complete.
         eventually(lambda: f"id={name} " in self.audit(), f"the end of {name}")
         out = []
         for suffix in (".exit", ".out", ".err"):
@@ -68,7 +68,7 @@ class Qube:
 
 
 def house_of(f, **more):
-    """`work` with our agent, `old` without."""
+    """Makes two qubes: `work` with our agent, and `old` without it."""
     conf = {"QVM_REMOTE_PROTOCOL": "both"}
     house = House(f, "work", conf=conf, **more)
     house.add("old", agent=False)
@@ -106,7 +106,7 @@ def fault_02_without_a_key_file_everything_runs_unauthenticated(f):
     for q in qubes:
         q.leave(f"touch {made}\n".encode(), key=None)
         q.leave(f"touch {made}\n".encode())
-    # No qube has a key, so none is called any more, whatever is in its queue.
+    # No qube has a key any more, so dom0 calls none, whatever is in its queue.
     eventually(lambda: not house.has_agent("work"), "the agent's end")
     eventually(lambda: not survivors("HOME=" + house.machine.home("old")), "the shell program's end")
     house.restart()
@@ -131,7 +131,7 @@ def fault_03_a_poll_between_a_command_and_its_token_rejects_a_good_command(f):
 
 @case
 def fault_04_a_300_mb_command_is_read_before_its_size_is_looked_at(f):
-    """memory.py measures what it costs the daemon."""
+    """memory.py measures the memory of the daemon."""
     house, qubes = house_of(f)
     for q in qubes:
         name = q.new_id()
@@ -197,7 +197,7 @@ def fault_08_twenty_mb_of_output_is_cut_with_exit_code_0(f):
     house, qubes = house_of(f)
     got = house.run("work", "head -c 20000000 /dev/zero")
     equal((got.returncode, len(got.stdout)), (0, 20_000_000))
-    # By protocol 1 it is cut, and says so; our client does not report success.
+    # With protocol 1 the output is cut and says so, and our client does not report success.
     code, out, _ = qubes[1].run(b"head -c 20000000 /dev/zero\n")
     check(out.endswith(b"\n[truncated at 10485760 bytes]\n"), "no mark")
     got = house.run("old", "head -c 20000000 /dev/zero")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Protocol 1 in dom0: the shipped daemon over the mock transport, and a carrier that this script plays
-word by word (doc/PROTOCOL.md, "Queue"). Tokens are the openssl command's.
+step by step (doc/PROTOCOL.md, "Queue"). Tokens come from the openssl command.
 
 Usage: file_queue.py BUILD-DIRECTORY [CASE...]
 """
@@ -41,7 +41,7 @@ class Carrier:
         self.say(f"body {name} {len(body)}", raw=body)
 
     def hear(self):
-        """The words of the next line; collects output and answers pings on the way."""
+        """Returns the words of the next line. Collects output and answers pings before it."""
         while True:
             words = self.file.readline().decode().split()
             if words and words[0] == "ping":
@@ -53,7 +53,7 @@ class Carrier:
             self.out[words[:2][0], words[1]] = self.out.get((words[0], words[1]), b"") + piece
 
     def result(self, name):
-        """Exit code, stdout, stderr; self keeps meta and the audit line."""
+        """Returns exit code, stdout and stderr of an entry. Keeps meta and the audit line in self."""
         words = self.hear()
         equal(words[:2], ["result", name])
         self.meta = self.file.read(int(words[3])).decode()
@@ -119,7 +119,7 @@ def what_is_refused_after_it_authenticated(f):
         check(got[0] == 126 and got[1] == b"" and reason in got[2], got)
     name = new_id(9)
     c.entry(name, length=300 << 20)
-    got = c.result(name)  # because of its length: never fetched
+    got = c.result(name)  # refused because of its length, and never fetched
     check(got[0] == 126 and b"exceeds" in got[2], got)
     old = "20200101-000000-1-00000000"
     c.entry(old, b"true")
@@ -139,7 +139,7 @@ def a_token_that_does_not_verify_is_dropped_in_silence(f):
         c.entry(name, b"touch /tmp/never", key)
         equal(c.hear(), ["drop", name])
     check("AUTH-FAIL vm=work id=" in f.log(), "no AUTH-FAIL")
-    stranger = Carrier(f, "dev")  # without a key here
+    stranger = Carrier(f, "dev")  # a qube without a key in dom0
     name = new_id(5)
     stranger.entry(name, b"true")
     equal(stranger.hear(), ["drop", name])
@@ -189,7 +189,7 @@ def an_entry_that_vanishes_cancels_its_command(f):
     eventually(lambda: survivors("MARK=" + mark), "it runs")
     c.say(f"gone {name}")
     eventually(lambda: not survivors("MARK=" + mark), "the tree's end")
-    equal(c.hear(), ["drop", name])  # for what there is of its output
+    equal(c.hear(), ["drop", name])  # the carrier drops the output that has come
     equal(c.run(new_id(2), b"echo next")[1], b"next\n")
 
 
@@ -261,7 +261,7 @@ def one_qube_that_fails_leaves_the_others_their_lines(f):
 
 @case
 def an_entry_that_is_fetched_and_comes_late_leaves_its_slot(f):
-    """After a minute, as for a body of protocol 2; it runs when it comes."""
+    """dom0 gives the slot to others after a minute, as for a body of protocol 2; the entry runs when it comes."""
     f.start()
     c = Carrier(f)
     name = new_id()
@@ -428,7 +428,7 @@ def three_hundred_megabytes_of_bogus_entries_cost_no_memory(f):
         except BlockingIOError:
             pass
     c.close()
-    # What it would have sent after them, without being asked.
+    # The carrier sends a body that dom0 did not ask for.
     c = Carrier(f)
     c.say("entry big - 300000000", "body big 300000000")
     check(c.file.read() in (b"", b"drop big\n"), "the stream goes on")

@@ -2,7 +2,7 @@
 """What the end-to-end tests in Python share: a scratch HOME and root with the shipped daemon, checks,
 and the loop over the cases, as an ordinary user (root gives up its rights first).
 
-Each test is run as TEST.py BUILD-DIRECTORY [CASE...]; -CASE is all but that one.
+Run a test as TEST.py BUILD-DIRECTORY [CASE...]; -CASE runs all cases except that one.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ BUILD = os.path.abspath(sys.argv[1])
 CLIENT = os.path.join(BUILD, "tools/qvm-remote/qvm-remote")
 DAEMON = os.path.join(BUILD, "tools/qvm-remote-dom0/qvm-remote-dom0")
 PLUGINS = os.path.join(BUILD, "plugins", "mock")
-HANG = 180  # seconds; nothing takes this long unless it hangs, on a loaded machine with sanitizers too
+HANG = 180  # seconds; only a hang takes this long, even on a loaded machine with sanitizers
 KEY = "0123456789abcdef" * 4
 
 
 class Fixture:
-    """A scratch HOME and root, and a daemon when asked for."""
+    """A scratch HOME and root; start() adds a daemon."""
 
     transport = "mock"  # for start() and env(); another transport has a house of qubes
 
@@ -47,7 +47,7 @@ class Fixture:
         self.on_stop = None
 
     def renew(self, name):
-        """Another dom0, below this one, for a case that needs several."""
+        """Makes another dom0, below this one, for a case that needs several."""
         self.path = os.path.join(self.path, name[:1])
         self.root = os.path.join(self.path, "dom0")
         os.makedirs(self.root, 0o700)
@@ -131,7 +131,7 @@ class Fixture:
         return None
 
     def audit(self):
-        # Some records are written a moment later, since nothing waits for them.
+        # Wait a moment, since the daemon writes some records later.
         time.sleep(0.05)
         with open(os.path.join(self.root, "var/log/qvm-remote/audit.jsonl")) as f:
             # A line that is being written may be visible in part.
@@ -159,7 +159,7 @@ def eventually(condition, what):
 
 
 def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True, stdout=None):
-    """What the client writes to a terminal of its own, and what it writes to stdout elsewhere."""
+    """Runs the client on its own terminal. Returns what it writes there, and what it writes to stdout."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
@@ -198,7 +198,7 @@ def at_a_terminal():
 
 
 def operator(f, *words):
-    """What a command of dom0 says to somebody at a terminal, as an operator is where commands have no cgroups."""
+    """Runs a command of dom0 on its own terminal, by which dom0 knows an operator if commands have no cgroups."""
     control, terminal = pty.openpty()
     try:
         return subprocess.run([DAEMON, "--root", f.root, *words], env=f.env(), stdin=terminal,
@@ -219,7 +219,7 @@ def survivors(mark):
 
 
 def daemon_processes(f):
-    """The processes of the daemon, with its helpers."""
+    """The processes of the daemon and its helpers."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:

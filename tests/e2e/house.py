@@ -15,7 +15,7 @@ from machine import Machine  # noqa: E402
 
 
 class House:
-    """A fixture with a machine of qubes, over qvm-run."""
+    """A fixture and a machine with qubes, over qvm-run."""
 
     transport = "qvm-run"
     victims = ("agent", "relay", "daemon")  # the names of links()
@@ -38,7 +38,7 @@ class House:
         self.f.spawn("qvm-run", *self.options, **self.how)
 
     def single_run(self, *options):
-        """What `--once` does and says."""
+        """Runs the daemon with `--once`. Returns the finished process."""
         return subprocess.run([DAEMON, "--root", self.f.root, "--transport", "qvm-run", "--plugin-dir",
                                os.path.join(BUILD, "plugins", "qvm-run"), "--once", *options],
                               env=self.f.env(QVM_REMOTE_MOCK_SOCKET=None, **self.how),
@@ -92,13 +92,13 @@ class House:
                 return False
 
     def links(self, qube):
-        """The processes between a client and dom0 that can be killed: names and process IDs."""
+        """The processes between a client and dom0 that a test may kill: names and process IDs."""
         relay, agent = self.machine.running(qube)[0]
         return {"agent": agent, "relay": relay, "daemon": self.f.daemon.pid}
 
 
 class MockHouse(House):
-    """Over the mock transport: a socket for each qube, without a process between."""
+    """Over the mock transport: each qube has a socket, with no process between."""
 
     transport = "mock"
     victims = ("daemon",)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the daemon and its helpers do while 64 authorised qubes run and nobody asks for anything, as
-strace sees it: nothing, but for one timer a minute for all of them and one read for each answer.
+"""Traces the system calls of the daemon and its helpers while 64 authorised qubes run and send no request.
+There must be none except one timer a minute for all qubes, and one read for each answer.
 
 Usage: idle.py BUILD-DIRECTORY [CASE...]; the window is 10 s, or QVMREMOTE_IDLE_SECONDS.
 """
@@ -21,9 +21,10 @@ TRACED = re.compile(r"(\d+) +(\d+\.\d+) (?:<\.\.\. )?(\w+)")
 
 
 def quiet_house(f, qubes=QUBES):
-    """The house, after all of its qubes are connected and nothing is left to do, and the trace."""
+    """Starts a house. Returns it after all its qubes are connected and idle, and the path of the trace."""
     trace = os.path.join(f.path, "trace")
-    # As our grandchild; it follows the daemon's helpers, but not the programs that they execute.
+    # strace runs as our grandchild. It follows the daemon's helpers, but not the programs that they
+    # execute.
     f.under = ["strace", "-D", "-f", "-b", "execve", "-ttt", "-o", trace]
     names = [f"q{n}" for n in range(qubes)]
     house = House(f, *names)
@@ -33,8 +34,8 @@ def quiet_house(f, qubes=QUBES):
 
 
 def watch(f, trace, seconds):
-    """The system calls of the daemon's processes in so many seconds: (call, whole line) each."""
-    time.sleep(12)  # until everything for the sessions is over, with their keep-alive of 10 s
+    """The system calls of the daemon's processes within `seconds`: the name and the whole line of each."""
+    time.sleep(12)  # until nothing is left of the sessions and their keep-alive of 10 s
     ours = daemon_processes(f)
     begin = time.time()
     time.sleep(seconds)
@@ -49,10 +50,10 @@ def watch(f, trace, seconds):
 
 
 def judge(calls, qubes, seconds):
-    """Fails when anything else happened; returns what happened, to be shown."""
+    """Fails after any other system call. Returns the counts, to be printed."""
     counts = collections.Counter(name for name, _ in calls)
     check(not any(counts[name] for name in STARTS), f"a process was started: {counts}")
-    # A timer is read as eight bytes: how often it fired.
+    # A read of a timer gives eight bytes: how often it fired.
     fired = sum(1 for name, line in calls if name == "read" and re.search(r", 8\) += 8$", line))
     check(fired <= seconds // ROUND + 1, f"{fired} timers in {seconds} s")
     if fired == 0:

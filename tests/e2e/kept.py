@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Any number of commands through one kept client, agent and daemon: none fails, and behind a warm-up
-none of them holds more descriptors or memory than before. The audit log grows by what a command
-writes, in files of the size that was asked for, and verifies.
+"""Any number of commands through one kept client, agent and daemon: none fails, and after a warm-up
+no program has more descriptors or memory than before. The audit log grows by what a command writes, in
+files of the configured size, and verifies.
 Usage: kept.py BUILD-DIRECTORY [COUNT=N] [SECONDS=N] [GROWTH_KIB=N] [CASE...]
-COUNT of commands, and no more than fit into SECONDS; no program may grow by more than GROWTH_KIB, and
-the daemon by what SQLite keeps of the index of IDs.
+It runs COUNT commands, or as many as SECONDS allow. No program may grow by more than GROWTH_KIB, and the
+daemon also by the cache of SQLite for the index of IDs.
 """
 
 import collections
@@ -29,7 +29,7 @@ INDEX_CACHES_KIB = 2 * 1024  # cache_size of id_index.cpp, for the writer and th
 
 
 class Held:
-    """The memory of each program while no command runs; keepers of the daemon come and go."""
+    """The descriptors and memory of each program while no command runs, without the keepers of the daemon."""
 
     def __init__(self, f, client, agent):
         groups = {"client": [client], "agent": [agent], "daemon": daemon_processes(f)}
@@ -37,12 +37,12 @@ class Held:
         self.kib = {(name, pid): status(pid, "VmRSS") for name, pids in groups.items() for pid in pids}
 
     def no_more_than(self, before):
-        # The daemon's is the size of a table, which doubles and does not shrink.
+        # For the daemon it is the size of the descriptor table, which doubles and does not shrink.
         return all(n <= max(before.descriptors[name], 512 if name == "daemon" else 0)
                    for name, n in self.descriptors.items())
 
     def grown_since(self, before):
-        """The largest growth of a process, by program."""
+        """The largest growth of a process of each program."""
         grown = collections.defaultdict(int)
         for (name, pid), kib in self.kib.items():
             grown[name] = max(grown[name], kib - before.kib.get((name, pid), kib))
@@ -55,7 +55,7 @@ def status(pid, what):
 
 
 def descriptors(pid):
-    """How many descriptors are open; for the daemon, which only root may look at, the size of its table."""
+    """How many descriptors are open. For the daemon, whose descriptors only root may see, the size of its table."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))
     except PermissionError:
@@ -63,7 +63,7 @@ def descriptors(pid):
 
 
 def now(processes):
-    """After none of them is about to end."""
+    """Returns the present state, after a wait for processes that are about to end."""
     while True:
         with contextlib.suppress(FileNotFoundError):
             return Held(*processes)
@@ -97,7 +97,7 @@ def a_kept_client_leaks_nothing(f):
     client = Client(house)
     end = time.monotonic() + SECONDS
     try:
-        for _ in range(3):  # until all that serves a step at a time has been needed once
+        for _ in range(3):  # until everything that one step needs was used once
             client.step()
         processes = f, client.process.pid, house.links("work")["agent"]
         before = now(processes)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The client stays lean (DESIGN.md §1): what it loads, how large it is, how many system calls it makes.
+"""Checks that the client stays small (DESIGN.md §1): the libraries it loads, its size, and its system calls.
 
-Each budget is what it was when it was set and about a tenth more. Raise one together with its reason.
+Each budget is the measured value when it was set, plus about a tenth. State the reason when you raise one.
 Usage: lean.py BUILD-DIRECTORY
 """
 
@@ -15,15 +15,16 @@ import subprocess
 import sys
 import tempfile
 
-# Meson sets it for the build's modules; the loader would look there first, with a system call each.
+# Meson sets this for the modules of the build; the loader would search there first, with extra
+# system calls.
 os.environ.pop("LD_LIBRARY_PATH", None)
 
 from fixture import CLIENT, HANG, Fixture  # noqa: E402
 
 
 LIBRARIES = {"libc.so.6", "libcrypto.so.3"}
-LOADED_BYTES = 1_720_000  # in the program's segments of the file
-# 62 of them read the disposition of each signal: no call reads all of them.
+LOADED_BYTES = 1_720_000  # size of the program's loaded segments in the file
+# 62 of them read the dispositions of the signals, since no call reads all at once.
 CALLS_VERSION = 110
 CALLS_TRUE = 285
 
@@ -90,7 +91,7 @@ def main():
         calls(env, CLIENT, "true")  # makes the directories of the day
         budget("system calls of qvm-remote --version", calls(env, CLIENT, "--version"),
                CALLS_VERSION)
-        # How often it wakes depends on timing: take the minimum of some runs.
+        # The number of wake-ups depends on timing, so take the minimum of some runs.
         budget("system calls of qvm-remote true", min(calls(env, CLIENT, "true") for _ in range(5)),
                CALLS_TRUE)
     if failures:

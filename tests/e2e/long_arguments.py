@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Commands with many words and long ones, over the mock transport: long_arguments.py BUILD [CASE...].
 
-A request's header takes 1024 words and 16 KiB; what exceeds that travels in the body, and nobody sees a
-difference: not the command, the policy, the operator or the audit.
+The header of a request holds at most 1024 words and 16 KiB. Longer arguments travel in the body, which makes
+no difference for the command, the policy, the operator and the audit log.
 """
 import hashlib
 import json

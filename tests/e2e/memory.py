@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""300 MB out of a qube, as an entry of its queue or as bytes of a hostile agent, do not make the daemon
-grow by 8 MiB. Usage: memory.py BUILD-DIRECTORY [CASE...]
+"""The daemon grows by less than 8 MiB when a qube sends 300 MB, as an entry of its queue or as bytes of a
+hostile agent. Usage: memory.py BUILD-DIRECTORY [CASE...]
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from house import House
 SIZE = 300_000_000
 LIMIT_KIB = 8 * 1024
 
-# What the hostile agent writes first; then it writes zeros or letters until nobody takes them.
+# The hostile agent writes one of these first, and then zeros or frames until dom0 does not read any
+# more.
 PREAMBLE = b"\0qvm-remote 2\r\n\xff"
 QUEUE_PREAMBLE = b"\0qvm-remote 1\r\n\xff"
 BODY = f"entry x - {SIZE}\nbody x {SIZE}\n".encode()
@@ -49,7 +50,7 @@ class Peak:
 
     def __init__(self, f):
         self.path = f"/proc/{f.daemon.pid}"
-        # Resets the peak to the present size; where that is not allowed, the old peak is used.
+        # Reset the peak to the present size. If that is not allowed, use the old peak.
         with contextlib.suppress(OSError), open(self.path + "/clear_refs", "w") as reset:
             reset.write("5")
         self.before = self.read("VmRSS")
@@ -104,7 +105,7 @@ def an_entry_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
 
 
 def hostile(house, name, first, again=b""):
-    """A qube with this agent: it writes `first`, then `again` for ever, and reads nothing."""
+    """Adds a qube with an agent that writes `first` and then `again` without end, and reads nothing."""
     place = house.machine.file(name + "-bin")
     os.mkdir(place)
     path = os.path.join(place, "qvm-remote-agent")
@@ -145,7 +146,7 @@ def a_bogus_frame_or_stream_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
     for n, (name, first) in enumerate(BOGUS.items()):
         qube = f"evil{n}"
         hostile(house, qube, first, b"x" if name == "letters" else b"")
-        # Its bytes are dropped with its stream, or when they come.
+        # dom0 drops its bytes when they come, or when it closes the stream.
         eventually(lambda: os.path.exists(os.path.join(house.machine.home(qube), "over")), name)
         peak.check(name)
         house.machine.set_state(qube, "Halted")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the programs say when a user or an operator makes a mistake: the cause, and what to do.
+"""Messages of the programs after a mistake of a user or an operator: they say the cause and what to do.
 Usage: messages.py BUILD-DIRECTORY [CASE...]
 """
 
@@ -58,7 +58,7 @@ def wrong_arguments_are_answered_with_the_row_of_the_help(f):
         rows = re.findall(r"^  (([a-z]+).*?)(?:  .*)?$", text.split("\nSubcommands:\n")[1], re.M)
         check(len(rows) > 5, rows)
         for row, subcommand in rows:
-            if subcommand == "log":  # it takes one word, and says that this is not a number
+            if subcommand == "log":  # it takes one word, and its message says that the word is not a number
                 continue
             words = ("show",) if subcommand == "history" else ("x", "y", "z")
             got = f.run(*options, subcommand, *words, program=program)

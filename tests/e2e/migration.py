@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the Python programs 1.x and the bash programs 0.x before them left on disk goes in, and a working
-installation comes out. Usage: migration.py BUILD-DIRECTORY [CASE...]
+"""Files of the Python programs 1.x, and of the bash programs 0.x before them, become a working installation
+of ours. Usage: migration.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from fixture import KEY, case, check, equal, main
 from house import House
 
-# Long before any limit that somebody could expect: without a setting the agent keeps it all the same.
+# So old that a limit could remove it; without a setting the agent must keep it.
 THEN = time.localtime(time.time() - 400 * 86400)
 DAY = time.strftime("%Y-%m-%d", THEN)
 STAMP = DAY + "T10:11:12"
@@ -26,7 +26,7 @@ def put(text, *names, mode=0o644):
 
 
 def old_qube(home, name, key=KEY):
-    """A user's directory as the old clients made it: modes follow the umask."""
+    """Makes a user's directory like the old clients: modes follow the umask."""
     base = os.path.join(home, name)
     os.mkdir(base, 0o755)
     put(key, base, "auth.key", mode=0o600)
@@ -48,7 +48,7 @@ def old_dom0(root, conf, key=KEY):
 
 
 def migrated(f, name, conf, agent=True, key=KEY, **more):
-    """Our programs with those files, and what a person then does."""
+    """Starts our programs with the old files, and does what an administrator must do."""
     house = House(f, **more)
     f.stop()
     old_qube(house.machine.add("work", agent=agent), name, key)
@@ -84,7 +84,8 @@ def a_bash_installation_goes_on_under_its_new_names(f):
     house.wait_for_agent("work")
     works(f, house, house.machine.home("work"))
     check("QUBES_REMOTE_VMS is taken; it is called QVM_REMOTE_VMS now" in f.log(), f.log())
-    # A qube that is authorized later goes into a list with the new name, with the qubes of the old list.
+    # When another qube is authorized, a list with the new name gets it and the qubes of the old
+    # list.
     house.machine.add("dev")
     got = f.dom0("connect", "dev", stdin=(KEY + "\n").encode())
     equal(got.returncode, 0)
@@ -95,7 +96,7 @@ def a_bash_installation_goes_on_under_its_new_names(f):
 
 @case
 def settings_of_the_python_daemon_go_on(f):
-    """What it passed over stops nothing, and whose home the queue is in is still heard."""
+    """Settings that the Python daemon ignored do no harm, and the user whose home has the queue still counts."""
     for programs, user in (("qvm-run", "--user=anna"), ("qrexec-client", "anna:nogui:")):
         f.renew(programs)
         house = migrated(f, ".qvm-remote", "export QVM_REMOTE_VMS=other\nQVM_REMOTE_VMS=work\n"

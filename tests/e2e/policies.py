@@ -25,7 +25,7 @@ def rules(f, text, name="30-test.policy", mode=0o600):
 
 
 def begin(f, text=None, **more):
-    """A daemon in which `work` has a key and, with `text`, exactly these rules."""
+    """Starts a daemon in which `work` has a key and, if `text` is given, only these rules."""
     f.write_key()
     equal(f.dom0("authorize", "work", stdin=KEY.encode()).returncode, 0)
     if text is not None:

@@ -69,7 +69,7 @@ def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
              "work exec:true ask user=nobody-of-that-name\n")
     denied(f.run("id -u"), b"there is no user 'nobody-of-that-name' in dom0")
     denied(f.run("id -g"), b"may administer dom0, so it limits nothing")
-    denied(f.run("true"), b"there is no user")  # no operator is asked for a command that cannot run
+    denied(f.run("true"), b"there is no user")  # no operator is asked about a command that cannot run
     denied(f.run("--dry-run", "id -u"), b"there is no user")
     kinds = [r["kind"] for r in f.audit()]
     check("REFUSED" in kinds and "START" not in kinds, kinds)
@@ -77,7 +77,7 @@ def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
 
 @case
 def why_an_account_is_not_used_is_said_before_anybody_asks(f):
-    """This daemon is nobody's, so that it can confine no command."""
+    """This daemon does not run as root, so it cannot confine commands."""
     begin(f, "work exec:id -u allow user=daemon\nwork exec:id -g ask user=root\nwork exec:true allow user=daemon\n"
              "work exec:ls allow\n")
     reason = "dom0 cannot hide its sockets from a command: Operation not permitted"
@@ -145,7 +145,7 @@ def a_broken_file_lets_nothing_new_in(f):
     equal(f.run("echo back").stdout, b"back\n")
     f.stop()
     rules(f, "nonsense\n", "90-later.policy")
-    # It runs, and says at once that it refuses every request.
+    # The daemon starts, and says at once that it refuses every request.
     told = subprocess.Popen([DAEMON, "--root", f.root, "--transport", "mock", "--plugin-dir", PLUGINS],
                             env=f.env(QVM_REMOTE_MOCK_DIR=f.root, QVM_REMOTE_MOCK_PEERS="work",
                                       QVM_REMOTE_MOCK_SOCKET=None),
@@ -213,7 +213,7 @@ def check_says_what_the_daemon_does(f):
     for _ in range(40):
         line = [r.choice(words) for _ in range(r.randint(1, 3))]
         said = f.dom0("policy", "check", "work", "--", *line)
-        # dom0 would ask now for a request that must be approved.
+        # A request that needs an approval would wait now, so use a dry run.
         got = f.run("--dry-run", "--", *line)
         codes.add(said.returncode)
         check((said.returncode == 0) == (b"dom0 refuses" not in got.stderr), (seed, line, said, got))
@@ -410,7 +410,7 @@ def a_key_replaced_while_tags_are_asked_runs_nothing(f):
     # Another key replaces it: the qube is still served, and requests with the old key do not count.
     equal(f.dom0("authorize", "work", stdin=("f" * 64).encode()).returncode, 0)
     with open(mark, "w"):
-        pass  # end of file: now it answers
+        pass  # the file exists, so now the program answers
     err = p.communicate(timeout=HANG)[1]
     equal(p.returncode, 126)
     check(b"revoked" in err, err)

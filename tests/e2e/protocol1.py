@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Our client against a script that plays the Python daemon step by step (COMPAT-V1.md), and on its way
-from protocol 1 to 2. Usage: protocol1.py BUILD-DIRECTORY [CASE...]
+"""Our client with a script that plays the Python daemon step by step (COMPAT-V1.md), and its change from
+protocol 1 to 2. Usage: protocol1.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
@@ -16,7 +16,7 @@ from house import House
 
 
 class Qube:
-    """A HOME with a key, and the steps of dom0 there."""
+    """A HOME with a key, and the steps of the Python daemon in it."""
 
     def __init__(self, f, key=KEY):
         self.home = os.path.join(f.path, "home1")
@@ -46,7 +46,7 @@ class Qube:
         return [n for n in names if not n.startswith(".") and not n.endswith((".auth", ".cmd"))]
 
     def take(self):
-        """Takes the next command as that daemon does: list, read, check the token, move."""
+        """Takes the next command like the Python daemon: list, read, check the token, move."""
         eventually(self.entries, "an entry")
         name = self.entries()[0]
         with open(self.path("pending", name), "rb") as f:
@@ -61,7 +61,7 @@ class Qube:
         return name, body
 
     def answer(self, name, out=b"", err=b"", code="0", pause=0.0, meta=True):
-        """In the order of that daemon, with a pause after each step."""
+        """Writes a result in the order of the Python daemon, with a pause after each step."""
         for suffix, data in ((".out", out), (".err", err), (".exit", code.encode())):
             with open(self.path("results", name + suffix), "wb", buffering=0) as f:
                 half = (len(data) + 1) // 2
@@ -113,7 +113,7 @@ def a_script_on_standard_input_is_the_entry(f):
     equal(body, b"x=1\necho $x\n")
     q.answer(name, b"1\n")
     equal((c.stdout.read(), c.wait(HANG)), (b"1\n", 0))
-    # One of the largest size has no room for a newline, and goes as it is.
+    # A script of the largest size has no room for a newline, so it is sent unchanged.
     largest = b"echo 1;#" + b"x" * (2**20 - 8)
     c = subprocess.Popen([CLIENT], env=q.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE)
@@ -228,7 +228,7 @@ def a_signal_withdraws_the_entry(f):
 
 @case
 def an_entry_is_never_seen_without_its_token(f):
-    """Fault 3: a poll between the two rejected a good command."""
+    """Fault 3: a poll between the command and its token rejected a good command."""
     q = Qube(f)
     stop, bad, seen = threading.Event(), [], set()
 
@@ -303,7 +303,7 @@ def what_protocol_1_cannot_carry_is_refused_before_anything_is_left(f):
 
 @case
 def an_agent_that_appears_gets_the_command(f):
-    """The entry of protocol 1 is withdrawn: a daemon that refuses those would give 126."""
+    """The client withdraws the entry of protocol 1; otherwise a daemon that refuses entries would return 126."""
     house = House(f, "work", conf={"QVM_REMOTE_PROTOCOL": "2"})
     house.wait_for_agent("work")
     base = os.path.join(house.machine.home("work"), ".qvm-remote")
@@ -311,15 +311,15 @@ def an_agent_that_appears_gets_the_command(f):
     pin = os.path.join(base, "protocol2")
 
     def try_once(is_late):
-        """What the client says, and whether it had the time to take its entry back."""
+        """Returns whether the client had time to withdraw its entry, and its output and exit code."""
         f.stop()
         eventually(lambda: not house.has_agent("work"), "the agent's end")
         if os.path.exists(pin):
-            os.unlink(pin)  # else it would wait for an agent
+            os.unlink(pin)  # otherwise the client would wait for an agent
         c = house.popen("work", "echo via agent", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE)
         eventually(lambda: sum(not n.startswith(".") for n in os.listdir(pending)) == 3, "an entry")
-        # It sees the agent late, as on a busy machine.
+        # Stop the client, so that it sees the agent late, as on a busy machine.
         c.send_signal(signal.SIGSTOP)
         name = next(n for n in os.listdir(pending) if "." not in n)
         if is_late:
@@ -334,7 +334,8 @@ def an_agent_that_appears_gets_the_command(f):
         gone = os.path.join(pending, name)
         while os.path.exists(gone) and time.time() < appeared + HANG:
             time.sleep(0.005)
-        # The agent leaves the entry to it for half a second. A try that a busy machine has delayed shows nothing.
+        # For half a second the agent leaves the entry to the client. A try that was delayed for
+        # longer proves nothing.
         is_in_time = time.time() < appeared + 0.4
         return is_in_time, (c.communicate(timeout=HANG)[0], c.returncode)
 
@@ -380,7 +381,7 @@ def nobody_pushes_us_back_to_protocol_1(f):
     c = house.popen("work", "echo back", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     house.start()
     equal((c.stdout.read(), c.wait(HANG)), (b"back\n", 0))
-    # Another key has had no verified answer.
+    # No answer was verified with the new key, so protocol 1 is allowed with it.
     got = subprocess.run([CLIENT, "key", "import"], env=house.env("work"), input=(KEY + "\n").encode(),
                          capture_output=True, timeout=HANG)
     equal(got.returncode, 0)

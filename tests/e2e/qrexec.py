@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The qrexec transport from end to end: client, stand-in of qrexec, daemon, several qubes. What it has
-in common with the others is in common.py. Usage: qrexec.py BUILD-DIRECTORY [CASE...]
+"""The qrexec transport from end to end: client, stand-in of qrexec, daemon, several qubes. Cases for every
+transport are in common.py. Usage: qrexec.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
@@ -18,7 +18,7 @@ SERVICE = os.path.join(BUILD, "plugins", "qrexec", "qvmremote.Exec")
 
 
 def processes_of(f):
-    """The children of the daemon: its warden."""
+    """The children of the daemon, which is only its warden."""
     with open(f"/proc/{f.daemon.pid}/task/{f.daemon.pid}/children") as children:
         return children.read().split()
 
@@ -48,7 +48,7 @@ def what_the_platform_says_is_told_and_never_hangs(f):
     house.machine.set_faults("work", "hang")
     got = house.run("work", "-t", "2", "true")
     check(got.returncode == 255 and b"dom0 does not answer" in got.stderr, got)
-    # This comes too late: the daemon waits for the rest of a descriptor without NUL.
+    # Here the daemon waits for the rest of a descriptor without NUL, so the failure comes late.
     house.machine.set_faults("work", "descriptor-no-nul")
     got = house.run("work", "-t", "10", "true")
     check(got.returncode == 255, got)
@@ -123,7 +123,7 @@ def one_that_waits_for_a_call_can_be_interrupted(f):
 @case
 def the_argument_goes_with_the_call(f):
     house = QrexecHouse(f, "work")
-    # The qube has full access, and its call says that it wants less.
+    # The qube has full access, and the argument of its call reduces it.
     got = house.run("work", "echo x", QVM_REMOTE_QREXEC_ARGUMENT="monitor")
     check(got.returncode == 126 and b"dom0 refuses: denied by policy" in got.stderr, got)
     equal(house.run("work", "echo x").stdout, b"x\n")
@@ -170,7 +170,7 @@ def both_at_once_and_each_qube_through_its_own(f):
     equal([r["transport"] for r in f.audit() if r["kind"] == "START"], ["qrexec", "qvm-run"])
     check(b"transport: qvm-run, qrexec\n" in f.dom0("status").stdout, f.dom0("status").stdout)
     f.stop()
-    # One transport for each qube: the other is closed to it.
+    # Each qube may use one transport, and the other is closed to it.
     house.both = "qvm-run dev=qrexec"
     house.start()
     house.wait_for_agent("work")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shell program that serves a qube without our agent, over both ways of calling, in each shell and
-with each set of tools it has to do with. Usage: queue_sh.py BUILD-DIRECTORY [CASE...]
+"""The shell program that serves a qube without our agent, with both programs that make calls, in each shell
+and with each set of tools that it must work with. Usage: queue_sh.py BUILD-DIRECTORY [CASE...]
 """
 
 import os
@@ -19,7 +19,7 @@ CUT = b"\n[truncated at 10485760 bytes]\n"
 
 
 class Qube:
-    """The steps of a Python client there, and what it sees."""
+    """The steps of a Python client in a qube, and what it sees."""
 
     def __init__(self, house, name):
         self.house, self.name = house, name
@@ -66,7 +66,7 @@ class Qube:
 
 
 def house_of(f, agent=False, **more):
-    """One qube for each program that can be `sh` there, which runs what dom0 sends; and one with our agent."""
+    """Makes a qube for each program that can be `sh`, which runs dom0's shell program; with `agent`, one more."""
     tools = os.path.join(f.path, "busybox")
     os.mkdir(tools)
     subprocess.run(["busybox", "--install", "-s", tools], check=True)
@@ -99,7 +99,7 @@ def commands_run_and_results_come_back(f):
             equal((code, out, err), (b"7", q.name.encode() + b"\n", b"err\n"))
             check(meta.startswith(f"id={name}\n".encode()) and meta.endswith(b"exit_code=7\n"), meta)
             eventually(lambda: f"id={name} exit=7" in q.audit(), "the line in audit.log")
-            # The client itself removes its copy.
+            # The client removes its copy of the command itself.
             equal((os.listdir(q.path("pending")), os.listdir(q.path("running"))), ([name + ".cmd"], []))
             equal(sorted(os.listdir(q.path("results"))),
                   sorted(name + s for s in (".exit", ".out", ".err", ".meta")))
@@ -151,7 +151,7 @@ def what_is_refused(f):
         equal((code, out), (0, b"yes\n"))
         check(q.result(large)[0] == b"126", "too large")
         eventually(lambda: not os.path.exists(q.path("pending", wrong)), "thrown away")
-        # It waits for a token that is written after its command.
+        # The shell program waits for a token that is written after its command.
         check(os.path.exists(q.path("pending", missing)), "no patience")
         late = q.leave(b"echo late\n", key=None)
         time.sleep(0.6)
@@ -308,7 +308,7 @@ def what_cannot_be_read_holds_up_nothing(f):
         os.rename(q.path("pending", ".new"), q.path("pending", name))
         equal(q.run(b"echo on\n")[1], b"on\n")
     f.stop()
-    # All that waits is served, and then it ends: what nobody can read does not count.
+    # A single run serves all entries that wait, ignores those that it cannot read, and ends.
     got = house.single_run()
     equal((got.returncode, got.stderr), (0, b""))
     for q in qubes:
@@ -337,7 +337,7 @@ def a_queue_that_was_removed_is_made_again(f):
             if lost is None:
                 os.rename(q.base, q.base + ".old")
             else:
-                shutil.rmtree(q.path(*lost), ignore_errors=True)  # the agent is that fast
+                shutil.rmtree(q.path(*lost), ignore_errors=True)  # the shell program may make a directory again at once
             eventually(lambda: all(os.path.isdir(q.path(d)) for d in ("pending", "running", "results")),
                        f"{q.name}: the queue without {lost}")
             equal((q.name, lost, q.run(b"echo on\n")[1]), (q.name, lost, b"on\n"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The qvm-run transport from end to end: client, agent, stand-in of qrexec-client or qvm-run, daemon,
-several qubes. What it has in common with the others is in common.py. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
+several qubes. Cases for every transport are in common.py. Usage: qvm_run.py BUILD-DIRECTORY [CASE...]
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from house import House
 
 
 def is_alive(pid):
-    """A zombie does not count as alive."""
+    """Whether a process is alive. A zombie is not."""
     try:
         with open(f"/proc/{pid}/stat") as f:
             return f.read().rpartition(") ")[2][0] not in "ZX"
@@ -111,7 +111,7 @@ def forty_clients_over_one_pipe(f):
 
 
 def cut_at(f, house, frame):
-    """A relay between a client and its agent that closes before this frame of dom0."""
+    """Makes a relay between a client and its agent that closes before this frame of dom0."""
     listener = socket.socket(socket.AF_UNIX)
     path = os.path.join(f.path, f"cut-{frame}")
     listener.bind(path)
@@ -134,7 +134,7 @@ def cut_at(f, house, frame):
 
 @case
 def a_request_that_was_sent_and_not_answered_may_have_run(f):
-    """dom0 starts a command, and then says that it has accepted it."""
+    """dom0 says that it has accepted a command only after it has started it."""
     house = House(f, "work").wait_for_agent("work")
     ran = os.path.join(f.path, "ran")
     challenge, accepted = 3, 7
@@ -195,7 +195,7 @@ def a_new_agent_takes_over_from_one_that_hangs(f):
 
 @case
 def a_client_and_an_agent_that_were_stopped_go_on(f):
-    """Longer than any keep-alive waits: a stream that is silent is not closed for it."""
+    """They are stopped for longer than any keep-alive waits; a silent stream is not closed."""
     house = House(f, "work", "dev").wait_for_agent("work", "dev")
     c = house.popen("work", "echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Queues as Python clients left them (COMPAT-V1.md), tokens by openssl, served file for file: by the
+"""Queues as Python clients wrote them (COMPAT-V1.md), with tokens of openssl, served file by file by the
 agent and by the shell program. Usage: recorded.py BUILD-DIRECTORY [CASE...]
 """
 
@@ -26,7 +26,7 @@ class Watch:
         check(libc.inotify_add_watch(self.fd, path.encode(), MOVED_TO | CREATE) >= 0, "inotify")
 
     def take(self):
-        """(mask, name) of each event since."""
+        """The mask and name of each event since the last call."""
         out, data = [], b""
         try:
             while True:
@@ -42,7 +42,7 @@ class Watch:
 
 
 def record(base, entries, modes=(0o755, 0o644)):
-    """Each file in the order and with the modes of a Python client: command, token, copy."""
+    """Writes the files in the order and with the modes of a Python client: command, token, copy."""
     for part in ("pending", "running", "results"):
         os.makedirs(os.path.join(base, "queue", part), modes[0], exist_ok=True)
     for name, command, more in entries:
@@ -73,7 +73,7 @@ WANTED = [(b"3", b"out\n", b"err\n"), (b"-9", b"", b""), (b"0", b"a\nb", b""), (
 
 
 def both(f, entries, place=".qvm-remote"):
-    """A qube with our agent and one without, with a queue from before dom0 connected."""
+    """Makes a qube with our agent and one without; their queues exist before dom0 connects."""
     house = House(f, conf={"QVM_REMOTE_PROTOCOL": "both"})
     f.stop()
     house.add("work")
@@ -97,7 +97,7 @@ def wait_for(base, entries):
     for name, _, _ in entries:
         eventually(lambda: os.path.exists(os.path.join(base, "queue", "results", name + ".exit")),
                    f"a result of {name}")
-        # The last step for each entry.
+        # Wait for the last step of each entry.
         eventually(lambda: f"id={name} " in audit(base), f"the line of {name}")
 
 
@@ -122,7 +122,8 @@ def a_recorded_queue_is_served_file_for_file(f):
             check(re.fullmatch(rf"id={name}\nstarted=\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\nduration_ms=\d+\n"
                                rf"exit_code={code.decode()}\n", read(results, name + ".meta").decode()),
                   read(results, name + ".meta"))
-            # Each file appears complete: .meta first, and last the one that the client waits for.
+            # Each file appears complete. The first is .meta, and the last is the one that the
+            # client waits for.
             moved = [n[len(name):] for mask, n in events if mask & MOVED_TO and n.startswith(name + ".")]
             equal(moved, [".meta", ".out", ".err", ".exit"])
             check(not [n for mask, n in events if mask & CREATE and n.startswith(name)], "not by rename")
@@ -135,7 +136,7 @@ def a_recorded_queue_is_served_file_for_file(f):
                 equal(os.stat(os.path.join(results, name + suffix)).st_mode & 0o777, 0o600)
         equal(len(os.listdir(results)), 4 * len(entries))
         equal(os.listdir(os.path.join(queue, "running")), [])
-        # The clients themselves remove their copies.
+        # The clients remove their copies themselves.
         equal(sorted(os.listdir(os.path.join(queue, "pending"))),
               sorted(n + ".cmd" for n, _, more in entries if more.get("copy", True)))
         equal(os.stat(os.path.join(base, "audit.log")).st_mode & 0o777, 0o600)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Terminals: --tty and --shell on a real pseudo-terminal, which the test makes and looks at.
+"""Terminals: --tty and --shell on a pseudo-terminal that the test makes and reads.
 Usage: terminal.py BUILD-DIRECTORY --transport mock|qvm-run|qrexec [CASE...]
 """
 
@@ -38,7 +38,7 @@ TERMINALS = []
 
 
 def case(function):
-    """With the terminals closed whatever comes of it, so that no daemon waits for them."""
+    """Registers a case, and closes its terminals after any result, so that no daemon waits for them."""
     @functools.wraps(function)
     def run(f):
         try:
@@ -51,7 +51,7 @@ def case(function):
 
 
 class Terminal:
-    """A program on a terminal of its own: what it shows, what is typed."""
+    """A program on its own terminal: reads what it shows, and types."""
 
     def __init__(self, f, *words, rows=24, columns=80, program=CLIENT, stdout=None, env=None):
         self.control, self.other = pty.openpty()
@@ -68,7 +68,7 @@ class Terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def modes(self):
-        """As stty -a has them. EXTPROC and the like do not occur here."""
+        """The modes that stty -a shows. EXTPROC and similar modes do not occur here."""
         got = termios.tcgetattr(self.other)
         return got[:6] + [[c if isinstance(c, bytes) else bytes([c]) for c in got[6]]]
 
@@ -85,7 +85,7 @@ class Terminal:
         return True
 
     def see(self, wanted):
-        """What was shown up to this, which is taken off; a pattern gives its match."""
+        """Waits for this text or pattern, and removes what was shown up to its end. Returns the match of a pattern."""
         pattern = wanted if isinstance(wanted, re.Pattern) else re.compile(re.escape(wanted))
         while not (found := pattern.search(self.shown)):
             check(self.read(), f"never shown: {wanted}: {self.shown[-2000:]}")
@@ -103,12 +103,12 @@ class Terminal:
                 data = data[os.write(self.control, data[:512]):]
 
     def ready(self):
-        """Until keys go to dom0."""
+        """Waits until keys go to dom0."""
         eventually(self.is_raw, "raw mode")
         return self
 
     def ended(self):
-        """The exit code. What was shown meanwhile is in shown."""
+        """Waits for the end and returns the exit code. What was shown meanwhile is in `shown`."""
         end = time.monotonic() + HANG
         while self.program.poll() is None:
             check(time.monotonic() < end, f"does not end: {self.shown[-2000:]}")
@@ -128,7 +128,7 @@ class Terminal:
 
 
 def prompt(t):
-    """A shell whose prompt is known."""
+    """Gives the shell a known prompt."""
     t.type("PS1='[ready]'; PROMPT_COMMAND=; bind 'set enable-bracketed-paste off' 2>/dev/null\r")
     t.see(re.compile(rb"(^|[\r\n])\[ready\]"))
     return t
@@ -148,7 +148,7 @@ def a_terminal_in_dom0(f):
     equal(found[1], found[2])
     equal(t.ended(), 3)
     equal(t.modes(), t.before)
-    # Without it there is none.
+    # Without --tty there is no terminal.
     t = Terminal(f, "tty")
     t.see(b"not a tty\r\n")
     equal(t.ended(), 1)
@@ -179,7 +179,7 @@ def a_shell_with_jobs(f):
     t.type("echo code $?\r")
     t.see(b"\ncode 130\r\n")
     t.type("cat\r")
-    time.sleep(0.3)  # the shell's own modes end
+    time.sleep(0.3)  # until the shell has reset its own modes
     t.type(b"here\r")
     t.see(b"here\r\nhere\r\n")
     t.type(b"\x04")
@@ -195,7 +195,7 @@ def a_size_and_its_changes(f):
     t = Terminal(f, "--tty", "trap 'stty size' WINCH; stty size; until read -t 0.1 x; do :; done; exit 7")
     t.see(b"24 80\r\n")
     for columns, rows in ((100, 30), (40, 10), (300, 80)):
-        time.sleep(0.3)  # bash forgets a signal whose trap it runs
+        time.sleep(0.3)  # bash loses a signal while it runs the trap of that signal
         t.resize(columns, rows)
         t.see(b"%d %d\r\n" % (rows, columns))
     t.type(b"\r")
@@ -216,8 +216,8 @@ def full_screen_programs(f):
         t.see(b"(END)")
         t.shown, end = b"", time.monotonic() + HANG
         rows = 50
-        # As less redraws it: more rows, with nothing in them. A size that changes while it goes to sleep it
-        # sees with the next one.
+        # Wait until less has drawn more rows. It may miss a change of the size, so make more
+        # changes.
         while b"line 977" not in t.shown:
             check(time.monotonic() < end, f"not redrawn: {t.shown[-2000:]}")
             t.resize(80, rows)
@@ -284,7 +284,7 @@ def escapes(f):
     t.see(b"ready\n")
     t.type("~?")
     t.see(b"send the character itself\r\n")
-    t.type("~~a\r~xb\rc~.\r~")  # the last one is kept
+    t.type("~~a\r~xb\rc~.\r~")  # the client keeps the last one
     t.see(b"~a^M~xb^Mc~.^M")
     t.type("y")
     t.see(b"~y")
@@ -390,7 +390,7 @@ def modes_are_as_before_whatever_ends_it(f):
     for name, command, how, code in ways:
         t = Terminal(f, *(("-t", "2") if how is None else ()), "--tty", command).ready()
         t.see(b"up")
-        if command == loop:  # until it is sleep: bash itself ignores SIGQUIT
+        if command == loop:  # wait until bash has executed sleep, since bash ignores SIGQUIT
             eventually(lambda: survivors(mark), "the mark")
         if how:
             how(t)
@@ -483,7 +483,7 @@ def what_policy_says(f):
         got = f.run("--tty", *words, stdin=b"")
         check(got.returncode == code and (code == 0 or no in got.stderr), (text, got))
     check([e for e in f.audit() if e["kind"] == "REFUSED" and e.get("tty") == 1], "a refusal does not say it")
-    # Below full access no pager starts, and TERM is there all the same.
+    # Below full access no pager starts, but TERM is set.
     rules(f, "work exec:env allow tty=yes\n")
     got = f.run("--tty", "env", stdin=b"", env={"TERM": "vt220"}).stdout.decode().split()
     check({"PAGER=cat", "SYSTEMD_PAGER=cat", "LESSSECURE=1", "TERM=vt220"} <= set(got), got)

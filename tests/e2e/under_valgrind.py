@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The common tests over the mock transport with client and daemon under valgrind's memcheck: what it
-reports, of any of their processes, fails. Usage: under_valgrind.py BUILD-DIRECTORY [CASE...]
+"""Runs the common tests over the mock transport with client and daemon under valgrind's memcheck, and fails
+after a report about any of their processes. Usage: under_valgrind.py BUILD-DIRECTORY [CASE...]
 
-About a quarter of an hour. Without cases all but those below.
+It takes about a quarter of an hour. Without cases it runs all except those below.
 """
 
 import glob
@@ -19,8 +19,8 @@ VALGRIND = ("valgrind -q --leak-check=full --show-leak-kinds=definite --errors-f
             "--num-callers=30 --suppressions=")
 
 
-# Valgrind makes a fork of vfork, and so does not let the new process say why exec failed; and forty of
-# it at once take longer than the hang guard.
+# Valgrind turns vfork into fork, so the new process cannot say why exec failed. Forty clients under
+# valgrind take longer than the hang guard.
 LEFT_OUT = ["-exit_codes", "-forty_clients_at_once"]
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whoever waits: what ends a command that waits, what does not, and what its user is told.
+"""Commands and clients that wait: what ends the wait, what does not, and what the user sees.
 
 Usage: waiting.py BUILD-DIRECTORY [CASE...]
 """
@@ -16,7 +16,7 @@ from fixture import HANG, case, check, equal, eventually, main, on_terminal
 
 @case
 def a_client_that_was_stopped_keeps_its_command(f):
-    """Ctrl-Z for longer than dom0 and the client wait for a sign of life, then fg."""
+    """Ctrl-Z for longer than dom0 and the client wait for an answer to PING, then fg."""
     f.start()
     p = f.popen("echo up; read x; echo $x", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE)
@@ -30,7 +30,7 @@ def a_client_that_was_stopped_keeps_its_command(f):
 
 
 def take_all_slots(f):
-    """Eight commands of the qube that run until they get a line."""
+    """Starts eight commands of the qube that run until they get a line."""
     all_of_them = [f.popen("-t", "1000", "read x", stdin=subprocess.PIPE) for _ in range(8)]
     eventually(lambda: b": running=8 waiting=0\n" in f.dom0("status").stdout, "eight that run")
     return all_of_them
@@ -56,7 +56,8 @@ def the_time_out_bounds_the_wait_for_a_slot(f):
     refusals = [r for r in f.audit() if r["kind"] == "REFUSED"]
     equal([r["reason"] for r in refusals], ["slot_timeout"] * 2)
     check(b"TIMEOUT" in f.run("log").stdout, "the qube's history does not name the time-out")
-    # It takes no time of the command's: one that waited for longer than a second runs for two.
+    # The wait does not count for the command: one that waited for longer than a second may run for
+    # two.
     waiting = f.popen("-t", "3", "sleep 2; echo x", stdout=subprocess.PIPE)
     time.sleep(2)
     give_back(eight[0])
@@ -72,7 +73,7 @@ def a_wait_for_a_slot_is_shown_on_a_terminal(f):
     seen, _ = on_terminal(f, "-t", "4", "echo x")
     check(b" s] waiting in dom0: no slot is free (8 commands of this qube run)" in seen, seen)
     check(b"command timed out: no slot became free" in seen, seen)
-    # And what it shows after the wait is that it runs.
+    # After the wait the terminal shows that the command runs.
     later = threading.Timer(4, give_back, eight[:1])
     later.start()
     seen, out = on_terminal(f, "sleep 3; echo x", keep_stdout=True)

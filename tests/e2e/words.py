@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers on a test's command line, NAME=N, which go before its cases."""
+"""Numbers on the command line of a test, NAME=N."""
 
 import sys
 

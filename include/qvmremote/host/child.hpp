@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Starts another program and owns its process until it has been waited for.
+/// Starts another program and owns its process until its end was waited for.
 
 #pragma once
 
@@ -21,33 +21,33 @@ struct child_end {
     int number = 0; ///< exit code, or the signal
 };
 
-/// The process group that a child is in, and so whom a signal reaches.
+/// The process group of a child, which decides which processes a signal reaches.
 enum class child_group {
-    ours,    ///< ours: a Ctrl-C at the terminal reaches the child too. Our signals go to it alone
-    own,     ///< its own, in our session: a Ctrl-C does not reach it. Our signals go to it alone
-    session, ///< that of a new session without a terminal. Our signals go to the whole group
+    ours, ///< ours: Ctrl-C at the terminal reaches the child too; signal() reaches only the child
+    own,  ///< its own, in our session: Ctrl-C does not reach it; signal() reaches only the child
+    session, ///< that of a new session without a terminal; signal() reaches the whole group
 };
 
-/// What child::start takes. The three descriptors are borrowed for the call; -1 is /dev/null, and so is
-/// one of our own standard descriptors that is closed.
+/// What child::start takes. The call borrows the three descriptors. -1 means /dev/null, and so does
+/// a closed standard descriptor of ours.
 struct child_plan {
     std::vector<std::string> argv; ///< argv[0] is a path, or a name that is looked up in our PATH
     int in = -1, out = -1, err = -1;
     child_group group = child_group::session;
-    /// "NAME=VALUE" each; nothing: our own environment.
+    /// One "NAME=VALUE" for each variable; nothing: our own environment.
     std::optional<std::vector<std::string>> environment = std::nullopt;
     std::string directory = {}; ///< empty: our own
 };
 
-/// Owns a process until it has been waited for, and never waits for another one. The destructor kills
-/// it if it still runs, and waits. Move-only. The caller must neither ignore SIGCHLD nor wait for
-/// children that it does not know, or the end of the child is lost.
+/// Owns a process until its end was waited for, and never waits for another process. The destructor
+/// kills the process if it still runs, and waits. Move-only. The program must not ignore SIGCHLD
+/// and must not wait for children that it does not know; otherwise the end of the child is lost.
 class child {
   public:
-    /// Starts the program. No descriptor but the three is open in it, no signal is blocked, and each
-    /// has its default disposition, whatever we ignore. Fails with "cannot start NAME" and errno:
-    /// ENOENT when there is no such program, EACCES when it may not be run. It uses posix_spawn, so
-    /// nothing of our memory is copied and no code of ours runs in the child.
+    /// Starts the program. It has only the three descriptors, no signal is blocked in it, and each
+    /// signal has its default disposition, even one that we ignore. Fails with "cannot start NAME"
+    /// and errno: ENOENT when there is no such program, EACCES when it may not be run. It uses
+    /// posix_spawn, so nothing of our memory is copied and no code of ours runs in the child.
     [[nodiscard]] static outcome<child> start(const child_plan &plan);
 
     child(child &&other) noexcept;
@@ -59,15 +59,16 @@ class child {
     /// A pidfd: poll finds it readable when the process has ended. Owned by the child.
     [[nodiscard]] int descriptor() const noexcept { return pidfd_.get(); }
 
-    /// Sends a signal; child_group says to whom. Does nothing after the end was taken.
+    /// Sends a signal; child_group says which processes it reaches. Does nothing after the end was
+    /// taken.
     void signal(int number) const noexcept;
 
-    /// How it ended; nothing while it runs, and after the end was taken. Does not wait. With
-    /// child_group::session it kills the rest of the group.
+    /// Returns how the process ended; nothing while it runs, and after the end was taken. Does not
+    /// wait for a process that runs. With child_group::session it kills the rest of the group.
     [[nodiscard]] std::optional<child_end> take_end() noexcept;
 
-    /// Waits until the process has ended, without a limit, and takes its end. Nothing only if it was
-    /// taken before.
+    /// Waits without a limit until the process has ended, and takes its end. Returns nothing only
+    /// if the end was taken before.
     std::optional<child_end> wait() noexcept;
 
   private:

@@ -47,9 +47,9 @@ enum class trusted {
 /// regular file is a failure, so it does not block on a FIFO or a device.
 [[nodiscard]] inline outcome<std::string> read_text(const std::string &path, std::size_t limit);
 
-/// Writes all of `data`: goes on after a partial write and after a signal. False, with errno, when a
-/// write fails; a part may then be written. On a non-blocking descriptor this is EAGAIN as soon as the
-/// other end takes no more.
+/// Writes all of `data`: continues after a partial write and after a signal. Returns false, with
+/// errno, when a write fails; a part may be written then. On a non-blocking descriptor errno is
+/// EAGAIN as soon as the other end accepts no more.
 [[nodiscard]] inline bool write_all(int fd, std::string_view data) noexcept;
 
 /// Which entries names_in lists.
@@ -58,13 +58,14 @@ enum class listed {
     directories, ///< not a symbolic link to one
 };
 
-/// The names in a directory, in the order of their bytes, without "." and "..". `directory` is
-/// borrowed, and its own position does not move; it may have been opened with O_PATH. What appears or
-/// vanishes meanwhile may be in the list or not. Any error is a failure with errno, never a part of
-/// the list. Nothing is checked: the names are those that whoever may write there has chosen.
+/// The names in a directory, sorted by their bytes, without "." and "..". `directory` is borrowed
+/// and may have been opened with O_PATH; its position does not move. An entry that appears or
+/// vanishes meanwhile may be in the list or not. Any error is a failure with errno; the list is
+/// never a part of the names. The names are not checked: whoever may write to the directory has
+/// chosen them.
 [[nodiscard]] inline outcome<std::vector<std::string>> names_in(int directory,
                                                                 listed which = listed::all);
-/// The same by a path, in which symbolic links are followed.
+/// The same by a path. Symbolic links in it are followed.
 [[nodiscard]] inline outcome<std::vector<std::string>> names_in(const std::string &path,
                                                                 listed which = listed::all);
 

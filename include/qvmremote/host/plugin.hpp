@@ -5,8 +5,8 @@
 
 #pragma once
 
-// With std::filesystem, Boost.DLL needs no Boost library. It takes the choice where it is first
-// included in a unit.
+// With std::filesystem, Boost.DLL needs no Boost library. The first include of Boost.DLL in a unit
+// decides which one it uses.
 #if defined(BOOST_DLL_DETAIL_CONFIG_HPP) && !defined(BOOST_DLL_USE_STD_FS)
 #error "include <qvmremote/host/plugin.hpp> before Boost.DLL, or define BOOST_DLL_USE_STD_FS"
 #endif

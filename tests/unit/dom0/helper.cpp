@@ -22,7 +22,7 @@ std::vector<std::string> shell(std::string script) { return {"sh", "-c", std::mo
 
 } // namespace
 
-TEST_CASE("run_helper: output and exit code") {
+TEST_CASE("run_helper: returns output and exit code") {
     struct row {
         const char *name;
         std::vector<std::string> argv;
@@ -34,7 +34,7 @@ TEST_CASE("run_helper: output and exit code") {
         {"a path", {"/bin/echo"}, 0, "\n"},
         {"an exit code", shell("exit 3"), 3, ""},
         {"a signal", shell("echo first; kill -TERM $$"), 128 + SIGTERM, "first\n"},
-        {"as much output as is allowed", shell("printf 0123456789"), 0, "0123456789"},
+        {"as much output as allowed", shell("printf 0123456789"), 0, "0123456789"},
         {"no input", shell("cat; echo end"), 0, "end\n"},
         {"output that is closed before the end", shell("echo x; exec >&-; sleep 0.1; exit 4"), 4,
          "x\n"},
@@ -55,7 +55,7 @@ TEST_CASE("run_helper: output and exit code") {
     REQUIRE(::sigprocmask(SIG_SETMASK, &old, nullptr) == 0);
 }
 
-TEST_CASE("run_helper: what fails, and leaves no process") {
+TEST_CASE("run_helper: a failure leaves no process") {
     struct row {
         const char *name;
         std::vector<std::string> argv;
@@ -69,7 +69,7 @@ TEST_CASE("run_helper: what fails, and leaves no process") {
          hang_guard,
          ENOENT,
          "cannot run qvm-remote-no-such-program (not found in PATH): No such file or directory"},
-        {"a byte too much, of a program that does not end",
+        {"one byte too much from a program that does not end",
          shell("printf 0123456789x; exec sleep 1000"), hang_guard, EFBIG,
          "sh prints more than 10 bytes: File too large"},
         {"no end", shell("exec sleep 1000"), 1000ms, ETIMEDOUT,

@@ -48,7 +48,7 @@ struct pipe_ends {
     }
 };
 
-// What the program prints, until every process that holds its output has ended.
+// What the program prints until every process that has its output open has ended.
 std::string output_of(child_plan plan) {
     pipe_ends pipe;
     plan.out = pipe.write.get();
@@ -62,7 +62,7 @@ std::string output_of(child_plan plan) {
 
 } // namespace
 
-TEST_CASE("child: how it ended, by either way of waiting, and once only") {
+TEST_CASE("child: both ways of waiting return how it ended, and only once") {
     struct row {
         const char *name;
         const char *script;
@@ -96,7 +96,7 @@ TEST_CASE("child: how it ended, by either way of waiting, and once only") {
             }
 }
 
-TEST_CASE("child: what cannot be started, and why") {
+TEST_CASE("child: a failure to start says why") {
     const scratch dir;
     struct row {
         const char *name;
@@ -110,7 +110,7 @@ TEST_CASE("child: what cannot be started, and why") {
         {"an empty name", {""}, ENOENT},
         {"a file that may not be run", {put(dir / "plain", "x", 0644)}, EACCES},
         {"a directory", {dir.path()}, EACCES},
-        {"a file that is no program", {put(dir / "junk", "x", 0755)}, ENOEXEC},
+        {"a file that is not a program", {put(dir / "junk", "x", 0755)}, ENOEXEC},
     };
     for (const row &r : rows) {
         CAPTURE(r.name);
@@ -126,10 +126,10 @@ TEST_CASE("child: what cannot be started, and why") {
     CHECK(child::start(elsewhere).error().error_number == ENOENT);
     CHECK(child::start(elsewhere).error().what ==
           "cannot start /bin/sh: No such file or directory");
-    CHECK(::waitpid(-1, nullptr, WNOHANG) == -1); // and none of them left a process
+    CHECK(::waitpid(-1, nullptr, WNOHANG) == -1); // none of them has left a process
 }
 
-TEST_CASE("child: argv, directory and environment arrive as they are") {
+TEST_CASE("child: argv, directory and environment arrive unchanged") {
     const scratch dir;
     child_plan plan;
     plan.argv = {"printf", "[%s]", "a b", "", "*", "$HOME", "\n", "\xff"};
@@ -170,12 +170,12 @@ TEST_CASE("child: it has the three descriptors and clean signals, whatever we ha
     CHECK(contains(open, " 0 -> /dev/null"));
     CHECK(contains(open, " 1 -> pipe:"));
     CHECK(contains(open, " 2 -> /dev/null"));
-    CHECK(contains(open, " 3 -> /proc/")); // that of ls itself
+    CHECK(contains(open, " 3 -> /proc/")); // the directory that ls reads
     CHECK_FALSE(contains(open, " 4 -> "));
 }
 
-TEST_CASE("child: its descriptors may be ours of any number, in any order") {
-    // In a process of its own, since it changes the standard descriptors.
+TEST_CASE("child: its descriptors may have any numbers, in any order") {
+    // Use another process, since this changes the standard descriptors.
     const scratch dir;
     const std::string path = put(dir / "in", "text");
     const pid_t pid = ::fork();
@@ -198,7 +198,7 @@ TEST_CASE("child: its descriptors may be ours of any number, in any order") {
     CHECK(text_of(dir / "out") == "text/dev/null\n");
 }
 
-TEST_CASE("child: its group, and whom a signal reaches") {
+TEST_CASE("child: its group decides which processes a signal reaches") {
     // Shows the shell's process, group and session, and the process that it started.
     const std::string script = "sleep 1000 >&- & read -r line </proc/$$/stat; set -- ${line##*) }; "
                                "echo $$ $3 $4 $!; exec >&-; wait";
@@ -226,7 +226,8 @@ TEST_CASE("child: its group, and whom a signal reaches") {
             REQUIRE(has_ended(*process));
             CHECK(process->take_end()->number == SIGTERM);
         }
-        // sleep has the pipe as its stderr: it is at its end only when sleep has ended, too.
+        // sleep has the pipe as its stderr, so the pipe is at its end only when sleep has ended
+        // too.
         pollfd wait{alive.read.get(), POLLIN, 0};
         const bool is_over =
             ::poll(&wait, 1, group == child_group::session ? hang_guard_ms : 200) == 1;

@@ -333,7 +333,7 @@ TEST_CASE("lines are appended whole, to a regular file") {
     CHECK_FALSE(append_line("/dev/full", "x", 0600));
 }
 
-TEST_CASE("names_in: every name once, in order, or a failure") {
+TEST_CASE("names_in: returns every name once, in order, or a failure") {
     const scratch dir;
     using names = std::vector<std::string>;
     CHECK(names_in(dir.path()).value().empty());
@@ -412,7 +412,7 @@ TEST_CASE("write_all: everything is written across partial writes and signals") 
         data[i] = static_cast<char>(i % 251);
     std::string got;
     std::thread reader([&, writer = ::pthread_self()] {
-        for (int i = 0; i < 20; ++i) { // the pipe is full meanwhile
+        for (int i = 0; i < 20; ++i) { // until the pipe is full
             ::pthread_kill(writer, SIGUSR1);
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
@@ -425,7 +425,7 @@ TEST_CASE("write_all: everything is written across partial writes and signals") 
     REQUIRE(::sigaction(SIGUSR1, &kept, nullptr) == 0);
 }
 
-TEST_CASE("write_all: a failure, with errno") {
+TEST_CASE("write_all: a failure sets errno") {
     const auto before = std::signal(SIGPIPE, SIG_IGN);
     const unique_fd full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
     const unique_fd readable(::open("/dev/null", O_RDONLY | O_CLOEXEC));

@@ -37,7 +37,7 @@ struct spawn_arguments {
     }
 };
 
-// Pointers as execve takes them: it takes char *const and does not change the text.
+// Pointers as execve takes them. It does not change the texts, although their type is char *const.
 [[nodiscard]] inline std::vector<char *> pointers_to(const std::vector<std::string> &texts) {
     std::vector<char *> out;
     out.reserve(texts.size() + 1);
@@ -47,9 +47,9 @@ struct spawn_arguments {
     return out;
 }
 
-// Clean signals, and the group. Returns 0 or errno.
+// Sets default signals and the group. Returns 0 or errno.
 [[nodiscard]] inline int set_attributes(posix_spawnattr_t &attributes, child_group group) {
-    // Every signal: sigfillset leaves out those that glibc uses itself, and then posix_spawn would not
+    // Do not use sigfillset: it leaves out the signals that glibc uses, and posix_spawn would not
     // reset them.
     sigset_t all, none;
     std::memset(&all, 0xff, sizeof all);

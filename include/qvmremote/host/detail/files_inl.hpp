@@ -243,7 +243,7 @@ inline bool write_all(int fd, std::string_view data) noexcept {
         const ssize_t n =
             detail::retry_on_eintr([&] { return ::write(fd, data.data(), data.size()); });
         if (n == 0)
-            errno = EIO; // a device that takes nothing would keep us here for ever
+            errno = EIO; // otherwise a device that accepts nothing would keep us here for ever
         if (n <= 0)
             return false;
         data.remove_prefix(static_cast<std::size_t>(n));
