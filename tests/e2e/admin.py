@@ -167,7 +167,7 @@ def a_result_that_is_there_is_not_reported_as_unknown(f):
 
 
 @case
-def status_names_who_is_not_there(f):
+def status_names_qubes_that_are_not_connected(f):
     house = House(f, "work")
     house.add("off", state="Halted")
     house.wait_for_agent("work")
@@ -176,7 +176,7 @@ def status_names_who_is_not_there(f):
 
 
 @case
-def a_single_run_serves_each_that_runs_and_ends(f):
+def a_single_run_serves_each_running_qube_and_ends(f):
     house = House(f, "work", key=KEY)
     house.add("shell", agent=False)
     house.add("off", state="Halted")
@@ -199,7 +199,7 @@ def a_single_run_serves_each_that_runs_and_ends(f):
 
 
 @case
-def who_is_listed_in_vain_is_named(f):
+def a_listed_qube_that_cannot_be_served_is_named(f):
     """By status, by the log once after a reload, and by a single run, which serves the others and returns 1."""
     house = House(f, "work", key=KEY)
     house.add("off", state="Halted")
@@ -237,7 +237,7 @@ def who_is_listed_in_vain_is_named(f):
 
 
 @case
-def a_single_run_says_who_could_not_be_reached(f):
+def a_single_run_names_qubes_that_it_could_not_reach(f):
     house = House(f, "work")
     house.add("broken", faults="refuse")
     f.stop()

@@ -58,7 +58,7 @@ def ended(client):
 
 
 @case
-def what_is_asked_about_waits_and_runs_when_it_is_allowed(f):
+def a_request_that_needs_approval_waits_and_runs_when_it_is_allowed(f):
     begin(f, "work * ask\n")
     client = start(f, "-t", "77", "echo $QVM_REMOTE_PEER; exit 7")
     asked = question(f)
@@ -101,7 +101,7 @@ def what_waits_does_not_run_when_its_rule_is_gone(f):
 
 
 @case
-def a_word_goes_to_what_still_waits(f):
+def an_answer_counts_only_while_the_request_waits(f):
     begin(f, "work * ask\n")
     got = operator(f, "approvals", "allow", "1", "0" * 64)
     check(got.returncode == 1 and b"nothing waits" in got.stderr, got)
@@ -122,7 +122,7 @@ def a_word_goes_to_what_still_waits(f):
 
 
 @case
-def what_was_shown_is_what_runs(f):
+def only_what_was_shown_runs(f):
     """I1: a changed policy makes a new question, and the digest covers everything that would run."""
     begin(f, "work * ask timeout=50\n")
     client = start(f, "echo yes")
@@ -173,7 +173,7 @@ def stdin_is_shown_before_it_is_used(f):
 
 
 @case
-def nobody_else_says_yes(f):
+def only_an_operator_can_say_yes(f):
     """I12: a command that dom0 runs for a qube must not approve; without cgroups, a process without a terminal must not."""
     begin(f, "dev level:full allow\nwork * ask\n")
     f.dom0("authorize", "dev", stdin=KEY.encode())
@@ -192,7 +192,7 @@ def nobody_else_says_yes(f):
 
 
 @case
-def a_grant_is_for_the_very_same(f):
+def a_grant_is_only_for_the_same_request(f):
     begin(f, "work exec:echo ** ask ttl=10m\nwork * ask\n")
     client = start(f, "echo", "a")
     asked = question(f)
@@ -221,7 +221,7 @@ def a_grant_is_for_the_very_same(f):
 
 
 @case
-def one_qube_does_not_fill_the_list(f):
+def one_qube_cannot_fill_the_list(f):
     begin(f, "work * ask\n")
     clients = [start(f, f"echo {n}") for n in range(8)]
     eventually(lambda: len(questions(f)) == 8, "eight questions")
@@ -318,7 +318,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
 
 
 @case
-def all_is_shown_before_a_yes_is_possible(f):
+def a_yes_is_possible_only_after_everything_was_shown(f):
     begin(f, "work * ask\n")
     script = "\n".join(f"echo {n}" for n in range(100)) + "\nprintf end"
     client = start(f, script)
@@ -399,7 +399,7 @@ def bytes_of(shown):
 
 
 @case
-def long_texts_are_marked_in_a_list_and_whole_when_asked_for(f):
+def long_texts_are_cut_in_a_list_and_whole_in_one_question(f):
     begin(f, "work * ask env=LANG\n")
     script = "echo " + "x" * 5000 + "; true\n" * 3000
     data = b"\x00\xff\n" * 100_000
@@ -450,7 +450,7 @@ def connections(f, line, count=80):
 
 
 @case
-def panic_deny_and_status_have_a_place_whoever_else_is_there(f):
+def panic_deny_and_status_work_while_others_fill_the_control_socket(f):
     begin(f, "work * ask\n")
     client = start(f, "echo no")
     asked = question(f)
@@ -581,7 +581,7 @@ def panic_kills_a_daemon_that_hangs(f):
 
 
 @case
-def a_key_runs_out_for_live_sessions_too(f):
+def an_expired_key_ends_live_sessions_too(f):
     begin(f, "work level:full allow\n")
     for bad in ("soon", "0m", "2020-01-01", "5", "", "2127-02-31", "2127-02-29", "2127-02-03T24:00", "2127-2-3", "-1h",
                 "+1h", "1h ", "0x1h", "2127-02-03T10:60", "2127-02-03Z", "2147483647d"):

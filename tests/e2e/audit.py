@@ -57,7 +57,7 @@ class Journal:
 
 
 @case
-def verify_says_what_is_good_and_what_is_not(f):
+def verify_finds_each_fault(f):
     journal = Journal(f)
     f.start()
     for word in "abc":
@@ -192,7 +192,7 @@ def what_the_administrator_does_is_recorded(f):
 
 
 @case
-def a_full_disk_is_told_to_who_asks(f):
+def a_full_disk_is_reported_to_the_client(f):
     f.start()
     equal(f.run("true").returncode, 0)
     size = os.path.getsize(audit_path(f))

@@ -92,7 +92,7 @@ def the_waiting_line_leaves_output_whole(f):
 
 
 @case
-def what_still_holds_the_output_is_told_on_a_terminal(f):
+def a_process_that_holds_the_output_is_reported_on_a_terminal(f):
     f.start()
     told = b"qvm-remote: the command has ended; processes that it left running still hold its output, and are waited for"
     seen, out = on_terminal(f, "echo x; sleep 4 & exit 3", keep_stdout=True)

@@ -67,7 +67,7 @@ def revoke_ends_live_sessions(f):
 
 
 @case
-def a_qube_that_is_served_no_more_has_its_last_word(f):
+def a_qube_that_is_not_served_any_more_gets_the_end_of_its_commands(f):
     f.start()
     p = f.popen("echo up; sleep 1000", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     equal(p.stdout.readline(), b"up\n")
@@ -100,7 +100,7 @@ def terminate_drains(f):
 
 
 @case
-def a_client_that_does_not_read_keeps_no_daemon_from_ending(f):
+def a_client_that_does_not_read_does_not_keep_the_daemon_from_ending(f):
     f.start()
     clients = [f.popen(*words, "yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
                for words in (["-t", "1"], [])]

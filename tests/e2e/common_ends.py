@@ -47,7 +47,7 @@ def background_children_end_with_the_command(f):
 
 
 @case
-def what_holds_no_output_has_a_moment_to_end_by_itself(f):
+def a_process_without_the_output_has_a_moment_to_end(f):
     f.start()
     done = os.path.join(f.home, "done")
     equal(f.run(f"(sleep 1; echo yes >'{done}') >/dev/null 2>&1 & true").returncode, 0)
@@ -67,7 +67,7 @@ def output_is_read_to_its_end_as_with_ssh(f):
 
 
 @case
-def what_holds_the_output_is_bounded_by_the_time_out(f):
+def a_process_that_holds_the_output_is_bounded_by_the_time_out(f):
     f.start()
     mark = f"holder-mark-{os.getpid()}"
     got = f.run("-t", "2", f"export MARK={mark}; setsid sleep 1000 & echo on")

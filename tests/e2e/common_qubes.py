@@ -10,7 +10,7 @@ from house import house_of
 
 
 @case
-def each_qube_is_who_it_is(f):
+def each_qube_has_its_own_identity(f):
     house = house_of(f, "work", "dev")
     for qube in ("work", "dev", "work"):
         got = house.run(qube, "echo $QVM_REMOTE_PEER; echo err >&2; exit 7")
@@ -40,7 +40,7 @@ def a_qube_without_a_key_gets_nothing(f):
 
 
 @case
-def one_that_does_not_read_holds_up_nobody(f):
+def a_client_that_does_not_read_delays_no_other(f):
     house = house_of(f, "work")
     stuck = house.popen("work", "cat /dev/zero", stdout=subprocess.PIPE)
     stuck.stdout.read(1)
@@ -68,7 +68,7 @@ def a_killed_client_ends_its_command_and_no_other(f):
 
 
 @case
-def whichever_link_is_killed_loses_nothing_in_silence(f):
+def a_killed_link_is_never_a_silent_loss(f):
     house = house_of(f, "work")
     mark = f"common-test-{os.getpid()}-2"
     for victim in house.victims:

@@ -66,7 +66,7 @@ def descriptors_are_what_is_documented(f):
 
 
 @case
-def who_ignores_every_signal_ends_and_others_do_not_notice(f):
+def a_process_that_ignores_every_signal_ends_and_others_go_on(f):
     f.start()
     other = f.popen("for i in {1..100}; do echo $i; sleep 0.03; done", stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE)

@@ -101,7 +101,7 @@ def judge(fault, result, ran):
 
 
 @case
-def whatever_happens_at_a_byte_is_no_false_result(f):
+def a_fault_at_any_byte_gives_no_false_result(f):
     f.start()
     sessions = Sessions(f)
     begin = time.monotonic()

@@ -110,7 +110,7 @@ def a_body_of_exactly_the_limit(f):
 
 
 @case
-def what_is_refused_after_it_authenticated(f):
+def entries_that_are_refused_after_they_authenticated(f):
     f.start()
     c = Carrier(f)
     for n, (body, reason) in enumerate([(b"", b"command is empty"), (b"echo \x1b[2J", b"control characters"),

@@ -154,7 +154,7 @@ def a_bogus_frame_or_stream_of_300_mb_raises_the_daemon_by_less_than_8_mib(f):
 
 
 @case
-def endless_frames_of_one_that_reads_nothing_raise_the_daemon_by_less_than_8_mib(f):
+def endless_frames_of_an_agent_that_reads_nothing_raise_the_daemon_by_less_than_8_mib(f):
     house = house_of(f, "work")
     house.wait_for_agent("work")
     equal(house.run("work", "head -c 3000000 /dev/zero").returncode, 0)

@@ -24,7 +24,7 @@ def denied(got, *words):
 
 
 @case
-def a_level_lets_through_what_it_holds(f):
+def a_level_allows_only_its_commands(f):
     f.write_key()
     got = f.dom0("authorize", "work", "--level", "read-only", stdin=KEY.encode())
     equal(got.returncode, 0)
@@ -76,7 +76,7 @@ def an_account_that_is_none_or_bounds_nothing_is_refused_before_start(f):
 
 
 @case
-def why_an_account_is_not_used_is_said_before_anybody_asks(f):
+def an_account_that_cannot_be_used_is_refused_with_the_reason(f):
     """This daemon does not run as root, so it cannot confine commands."""
     begin(f, "work exec:id -u allow user=daemon\nwork exec:id -g ask user=root\nwork exec:true allow user=daemon\n"
              "work exec:ls allow\n")
@@ -184,7 +184,7 @@ def keys_without_policy_are_refused_until_migrated_once(f):
 
 
 @case
-def migrate_leaves_alone_who_has_rules(f):
+def migrate_does_not_change_qubes_that_have_rules(f):
     begin(f, "work exec:true allow\n")
     equal(f.dom0("migrate").returncode, 0)
     check(not os.path.exists(level_file(f)), "it has rules")

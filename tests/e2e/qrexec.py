@@ -104,7 +104,7 @@ def thirty_two_at_once_and_eight_calls(f):
 
 
 @case
-def one_that_waits_for_a_call_can_be_interrupted(f):
+def a_client_that_waits_for_a_call_can_be_interrupted(f):
     house = QrexecHouse(f, "work")
     held = [house.popen("work", "read x", stdin=subprocess.PIPE) for _ in range(8)]
     eventually(lambda: b"running: 8\n" in f.dom0("status").stdout, "eight run")
