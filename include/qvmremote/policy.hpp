@@ -69,8 +69,6 @@ enum class stdin_mode : std::uint8_t {
     live,      ///< streamed
 };
 
-// ---- Policy text ----
-
 /// A mistake in a policy file, or something doubtful, and where it is. Lines and columns count from
 /// 1, columns in bytes.
 struct policy_problem {
@@ -251,8 +249,6 @@ class policy {
     level_rules levels_;
 };
 
-// ---- Requests ----
-
 /// The argv that any shell would make of a command line; nothing if the line needs a shell. It needs
 /// one if it holds a byte outside [A-Za-z0-9_@%+:,./=-] and blanks (one newline may end it), if its
 /// first word has a `=` or `/`, or is a keyword or builtin of bash without a program of that name,
@@ -263,8 +259,6 @@ class policy {
 /// will happen: shells, interpreters, programs that start others (env, xargs, find -exec, sudo …).
 /// True for every program that is not known to be harmless in this way.
 [[nodiscard]] inline bool interprets(std::span<const std::string> argv);
-
-// ---- The decision ----
 
 /// How a request runs: what it asks for, reduced to what the rule allows.
 struct run_terms {

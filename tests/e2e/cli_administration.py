@@ -13,9 +13,6 @@ import time
 from fixture import DAEMON, HANG, KEY, PLUGINS, case, check, equal, eventually
 
 
-# --- nothing set up -----------------------------------------------------------------------------
-
-
 @case
 def nothing_set_up(f):
     got = f.run("--transport", "mock", "echo out; echo err >&2; exit 7",
@@ -27,12 +24,9 @@ def nothing_set_up(f):
 def nothing_set_up_leaves_nothing(f):
     before = set(glob.glob("/tmp/qvm-remote-??????"))
     f.run("--transport", "mock", "true", env=dict(QVM_REMOTE_MOCK_SOCKET=None))
-    # Ignore the directories of other tests, which disappear too.
+    # Directories of other tests may be among these; they disappear too.
     new = set(glob.glob("/tmp/qvm-remote-??????")) - before
     eventually(lambda: not any(map(os.path.exists, new)), f"one of {new} to go")
-
-
-# --- keys ---------------------------------------------------------------------------------------
 
 
 @case
@@ -113,9 +107,6 @@ def loose_keys_in_dom0_refuse(f):
     check("AUTH-DENY" in f.log(), f.log())
 
 
-# --- administration -----------------------------------------------------------------------------
-
-
 @case
 def authorize_names(f):
     for bad in ("../../x", "a/b", "", "-x", "dom0", "none", "default", "sys-net-dm", "1abc",
@@ -152,8 +143,8 @@ def authorize_keys_revoke(f):
 def revoke_while_start_is_written(f):
     f.start()
     ran = os.path.join(f.path, "ran")
-    # While the index of IDs is locked, its writer waits for up to 5 s after the START of the first
-    # command, and so the second one's START with it.
+    # Lock the index of IDs: after the START of the first command its writer waits for up to 5 s,
+    # which delays the START of the second command.
     for _ in range(20):
         index = sqlite3.connect(os.path.join(f.root, "var/lib/qvm-remote/ids.sqlite"),
                                 isolation_level=None)

@@ -99,8 +99,8 @@ def a_process_that_holds_the_output_is_reported_on_a_terminal(f):
     equal((seen.count(told), out), (1, b"x\n"))
     seen, out = on_terminal(f, "-q", "echo x; sleep 4 & exit 3", keep_stdout=True)
     equal((seen, out), (b"", b"x\n"))
-    # Here no process is left: only the reader of the output is slow. The output does not fit into
-    # the window and the pipes in the qube, but the rest of it fits into those in dom0.
+    # Here no process is left: only the reader of the output is slow. The window and the pipes in
+    # the qube are too small for the output, and the pipes in dom0 hold the rest.
     for size in (550_000, 650_000, 750_000):
         slow = os.path.join(f.path, f"slow-{size}")
         os.mkfifo(slow)

@@ -352,16 +352,17 @@ class suite {
             return;
         const std::string err = read_file(place + "/err");
         require(WIFEXITED(status) && WEXITSTATUS(status) == 255 && err.starts_with("qvm-remote: "),
-                in_round + "a lost result is not 255 with a word: " + err);
+                in_round + "a lost result is not reported with 255 and a message: " + err);
         require(!r.id || (err.find(*r.id) != err.npos && err.find("may have run") != err.npos),
-                in_round + "the outcome is not said to be unknown, with the ID: " + err);
+                in_round +
+                    "the message does not say that the outcome is unknown, with the ID: " + err);
     }
 
     void judge_entry(const std::string &in_round, const std::string &result,
                      const std::string &place, const std::string &acknowledged) {
         const std::string code = read_file(result + ".exit");
         require(acknowledged.empty() || acknowledged == code,
-                in_round + "a result that was there became another: " + acknowledged + ", " + code);
+                in_round + "an existing result has changed: " + acknowledged + ", " + code);
         if (code == "0") {
             require(exists(place + "/done") && read_file(result + ".out") == whole_output(),
                     in_round + "0 for a result that is not whole (I10)");
@@ -370,7 +371,7 @@ class suite {
         }
         ++broken_;
         require(code == "130" && read_file(result + ".err").find("unknown") != std::string::npos,
-                in_round + "the outcome is not said to be unknown: " + code + " " +
+                in_round + "the message does not say that the outcome is unknown: " + code + " " +
                     read_file(result + ".err"));
     }
 

@@ -203,7 +203,7 @@ def a_client_and_an_agent_that_were_stopped_go_on(f):
     relay, agent = house.machine.running("work")[0]
     for pid in (agent, c.pid):
         os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: "vm=work gives no sign of life" in f.log(), "a word in the log")
+    eventually(lambda: "vm=work gives no sign of life" in f.log(), "a line in the log")
     time.sleep(12)  # 37 s in all
     equal(house.run("dev", "echo on").stdout, b"on\n")
     for pid in (agent, c.pid):

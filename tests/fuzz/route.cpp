@@ -122,9 +122,8 @@ class house {
             data = data.subspan(dom0_.push(data));
             for (;;) {
                 const auto event = dom0_.next(now_ms_);
-                require(
-                    event
-                        .has_value()); // otherwise one client's bytes have ended the stream for all
+                // Otherwise one client's bytes have ended the stream for all.
+                require(event.has_value());
                 if (!*event)
                     break;
                 if ((**event).what == server_event::kind::open)

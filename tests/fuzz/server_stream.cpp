@@ -48,8 +48,8 @@ class machine {
 
     void step() {
         const std::uint8_t what = input_.u8();
-        const std::uint32_t number =
-            1 + what / 16 % 4; // one of the four sessions that the program uses
+        // One of the four sessions that the program uses.
+        const std::uint32_t number = 1 + what / 16 % 4;
         switch (what % 16) {
         case 0:
             return feed(input_.take(input_.u8()));
@@ -229,8 +229,8 @@ class machine {
         if (event.what == kind::request)
             return verify(event);
         const auto found = live_.find(number);
-        require(found !=
-                live_.end()); // the session verified, and has neither ended nor been closed
+        // The session verified, and has neither ended nor been closed.
+        require(found != live_.end());
         live &s = found->second;
         switch (event.what) {
         case kind::body:

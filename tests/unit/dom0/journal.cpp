@@ -63,8 +63,8 @@ TEST_CASE("one qube that fills its share is refused, and others go on") {
         d->note(std::move(e));
     }
     d.close();
-    CHECK(d.count("REFUSED") <=
-          2); // one at once, as there was none for a minute, and one at the end
+    // One at once, as there was none for a minute, and one at the end.
+    CHECK(d.count("REFUSED") <= 2);
     CHECK(d.count("\"reason\":\"busy\",\"count\":") >= 1);
     CHECK(d.verifies());
 }

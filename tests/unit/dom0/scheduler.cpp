@@ -118,8 +118,8 @@ TEST_CASE("a withdrawn request does not start, and gives its place up") {
     }
     CHECK(s.waiting("work") == 0);
     CHECK(s.waiting("dev") == 1);
-    CHECK(s.submit("work", limits::waiting_headers_per_qube,
-                   [] { return false; })); // its bytes do not count any more
+    // Its bytes do not count any more.
+    CHECK(s.submit("work", limits::waiting_headers_per_qube, [] { return false; }));
     static_cast<void>(s.run(1'000'000));
     CHECK(started == std::vector<std::string>{"dev"});
 }

@@ -428,8 +428,8 @@ TEST_CASE("audit_verifier: finds each of 10 000 random edits, moves and removals
             break;
         case 3: // repeats a line
             lines.insert(lines.begin() + static_cast<std::ptrdiff_t>(to), whole[at]);
-            first =
-                at == to ? to + 1 : to; // if it is repeated at its own place, the second one shows
+            // If it is repeated at its own place, the second one shows.
+            first = at == to ? to + 1 : to;
             break;
         case 4: // exchanges two lines
             if (at == to)

@@ -45,7 +45,7 @@ const row rows[] = {
     {"typed twice, it is sent once", "~~.\r", "~.\r"},
     {"before another character", "~ls\r", "~ls\r"},
     {"before a newline", "~\r~.", "~\r<leave>"},
-    {"kept back at the end", "a\r~", "a\r"},
+    {"a last character is kept back", "a\r~", "a\r"},
     {"three in a row", "~~~.", "~~."},
     {"bytes that are not text", "\xff\x80~.\r~\xff", "\xff\x80~.\r~\xff"},
 };

@@ -102,8 +102,8 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
     struct row {
         const char *denied, *level;
         std::size_t missing;
-        const char *one,
-            *not_one; // a command that the missing lines deny, and one that they do not deny
+        // A command that the missing lines deny, and one that they do not deny.
+        const char *one, *not_one;
     };
     static constexpr row rows[] = {
         {"work exec:qvm-shutdown {qube:vault} deny", "work level:manage allow", 10,

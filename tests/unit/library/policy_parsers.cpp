@@ -238,8 +238,8 @@ std::size_t check_tool(const tool &of) {
     for (const std::set<words> *rows : {&of.allowed, &of.refused})
         for (const words &argv : *rows)
             levels.check(argv);
-    if (!of.monitor.contains(
-            {of.program, "dev-1"})) // otherwise a verb would be read as the name of a qube
+    // Otherwise a verb would be read as the name of a qube.
+    if (!of.monitor.contains({of.program, "dev-1"}))
         for (const std::string &verb : of.verbs)
             levels.check({of.program, verb});
     for (const words &base : bases) {

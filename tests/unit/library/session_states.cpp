@@ -226,8 +226,8 @@ TEST_CASE(
 }
 
 TEST_CASE("stdin that an operator must see comes before the command is accepted") {
-    const std::string body(20'000,
-                           'x'); // so that dom0 sends one CREDIT for the body and one for stdin
+    // So that dom0 sends one CREDIT for the body and one for stdin.
+    const std::string body(20'000, 'x');
     running s(make_request(request_kind::script, body, true), false);
     REQUIRE(s.dom0.requests.size() == 1);
     CHECK(s.qube.stream.stdin_credit(1) == 0);

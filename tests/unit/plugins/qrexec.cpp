@@ -370,8 +370,8 @@ TEST_CASE("the socket exists with its mode while the transport listens, and only
     }
     CHECK(text_of(path) == "x");
     server blocked({path, own_name()}, test_clock);
-    CHECK_THROWS_AS(static_cast<void>(blocked.listen()),
-                    problem); // a file that is not a socket stays
+    // A file that is not a socket stays.
+    CHECK_THROWS_AS(static_cast<void>(blocked.listen()), problem);
     CHECK(text_of(path) == "x");
     ::unlink(path.c_str());
     REQUIRE(::symlink("/etc/passwd", path.c_str()) == 0);
@@ -380,8 +380,6 @@ TEST_CASE("the socket exists with its mode while the transport listens, and only
     CHECK_THROWS_AS(server({path, "no-such-user"}, test_clock), problem);
     CHECK_THROWS_AS(server({dir / std::string(200, 'x'), own_name()}, test_clock), problem);
 }
-
-// --- the qube's end -----------------------------------------------------------------------------
 
 namespace {
 

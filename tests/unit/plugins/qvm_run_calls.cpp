@@ -148,14 +148,15 @@ TEST_CASE(
     m.until([&] { return m.streams.size() == 2; });
     const pid_t old = m.last("calls", "work");
     m.c->set_peers({"dev"});
+    // The stream ends, although the host did nothing.
     for (const taken_stream &s : m.streams)
         if (s.qube == "work")
-            CHECK(receive(s.socket) == "hello\n"); // the stream ends, although the host did nothing
+            CHECK(receive(s.socket) == "hello\n");
     m.c->set_peers({"dev", "work"});
     m.answer_listing(qubesd, listing({{"work", "Running"}, {"dev", "Running"}}));
     CHECK(is_there(old));
-    CHECK(m.count("calls", "work") ==
-          1); // only one call to a qube at a time, and the old one has not ended
+    // Only one call to a qube at a time, and the old one has not ended.
+    CHECK(m.count("calls", "work") == 1);
     m.pass(grace);
     m.pass(grace);
     m.until([&] { return m.count("calls", "work") == 2; });

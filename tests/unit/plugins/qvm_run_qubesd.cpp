@@ -72,8 +72,8 @@ TEST_CASE("listings") {
                              "sys-net class=AppVM state=Running\n"
                              "a/../b class=AppVM state=Running\n"s;
     CHECK(running_qubes(good).value() == std::vector<std::string>{"sys-net", "work"});
-    for (std::size_t n = 0; n < good.size();
-         ++n) // a listing that is cut is refused, except after a whole line
+    // A listing that is cut is refused, except after a whole line.
+    for (std::size_t n = 0; n < good.size(); ++n)
         CHECK(running_qubes(good.substr(0, n)).has_value() ==
               (n >= 2 && (n == 2 || good[n - 1] == '\n')));
     const std::string bad[] = {
@@ -133,8 +133,8 @@ TEST_CASE("without a qubesd qvm-check is asked, but not while there is a call") 
         m.pass(check_interval);
         const taken_stream late = m.next_stream();
         CHECK(late.qube == "late");
-        m.until(
-            [&] { return m.c->next_due() == never; }); // qubesd's socket is not tried again either
+        // The socket of qubesd is not tried again either.
+        m.until([&] { return m.c->next_due() == never; });
         m.pass(1'000'000);
         CHECK(m.c->next_due() == never);
         CHECK(m.count("checks", "work") == 1);

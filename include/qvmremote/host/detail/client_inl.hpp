@@ -304,8 +304,8 @@ class client::running {
             if (number == SIGWINCH) {
                 resize();
             } else if (what_.tty && accepted_ && number != SIGHUP && number != SIGTERM) {
-                c_.machine_.send_signal(session_,
-                                        number); // like a key: the programs in the terminal go on
+                // Like a key: the programs in the terminal go on.
+                c_.machine_.send_signal(session_, number);
             } else {
                 const bool second = result_.signal != 0;
                 if (!second)
