@@ -39,9 +39,9 @@ namespace qvmremote {
 ///   the last one needs no line end. Of two lines with the same key the last wins.
 class config {
   public:
-    /// errc::bad_config if a line does not have this form (at the byte that shows it: an open quote,
-    /// a control byte, the first byte of a line without `=`) or at a NUL; errc::bad_value above
-    /// limits::config_file.
+    /// Fails with errc::bad_config at a NUL, or if a line does not have this form: at an open
+    /// quote, at a control byte, at the first byte of a line without `=`. Fails with
+    /// errc::bad_value if the text exceeds limits::config_file.
     [[nodiscard]] static result<config> parse(std::string_view text);
 
     /// The value of a key; nothing if it is missing or empty, which means the same here.
@@ -56,7 +56,7 @@ class config {
     /// nothing: an empty variable counts as unset, and the file's value stays.
     void set(std::string_view key, std::string_view value);
 
-    /// The keys that are not known, so that a program can warn of a misspelt one.
+    /// The keys that are not in `known`, so that a program can warn of a misspelt one.
     [[nodiscard]] std::vector<std::string_view>
     unknown_keys(std::span<const std::string_view> known) const;
 

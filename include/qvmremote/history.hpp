@@ -48,18 +48,19 @@ struct run_meta {
                                              std::uint64_t duration_ms, std::int32_t exit_code);
 
 /// Reads a meta file. Accepts the four lines in any order, also with CR LF or without the last
-/// newline, and skips `KEY=` lines of other names. errc::bad_value at a line or value that does not
-/// have its form or comes twice, or at the limit of 4096 bytes; errc::incomplete when one of the
-/// four is missing.
+/// newline, and skips `KEY=` lines of other names. Fails with errc::bad_value at a line or value
+/// that does not have its form or comes twice, or at the limit of 4096 bytes; with errc::incomplete
+/// when one of the four lines is missing.
 [[nodiscard]] inline result<run_meta> parse_meta(std::string_view untrusted_text);
 
 /// Reads an exit file: a whole number of 32 bits in decimal digits, with `-` before a negative one,
-/// and nothing else. errc::bad_value otherwise, also for an empty file: a Python daemon creates the
-/// file a moment before it writes the digits.
+/// and nothing else. Fails with errc::bad_value otherwise, also for an empty file, since a Python
+/// daemon creates the file a moment before it writes the digits.
 [[nodiscard]] inline result<std::int32_t> parse_exit(std::string_view untrusted_text);
 
-/// Lines of the qube's audit.log, by the client: `[TS] SUBMIT id=ID size=NB cmd=PREVIEW`,
-/// `[TS] DONE id=ID exit=N`, `[TS] TIMEOUT id=ID after=Ns`, `[TS] QUEUE-CLEAN removed=N`.
+/// The lines that the client writes to the qube's audit.log: `[TS] SUBMIT id=ID size=NB
+/// cmd=PREVIEW`, `[TS] DONE id=ID exit=N`, `[TS] TIMEOUT id=ID after=Ns`, `[TS] QUEUE-CLEAN
+/// removed=N`.
 [[nodiscard]] inline std::string line_submit(std::string_view timestamp, std::string_view id,
                                              std::string_view untrusted_command);
 [[nodiscard]] inline std::string line_done(std::string_view timestamp, std::string_view id,
@@ -69,8 +70,8 @@ struct run_meta {
 [[nodiscard]] inline std::string line_queue_clean(std::string_view timestamp,
                                                   std::uint64_t removed);
 
-/// dom0's line in the qube's audit.log, written when the command has ended:
-/// `[STARTED] id=ID exit=N duration=Nms cmd=PREVIEW`, where STARTED is the time of its start.
+/// The line that dom0 writes to the qube's audit.log after the command has ended: `[STARTED] id=ID
+/// exit=N duration=Nms cmd=PREVIEW`, where STARTED is the time of its start.
 [[nodiscard]] inline std::string line_started(std::string_view started, std::string_view id,
                                               std::int32_t exit_code, std::uint64_t duration_ms,
                                               std::string_view untrusted_command);
@@ -95,13 +96,13 @@ struct history_line {
 
 /// Reads one line of the qube's audit.log, without its newline. The Python programs wrote previews
 /// raw, and any program of the qube can write the file, so the preview can hold any bytes: pass it
-/// through for_terminal before you show it. errc::bad_value at the byte where the line does not
-/// have its form.
+/// through for_terminal before you show it. Fails with errc::bad_value at the byte where the line
+/// does not have its form.
 [[nodiscard]] inline result<history_line> parse_audit_line(std::string_view untrusted_line);
 
 /// The last `n` lines of a block, oldest first, without line ends. If the block begins in the
-/// middle of a file, its first line may be half a line: use fewer lines than come back, or read a
-/// larger block.
+/// middle of a file, its first line may be half a line, so ignore the first line that is returned
+/// or read a larger block.
 [[nodiscard]] inline std::vector<std::string_view> tail_lines(std::string_view block,
                                                               std::size_t n);
 
@@ -151,10 +152,10 @@ class output_lines {
     /// Takes the next piece of the output.
     void feed(std::string_view untrusted_output);
 
-    /// The texts of the OUT or ERR lines, each beginning with `prefix` (" stdout: ", " stderr: "):
-    /// all lines if there are at most three, else the first, `... (N more lines)` with N = lines -
-    /// 2, and the last. Each shows output_preview bytes of its line, as preview() does. Without
-    /// output there are no texts.
+    /// The texts of the OUT or ERR lines, each beginning with `prefix` ("  stdout: ",
+    /// "  stderr: "): all lines if there are at most three, else the first, `... (N more lines)`
+    /// with N = lines - 2, and the last. Each shows output_preview bytes of its line, as preview()
+    /// does. Without output there are no texts.
     [[nodiscard]] std::vector<std::string> show(std::string_view prefix) const;
 
   private:
@@ -241,7 +242,7 @@ class line_cursor {
     std::size_t at_ = 0;
 };
 
-// The pieces one after the other, with one allocation.
+// Joins the pieces with one allocation.
 template <class... Piece>
 [[nodiscard]] std::string join(const Piece &...pieces) {
     std::string out;

@@ -30,8 +30,8 @@ inline constexpr std::size_t sanitized_text = 4096;
 [[nodiscard]] inline std::string for_terminal(std::string_view untrusted_text,
                                               std::size_t limit = sanitized_text);
 
-/// The bytes that for_terminal() shows as this text; bad_value at the first byte that it cannot have
-/// written. A text that was cut comes back with its `...`.
+/// The bytes that for_terminal() shows as this text. Fails with errc::bad_value at the first byte
+/// that it cannot have written. A text that was cut is returned with its `...`.
 [[nodiscard]] inline result<std::string> from_terminal(std::string_view untrusted_text);
 
 /// For one line of a log: the same set as for_terminal. It has no newline, so nobody can forge a

@@ -84,7 +84,8 @@ class frame_authenticator {
         return out;
     }
 
-    /// Checks a tagged payload and returns it without its tag; errc::bad_tag ends the session.
+    /// Checks a tagged payload and returns it without its tag. Fails with errc::bad_tag; the caller
+    /// then ends the session.
     [[nodiscard]] result<bytes_view> open(const frame_view &frame) {
         const bytes_view whole = frame.untrusted_payload;
         if (whole.size() < tag_size)

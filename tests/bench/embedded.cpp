@@ -3,7 +3,7 @@
 // keys for each, and `bash -c true` between them for comparison.
 //
 //   embedded SOCKET KEY-FILE COUNT           JSON on stdout: {"ours":{…},"bash":{…}}
-//   embedded SOCKET KEY-FILE COUNT in-steps  no bash: for each number on stdin runs `true` so many
+//   embedded SOCKET KEY-FILE COUNT in-steps  no bash: for each line on stdin runs `true` COUNT
 //                                            times, and prints how many of them failed
 
 #include "timing.hpp"

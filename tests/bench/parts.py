@@ -101,7 +101,8 @@ def bench_many(state):
 
 
 def bulk_words(client):
-    """Rows of: name, our words, their place in the pipe, the same for ssh, and the amount."""
+    """The number of bytes, and for each direction: its name, our words, the client's place in the pipe, and a
+    function that makes the words for ssh."""
     size = GIB // 8 if args.quick else GIB
     source = ["head", "-c", str(size), "/dev/zero"]
     return size, (

@@ -17,8 +17,8 @@ namespace detail {
     return std::all_of(word.begin(), word.end(), [](char c) { return is_plain(c); });
 }
 
-// `*` stands for any run of characters. The loop does not use recursion, so the time is at most
-// proportional to the product of both lengths.
+// `*` stands for any run of characters. The loop goes back only to the last `*`, so the time is at
+// most proportional to the product of both lengths.
 [[nodiscard]] constexpr bool glob_matches(std::string_view glob, std::string_view text) noexcept {
     std::size_t g = 0, t = 0;
     std::size_t star = std::string_view::npos, resume = 0;
