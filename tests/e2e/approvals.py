@@ -111,7 +111,7 @@ def an_answer_counts_only_while_the_request_waits(f):
     client.kill()
     client.wait()
     eventually(lambda: not questions(f), "the question's end")
-    # Its key is revoked.
+    # The client's key is revoked, and so its question ends.
     client = start(f, "echo no")
     question(f)
     equal(f.dom0("revoke", "work").returncode, 0)
@@ -302,7 +302,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
         shown = watcher.see(ASKED)
         check(str(serial + number) in shown, shown)
         watcher.see(b"is a no: ")
-        check(client.poll() is None, "nothing was typed that counts")
+        check(client.poll() is None, "an answer that was typed ahead counts")
         watcher.type("no")
         equal(ended(client)[0], 126)
     # What is typed within the first second of a question does not count either.

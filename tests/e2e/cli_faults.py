@@ -69,7 +69,7 @@ def the_log_for_people_is_bounded(f):
         full.write(b"\nthe last\n")
     f.start()
     equal(f.run("echo after").returncode, 0)
-    check(os.path.getsize(log + ".1") >= 32 * 1024 * 1024 and os.path.getsize(log) < 10_000, "it is not begun anew")
+    check(os.path.getsize(log + ".1") >= 32 * 1024 * 1024 and os.path.getsize(log) < 10_000, "the log did not begin again")
     equal(stat.S_IMODE(os.stat(log).st_mode), 0o600)
     shown = f.dom0("log", "100").stdout.splitlines()
     check(b"the last" in shown and shown[-1].find(b" DONE ") > 0, shown)

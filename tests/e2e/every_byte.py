@@ -93,10 +93,10 @@ def judge(fault, result, ran):
     said = re.sub(rb"^words\n", b"", err)
     # A user who interrupts a command needs no message about it.
     check(said.startswith(b"qvm-remote: ") or (code, said) == (130, b""),
-          f"{fault}: exit code {code}, and no word of ours: {err}")
+          f"{fault}: exit code {code}, and no message of ours: {err}")
     if ran[mark] and code != 130:
         check(code == 255 and b"may have run" in err and ran[mark][0].encode() in err,
-              f"{fault}: it ran, and {code} is said: {err}")
+              f"{fault}: it ran, but the exit code is {code}: {err}")
     return {126: "refused", 130: "given up", 255: "lost"}[code]
 
 

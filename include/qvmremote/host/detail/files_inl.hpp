@@ -301,7 +301,7 @@ inline outcome<std::vector<std::string>> names_in(const std::string &path, liste
 }
 
 namespace detail {
-// A regular file that is open for reading, and how long it is.
+// A regular file that is open for reading, and its size.
 struct sized_file {
     unique_fd fd;
     std::size_t size;
