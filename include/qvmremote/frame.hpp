@@ -101,8 +101,9 @@ struct frame_header {
 
     static constexpr std::size_t size = 12;
 
-    /// Checks the length against the limit before memory is taken for it, and that the type is
-    /// known and the reserved bytes are zero.
+    /// Decodes a header. Fails with errc::frame_too_large if the length exceeds the limit, before
+    /// memory is taken for it, with errc::unknown_frame for an unknown type, and with
+    /// errc::bad_frame if a reserved byte is not zero.
     [[nodiscard]] static result<frame_header> decode(std::span<const std::uint8_t, size> untrusted,
                                                      std::size_t payload_limit) {
         frame_header out{load_u32(untrusted.data()), load_u32(untrusted.data() + 4),
@@ -117,6 +118,7 @@ struct frame_header {
         return out;
     }
 
+    /// Writes the header, `size` bytes, to `out`.
     void encode(std::uint8_t *out) const noexcept {
         store_u32(out, length);
         store_u32(out + 4, session);
@@ -184,6 +186,7 @@ class frame_reader {
             buffer_.grow(capacity, end_);
         return std::span(buffer_.data(), buffer_.size()).subspan(end_);
     }
+    /// Takes the first `n` bytes that the caller has written to prepare().
     void commit(std::size_t n) noexcept {
         assert(n <= buffer_.size() - end_);
         end_ += n;
@@ -217,6 +220,7 @@ class frame_reader {
     [[nodiscard]] bytes_view unread() const noexcept {
         return bytes_view(buffer_.data(), end_).subspan(begin_);
     }
+    /// Drops the first `n` unread bytes.
     void skip(std::size_t n) noexcept {
         assert(n <= end_ - begin_);
         begin_ += n;
@@ -256,6 +260,7 @@ class out_buffer {
             buffer_.grow(std::max(end_ + n, 2 * buffer_.size()), end_);
         return std::span(buffer_.data() + end_, n);
     }
+    /// Adds the first `n` bytes that the caller has written to prepare().
     void commit(std::size_t n) noexcept {
         assert(end_ + n <= buffer_.size());
         end_ += n;
@@ -266,10 +271,12 @@ class out_buffer {
         commit(data.size());
     }
 
+    /// The bytes that are still to be sent, borrowed until the next call.
     [[nodiscard]] bytes_view pending() const noexcept {
         return bytes_view(buffer_.data(), end_).subspan(begin_);
     }
     [[nodiscard]] std::size_t size() const noexcept { return end_ - begin_; }
+    /// Removes the first `n` pending bytes, after they were sent.
     void consume(std::size_t n) noexcept {
         assert(n <= size());
         begin_ += n;

@@ -147,12 +147,16 @@ class queue_server : public queue_end {
         }
     }
 
+    /// Asks the carrier for the body of an entry. The event `body` or `gone` answers.
     void fetch(const command_id &id) {
         asked_.insert(id.text());
         put_line("fetch", id.text());
     }
+    /// Tells the carrier to remove an entry and what there is of its output, without a result.
     void drop(const command_id &id) { put_line("drop", id.text()); }
+    /// Tells the carrier to announce an entry again later.
     void later(const command_id &id) { put_line("later", id.text()); }
+    /// Asks for an answer; the event `pong` brings the same number.
     void ping(std::uint64_t number) { put_line("ping", std::to_string(number)); }
 
     /// Room for a piece of output, at most `most` bytes and limits::queue_output. commit_output
@@ -263,6 +267,7 @@ struct queue_order {
 /// The carrier's end, for a carrier that is written in C++.
 class queue_client : public queue_end {
   public:
+    /// The next order; nothing when more input is needed. An error ends the stream.
     [[nodiscard]] result<std::optional<queue_order>> next() {
         for (;;) {
             if (left_ > 0) {
@@ -295,9 +300,11 @@ class queue_client : public queue_end {
         }
     }
 
+    /// Announces an entry of `length` bytes. An empty `token` means that it has none.
     void entry(const command_id &id, std::string_view token, std::uint64_t length) {
         put_line("entry", id.text(), token.empty() ? "-" : token, std::to_string(length));
     }
+    /// Sends the body that dom0 asked for.
     void body(const command_id &id, bytes_view command) {
         put_line("body", id.text(), std::to_string(command.size()));
         output().put(command);

@@ -91,6 +91,7 @@ class secret {
     /// The digits as stored, borrowed. Pass them only to a MAC or into a key file.
     [[nodiscard]] bytes_view text() const noexcept { return text_.view(); }
 
+    /// A second copy of the key, where a caller needs one on purpose.
     [[nodiscard]] secret duplicate() const {
         secret out;
         out.text_.value() = text_.value();

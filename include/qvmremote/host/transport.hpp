@@ -76,7 +76,7 @@ class transport {
 
     [[nodiscard]] const std::string &name() const noexcept { return name_; }
 
-    /// Role qube: a stream to dom0. May block for 15 s.
+    /// Role qube: connects to dom0. May block for 15 s.
     [[nodiscard]] outcome<stream> connect();
 
     /// Role qube: why the last stream of connect() ended before a byte came from it, as a failure of

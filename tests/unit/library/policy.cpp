@@ -283,7 +283,7 @@ TEST_CASE("which variables pass") {
     }
 }
 
-TEST_CASE("what two policies allow together") {
+TEST_CASE("narrower: what two policies allow together") {
     struct row {
         const char *one, *other;
         action want;

@@ -205,7 +205,7 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
     }
 }
 
-TEST_CASE("what the levels hold") {
+TEST_CASE("which commands each level holds") {
     struct row {
         const char *line;
         access_level least; // full: in neither level
