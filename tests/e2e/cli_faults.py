@@ -115,7 +115,7 @@ def the_daemon_has_more_descriptors_than_its_commands(f):
 
 
 @case
-def a_damaged_index_is_replaced(f):
+def a_damaged_index_is_made_anew(f):
     f.start()
     equal(f.run("true").returncode, 0)
     f.stop()
