@@ -86,8 +86,8 @@ check-valgrind: build ## client and daemon under valgrind's memcheck, through th
 	@.ci/deps valgrind
 	tests/e2e/under_valgrind.py $(BUILD)
 
-# TSan makes a fork of vfork: there the word why exec failed is lost.
-NEED_VFORK = what cannot be started says why,arguments arrive as they are*,session* group* signals*,another identity*
+# TSan turns vfork into fork, so the new process cannot say why exec failed.
+NEED_VFORK = a command that cannot be started says why,short and long arguments arrive unchanged,session* group* signals*,another identity*
 check-threads: deps ## the daemon's threads under TSan: unit tests, and the common end-to-end tests
 	.ci/configure $(BUILD)-threads g++ --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
 	$(MESON) test -C $(BUILD)-threads --print-errorlogs --timeout-multiplier 4 --suite unit --suite host \
