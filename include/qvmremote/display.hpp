@@ -26,11 +26,12 @@
 
 namespace qvmremote {
 
+/// Collects the rows of some fields, for a screen of a given width.
 class field_rows {
   public:
     static constexpr std::size_t label_width = 13; ///< so that 80 columns hold a SHA-256
     static constexpr std::size_t text_column = label_width + 3; ///< after " M "
-    static constexpr std::size_t least_width = 40;
+    static constexpr std::size_t least_width = 40;              ///< in columns
 
     /// What the mark before a piece of text says about it.
     enum mark : char {

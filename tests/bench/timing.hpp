@@ -79,7 +79,7 @@ struct stage {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-/// {"n":…,"median_us":…,…} without the closing brace.
+/// The quartiles of the samples as {"n":…,"median_us":…,…}, without the closing brace.
 [[nodiscard]] inline std::string summary(std::vector<double> samples) {
     if (samples.empty())
         samples.push_back(0);

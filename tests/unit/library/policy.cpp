@@ -430,7 +430,7 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
         CHECK_FALSE(ask(rules, shell("ls; ls")).how.may_last);
         CHECK_FALSE(ask(rules, script("ls")).how.may_last);
     }
-    SUBCASE("taken back") {
+    SUBCASE("grants are removed") {
         given.revoke(from("dev").name);
         CHECK(given.size() == 1);
         given.forget_expired(999);
