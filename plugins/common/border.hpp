@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Where exceptions end: every function in a plug-in's table is wrapped in this.
+/// Turns exceptions into status codes: guarded() wraps every function in a plug-in's table.
 
 #pragma once
 

@@ -18,31 +18,32 @@ inline constexpr ms never = UINT64_MAX;
 inline constexpr ms least_between_words = 60'000;
 inline constexpr ms words_fade_after = 3'600'000;
 
-/// Whether to report a failure: when it differs from the last one, or the last report is an hour old.
-/// Never two reports within a minute, even if a qube causes a different failure each time.
+/// Decides whether to report a failure: when it differs from the last one, or the last report is an
+/// hour old. Never two reports within a minute, even if a qube causes a different failure each
+/// time.
 class telling {
   public:
     [[nodiscard]] bool is_new(int failure, ms now) noexcept {
-        if (said_ && now - at_ < least_between_words)
+        if (has_reported_ && now - at_ < least_between_words)
             return false;
-        if (stands_ && last_ == failure && now - at_ < words_fade_after)
+        if (is_remembered_ && last_ == failure && now - at_ < words_fade_after)
             return false;
         last_ = failure;
-        said_ = stands_ = true;
+        has_reported_ = is_remembered_ = true;
         at_ = now;
         return true;
     }
     /// Call it after a success: then the same failure is reported again.
-    void forget() noexcept { stands_ = false; }
+    void forget() noexcept { is_remembered_ = false; }
 
   private:
     int last_ = 0;
-    bool said_ = false;
-    bool stands_ = false; ///< `last_` was reported and has not been forgotten
+    bool has_reported_ = false;
+    bool is_remembered_ = false; ///< `last_` was reported and has not been forgotten
     ms at_ = 0;
 };
 
-/// The last line, which is not empty, of what a child writes to stderr, in printable ASCII.
+/// Keeps the last line of what a child writes to stderr, without empty lines, in printable ASCII.
 class last_line {
   public:
     static constexpr std::size_t most = 256;

@@ -41,9 +41,9 @@ struct descriptor {
 [[nodiscard]] inline std::optional<descriptor> parse_descriptor(std::string_view untrusted) {
     using qvmremote::is_alnum;
     using qvmremote::is_alpha;
-    const auto is_of = [](std::string_view text, std::size_t most, std::string_view beside) {
+    const auto is_of = [](std::string_view text, std::size_t most, std::string_view also_allowed) {
         return text.size() <= most && std::all_of(text.begin(), text.end(), [&](char c) {
-                   return is_alnum(c) || beside.find(c) != std::string_view::npos;
+                   return is_alnum(c) || also_allowed.find(c) != std::string_view::npos;
                });
     };
     // The words, each separated by one blank; none is empty.

@@ -64,17 +64,17 @@ unix_address address_of(const std::string &path) {
 
 } // namespace
 
-server::server(settings how, ms (*now)()) : how_(std::move(how)), clock_(now) {
-    user_ = user_of_qrexec(how_.user);
-    static_cast<void>(address_of(how_.socket));
+server::server(settings chosen, ms (*now)()) : settings_(std::move(chosen)), clock_(now) {
+    user_ = user_of_qrexec(settings_.user);
+    static_cast<void>(address_of(settings_.socket));
 }
 
 server::~server() {
     // Remove only our own socket: another daemon may have put its socket there.
     struct stat at {};
-    if (listener_ && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode) &&
+    if (listener_ && ::lstat(settings_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode) &&
         at.st_ino == inode_)
-        ::unlink(how_.socket.c_str());
+        ::unlink(settings_.socket.c_str());
 }
 
 int server::listen() {
@@ -89,8 +89,8 @@ int server::listen() {
 }
 
 void server::open_socket() {
-    const unix_address address = address_of(how_.socket);
-    const std::string directory = how_.socket.substr(0, how_.socket.rfind('/'));
+    const unix_address address = address_of(settings_.socket);
+    const std::string directory = settings_.socket.substr(0, settings_.socket.rfind('/'));
     if (auto made = qvmremote::host::make_directories(directory, 0755); !made)
         throw problem{QVMREMOTE_FAILED, made.error().what};
     // A socket without a listener was left by a daemon that was killed. Any other file stays, and then
@@ -99,18 +99,19 @@ void server::open_socket() {
     const int error = probe ? 0 : probe.error().error_number;
     if (probe || error == EAGAIN)
         throw problem{QVMREMOTE_FAILED,
-                      "another daemon listens at " + how_.socket + "; end it first"};
+                      "another daemon listens at " + settings_.socket + "; end it first"};
     struct stat at {};
-    if (error == ECONNREFUSED && ::lstat(how_.socket.c_str(), &at) == 0 && S_ISSOCK(at.st_mode))
-        ::unlink(how_.socket.c_str());
+    if (error == ECONNREFUSED && ::lstat(settings_.socket.c_str(), &at) == 0 &&
+        S_ISSOCK(at.st_mode))
+        ::unlink(settings_.socket.c_str());
 
     // The group gets access after we know that the file is ours.
     auto made = qvmremote::host::bind_unix(address, SOCK_STREAM | SOCK_NONBLOCK, 0600);
     if (!made)
         throw problem{QVMREMOTE_FAILED, made.error().what};
-    const unique_fd file(::open(how_.socket.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    const unique_fd file(::open(settings_.socket.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
     if (!file || ::fstat(file.get(), &at) != 0 || !S_ISSOCK(at.st_mode))
-        fail_errno("cannot look at " + how_.socket);
+        fail_errno("cannot look at " + settings_.socket);
     inode_ = at.st_ino;
     listener_ = std::move(*made); // from now on the destructor removes the file
     const group *const all = ::getgrnam(qubes_group);
@@ -119,9 +120,9 @@ void server::open_socket() {
     if (all != nullptr &&
         ::fchownat(file.get(), "", static_cast<uid_t>(-1), all->gr_gid, AT_EMPTY_PATH) != 0 &&
         ::geteuid() == 0)
-        fail_errno("cannot give " + how_.socket + " to the group qubes");
+        fail_errno("cannot give " + settings_.socket + " to the group qubes");
     if (::chmod(by_number.c_str(), 0660) != 0 || ::listen(listener_.get(), backlog) != 0)
-        fail_errno("cannot listen at " + how_.socket);
+        fail_errno("cannot listen at " + settings_.socket);
 }
 
 void server::watch(int fd) const {
@@ -138,7 +139,7 @@ std::optional<taken_stream> server::accept() {
     [[maybe_unused]] const ssize_t n = ::read(timer_.get(), &expirations, sizeof expirations);
     while (!half_way_.empty() && half_way_.front().due <= now_) {
         half_way_.pop_front();
-        complain(too_slow, "a call to the service did not name its origin within " +
+        complain(too_slow, "a call to the service did not say within " +
                                std::to_string(descriptor_limit / 1000) +
                                " s where it comes from; closed");
     }
@@ -154,7 +155,7 @@ std::optional<taken_stream> server::accept() {
         auto from = got == progress::whole ? parse_descriptor(done.untrusted_text) : std::nullopt;
         if (!from) {
             complain(bad_descriptor,
-                     "what came to " + how_.socket +
+                     "what came to " + settings_.socket +
                          " does not begin as a call of qrexec to qvmremote.Exec does; closed");
             continue;
         }
@@ -178,14 +179,14 @@ void server::take_new() {
             if (errno == EINTR || errno == ECONNABORTED)
                 continue;
             if (errno != EAGAIN)
-                fail_errno("cannot accept a connection at " + how_.socket);
+                fail_errno("cannot accept a connection at " + settings_.socket);
             return;
         }
         ucred who{};
         socklen_t size = sizeof who;
         if (::getsockopt(made.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
             (who.uid != user_ && who.uid != 0)) {
-            complain(wrong_user, "user " + std::to_string(who.uid) + " called " + how_.socket +
+            complain(wrong_user, "user " + std::to_string(who.uid) + " called " + settings_.socket +
                                      ", but qrexec does not run as that user; closed");
             continue;
         }
@@ -221,7 +222,7 @@ server::progress server::read(connection &from) const {
     }
 }
 
-// Updates what epoll waits for.
+// Lets epoll wait for new connections only while there is room, and sets the timer.
 void server::settle() {
     if (const bool full = half_way_.size() >= most_half_way; full != is_full_) {
         is_full_ = full;
@@ -230,7 +231,7 @@ void server::settle() {
         event.data.fd = listener_.get();
         ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
     }
-    // A problem that waits to be reported is something to do.
+    // A problem that waits to be reported makes the timer due at once.
     const ms due = problem_ ? 0 : next_due();
     if (due == armed_ && due != 0)
         return;

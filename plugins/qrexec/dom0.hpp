@@ -45,15 +45,15 @@ struct taken_stream {
 
 class server {
   public:
-    /// `now` does not change during a call of a function here. Throws a problem when there is no such
-    /// user.
-    explicit server(settings how, ms (*now)() = qvmremote::host::boottime_ms);
+    /// `now` does not change during a call of a function here. Throws a problem when qrexec's user
+    /// does not exist.
+    explicit server(settings chosen, ms (*now)() = qvmremote::host::boottime_ms);
     server(const server &) = delete;
     server &operator=(const server &) = delete;
     /// Removes the socket. Without it qrexec reports that there is no such service.
     ~server();
 
-    /// Becomes readable when accept has something to do.
+    /// Returns a descriptor that becomes readable when accept has something to do.
     [[nodiscard]] int listen();
     /// The next stream, read exactly up to the NUL of its descriptor; nothing when there is none now.
     /// Throws a problem that people should see.
@@ -80,7 +80,7 @@ class server {
     void settle();
     void complain(int failure, std::string text);
 
-    settings how_;
+    settings settings_;
     ms (*clock_)();
     ms now_ = 0;
     uid_t user_ = 0;

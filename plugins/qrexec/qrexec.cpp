@@ -103,7 +103,7 @@ int32_t qrexec_accept(void *self, qvmremote_stream *out, char *error, uint32_t e
         auto got = dom0_of(self).accept();
         if (!got)
             return QVMREMOTE_AGAIN;
-        // If the argument got lost, it would not limit the call.
+        // The argument can limit the call, so it must not get lost.
         if (out->struct_size >= sizeof *out)
             std::memcpy(out->argument, got->from.argument.c_str(), got->from.argument.size() + 1);
         else if (!got->from.argument.empty())

@@ -34,7 +34,7 @@ constexpr int explain_ms = 1'000;
     throw problem{QVMREMOTE_FAILED, what + ": " + std::strerror(errno)};
 }
 
-// In the same way as the client finds its files.
+// Finds the home directory in the same way as the client.
 std::string home() {
     const char *const set = std::getenv("HOME");
     if (set != nullptr && *set == '/')
@@ -45,47 +45,50 @@ std::string home() {
     return who->pw_dir;
 }
 
-bool is_of(std::string_view text, std::size_t most, std::string_view beside) {
+bool is_of(std::string_view text, std::size_t most, std::string_view also_allowed) {
     return text.size() <= most && std::all_of(text.begin(), text.end(), [&](char c) {
-               return qvmremote::is_alnum(c) || beside.find(c) != std::string_view::npos;
+               return qvmremote::is_alnum(c) || also_allowed.find(c) != std::string_view::npos;
            });
 }
 
 } // namespace
 
-std::vector<std::string> call_of(const call_settings &how) {
-    return {how.client, how.target,
-            std::string(service_name) + (how.argument.empty() ? "" : "+" + how.argument)};
+std::vector<std::string> call_of(const call_settings &settings) {
+    return {settings.client, settings.target,
+            std::string(service_name) + (settings.argument.empty() ? "" : "+" + settings.argument)};
 }
 
-problem meaning_of(const call_settings &how, const child_end &end, const std::string &said) {
-    const std::string what =
-        std::string(service_name) + (how.argument.empty() ? "" : "+" + how.argument);
-    const std::string words = said.empty() ? "" : " (" + said + ")";
+problem meaning_of(const call_settings &settings, const child_end &end, const std::string &said) {
+    const std::string service =
+        std::string(service_name) + (settings.argument.empty() ? "" : "+" + settings.argument);
+    const std::string detail = said.empty() ? "" : " (" + said + ")";
     if (end.by_signal)
         return {QVMREMOTE_FAILED,
-                how.client + " was killed by signal " + std::to_string(end.number) + words};
+                settings.client + " was killed by signal " + std::to_string(end.number) + detail};
     switch (end.number) {
     case 0:
-        return {QVMREMOTE_UNREACHABLE, how.target + " ended the call to " + what +
+        return {QVMREMOTE_UNREACHABLE, settings.target + " ended the call to " + service +
                                            " without an answer; in dom0, qvm-remote-dom0 log "
                                            "says why"};
     case 125:
-        // Qubes' own word for a socket that nobody listens on, which a daemon that was killed leaves.
-        return {QVMREMOTE_UNREACHABLE, "qrexec could not make the call to " + what + " in " +
-                                           how.target + words +
+        // Qubes reports 125 for a socket on which nobody listens. A daemon that was killed leaves
+        // such a socket.
+        return {QVMREMOTE_UNREACHABLE, "qrexec could not make the call to " + service + " in " +
+                                           settings.target + detail +
                                            "; is qvm-remote-dom0 running there, and Qubes' qrexec "
                                            "agent here?"};
     case 126:
-        return {QVMREMOTE_REFUSED, "the policy of qrexec refuses the call to " + what + " in " +
-                                       how.target + words +
+        return {QVMREMOTE_REFUSED, "the policy of qrexec refuses the call to " + service + " in " +
+                                       settings.target + detail +
                                        "; see /etc/qubes/policy.d in dom0, and its log"};
     case 127:
-        return {QVMREMOTE_UNREACHABLE, "there is no service " + what + " in " + how.target + words +
+        return {QVMREMOTE_UNREACHABLE, "there is no service " + service + " in " + settings.target +
+                                           detail +
                                            "; is qvm-remote-dom0 running there, with the "
                                            "transport qrexec?"};
     default:
-        return {QVMREMOTE_FAILED, how.client + " ended with " + std::to_string(end.number) + words};
+        return {QVMREMOTE_FAILED,
+                settings.client + " ended with " + std::to_string(end.number) + detail};
     }
 }
 
@@ -94,9 +97,9 @@ caller::caller(const qvmremote_options &options) {
         const char *key;
         std::string &value;
     } known[] = {
-        {"client", how_.client},
-        {"target", how_.target},
-        {"argument", how_.argument},
+        {"client", settings_.client},
+        {"target", settings_.target},
+        {"argument", settings_.argument},
     };
     for (std::uint32_t i = 0; i < options.count; ++i) {
         const std::string key = options.items[i].key;
@@ -106,7 +109,7 @@ caller::caller(const qvmremote_options &options) {
         if (row != std::end(known))
             row->value = value;
         else if (key == "kept" && (value == "yes" || value == "no"))
-            how_.kept = value == "yes";
+            settings_.kept = value == "yes";
         else if (key == "kept")
             throw problem{QVMREMOTE_BAD_OPTION, "option 'kept': '" + value + "' is not yes or no"};
         else
@@ -114,28 +117,28 @@ caller::caller(const qvmremote_options &options) {
                           "option '" + key +
                               "' is unknown here; there are client, target, argument, kept"};
     }
-    if (!how_.client.starts_with('/'))
+    if (!settings_.client.starts_with('/'))
         throw problem{QVMREMOTE_BAD_OPTION,
-                      "option 'client': '" + how_.client + "' is not an absolute path"};
-    // qrexec-client-vm would take it for an option.
-    if (how_.target.starts_with('-') || !is_of(how_.target, longest_source, "_.-@:$"))
+                      "option 'client': '" + settings_.client + "' is not an absolute path"};
+    // qrexec-client-vm would take a name that begins with '-' for an option.
+    if (settings_.target.starts_with('-') || !is_of(settings_.target, longest_source, "_.-@:$"))
         throw problem{QVMREMOTE_BAD_OPTION,
-                      "option 'target': '" + how_.target + "' is not the name of a qube"};
-    if (how_.argument.starts_with('+') || !is_of(how_.argument, longest_argument, "_.+-"))
+                      "option 'target': '" + settings_.target + "' is not the name of a qube"};
+    if (settings_.argument.starts_with('+') || !is_of(settings_.argument, longest_argument, "_.+-"))
         throw problem{
             QVMREMOTE_BAD_OPTION,
-            "option 'argument': '" + how_.argument +
+            "option 'argument': '" + settings_.argument +
                 "' must be of letters, digits, '_', '.', '-' and '+', and not begin with '+'"};
-    how_.directory = home() + "/.qvm-remote";
+    settings_.directory = home() + "/.qvm-remote";
 }
 
 void caller::connect(qvmremote_stream &out) {
-    if (how_.kept && connect_to_agent(out))
+    if (settings_.kept && connect_to_agent(out))
         return;
     calls_.remove_if([](call &c) { return c.process.take_end().has_value(); });
     unique_fd slot = take_slot();
-    // A pair for each direction: qrexec-client-vm says that dom0 is done by closing its descriptor 1,
-    // which ends nothing while the same socket is its descriptor 0 too.
+    // Use a pair for each direction: qrexec-client-vm closes its descriptor 1 when dom0 is done. If
+    // its descriptor 0 were the same socket, we would not see that end.
     int up[2], down[2], err[2];
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, up) != 0)
         fail_errno("cannot make a socket pair");
@@ -149,7 +152,7 @@ void caller::connect(qvmremote_stream &out) {
         fail_errno("cannot make a pipe");
     unique_fd err_read(err[0]);
     const unique_fd err_write(err[1]);
-    auto process = child::start({.argv = call_of(how_),
+    auto process = child::start({.argv = call_of(settings_),
                                  .in = up_far.get(),
                                  .out = down_far.get(),
                                  .err = err_write.get(),
@@ -163,10 +166,10 @@ void caller::connect(qvmremote_stream &out) {
     out.out_fd = up_near.release();
 }
 
-// Connects to an agent that shares its call, if there is one. Its socket has a name of its own beside
-// that of qvm-run.
+// Connects to an agent that shares its call, if there is one. Its socket has another name than that
+// of qvm-run.
 bool caller::connect_to_agent(qvmremote_stream &out) const {
-    const std::string path = how_.directory + "/agent-qrexec.sock";
+    const std::string path = settings_.directory + "/agent-qrexec.sock";
     if (::access(path.c_str(), F_OK) != 0)
         return false;
     const qvmremote_option item = {"socket", path.c_str()};
@@ -183,10 +186,11 @@ bool caller::connect_to_agent(qvmremote_stream &out) const {
     return status == QVMREMOTE_OK;
 }
 
-// One lock of several. A lock ends with the process that holds it, so none can be left over.
+// Takes one of several locks. The kernel drops a lock when the process that holds it ends, so no
+// lock is left over.
 unique_fd caller::take_slot() const {
-    const std::string prefix = how_.directory + "/qrexec-";
-    ::mkdir(how_.directory.c_str(), 0700);
+    const std::string prefix = settings_.directory + "/qrexec-";
+    ::mkdir(settings_.directory.c_str(), 0700);
     unique_fd files[calls_at_once];
     const ms end = qvmremote::host::boottime_ms() + slot_limit;
     for (int pause = 1;; pause = std::min(2 * pause, 20)) {
@@ -229,7 +233,7 @@ std::int32_t caller::explain(std::string &text) {
     if (n > 0)
         said.feed({room, static_cast<std::size_t>(n)});
     calls_.pop_back();
-    problem why = meaning_of(how_, *end, said.text());
+    problem why = meaning_of(settings_, *end, said.text());
     text = std::move(why.text);
     return why.status;
 }

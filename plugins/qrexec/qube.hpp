@@ -25,8 +25,8 @@ using qvmremote::host::child;
 using qvmremote::host::child_end;
 using qvmremote::host::unique_fd;
 
-/// How many calls one user may have at a time: a real machine fails at somewhat more than ten (QUBES.md
-/// §1).
+/// How many calls one user may have at a time: a real machine fails with a few more than ten
+/// (QUBES.md §1).
 inline constexpr int calls_at_once = 8;
 
 struct call_settings {
@@ -38,11 +38,11 @@ struct call_settings {
 };
 
 /// The program that makes the call, and its arguments.
-[[nodiscard]] std::vector<std::string> call_of(const call_settings &how);
+[[nodiscard]] std::vector<std::string> call_of(const call_settings &settings);
 
-/// What it means that a call ended without a byte: a status and a text. `said` is the last line that
+/// Explains a call that ended without a byte, as a status and a text. `said` is the last line that
 /// the program wrote to its standard error.
-[[nodiscard]] problem meaning_of(const call_settings &how, const child_end &end,
+[[nodiscard]] problem meaning_of(const call_settings &settings, const child_end &end,
                                  const std::string &said);
 
 class caller {
@@ -50,7 +50,9 @@ class caller {
     /// Throws a problem for a bad option.
     explicit caller(const qvmremote_options &options);
 
+    /// Opens a stream to dom0.
     void connect(qvmremote_stream &out);
+    /// Says why the last stream ended without a byte. QVMREMOTE_AGAIN when that is not known.
     [[nodiscard]] std::int32_t explain(std::string &text);
 
   private:
@@ -63,7 +65,7 @@ class caller {
     [[nodiscard]] bool connect_to_agent(qvmremote_stream &out) const;
     [[nodiscard]] unique_fd take_slot() const;
 
-    call_settings how_;
+    call_settings settings_;
     std::list<call> calls_;
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The service qvmremote.Exec for a qrexec that does not support sockets as services. It connects to the
-// daemon's socket, writes what qrexec would write there, and passes bytes. qrexec starts it as
-// `qvmremote.Exec [ARG]`; the argument comes from the environment, which dom0 sets.
+// The service qvmremote.Exec for a qrexec that does not support sockets as services. It connects to
+// the daemon's socket, writes what qrexec would write there, and passes bytes in both directions.
+// qrexec starts it as `qvmremote.Exec [ARG]`; the argument comes from the environment, which dom0
+// sets.
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -38,7 +39,7 @@ std::string variable(const char *name) {
     return value != nullptr ? value : "";
 }
 
-// Until one of the two ends.
+// Copies until one of the two ends.
 void copy(int from, int to) {
     std::array<char, 65536> room;
     for (;;) {
@@ -75,7 +76,8 @@ int main() {
         return fail(no_service, "qvm-remote-dom0 does not serve qrexec now",
                     connected.error().error_number);
     const int socket = connected->get();
-    // Whatever qrexec's daemon left to us: nothing blocked, and a child that can be waited for.
+    // qrexec's daemon may have blocked signals, or ignored SIGCHLD: then we could not wait for our
+    // child.
     sigset_t none;
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);

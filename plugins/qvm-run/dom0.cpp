@@ -29,10 +29,10 @@ constexpr std::size_t checks_at_once = 8; // each is a Python program
 constexpr std::size_t most_problems = 64;
 constexpr ms close_limit = 1'000;
 
-// The login shell of the qube's user reads this, and each one has to understand it (sh, zsh, csh, fish):
-// one simple command on one line, whose single-quoted word holds no quote, backslash, `!` or newline. With
-// qvm-run the rest of that shell's input is the stream, which it does not read, because exec leaves nothing
-// of it.
+// The login shell of the qube's user reads this. Every shell must understand it (sh, zsh, csh,
+// fish), so it is one simple command on one line, and its single-quoted word has no quote,
+// backslash, `!` or newline. With qvm-run, the stream is the rest of that shell's input. The shell
+// does not read the stream, because exec replaces the shell.
 constexpr std::string_view start_agent =
     "exec sh -c '"
     "command -v qvm-remote-agent >/dev/null 2>&1 && exec qvm-remote-agent; "
@@ -43,8 +43,8 @@ constexpr std::string_view no_gui = ":nogui:";
 
 constexpr std::size_t command_size =
     start_agent.size() + queue_program.size() + end_of_command.size();
-// One message of qrexec's control channel, beyond which a qube's qrexec daemon ends; and what Linux
-// takes as one argument, with what qvm-run puts behind it.
+// The command must fit into one message of qrexec's control channel: a larger one ends the qube's
+// qrexec daemon. With what qvm-run appends, it must also fit into one argument of Linux.
 static_assert(longest_user + no_gui.size() + command_size <= 4000);
 static_assert(command_size <= 120 * 1024);
 
@@ -54,15 +54,15 @@ static_assert(command_size <= 120 * 1024);
 
 std::string file_name(const std::string &path) { return path.substr(path.rfind('/') + 1); }
 
-std::string how_it_ended(const child_end &how) {
-    return how.by_signal ? "was ended by signal " + std::to_string(how.number)
-                         : "ended with " + std::to_string(how.number);
+std::string how_it_ended(const child_end &end) {
+    return end.by_signal ? "was ended by signal " + std::to_string(end.number)
+                         : "ended with " + std::to_string(end.number);
 }
 
-// Failures as `telling` compares them: a child's end, or one of these.
+// Kinds of failures, for `telling`: how a child ended, or one of these.
 enum : int { by_signal = 0x100, not_started = 0x200, no_answer, no_check, no_qubesd, bad_qubesd };
 
-int failure_of(const child_end &how) { return how.by_signal ? by_signal + how.number : how.number; }
+int failure_of(const child_end &end) { return end.by_signal ? by_signal + end.number : end.number; }
 
 } // namespace
 
@@ -72,20 +72,20 @@ std::string command_for_qube() {
     return out.append(start_agent).append(queue_program).append(end_of_command);
 }
 
-std::vector<std::string> call_of(const settings &how, const std::string &qube) {
-    if (!how.qrexec_client.empty())
-        return {how.qrexec_client, "-d", qube,
-                (how.user.empty() ? "DEFAULT" : how.user) + std::string(no_gui) +
+std::vector<std::string> call_of(const settings &options, const std::string &qube) {
+    if (!options.qrexec_client.empty())
+        return {options.qrexec_client, "-d", qube,
+                (options.user.empty() ? "DEFAULT" : options.user) + std::string(no_gui) +
                     command_for_qube()};
-    std::vector<std::string> out = {how.qvm_run, "--no-gui", "--no-autostart", "--pass-io"};
-    if (!how.user.empty())
-        out.push_back("--user=" + how.user);
+    std::vector<std::string> out = {options.qvm_run, "--no-gui", "--no-autostart", "--pass-io"};
+    if (!options.user.empty())
+        out.push_back("--user=" + options.user);
     out.insert(out.end(), {qube, command_for_qube()});
     return out;
 }
 
-caller::caller(settings how, ms (*now)())
-    : how_(std::move(how)), clock_(now), epoll_(::epoll_create1(EPOLL_CLOEXEC)),
+caller::caller(settings options, ms (*now)())
+    : settings_(std::move(options)), clock_(now), epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       timer_(::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK)),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (!epoll_ || !timer_ || !wake_)
@@ -106,7 +106,7 @@ caller::~caller() {
         const int got = ::poll(&ended, 1, now < end ? static_cast<int>(end - now) : 0);
         if (got < 0 && errno == EINTR)
             continue;
-        // Where this has no end to take, the child's destructor kills.
+        // If the child has not ended, its destructor kills it.
         static_cast<void>(at->second.process.take_end());
         at = jobs_.erase(at);
     }
@@ -145,7 +145,7 @@ void caller::set_peers(const std::vector<std::string> &names) {
     now_ = clock_();
     std::set<std::string> wanted;
     for (const std::string &name : names) {
-        // A name of another form is no local qube's, and none that qrexec takes.
+        // No local qube has a name of another form, and qrexec does not accept one.
         if (qube_name::parse(name))
             wanted.insert(name);
     }
@@ -166,7 +166,7 @@ void caller::set_peers(const std::vector<std::string> &names) {
         if (!is_new)
             continue;
         is_any_new = true;
-        // One that comes back is called when its old call has ended.
+        // If a removed qube is named again, it is called when its old call has ended.
         for (const auto &[number, each] : jobs_)
             if (each.qube == name)
                 at->second.job = number;
@@ -190,15 +190,15 @@ ms caller::next_due() const {
         out = std::min({out, j.answer_due, j.stderr_due, j.end.due()});
     if (checks_ && wants)
         out = std::min(out, round_due_);
-    if (events_ || (wants && !how_.qubesd.empty()))
+    if (events_ || (wants && !settings_.qubesd.empty()))
         out = std::min(out, qubesd_due_);
     return out;
 }
 
-void caller::watch(int fd, std::uint32_t events, id of, source what) {
+void caller::watch(int fd, std::uint32_t events, id of, source kind) {
     epoll_event event{};
     event.events = events;
-    event.data.u64 = of << 3 | static_cast<std::uint64_t>(what);
+    event.data.u64 = of << 3 | static_cast<std::uint64_t>(kind);
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0 &&
         (errno != EEXIST || ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) != 0))
         fail_errno("cannot watch a descriptor");
@@ -206,20 +206,20 @@ void caller::watch(int fd, std::uint32_t events, id of, source what) {
 
 void caller::unwatch(int fd) noexcept { ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-// Takes all that has happened, then does what is due. The host has more to do than this, so
-// there is a bound; what is left keeps the descriptor readable.
+// Handles events, then does what is due. The number of rounds is bounded, since the host has other
+// work. Events that are left keep the descriptor readable.
 void caller::work() {
     for (int round = 0; round < 4; ++round) {
-        epoll_event happenings[64];
-        const int n = ::epoll_wait(epoll_.get(), happenings, 64, 0);
+        epoll_event events[64];
+        const int n = ::epoll_wait(epoll_.get(), events, 64, 0);
         if (n < 0 && errno != EINTR)
             fail_errno("cannot ask for events");
         bool is_any = false;
         for (int i = 0; i < n; ++i) {
-            const std::uint64_t key = happenings[i].data.u64;
-            const auto what = static_cast<source>(key & 7);
-            is_any |= what != source::wake;
-            happened(happenings[i].events, key >> 3, what);
+            const std::uint64_t key = events[i].data.u64;
+            const auto kind = static_cast<source>(key & 7);
+            is_any |= kind != source::wake;
+            happened(events[i].events, key >> 3, kind);
         }
         if (!is_any)
             break;
@@ -227,16 +227,16 @@ void caller::work() {
     settle();
 }
 
-void caller::happened(std::uint32_t events, id of, source what) {
-    switch (what) {
+void caller::happened(std::uint32_t events, id of, source kind) {
+    switch (kind) {
     case source::timer: {
-        eventfd_t times; // a timer is read as an event descriptor is
+        eventfd_t times; // a timer is read like an event descriptor
         ::eventfd_read(timer_.get(), &times);
         armed_ = never;
         return;
     }
     case source::wake:
-        return; // settle keeps it right
+        return; // settle() reads it
     case source::events:
         return read_events();
     case source::listing:
@@ -251,20 +251,21 @@ void caller::happened(std::uint32_t events, id of, source what) {
     if (at == jobs_.end())
         return;
     job &j = at->second;
-    if (what == source::process)
+    if (kind == source::process)
         return process_ended(at);
-    if (what == source::err) {
+    if (kind == source::err) {
         if ((events & EPOLLIN) != 0)
             read_err(j);
         else
-            j.err.reset(); // its last writer is gone
-    } else if (what == source::near && j.near) {
-        // The qube's first byte: the host need not hear of calls that come to nothing.
+            j.err.reset(); // its last writer has closed it
+    } else if (kind == source::near && j.near) {
+        // This is the qube's first byte. The host gets the stream only now, so that it does not see
+        // calls that fail.
         unwatch(j.near.get());
         j.answer_due = never;
         ready_.push_back(of);
-    } else if (what == source::far && j.far) {
-        // The host is through with it. The child reads that, and gets its time to end.
+    } else if (kind == source::far && j.far) {
+        // The host has closed the stream. The child reads that, and has time to end.
         unwatch(j.far.get());
         j.far.reset();
         j.end.begin(now_);
@@ -302,9 +303,9 @@ void caller::do_what_is_due() {
     if (events_) {
         if (qubesd_due_ <= now_)
             lose_qubesd(bad_qubesd, "does not answer");
-    } else if (qubesd_due_ <= now_ && !how_.qubesd.empty() && is_in_want()) {
+    } else if (qubesd_due_ <= now_ && !settings_.qubesd.empty() && is_in_want()) {
         connect_to_qubesd();
-    } else if (how_.qubesd.empty() && !checks_) {
+    } else if (settings_.qubesd.empty() && !checks_) {
         checks_ = true;
         round_due_ = now_;
     }
@@ -320,7 +321,7 @@ void caller::do_what_is_due() {
                 j.process.signal(SIGKILL);
                 if (q)
                     say(q->told, no_answer,
-                        j.qube + ": " + file_name(how_.qvm_check) + " does not end");
+                        j.qube + ": " + file_name(settings_.qvm_check) + " does not end");
             } else {
                 if (q && !j.is_dropped)
                     say(q->told, no_answer,
@@ -382,8 +383,8 @@ void caller::check(const std::string &name, qube &of) { start(name, of, true); }
 
 void caller::start(const std::string &name, qube &of, bool is_check) {
     const std::vector<std::string> argv =
-        is_check ? std::vector<std::string>{how_.qvm_check, "--running", name}
-                 : call_of(how_, name);
+        is_check ? std::vector<std::string>{settings_.qvm_check, "--running", name}
+                 : call_of(settings_, name);
     const auto give_up = [&](const std::string &why) {
         of.due = now_ + pause(of.pause);
         if (is_check)
@@ -396,7 +397,8 @@ void caller::start(const std::string &name, qube &of, bool is_check) {
         return give_up(std::string("cannot make a pipe: ") + std::strerror(errno));
     unique_fd err_read(err[0]);
     unique_fd err_write(err[1]);
-    // Not blocking at our end alone: a pipe's ends are two open files.
+    // Only our end does not block: the two ends of a pipe are separate open files, so the child's
+    // end is not affected.
     if (::fcntl(err_read.get(), F_SETFL, O_NONBLOCK) != 0 ||
         (!is_check && ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, stream) != 0))
         return give_up(std::string("cannot make a stream: ") + std::strerror(errno));
@@ -431,10 +433,10 @@ void caller::start(const std::string &name, qube &of, bool is_check) {
         watch(j.err.get(), EPOLLIN, number, source::err);
         if (!is_check) {
             watch(j.near.get(), EPOLLIN, number, source::near);
-            watch(j.far.get(), 0, number, source::far); // an end is told unasked
+            watch(j.far.get(), 0, number, source::far); // epoll always reports a hang-up
         }
     } catch (const problem &why) {
-        jobs_.erase(at); // and with it the child
+        jobs_.erase(at); // this kills the child
         return give_up(why.text);
     }
     of.job = number;
@@ -442,8 +444,8 @@ void caller::start(const std::string &name, qube &of, bool is_check) {
         ++checking_;
 }
 
-// Both ends of the stream read its end, whoever else has inherited the child's. (For the same
-// reason epoll would keep what is only closed here.)
+// Shuts the stream down, so that both ends see its end even if another process has inherited the
+// child's descriptor. For the same reason, epoll would keep a descriptor that is only closed here.
 void caller::cut(job &which) {
     if (!which.far)
         return;
@@ -452,7 +454,7 @@ void caller::cut(job &which) {
     which.far.reset();
 }
 
-// The stream is over at once; the child has its time to end.
+// Ends the stream at once, and gives the child time to end.
 void caller::drop(job &which) {
     which.is_dropped = true;
     which.near.reset();
@@ -461,8 +463,8 @@ void caller::drop(job &which) {
     which.end.begin(now_);
 }
 
-// A qube can write there without end. It is read at intervals, so that this costs no more than a
-// little; a pipe that is full in between holds up that qube's call and no other.
+// A qube can write to this pipe without end. Read it only at intervals, so that this costs little.
+// A pipe that is full between two reads delays only that qube's call.
 void caller::read_err(job &which) {
     char buffer[4096];
     for (int i = 0; i < 16; ++i) {
@@ -480,8 +482,8 @@ void caller::read_err(job &which) {
 }
 
 void caller::process_ended(jobs::iterator which) {
-    const auto how = which->second.process.take_end();
-    if (!how)
+    const auto end = which->second.process.take_end();
+    if (!end)
         return;
     job ended = std::move(which->second);
     jobs_.erase(which);
@@ -489,19 +491,19 @@ void caller::process_ended(jobs::iterator which) {
         read_err(ended);
     cut(ended);
     if (ended.is_check)
-        check_ended(ended, *how);
+        check_ended(ended, *end);
     else
-        call_ended(ended, *how);
+        call_ended(ended, *end);
 }
 
-void caller::call_ended(job &which, const child_end &how) {
+void caller::call_ended(job &which, const child_end &end) {
     qube *const q = find(which.qube);
     if (!q)
         return;
     q->job = 0;
     if (checks_)
         q->now = state::unknown;
-    if (which.is_revoked) // and authorised again since
+    if (which.is_revoked) // and the qube was authorised again after that
         return;
     const bool is_proven =
         now_ - which.started >= proven_after && which.answer_due == never && !which.is_dropped;
@@ -509,28 +511,29 @@ void caller::call_ended(job &which, const child_end &how) {
         q->pause.reset();
         q->told.forget();
     } else if (const bool is_silent = which.answer_due != never && !which.is_dropped;
-               !which.end.has_begun() && (is_silent || how.by_signal || how.number != 0)) {
-        say(q->told, failure_of(how),
+               !which.end.has_begun() && (is_silent || end.by_signal || end.number != 0)) {
+        say(q->told, failure_of(end),
             which.qube + ": " +
-                file_name(how_.qrexec_client.empty() ? how_.qvm_run : how_.qrexec_client) + " " +
-                how_it_ended(how) + (is_silent ? " before the qube sent a byte" : "") +
+                file_name(settings_.qrexec_client.empty() ? settings_.qvm_run
+                                                          : settings_.qrexec_client) +
+                " " + how_it_ended(end) + (is_silent ? " before the qube sent a byte" : "") +
                 (which.words.text().empty() ? "" : ": " + which.words.text()));
     }
     q->due = now_ + pause(q->pause);
 }
 
-void caller::check_ended(const job &which, const child_end &how) {
+void caller::check_ended(const job &which, const child_end &end) {
     --checking_;
     qube *const q = find(which.qube);
     if (!q)
         return;
     q->job = 0;
     if (checks_)
-        q->now = !how.by_signal && how.number == 0 ? state::runs : state::stands;
+        q->now = !end.by_signal && end.number == 0 ? state::runs : state::stands;
 }
 
-// Names that are to be checked: at a round all that have no call, else those of which nothing is
-// known and whose pause is over.
+// Queues the qubes to check. With `all`, these are the qubes without a call. Otherwise, these are
+// the ones whose state is unknown and whose pause is over.
 void caller::queue_checks(bool all) {
     for (auto &[name, q] : qubes_) {
         if (q.job != 0 || q.is_queued || !(all || (q.now == state::unknown && q.due <= now_)))
@@ -540,8 +543,8 @@ void caller::queue_checks(bool all) {
     }
 }
 
-unique_fd caller::ask_qubesd(std::string_view what, int &error) const {
-    auto connected = qvmremote::host::connect_unix(how_.qubesd, SOCK_STREAM | SOCK_NONBLOCK);
+unique_fd caller::ask_qubesd(std::string_view request, int &error) const {
+    auto connected = qvmremote::host::connect_unix(settings_.qubesd, SOCK_STREAM | SOCK_NONBLOCK);
     if (!connected) {
         error = connected.error().error_number;
         return {};
@@ -554,8 +557,8 @@ unique_fd caller::ask_qubesd(std::string_view what, int &error) const {
         error = errno;
     else if (who.uid != 0 && who.uid != ::geteuid())
         error = EPERM;
-    else if (::send(out.get(), what.data(), what.size(), MSG_NOSIGNAL) !=
-                 static_cast<ssize_t>(what.size()) ||
+    else if (::send(out.get(), request.data(), request.size(), MSG_NOSIGNAL) !=
+                 static_cast<ssize_t>(request.size()) ||
              ::shutdown(out.get(), SHUT_WR) != 0)
         error = errno;
     if (error != 0)
@@ -574,7 +577,7 @@ void caller::connect_to_qubesd() {
         }
         if (error != ENOENT)
             say(qubesd_told_, no_qubesd,
-                "cannot ask " + how_.qubesd + " which qubes run: " + std::strerror(error));
+                "cannot ask " + settings_.qubesd + " which qubes run: " + std::strerror(error));
         return;
     }
     watch(made.get(), EPOLLIN, 0, source::events);
@@ -586,7 +589,7 @@ void caller::connect_to_qubesd() {
     qubesd_due_ = now_ + answer_limit;
 }
 
-// What was known of qubes was known from there.
+// The states of qubes came from qubesd, so they are unknown now.
 void caller::lose_qubesd(int failure, const std::string &why) {
     events_.reset();
     listing_.reset();
@@ -597,14 +600,15 @@ void caller::lose_qubesd(int failure, const std::string &why) {
         qubesd_pause_.reset();
     qubesd_due_ = now_ + pause(qubesd_pause_);
     if (failure != 0)
-        say(qubesd_told_, failure, how_.qubesd + " " + why + "; it is asked again");
+        say(qubesd_told_, failure, settings_.qubesd + " " + why + "; trying again");
 }
 
 void caller::ask_for_listing() {
     int error = 0;
     unique_fd made = ask_qubesd(ask_listing, error);
     if (!made)
-        return lose_qubesd(no_qubesd, std::string("takes no question: ") + std::strerror(error));
+        return lose_qubesd(no_qubesd,
+                           std::string("does not accept a request: ") + std::strerror(error));
     watch(made.get(), EPOLLIN, 0, source::listing);
     listing_ = std::move(made);
     untrusted_listing_.clear();
@@ -620,26 +624,26 @@ void caller::read_events() {
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n <= 0)
-            return lose_qubesd(0, {}); // it restarts
+            return lose_qubesd(0, {}); // qubesd restarts
         std::string_view untrusted(buffer, static_cast<std::size_t>(n));
         while (!untrusted.empty() && events_) {
             const auto got = reader_.next(untrusted);
             if (!got)
-                return lose_qubesd(bad_qubesd, "says what is no event");
+                return lose_qubesd(bad_qubesd, "sends something that is not an event");
             if (*got)
                 heard(**got);
         }
     }
 }
 
-void caller::heard(const event &what) {
-    if (what.what == news::connected)
+void caller::heard(const event &e) {
+    if (e.what == news::connected)
         return ask_for_listing();
-    qube *const q = find(what.qube);
+    qube *const q = find(e.qube);
     if (!q)
         return;
     q->is_news = true;
-    q->now = what.what == news::runs ? state::runs : state::stands;
+    q->now = e.what == news::runs ? state::runs : state::stands;
     if (q->now == state::runs) {
         q->pause.reset();
         q->due = now_;
@@ -653,7 +657,8 @@ void caller::read_listing() {
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n < 0)
-            return lose_qubesd(no_qubesd, std::string("breaks off: ") + std::strerror(errno));
+            return lose_qubesd(no_qubesd,
+                               std::string("ends the connection: ") + std::strerror(errno));
         if (n > 0) {
             untrusted_listing_.append(buffer, static_cast<std::size_t>(n));
             if (untrusted_listing_.size() > largest_listing)
@@ -664,7 +669,7 @@ void caller::read_listing() {
         listing_.reset();
         untrusted_listing_ = {};
         if (!running)
-            return lose_qubesd(bad_qubesd, "gives a listing that is none");
+            return lose_qubesd(bad_qubesd, "sends a listing that cannot be parsed");
         qubesd_due_ = never;
         qubesd_told_.forget();
         for (auto &[name, q] : qubes_)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// dom0's end of qvm-run: one call to each authorised qube that runs, and its stream for the host.
+/// dom0's end of qvm-run: keeps one call to each authorised qube that runs, and gives its stream to
+/// the host.
 ///
-/// One thread, nothing blocks: all that can happen is a descriptor in one epoll set. While every
-/// call stands, no timer is armed and no process started.
+/// It uses one thread and never blocks: everything that it waits for is a descriptor in one epoll
+/// set. While every call is open, no timer is armed and no process is started.
 
 #pragma once
 
@@ -31,23 +32,24 @@ using qvmremote::host::child;
 using qvmremote::host::child_end;
 using qvmremote::host::unique_fd;
 
-/// Absolute paths; empty where there is none.
-/// The longest name of a user, as useradd(8) has it.
+/// The longest name of a user that useradd(8) makes.
 inline constexpr std::size_t longest_user = 32;
 
+/// Paths are absolute. An empty path is not used.
 struct settings {
     std::string qubesd = "/var/run/qubesd.sock";
     std::string qrexec_client;
     std::string qvm_run = "/usr/bin/qvm-run";
     std::string qvm_check = "/usr/bin/qvm-check";
-    std::string user; ///< whose home in a qube the queue is in; empty: the qube's default user
+    std::string user; ///< the user in a qube whose home has the queue; empty: the default user
 };
 
-/// What the qube's shell is given: our agent, or the shell program where there is none.
+/// The command for the qube's shell. It starts our agent, or the shell program when no agent is
+/// installed.
 [[nodiscard]] std::string command_for_qube();
 
-/// The program and its arguments that call `qube`.
-[[nodiscard]] std::vector<std::string> call_of(const settings &how, const std::string &qube);
+/// The program that calls `qube`, and its arguments.
+[[nodiscard]] std::vector<std::string> call_of(const settings &options, const std::string &qube);
 
 struct taken_stream {
     std::string qube;
@@ -56,22 +58,22 @@ struct taken_stream {
 
 class caller {
   public:
-    /// `now` stands still within a call of any function here.
-    explicit caller(settings how, ms (*now)() = qvmremote::host::boottime_ms);
+    /// `now` does not change during a call of a function here.
+    explicit caller(settings options, ms (*now)() = qvmremote::host::boottime_ms);
     caller(const caller &) = delete;
     caller &operator=(const caller &) = delete;
     /// Ends all calls: SIGTERM, a second, SIGKILL.
     ~caller();
 
-    /// The descriptor that is readable when accept has something to do. From here on qubes are
-    /// called.
+    /// Returns a descriptor that becomes readable when accept has something to do. From now on,
+    /// qubes are called.
     [[nodiscard]] int listen();
-    /// The next stream, none when there is none now. Throws a problem that people should see.
+    /// The next stream; nothing when there is none now. Throws a problem that people should see.
     [[nodiscard]] std::optional<taken_stream> accept();
-    /// The qubes to be called from now on, in place of those named before.
+    /// Sets the qubes to call from now on, in place of those named before.
     void set_peers(const std::vector<std::string> &names);
 
-    /// When there is something to do though nothing happens; `never` when all is quiet.
+    /// When there is something to do without an event; `never` when there is not.
     [[nodiscard]] ms next_due() const;
 
   private:
@@ -80,10 +82,10 @@ class caller {
 
     struct qube {
         state now = state::unknown;
-        bool is_news = false;   // events spoke of it since the listing was asked for
+        bool is_news = false;   // an event named it after the listing was requested
         bool is_queued = false; // in to_check_
         id job = 0;             // its call or its check, 0 for neither
-        ms due = 0;             // not called, and not checked anew, before
+        ms due = 0;             // it is not called or checked again before this time
         back_off pause;
         telling told;
     };
@@ -96,8 +98,8 @@ class caller {
         ms started;
         ms answer_due; // a call: its first byte; a check: its end
         ms stderr_due = never;
-        bool is_dropped = false; // by us: its end is no failure
-        bool is_revoked = false; // by set_peers, whatever it named later
+        bool is_dropped = false; // we ended it, so its end is not a failure
+        bool is_revoked = false; // set_peers removed its qube, perhaps to name it again
         ending end;
         unique_fd near; // the host's end, until the host has it
         unique_fd far;  // the child's end, to learn that the host has closed its own
@@ -108,10 +110,10 @@ class caller {
 
     enum class source : std::uint8_t { process, near, far, err, timer, wake, events, listing };
 
-    void watch(int fd, std::uint32_t events, id of, source what);
+    void watch(int fd, std::uint32_t events, id of, source kind);
     void unwatch(int fd) noexcept;
     void work();
-    void happened(std::uint32_t events, id of, source what);
+    void happened(std::uint32_t events, id of, source kind);
     void do_what_is_due();
     void settle();
     void say(telling &whose, int failure, std::string text);
@@ -127,19 +129,19 @@ class caller {
     void drop(job &which);
     void read_err(job &which);
     void process_ended(jobs::iterator which);
-    void call_ended(job &which, const child_end &how);
-    void check_ended(const job &which, const child_end &how);
+    void call_ended(job &which, const child_end &end);
+    void check_ended(const job &which, const child_end &end);
 
     void connect_to_qubesd();
-    [[nodiscard]] unique_fd ask_qubesd(std::string_view what, int &error) const;
+    [[nodiscard]] unique_fd ask_qubesd(std::string_view request, int &error) const;
     void lose_qubesd(int failure, const std::string &why);
     void ask_for_listing();
     void read_events();
     void read_listing();
-    void heard(const event &what);
+    void heard(const event &e);
     void queue_checks(bool all);
 
-    settings how_;
+    settings settings_;
     ms (*clock_)();
     ms now_ = 0;
     unique_fd epoll_;
@@ -152,18 +154,18 @@ class caller {
     std::map<std::string, qube> qubes_;
     jobs jobs_;
     id last_id_ = 0;
-    std::deque<id> ready_;             // calls whose stream the host may have
-    std::deque<std::string> problems_; // to be said
+    std::deque<id> ready_;             // calls whose stream is ready for the host
+    std::deque<std::string> problems_; // to be reported
 
     unique_fd events_;
     event_reader reader_;
     unique_fd listing_;
     std::string untrusted_listing_;
     ms qubesd_since_ = 0;
-    ms qubesd_due_ = 0; // the next attempt, or with events_ the answer that is waited for
+    ms qubesd_due_ = 0; // when to try again; with events_, when an answer is overdue
     back_off qubesd_pause_;
     telling qubesd_told_;
-    bool checks_ = false; // there is no qubesd: qvm-check is asked
+    bool checks_ = false; // there is no qubesd, so qvm-check is used
 
     std::deque<std::string> to_check_;
     std::size_t checking_ = 0;

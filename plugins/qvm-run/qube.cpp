@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The client has this compiled in and lives for milliseconds: system calls and nothing around them.
+// The client has this compiled in and runs for milliseconds. So it makes system calls directly,
+// without helpers that cost time.
 #include "qube.hpp"
 
 #include <cerrno>
@@ -59,7 +60,7 @@ int32_t qvm_run_qube_open(const qvmremote_options *options, void **self, char *e
     if (path != nullptr) {
         fits = set_path(whole, path, "");
     } else {
-        // As the client finds its own files.
+        // Find the home directory as the client does for its own files.
         const char *home = std::getenv("HOME");
         if (home == nullptr || *home != '/') {
             const passwd *const who = ::getpwuid(::geteuid());
@@ -95,7 +96,8 @@ int32_t qvm_run_qube_connect(void *self, qvmremote_stream *out, char *error, uin
     const unix_address &address = static_cast<const qube *>(self)->address;
     const char *const path = static_cast<const qube *>(self)->path;
     unique_fd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    // An agent that stands still with a full queue of connections would hold us for ever.
+    // Without a limit, connect() would block for ever when the agent hangs and its queue of
+    // connections is full.
     if (!made || !limit_waiting(made.get(), longest_connect)) {
         std::snprintf(error, error_size, "cannot make a socket: %s", std::strerror(errno));
         return QVMREMOTE_FAILED;
@@ -110,12 +112,13 @@ int32_t qvm_run_qube_connect(void *self, qvmremote_stream *out, char *error, uin
                           path);
             return QVMREMOTE_UNREACHABLE;
         case EAGAIN:
-            std::snprintf(error, error_size,
-                          "the agent at %s takes no connection; end it, and dom0 starts another",
-                          path);
+            std::snprintf(
+                error, error_size,
+                "the agent at %s does not accept connections; end it, and dom0 starts another",
+                path);
             return QVMREMOTE_UNREACHABLE;
         case EACCES:
-            std::snprintf(error, error_size, "%s is another user's; run as that user", path);
+            std::snprintf(error, error_size, "%s belongs to another user; run as that user", path);
             return QVMREMOTE_REFUSED;
         default:
             std::snprintf(error, error_size, "cannot connect to %s: %s", path,
@@ -128,7 +131,8 @@ int32_t qvm_run_qube_connect(void *self, qvmremote_stream *out, char *error, uin
     if (::getsockopt(made.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
         (who.uid != ::geteuid() && who.uid != 0)) {
         std::snprintf(error, error_size,
-                      "who listens at %s is neither this user nor root; look who made that socket",
+                      "the process that listens at %s runs as neither this user nor root; find out "
+                      "who made that socket",
                       path);
         return QVMREMOTE_REFUSED;
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The qube's end of qvm-run: the agent's socket. For programs that compile it in, too.
+/// The qube's end of qvm-run: it connects to the agent's socket. Programs can also compile it in.
 
 #pragma once
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// What qubesd says about qubes: its events and its listing, out of bytes. Nothing here reads a
-/// socket. qubesd is dom0's, and yet names in what it says were chosen elsewhere.
+/// Parses what qubesd says about qubes: its events and its listing. It does not read a socket.
+/// qubesd is part of dom0, but other qubes chose names in its answers, so they are untrusted.
 
 #pragma once
 
@@ -24,8 +24,8 @@ using qvmremote::fail;
 using qvmremote::qube_name;
 using qvmremote::result;
 
-/// The calls as they go to the socket: METHOD+ARGUMENT SOURCE "name" DESTINATION, a NUL, no
-/// payload.
+/// The calls as they are written to the socket: METHOD+ARGUMENT SOURCE "name" DESTINATION, a NUL,
+/// no payload.
 inline constexpr std::string_view ask_events{"admin.Events+ dom0 name dom0\0", 29};
 inline constexpr std::string_view ask_listing{"admin.vm.List+ dom0 name dom0\0", 30};
 
@@ -33,9 +33,9 @@ inline constexpr std::size_t largest_event = 64 * 1024;
 inline constexpr std::size_t largest_listing = 1024 * 1024;
 
 enum class news : std::uint8_t {
-    connected, ///< the first event: from here on nothing is missed
-    runs,      ///< started, or goes on
-    stands,    ///< halted, paused or gone: not to be called
+    connected, ///< the first event: no later event is missed
+    runs,      ///< started or unpaused
+    stands,    ///< halted, paused or removed: do not call it
 };
 
 struct event {
@@ -45,12 +45,13 @@ struct event {
     friend bool operator==(const event &, const event &) = default;
 };
 
-/// Events out of the bytes of one connection. What does not concern a qube's running is passed
-/// over, and so are subjects that are not qubes' names. After an error it only gives that error.
+/// Parses events from the bytes of one connection. It skips events that do not say whether a qube
+/// runs, and events whose subject is not the name of a qube. After an error, it only returns that
+/// error.
 class event_reader {
   public:
-    /// Takes bytes from the front of `untrusted` until an event is complete; none when all bytes
-    /// are taken.
+    /// Takes bytes from the front of `untrusted` until an event is complete. Returns nothing when
+    /// all bytes are taken before that.
     [[nodiscard]] result<std::optional<event>> next(std::string_view &untrusted) {
         while (!untrusted.empty()) {
             if (is_broken_ || ++size_ > largest_event)
@@ -59,7 +60,7 @@ class event_reader {
             untrusted.remove_prefix(1);
             if (c != '\0') {
                 if (place_ == place::kind && (c != '1' || !field_.empty()))
-                    return broken(); // '2' is an exception: there are no events for us
+                    return broken(); // '2' is an exception: qubesd refuses to send events
                 is_empty_ = false;
                 if (field_.size() <= longest_kept) // one byte over shows that it was longer
                     field_ += c;
@@ -126,13 +127,13 @@ class event_reader {
             {"domain-paused", news::stands}, {"domain-shutdown", news::stands},
             {"domain-delete", news::stands},
         };
-        for (const auto &[text, what] : known) {
+        for (const auto &[text, kind] : known) {
             if (name != text)
                 continue;
-            // A qube that is deleted is no subject any more: the whole system is, and `vm` tells.
+            // When a qube is deleted, the subject is the whole system, and `vm` names the qube.
             auto qube = qube_name::parse(subject.empty() ? vm : subject);
             if (qube)
-                return event{what, qube->text()};
+                return event{kind, qube->text()};
         }
         return std::nullopt;
     }
@@ -140,8 +141,8 @@ class event_reader {
     place place_ = place::kind;
     bool is_broken_ = false;
     bool is_connected_ = false;
-    bool is_empty_ = true; // the field, so far
-    bool is_vm_ = false;   // the value to come is that of `vm`
+    bool is_empty_ = true; // the current field, so far
+    bool is_vm_ = false;   // the next value is that of `vm`
     std::size_t size_ = 0; // of the event
     std::string field_;
     std::string subject_;
@@ -149,8 +150,8 @@ class event_reader {
     std::string vm_;
 };
 
-/// The names of the qubes that run, sorted, of the whole answer to ask_listing: lines of a name and
-/// words KEY=VALUE, one of them `state`.
+/// Returns the names of the qubes that run, sorted, from the whole answer to ask_listing. Each line
+/// has a name and words KEY=VALUE; one KEY is `state`.
 [[nodiscard]] inline result<std::vector<std::string>> running_qubes(std::string_view untrusted) {
     if (untrusted.size() > largest_listing)
         return fail(errc::bad_value, largest_listing);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The default transport: dom0 calls each authorised qube that runs and keeps the call; in the qube
-/// the agent at the other end of it listens on a socket.
+/// The default transport: dom0 calls each authorised qube that runs, and keeps the call. In the
+/// qube, the agent at the other end of the call listens on a socket.
 ///
 /// Options in a qube: `socket`. In dom0: `qubesd`, `qrexec-client` (each a path or "none"),
-/// `qvm-run`, `qvm-check`. doc/TRANSPORTS.md has them all.
+/// `qvm-run`, `qvm-check`, `user`. doc/TRANSPORTS.md has them all.
 
 #include <algorithm>
 #include <cstdint>
@@ -27,13 +27,13 @@
 namespace qvm_run {
 namespace {
 
-// One of the two, by role.
+// One of the two, depending on the role.
 struct transport {
     std::unique_ptr<caller> dom0;
     void *qube = nullptr;
 };
 
-// What useradd(8) makes, and nothing that qrexec would take for more than a name.
+// Accepts the names that useradd(8) makes, but no name that qrexec would take for more than a name.
 bool is_user(std::string_view name) {
     return !name.empty() && name.size() <= longest_user && name.front() != '-' &&
            std::all_of(name.begin(), name.end(), [](char c) {

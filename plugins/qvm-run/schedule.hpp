@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How long things may take, and how a child is brought to its end; on clock values that come in.
+/// Time limits, and the steps that end a child. Times are arguments.
 
 #pragma once
 
@@ -22,13 +22,13 @@ using plugins::never;
 using plugins::telling;
 using plugins::words_fade_after;
 
-inline constexpr ms proven_after = 10'000; ///< a call that lived so long was a good one
+inline constexpr ms proven_after = 10'000; ///< a call that lasted this long has worked
 inline constexpr ms answer_limit = 15'000; ///< a start can stall for 10 s (qubes-issues 9951)
 inline constexpr ms grace = 2'000;
 inline constexpr ms check_interval = 15'000;
 inline constexpr ms stderr_rest = 100;
 
-/// A child's end: a grace, SIGTERM, a grace, SIGKILL.
+/// Ends a child: waits, sends SIGTERM, waits, sends SIGKILL.
 class ending {
   public:
     [[nodiscard]] bool has_begun() const noexcept { return next_ != 0; }
@@ -40,7 +40,7 @@ class ending {
         next_ = SIGTERM;
         due_ = now + grace;
     }
-    /// The signal that is due, 0 for none.
+    /// Returns the signal that is due, or 0 when none is.
     [[nodiscard]] int step(ms now) noexcept {
         if (now < due_)
             return 0;

@@ -279,7 +279,7 @@ TEST_CASE("a connection that sends nothing is closed after a time, and does not 
     CHECK(is_closed(silent[0]));
     REQUIRE(got);
     CHECK(got->from.source == "work");
-    CHECK(contains(l.words(), "did not name its origin within 5 s"));
+    CHECK(contains(l.words(), "did not say within 5 s where it comes from"));
     CHECK(l.dom0.half_way() == 10);
     ahead = 0;
 }

@@ -212,7 +212,7 @@ TEST_CASE("after strange bytes from qubesd the connection is made again, after g
         base *= 2;
     }
     REQUIRE(m.problems.size() == 1);
-    CHECK(contains(m.problems[0], "says what is no event; it is asked again"));
+    CHECK(contains(m.problems[0], "sends something that is not an event; trying again"));
     CHECK(m.noted("calls").empty());
 
     // qubesd answers well again, and then does not answer at all.
