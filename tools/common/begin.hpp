@@ -21,9 +21,10 @@
 
 namespace qvmremote {
 
-/// Sets all signals to their defaults, since the caller may have changed them: a blocked signal would
-/// not reach us, and an ignored SIGCHLD would hide how a child ended. Signals in `kept` stay ignored if
-/// they were. SIGPIPE and SIGXFSZ are ignored from then on: the write fails, and the program goes on.
+/// Sets all signals to their defaults, since the caller may have changed them: a blocked signal
+/// would not reach us, and an ignored SIGCHLD would hide how a child ended. A signal in `kept`
+/// stays ignored if the caller ignored it. SIGPIPE and SIGXFSZ are ignored from then on: the write
+/// fails, and the program goes on.
 inline void begin_with_own_signals(std::initializer_list<int> kept) {
     for (int number = 1; number <= SIGRTMAX; ++number) {
         struct sigaction before {};

@@ -95,7 +95,7 @@ struct old_option {
         if (argc < 2 || o.name != std::string_view(argv[1]))
             continue;
         std::string now = o.words[0];
-        out[1] = const_cast<char *>(o.words[0]); // nobody changes the words of a command line
+        out[1] = const_cast<char *>(o.words[0]); // parse() does not change the words
         if (o.words[1]) {
             now += std::string(" ") + o.words[1];
             out.insert(out.begin() + 2, const_cast<char *>(o.words[1]));
@@ -110,8 +110,8 @@ struct old_option {
 
 namespace detail {
 
-// What is wrong at an option: `key` is what getopt_long returned for it, ':' or '?', or the key of an
-// option in the table whose value was refused.
+// Says what is wrong with an option: `key` is what getopt_long returned for it, ':' or '?', or the
+// key of an option in the table whose value was refused.
 [[nodiscard]] inline std::string wrong_option(std::span<const option> table, char *const *argv,
                                               int key, std::string_view value) {
     const auto of_key = [&](int wanted) {
@@ -161,7 +161,7 @@ inline void print_row(std::FILE *to, const std::string &left, const char *right)
 template <class Take>
 [[nodiscard]] int parse(std::span<const option> table, int argc, char **argv, Take take,
                         const char *more_letters = "") {
-    // Stop at the command, whose options are its own, and print nothing.
+    // "+" stops at the command, whose options are not ours. ":" lets us print the errors ourselves.
     std::string letters = std::string("+:") + more_letters;
     std::vector<::option> longs;
     for (const option &o : table) {
@@ -188,8 +188,8 @@ template <class Take>
     return ::optind;
 }
 
-/// How many lines are asked for: `otherwise` without a word, else the number of `N`, or of `-n N` and
-/// `-nN` as tail(1) and the programs before 1.0 have it. Nothing when the words are anything else.
+/// Returns how many lines the user asks for: `otherwise` without a word, else the number in `N`,
+/// `-n N` or `-nN`, as in tail(1) and the programs before 1.0. Returns nothing for any other words.
 [[nodiscard]] inline std::optional<std::uint32_t> count_of(std::span<const std::string_view> words,
                                                            std::uint32_t otherwise) {
     if (words.empty())

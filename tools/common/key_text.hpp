@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Reading a key that a person typed, piped in or keeps in a file.
+/// Reads a key that a person typed, piped in or keeps in a file.
 
 #pragma once
 

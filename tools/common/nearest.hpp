@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The known name that a misspelt one most probably means.
+/// Finds the known name that a misspelt name probably means.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace qvmremote {
 
-/// How many letters must be added, removed or replaced to make one word of the other.
+/// How many letters must be added, removed or replaced to turn one word into the other.
 [[nodiscard]] inline std::size_t edit_distance(std::string_view a, std::string_view b) {
     // row[j] is the distance from the part of `a` seen so far to the first j letters of `b`.
     std::vector<std::size_t> row(b.size() + 1);

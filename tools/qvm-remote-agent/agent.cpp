@@ -37,12 +37,15 @@ using host::unique_fd;
 
 constexpr std::size_t most_clients = 512;
 constexpr std::uint64_t socket_again_ms = 1'000;
-// What may wait for dom0 before clients are read no more; a frame of each comes on top.
+// When more bytes than this wait for dom0, clients are not read. Each client may still add one
+// frame.
 constexpr std::size_t congested_at = 128 * 1024;
-// dom0 never sends a client more than its sessions have credit for.
+// A client is dropped when more bytes than this wait for it. dom0 never sends a client more than
+// its sessions have credit for.
 constexpr std::size_t most_unread = 2 * 1024 * 1024;
 constexpr std::size_t chunk = 256 * 1024;
-// A turn of one client; more than a frame, so that a whole one is always found.
+// How many bytes of one client are read at once. This is more than a frame, so that a whole frame
+// always fits.
 constexpr std::size_t most_read = 2 * (frame_header::size + limits::frame);
 static_assert(most_read <= chunk);
 
@@ -62,7 +65,7 @@ class nonblocking {
 
 struct client {
     unique_fd socket;
-    std::string held; // read, and not a whole frame yet
+    std::string held; // bytes that were read and not passed on yet
     out_buffer out;
     bool preamble_seen = false;
     bool greeted = false; // HELLO is in `out`, or on its way
@@ -70,7 +73,7 @@ struct client {
     bool paused = false; // not read for now
 };
 
-// Clients are known to epoll by their number; what else is watched has one of these.
+// epoll identifies a client by its number, and any other descriptor by one of these.
 enum : std::uint64_t {
     of_dom0_in = 1ull << 32,
     of_dom0_out,
@@ -83,12 +86,12 @@ enum : std::uint64_t {
 
 class loop {
   public:
-    loop(std::string base, int from_dom0, int to_dom0, carrying what, const history_limits &history)
-        : base_(std::move(base)), in_(from_dom0), out_(to_dom0), carrying_(what), history_(history),
+    loop(std::string base, int from_dom0, int to_dom0, carrying kind, const history_limits &history)
+        : base_(std::move(base)), in_(from_dom0), out_(to_dom0), carrying_(kind), history_(history),
           scratch_(std::make_unique_for_overwrite<std::uint8_t[]>(chunk)) {}
 
     ~loop() {
-        // Only our own: a newer agent may have put its socket there.
+        // Remove only our own socket: a newer agent may have put its socket there.
         struct stat st {};
         if (listener_ && ::lstat(socket_path().c_str(), &st) == 0 && st.st_ino == socket_inode_)
             ::unlink(socket_path().c_str());
@@ -112,7 +115,7 @@ class loop {
             if (!ended_)
                 flush();
         }
-        return told_ ? ending::signal : heard_ ? ending::stream : ending::silent_stream;
+        return signalled_ ? ending::signal : heard_dom0_ ? ending::stream : ending::silent_stream;
     }
 
   private:
@@ -129,9 +132,9 @@ class loop {
         signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
         timer_.reset(::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK));
         if (!epoll_ || !signals_ || !timer_)
-            return host::failed("cannot make the loop", errno);
+            return host::failed("cannot set up the event loop", errno);
         if (!watch(in_, of_dom0_in, EPOLLIN) || !watch(out_, of_dom0_out, 0))
-            return host::failed("standard input and output are to be pipes or sockets", errno);
+            return host::failed("standard input and output must be pipes or sockets", errno);
         if (carrying_ == carrying::all) {
             auto files = carrier::open(base_, now_ms_);
             if (!files)
@@ -149,7 +152,8 @@ class loop {
         return {};
     }
 
-    // Under another name until it listens: a client never finds a socket that refuses.
+    // The socket has another name until it listens, so that a client never finds a socket that
+    // refuses.
     host::outcome<void> listen() {
         const std::string name = socket_path().substr(base_.size() + 1);
         const std::string temporary = base_ + "/." + name;
@@ -170,8 +174,8 @@ class loop {
         return {};
     }
 
-    // Clients find us by a file that anybody of this user can remove, with its directory: both are
-    // made again. What cannot be watched or made now is tried again in a moment.
+    // Clients find us by a file. Any process of this user can remove it or its directory, so both
+    // are made again. If they cannot be made or watched now, the timer tries again.
     void guard_socket() {
         const bool is_there = static_cast<bool>(open_directory(AT_FDCWD, base_.c_str()));
         const bool is_watched =
@@ -183,7 +187,7 @@ class loop {
     }
 
     void on_base() {
-        std::array<char, 4096> events; // whatever they are
+        std::array<char, 4096> events; // not needed: guard_socket() looks at the files
         while (::read(base_watch_.get(), events.data(), events.size()) > 0) {
         }
         guard_socket();
@@ -207,7 +211,7 @@ class loop {
         case of_dom0_in:
             return read_dom0();
         case of_dom0_out:
-            // Writing is tried behind every round; only a broken stream needs more.
+            // flush() writes after every round, so only a broken stream is handled here.
             if (event.events & (EPOLLERR | EPOLLHUP))
                 ended_ = true;
             return;
@@ -227,14 +231,14 @@ class loop {
         const auto number = static_cast<std::uint32_t>(event.data.u64);
         const auto at = clients_.find(number);
         if (at == clients_.end())
-            return; // it went in this round
+            return; // it was dropped in this round
         if (event.events & EPOLLOUT)
             write_client(number, at->second);
         const auto still = clients_.find(number);
         if (still == clients_.end())
             return;
         if (still->second.paused && (event.events & (EPOLLHUP | EPOLLERR)))
-            drop(number); // what it still had to say does not matter: its sessions end
+            drop(number); // its unread bytes do not matter, since its sessions end
         else if (event.events & ~std::uint32_t{EPOLLOUT})
             read_client(number);
     }
@@ -252,7 +256,7 @@ class loop {
     }
 
     void arm() {
-        // A carrier that has begun anew has another descriptor.
+        // When the carrier has opened its directories again, it has another descriptor.
         if (const int files = carrier_ ? carrier_->descriptor() : -1; files != watched_files_) {
             watched_files_ = files;
             watch(files, of_files, EPOLLIN);
@@ -274,11 +278,12 @@ class loop {
         signalfd_siginfo info{};
         while (::read(signals_.get(), &info, sizeof info) == sizeof info)
             if (info.ssi_signo == SIGCHLD)
-                // Of our own process group: a call of ours has its own, and its owner waits for it.
+                // Only children in our process group: a call to dom0 has a group of its own, and
+                // its owner waits for it.
                 while (::waitpid(0, nullptr, WNOHANG) > 0) {
                 }
             else
-                ended_ = told_ = true;
+                ended_ = signalled_ = true;
     }
 
     // dom0 to clients.
@@ -291,9 +296,9 @@ class loop {
             ended_ = true;
             return;
         }
-        heard_ = true;
+        heard_dom0_ = true;
         router_.feed({scratch_.get(), static_cast<std::size_t>(n)});
-        // Pieces for one client that lie behind each other go out in one call.
+        // Adjacent pieces for one client are sent in one call.
         std::uint32_t to = 0;
         bytes_view run;
         const auto deliver = [&] {
@@ -304,7 +309,7 @@ class loop {
         for (;;) {
             const auto event = router_.next(now_ms_);
             if (!event) {
-                ended_ = true; // nothing that dom0 says behind it can be understood
+                ended_ = true; // nothing that dom0 sends after this can be parsed
                 return;
             }
             if (!*event)
@@ -320,7 +325,7 @@ class loop {
                 to = e.client;
                 run = e.data;
                 if (run.data() < scratch_.get() || run.data() >= scratch_.get() + chunk)
-                    deliver(); // the router's own, good until its next event
+                    deliver(); // it is in the router's memory, valid until the next event
                 break;
             case route_event::kind::queue:
                 deliver();
@@ -336,7 +341,7 @@ class loop {
             }
         }
         deliver();
-        resume(); // an answer may be what somebody waited for
+        resume(); // an answer may let a waiting client go on
     }
 
     void greet_all() {
@@ -425,7 +430,7 @@ class loop {
             if (!watch(made.get(), number, EPOLLIN))
                 continue;
             clients_[number].socket = std::move(made);
-            read_client(number); // most have spoken by now
+            read_client(number); // most clients have sent something by now
         }
     }
 
@@ -437,7 +442,7 @@ class loop {
         set_events(number, c, true, c.wants_write);
     }
 
-    // Reads on from those that had to wait, the longest first.
+    // Goes on with the clients that had to wait, the longest first.
     void resume() {
         for (std::size_t n = waiting_.size(); n > 0 && !congested() && !waiting_.empty(); --n) {
             const std::uint32_t number = waiting_.front();
@@ -452,7 +457,8 @@ class loop {
         client &c = clients_.at(number);
         if (congested())
             return pause(number, c);
-        // What was left over goes in front: frames are passed on from one piece of memory.
+        // The bytes that were kept go in front, since a frame is passed on from one piece of
+        // memory.
         const std::size_t held = c.held.size();
         if (held >= most_read)
             return pause(number, c);
@@ -466,7 +472,8 @@ class loop {
         pass_on(number, c, {scratch_.get(), held + static_cast<std::size_t>(n)});
     }
 
-    // Sends what may be sent of `data` (or, without, of what was held back) and keeps the rest.
+    // Sends the part of `data` that may be sent now, and keeps the rest. If `data` is empty, uses
+    // the bytes that were kept before.
     void pass_on(std::uint32_t number, client &c, bytes_view data) {
         std::string before;
         if (data.empty()) {
@@ -485,7 +492,7 @@ class loop {
             c.preamble_seen = true;
             data = data.subspan(n);
         }
-        // HELLO has come from dom0 or nothing has been asked of it yet.
+        // This is empty until dom0's HELLO has come.
         const bytes_view hello = router_.hello();
         auto passes = router_.accept(number, data, now_ms_);
         const bool none = passes && *passes == 0;
@@ -503,7 +510,7 @@ class loop {
         c.held.assign(as_text(data));
         if (router_.held())
             pause(number, c);
-        // An OPEN is answered in a moment: HELLO goes with that.
+        // If bytes were passed on, dom0 answers in a moment, and HELLO is sent with that answer.
         if (none && c.out.size() > 0)
             write_client(number, c);
     }
@@ -517,7 +524,7 @@ class loop {
         to_dom0_.put(data);
     }
 
-    // What the router and the carrier have said goes behind whole frames.
+    // The output of the router and the carrier goes after whole frames of clients.
     void flush() {
         out_buffer &own = router_.to_dom0(); // first: the preamble is in it
         to_dom0_.put(own.pending());
@@ -569,17 +576,17 @@ class loop {
     std::vector<std::uint32_t> waiting_; // paused, in the order in which they came
     std::uint32_t last_client_ = 0;
     bool full_ = false;
-    out_buffer to_dom0_; // whole frames, the first perhaps in part written
+    out_buffer to_dom0_; // whole frames; a part of the first may be written already
     bool dom0_waits_ = false;
     std::uint64_t now_ms_ = 0, prune_due_ms_ = UINT64_MAX, armed_ms_ = 0;
-    bool ended_ = false, told_ = false, heard_ = false;
+    bool ended_ = false, signalled_ = false, heard_dom0_ = false;
 };
 
 } // namespace
 
-host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0, carrying what,
+host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0, carrying kind,
                             const history_limits &history) {
-    return loop(base, from_dom0, to_dom0, what, history).run();
+    return loop(base, from_dom0, to_dom0, kind, history).run();
 }
 
 sigset_t signals_of_ours() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The agent's loop: one stream to dom0, clients at a socket, the queue's files.
+/// The agent's loop: it serves one stream to dom0, the clients at a socket, and the queue's files.
 
 #pragma once
 
@@ -14,25 +14,25 @@
 
 namespace qvmremote::agent {
 
-/// Whose stream it is. Each kind has a socket of its own for clients, so that a qube can have both.
+/// Who opened the stream. Each kind has its own socket for clients, so that a qube can have both.
 enum class carrying : std::uint8_t {
-    all,      ///< dom0's: the files of protocol 1 as well; the socket is agent.sock
-    sessions, ///< a call of ours, kept: clients alone; the socket is agent-qrexec.sock
+    all,      ///< dom0 did: clients and the files of protocol 1; the socket is agent.sock
+    sessions, ///< we called dom0: only clients; the socket is agent-qrexec.sock
 };
 
-/// How it ended.
+/// How serve() ended.
 enum class ending : std::uint8_t {
-    stream,        ///< dom0 is gone
-    silent_stream, ///< and has never said a word
-    signal,        ///< we were told to
+    stream,        ///< the stream has ended
+    silent_stream, ///< the same, and dom0 never sent a byte
+    signal,        ///< a signal came
 };
 
-/// Serves until dom0 is gone or a signal comes. `base` is ~/.qvm-remote; the two descriptors are the
-/// stream to dom0, and may be one socket. The failure is that it could not begin.
+/// Serves until the stream ends or a signal comes. `base` is ~/.qvm-remote; the two descriptors are
+/// the stream to dom0, and may be one socket. Fails when it cannot begin.
 [[nodiscard]] host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0,
-                                          carrying what, const history_limits &history);
+                                          carrying kind, const history_limits &history);
 
-/// The signals that end it are blocked from its first call on.
+/// The signals that end serve(). They stay blocked after its first call.
 [[nodiscard]] sigset_t signals_of_ours();
 
 } // namespace qvmremote::agent

@@ -21,12 +21,12 @@ namespace {
 
 using host::unique_fd;
 
-// A command without a token for so long is announced without one.
+// A command whose token does not come within this time is announced without one.
 constexpr std::uint64_t token_patience_ms = 5'000;
 constexpr std::uint64_t later_ms = 1'000;
 constexpr std::uint64_t look_again_ms = 1'000;
-// A client of ours that found no agent leaves an entry, and takes it back when it sees one. So that
-// it can, what is there when we begin, or comes so soon afterwards, waits.
+// Our client leaves an entry when it finds no agent, and takes the entry back when it sees one. To
+// give it time for that, entries that exist when we begin, or come within this time, wait.
 constexpr std::uint64_t take_back_ms = 500;
 } // namespace
 
@@ -49,7 +49,8 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
         const auto id = command_id::parse(name);
         if (!id || !is_regular(out.files_.running.get(), name, st))
             continue;
-        // One that has its result was to be removed in the next moment; that result stands.
+        // An entry that has its result would have been removed a moment later. That result is
+        // valid.
         if (is_regular(out.files_.results.get(), name + ".exit", st))
             ::unlinkat(out.files_.running.get(), name.c_str(), 0);
         else
@@ -62,7 +63,8 @@ host::outcome<carrier> carrier::open(const std::string &base, std::uint64_t now_
     return out;
 }
 
-// Opens and watches. Without inotify this succeeds, inotify_ is empty, and errno says why.
+// Opens the directories and watches them. Without inotify this succeeds, inotify_ is empty, and
+// errno says why.
 host::outcome<void> carrier::open_directories() {
     auto opened = queue_directories::open(base_);
     if (!opened)
@@ -70,7 +72,7 @@ host::outcome<void> carrier::open_directories() {
     files_ = std::move(*opened);
     inotify_.reset(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     constexpr std::uint32_t gone = IN_DELETE | IN_MOVED_FROM;
-    // The directories that we hold open do not say that they were removed: the one above does.
+    // A directory that we hold open does not report its removal; the directory above it does.
     const host::unique_fd queue = open_directory(files_.base.get(), "queue");
     const auto watches = [&](const host::unique_fd &directory, std::uint32_t events) {
         return watch_directory(inotify_.get(), directory.get(), events) >= 0;
@@ -79,7 +81,7 @@ host::outcome<void> carrier::open_directories() {
                      !watches(files_.running, gone) || !watches(files_.base, IN_MOVE_SELF) ||
                      !watches(queue, gone | IN_DELETE_SELF | IN_MOVE_SELF)))
         inotify_.reset();
-    // One that was removed before it was watched says nothing any more.
+    // A directory that was removed before it was watched is never reported.
     struct stat st {};
     for (const int directory :
          {queue.get(), files_.pending.get(), files_.running.get(), files_.results.get()})
@@ -88,8 +90,8 @@ host::outcome<void> carrier::open_directories() {
     return {};
 }
 
-// Somebody removed a directory of the queue, or moved it away: it is made again. What ran from the
-// old one counts as withdrawn.
+// Makes the directories of the queue again, after somebody removed or moved one. Entries that ran
+// from the old one count as withdrawn.
 void carrier::reopen(std::uint64_t now_ms) {
     look_due_ms_ = UINT64_MAX;
     if (!open_directories() || !inotify_)
@@ -97,7 +99,8 @@ void carrier::reopen(std::uint64_t now_ms) {
     scan(now_ms);
 }
 
-// An exit code is whole when its entry is gone.
+// Publishes exit codes that an earlier agent left hidden. An exit code is complete when its entry
+// is not in running/ any more.
 void carrier::publish_results() const {
     for (const std::string &name : names_in(files_.results.get())) {
         if (!name.starts_with('.') || !name.ends_with(".exit"))
@@ -170,7 +173,7 @@ std::string carrier::token_of(const std::string &id) const {
     return std::string(token);
 }
 
-// Looks at one name again: is it there, is it ready, has it gone?
+// Looks at one name again: whether the entry exists, is ready, or is gone.
 void carrier::consider(const std::string &id, std::uint64_t now_ms) {
     using stage = entry::stage;
     struct stat st {};
@@ -194,7 +197,7 @@ void carrier::consider(const std::string &id, std::uint64_t now_ms) {
     }
     if (now_ms < e.not_before_ms)
         return;
-    e.not_before_ms = 0; // from now on only its token is waited for
+    e.not_before_ms = 0; // from now on, only the token can be missing
     const std::string token = token_of(id);
     if (token.empty() && now_ms < e.seen_ms + token_patience_ms)
         return;
@@ -268,9 +271,10 @@ void carrier::fetch(const command_id &id) {
     const std::string &name = id.text();
     const auto at = entries_.find(name);
     if (at == entries_.end() || at->second.at != entry::stage::announced)
-        return; // gone crossed the question
+        return; // our `gone` and dom0's question crossed
     const auto refuse = [&] {
-        // It stays where it is: taken for done it would be lost, announced again it would not end.
+        // It stays where it is. It would be lost if it counted as done, and announced without end
+        // if it counted as new.
         at->second.at = entry::stage::ignored;
         machine_.gone(id);
     };
@@ -300,7 +304,7 @@ void carrier::fetch(const command_id &id) {
     machine_.body(id, as_bytes(body));
 }
 
-// Output that no result has been given for.
+// Removes output that has no result yet.
 void carrier::forget_output(const std::string &id) const {
     for (const char *suffix : {".out", ".err"})
         ::unlinkat(files_.results.get(), ("." + id + suffix).c_str(), 0);
@@ -308,7 +312,7 @@ void carrier::forget_output(const std::string &id) const {
 
 void carrier::write_output(const queue_order &order) {
     const std::string &name = order.id->text();
-    entry &e = entries_[name]; // a stale one is not known here
+    entry &e = entries_[name]; // a stale entry is not in entries_ yet
     if (e.at == entry::stage::seen)
         e.at = entry::stage::announced;
     if (!std::exchange(e.written, true))
@@ -323,7 +327,8 @@ void carrier::write_output(const queue_order &order) {
 void carrier::write_result(const queue_order &order) {
     const std::string &name = order.id->text();
     bool good = !entries_[name].failed;
-    // For one that wrote nothing there is no file yet; what an earlier try left is not its output.
+    // A command that wrote nothing has no files yet. O_TRUNC removes what an earlier attempt left
+    // in them.
     const int fresh = entries_[name].written ? 0 : O_TRUNC;
     for (const char *suffix : {".out", ".err"}) {
         const std::string temporary = "." + name + suffix;
@@ -334,8 +339,8 @@ void carrier::write_result(const queue_order &order) {
     good = write_file(files_.results.get(), name + ".meta", order.meta) && good;
     for (const char *suffix : {".out", ".err"})
         good = publish(files_.results.get(), name + suffix) && good;
-    // The exit code appears last, since it is what the client waits for, and when nothing else is
-    // left of the entry. What a crash keeps hidden is published by the next agent.
+    // Publish the exit code last, when nothing else of the entry is left, since the client waits
+    // for it. After a crash, the next agent publishes it.
     const bool has_exit = write_hidden(files_.results.get(), name + ".exit",
                                        std::to_string(good ? order.exit_code : 255));
     const unique_fd audit(::openat(files_.base.get(), "audit.log",

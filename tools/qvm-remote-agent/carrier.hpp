@@ -21,9 +21,9 @@ namespace qvmremote::agent {
 /// names of COMPAT-V1.md. Every file is reached through a directory that was opened once.
 class carrier {
   public:
-    /// Makes the directories below `base` (~/.qvm-remote) where they are missing, sweeps what is
-    /// older than an hour, watches, and announces what is there. Where the user has no inotify left
-    /// it looks once a second instead.
+    /// Makes the directories below `base` (~/.qvm-remote) if they are missing, removes files older
+    /// than an hour, watches the directories, and announces the entries in them. If the user has no
+    /// inotify instance left, it looks once a second instead.
     [[nodiscard]] static host::outcome<carrier> open(const std::string &base, std::uint64_t now_ms);
 
     /// Readable when files have changed: call look() then. -1 while nothing can be watched.
@@ -34,24 +34,24 @@ class carrier {
     [[nodiscard]] std::uint64_t due_ms() const;
     void tick(std::uint64_t now_ms);
 
-    /// Bytes of dom0's. False when they make no sense.
+    /// Takes bytes from dom0. False when they are not valid.
     [[nodiscard]] bool take(bytes_view from_dom0, std::uint64_t now_ms);
 
-    /// What is to be said to dom0.
+    /// The bytes to send to dom0.
     [[nodiscard]] out_buffer &output() noexcept { return machine_.output(); }
 
   private:
     struct entry {
         enum class stage : std::uint8_t {
             seen,      // not announced yet: its token may be missing
-            announced, // dom0 has the word
-            fetched,   // it lies in running/
-            ignored,   // cannot be taken; until it goes away
+            announced, // dom0 knows of it
+            fetched,   // it is in running/
+            ignored,   // it cannot be fetched; stays so until it is removed
         };
         stage at = stage::seen;
         std::uint64_t seen_ms = 0;
         std::uint64_t not_before_ms = 0; // dom0 said later, or its client may take it back
-        bool written = false;            // output, or the attempt at it
+        bool written = false;            // output, or an attempt failed
         bool failed = false;
     };
     using entries = std::map<std::string, entry>;
@@ -74,7 +74,8 @@ class carrier {
     queue_directories files_;
     host::unique_fd inotify_;
     std::uint64_t take_back_until_ms_ = 0;
-    std::uint64_t look_due_ms_ = UINT64_MAX; // nothing is watched, or a directory is missing
+    std::uint64_t look_due_ms_ =
+        UINT64_MAX; // set while nothing is watched, or a directory is missing
     queue_client machine_;
     entries entries_;
     bool idle_ = false;

@@ -76,8 +76,8 @@ bool lock_within(int fd, std::uint64_t ms) {
     }
 }
 
-// One agent of a kind for each user. The kernel names the holder of the lock, so an old file cannot
-// mislead us.
+// Each user has one agent of each kind. The kernel names the holder of the lock, so an old file
+// cannot mislead us.
 host::outcome<host::unique_fd> take_lock(const std::string &base, const char *name) {
     const std::string path = base + name;
     host::unique_fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
@@ -114,9 +114,10 @@ int keep_call(const std::string &base) {
                                      [](const std::string &warning) { fail_with(warning); });
     if (!values)
         return fail_with(values.error().what);
-    auto how = host::options_of(*values, "qrexec");
-    how.emplace_back("kept", "no");
-    auto way = host::transport::from_table(&qvmremote_transport_qrexec, host::role::qube, how);
+    auto transport_options = host::options_of(*values, "qrexec");
+    transport_options.emplace_back("kept", "no");
+    auto way = host::transport::from_table(&qvmremote_transport_qrexec, host::role::qube,
+                                           transport_options);
     if (!way)
         return fail_with(way.error().what);
     const agent::history_limits history = read_history_limits(base);

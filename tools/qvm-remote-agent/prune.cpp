@@ -154,7 +154,8 @@ std::uint64_t prune_history(const std::string &base, std::uint64_t now_ms,
     const unique_fd mark(::openat(history.get(), ".pruned",
                                   O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
     ::futimens(mark.get(), nullptr);
-    // In a process of its own: a hundred thousand entries take seconds, and sessions must not wait.
+    // Do this in a process of its own: a hundred thousand entries take seconds, and sessions must
+    // not wait.
     if (::fork() == 0) {
         ::setpriority(PRIO_PROCESS, 0, 19);
         prune(history.get(), most);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Removes old entries of a user's history, where the user has set a limit.
+/// Removes old entries of a user's history, if the user has set a limit.
 
 #pragma once
 
