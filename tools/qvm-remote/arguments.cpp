@@ -62,12 +62,12 @@ constexpr cli::old_option old_options[] = {
 
 int wrong_call(const std::string &what) { return cli::wrong_call(this_program.name, what); }
 
-// What the options say, as text, until all of them are known.
+// The values of options, as text, until all options are known.
 struct option_texts {
     std::string timeout;
     std::string escape;
     bool shell = false;
-    int refused = 0; // the letter of an option that ssh has, and that means nothing here
+    int refused = 0; // the letter of an option that only ssh has
 };
 
 // Takes one option. False when there is no such option.
@@ -116,7 +116,8 @@ bool take(int key, const char *value, arguments &out, option_texts &texts) {
     }
 }
 
-// Reads the values, and checks what excludes what. Returns what is wrong; empty when all is right.
+// Reads the values, and checks which options exclude each other. Returns what is wrong; empty when
+// all is right.
 std::string check(arguments &out, const option_texts &texts) {
     if (!texts.timeout.empty()) {
         const auto seconds = parse_positive(texts.timeout);
@@ -169,18 +170,19 @@ host::outcome<std::string> read_script(const std::string &path) {
     return text;
 }
 
-// What dom0 is told of the terminal here and of its user's language. A value of no use is left out.
-void add_terminal_variables(host::command &what) {
+// Adds the variables that describe this terminal and its user's language, for dom0. An empty or
+// very long value is left out.
+void add_terminal_variables(host::command &command) {
     constexpr std::size_t longest = 128;
     for (const char *const name :
          {"TERM", "COLORTERM", "LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE",
           "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME"})
         if (const char *const value = std::getenv(name); value && *value != '\0')
             if (const std::string text = value; text.size() <= longest)
-                what.environment.emplace_back(name, text);
+                command.environment.emplace_back(name, text);
 }
 
-// Why dom0 is not asked.
+// Prints why the request is not sent to dom0.
 void say_why_not(const error &why, command_form form) {
     if (why.code == errc::command_empty)
         wrong_call(std::string(message(why.code)));

@@ -23,7 +23,7 @@ extern const cli::program this_program;
 struct arguments {
     cli::standard_options standard; ///< if one of them was typed, the rest is not checked
     settings how;
-    run_request request; ///< as far as the options decide it
+    run_request request; ///< only what the options set
     bool exec = false;
     bool no_stdin = false;
     std::string script;            ///< the file of --script
@@ -38,11 +38,12 @@ struct arguments {
 /// Reads the command line. Returns nothing after it has printed what is wrong.
 [[nodiscard]] std::optional<arguments> read_arguments(int argc, char **argv);
 
-/// Adds what the configuration files and the environment say and no option overrides. Returns false
-/// after it has printed what is wrong.
+/// Adds the settings of the configuration files and the environment. Options override them. Returns
+/// false after it has printed what is wrong.
 [[nodiscard]] bool add_settings(settings &how, const home &where);
 
-/// Makes the request of the words, or of the script. Returns nothing after it has printed what is wrong.
+/// Makes the request from the words, or from the script. Returns nothing after it has printed what
+/// is wrong.
 [[nodiscard]] std::optional<run_request> request_of(const arguments &typed);
 
 } // namespace qvmremote::qube

@@ -87,7 +87,7 @@ class entry {
                 const auto *const event =
                     reinterpret_cast<const inotify_event *>(buffer.data() + at);
                 at += sizeof *event + event->len;
-                // It may have been too short to be seen in running/.
+                // The entry may have been in running/ for too short a time to be seen there.
                 if (event->wd == pending_watch_ && (event->mask & IN_MOVED_FROM) != 0 &&
                     event->len > 0 && event->name == id_)
                     was_taken_ = true;
@@ -176,8 +176,8 @@ class entry {
 };
 
 // Waits for the descriptor or a signal. Returns the signal, or 0.
-int wait_for(pollfd what, int signal_fd, int most_ms) {
-    pollfd fds[2] = {what, {signal_fd, POLLIN, 0}};
+int wait_for(pollfd descriptor, int signal_fd, int most_ms) {
+    pollfd fds[2] = {descriptor, {signal_fd, POLLIN, 0}};
     ::poll(fds, 2, most_ms);
     std::uint8_t number = 0;
     return signal_fd >= 0 && ::read(signal_fd, &number, 1) == 1 ? number : 0;

@@ -32,8 +32,8 @@ namespace {
 
 constexpr int start_limit_ms = 15'000;
 constexpr std::uint64_t agent_patience_ms = 30'000;
-constexpr std::uint64_t agent_start_ms =
-    3'000; // from `authorize`, or the start of the qube, until the agent listens
+// The time from `authorize`, or from the start of the qube, until the agent listens.
+constexpr std::uint64_t agent_start_ms = 3'000;
 constexpr int agent_look_ms = 100;
 
 std::string own_directory() {
@@ -231,7 +231,8 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
                 why += "; dom0 has used protocol 2 with this key before, so protocol 1 is not "
                        "used: if dom0 now has a program without protocol 2, remove " +
                        where.pin_file();
-            // A call is refused when this user has as many as there may be: a slot of the qube's own.
+            // The transport refuses a call when this user has too many. That limit is in this qube,
+            // so this is a time-out.
             if (is_call(how))
                 return tl::unexpected(no_access{"command timed out: " + why, 124});
             return tl::unexpected(no_access{why, 255});
@@ -244,7 +245,7 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         }
         pollfd signal{signal_fd, POLLIN, 0};
         std::uint8_t number = 0;
-        // Ask a transport again at once if it waits by itself.
+        // qrexec waits by itself, so ask it again at once.
         if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 &&
             ::read(signal_fd, &number, 1) == 1)
             return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});

@@ -17,9 +17,9 @@
 
 namespace qvmremote::qube {
 
-/// The record of one command: lines in audit.log, and history/YYYY-MM-DD/ID/ with the result. A failure
-/// to write it does not delay or change the run; problem() tells it at the end. Nothing is synced,
-/// which would cost a millisecond for each command.
+/// The record of one command: lines in audit.log, and history/YYYY-MM-DD/ID/ with the result. A
+/// failure to write it does not delay or change the run; problem() tells it at the end. Nothing is
+/// synced, since that would cost a millisecond for each command.
 class recorder {
   public:
     recorder(const home &where, const command_id &id, std::string command);

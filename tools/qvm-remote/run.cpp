@@ -203,15 +203,15 @@ class shown_run {
     [[nodiscard]] host::run_streams &io() noexcept { return io_; }
     [[nodiscard]] bool on_terminal() const noexcept { return terminal_; }
 
-    // From dom0's word on, this terminal is the one that the command runs in.
+    // This terminal becomes the command's terminal when dom0 reports that the command runs.
     void use_terminal(std::optional<std::uint8_t> escape) {
         session_.emplace(signal_pipe[1], escape);
         io_.size = [this] { return session_->size(); };
         io_.filter = &*session_;
     }
 
-    // Says and records how it ended, with words that are better than its own where there are some;
-    // returns the exit code.
+    // Prints and records how the command ended, and returns the exit code. If there is `why`, it is
+    // printed instead of our own explanation.
     int finish(const host::run_result &result, std::uint32_t timeout_s,
                const std::optional<host::failure> &why = {}) {
         line_.stop();
@@ -253,7 +253,7 @@ class shown_run {
             }
             break;
         case host::run_state::noticed:
-            // Its output has come, so the row is gone, and a line of its own disturbs nothing.
+            // Output has come and the row is gone, so this message gets a line of its own.
             if (terminal_) {
                 line_.stop();
                 complain(for_terminal(untrusted_text, 200));
@@ -285,7 +285,7 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
     if (const std::string why = needs_agent(request); !why.empty())
         return refuse(why);
     queued_command what{host::client::make_id(), request.what.body, request.what.timeout_s};
-    // A script of the largest size has no room for it, and is none the worse.
+    // A script of the largest size has no room for the newline, and runs without it.
     if (!what.text.ends_with('\n') && what.text.size() < limits::command)
         what.text += '\n';
     if (const auto fits = envelope::check_entry(what.text); !fits)
@@ -389,8 +389,8 @@ int run_remote(const settings &how, const home &where, run_request request) {
 
 namespace {
 
-// Sends a request that runs no command. `answer` is dom0's text, which is escaped before it is printed
-// as any other; protocol 1 has none. `over` becomes the way that the request took.
+// Sends a request that runs no command. `answer` becomes dom0's text: escape it before you print
+// it. Protocol 1 has no text. `over` becomes the name of the transport or protocol.
 int converse(const settings &how, const home &where, request_kind kind, std::string &answer,
              std::uint64_t &took_ms, std::string &over) {
     if (!catch_signals()) {
@@ -408,7 +408,7 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
     std::optional<host::failure> why;
     if (!by->stream) {
         over = "protocol 1";
-        // The form of the Python client; the Python programs do not archive such IDs.
+        // Use the form of the Python client, since the Python programs do not archive such IDs.
         timespec now{};
         ::clock_gettime(CLOCK_REALTIME, &now);
         const auto id =

@@ -18,13 +18,13 @@
 
 namespace qvmremote::qube {
 
-/// Runs a command and returns its exit code.
 struct run_request {
     host::command what;
     bool stdin_live = false;
     std::string shown;                        ///< the command as records show it
     std::optional<std::uint8_t> escape = '~'; ///< in a terminal; absent: no escapes
 };
+/// Runs a command and returns its exit code.
 [[nodiscard]] int run_remote(const settings &how, const home &where, run_request request);
 
 /// Asks whether dom0 answers, and for its status. Returns 0, or 1 with the reason on stderr.

@@ -31,8 +31,8 @@ class waiting_line {
     void forget() noexcept { terminal_.reset(); }
 
   private:
-    host::unique_fd
-        terminal_; // invalid: no row. A separate open file, so that O_NONBLOCK affects only us
+    // Invalid: there is no row. It is a separate open file, so that O_NONBLOCK affects only us.
+    host::unique_fd terminal_;
     bool shown_ = false;
     std::uint64_t begin_ms_;
     std::string text_ = "waiting for dom0";

@@ -14,14 +14,15 @@ namespace qvmremote::qube {
 
 namespace {
 
-// For the handlers of signals, which find nothing else.
+// For the signal handlers, which cannot reach the object.
 struct {
     int signals = -1;
     termios before{}, raw{};
     volatile std::sig_atomic_t is_raw = 0;
-} here;
+} handler_state;
 
-// Signals that would end this program in the middle of it. Those that run.cpp catches are not here.
+// Signals that would end this program while the terminal is raw. Those that run.cpp catches are not
+// in this list.
 constexpr int deadly[] = {SIGABRT, SIGALRM,   SIGBUS, SIGFPE,   SIGILL,  SIGPOLL,
                           SIGPROF, SIGSEGV,   SIGSYS, SIGTRAP,  SIGUSR1, SIGUSR2,
                           SIGXCPU, SIGVTALRM, SIGPWR, SIGSTKFLT};
@@ -32,28 +33,29 @@ bool in_foreground() {
     return group < 0 || group == ::getpgrp();
 }
 
-// In the background the modes are those that the shell has set for others, and to set them would stop us.
+// Restores the modes, but not in the background: there the shell has set them for another program,
+// and setting them would stop us.
 void restore() {
     const int error = errno;
-    if (here.is_raw != 0 && in_foreground())
-        ::tcsetattr(STDIN_FILENO, TCSANOW, &here.before);
-    here.is_raw = 0;
+    if (handler_state.is_raw != 0 && in_foreground())
+        ::tcsetattr(STDIN_FILENO, TCSANOW, &handler_state.before);
+    handler_state.is_raw = 0;
     errno = error;
 }
 
 void make_raw() {
-    static termios now; // gcc 12 takes the copy of a local one for a pointer to it
-    if (here.is_raw != 0 || !in_foreground() || ::tcgetattr(STDIN_FILENO, &now) != 0)
+    static termios now; // static, since gcc 12 takes the copy of a local one for a pointer to it
+    if (handler_state.is_raw != 0 || !in_foreground() || ::tcgetattr(STDIN_FILENO, &now) != 0)
         return;
-    // Where a parent without job control stopped us, they are our own still.
-    if (now.c_lflag != here.raw.c_lflag || now.c_iflag != here.raw.c_iflag)
-        here.before = now;
-    here.raw = here.before;
-    ::cfmakeraw(&here.raw);
-    here.raw.c_cc[VMIN] = 1;
-    here.raw.c_cc[VTIME] = 0;
-    here.is_raw = 1; // first: a signal in between restores what is still there
-    ::tcsetattr(STDIN_FILENO, TCSANOW, &here.raw);
+    // If a parent without job control stopped us, the modes are still our own.
+    if (now.c_lflag != handler_state.raw.c_lflag || now.c_iflag != handler_state.raw.c_iflag)
+        handler_state.before = now;
+    handler_state.raw = handler_state.before;
+    ::cfmakeraw(&handler_state.raw);
+    handler_state.raw.c_cc[VMIN] = 1;
+    handler_state.raw.c_cc[VTIME] = 0;
+    handler_state.is_raw = 1; // set it first: a signal in between restores unchanged modes
+    ::tcsetattr(STDIN_FILENO, TCSANOW, &handler_state.raw);
 }
 
 void handle(int number, void (*handler)(int)) {
@@ -65,13 +67,14 @@ void handle(int number, void (*handler)(int)) {
 void look_at_terminal(int) {
     const int error = errno;
     const std::uint8_t byte = SIGWINCH;
-    [[maybe_unused]] const ssize_t n = ::write(here.signals, &byte, 1);
+    [[maybe_unused]] const ssize_t n = ::write(handler_state.signals, &byte, 1);
     errno = error;
 }
 
-// After SIGSTOP too, which no handler sees: the modes are those of whoever went on meanwhile.
+// This also runs after SIGSTOP, which no handler sees: another program may have set the modes
+// meanwhile.
 void on_continue(int number) {
-    here.is_raw = 0;
+    handler_state.is_raw = 0;
     look_at_terminal(number);
 }
 
@@ -90,7 +93,7 @@ void stop(int) {
     sigset_t blocked;
     ::sigprocmask(SIG_UNBLOCK, &only, &blocked);
     ::raise(SIGTSTP);
-    // Here again: SIGCONT has told the loop to look at the terminal.
+    // We go on, and SIGCONT has told the loop to look at the terminal.
     ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
     handle(SIGTSTP, stop);
 }
@@ -99,7 +102,7 @@ void stop(int) {
 
 terminal_session::terminal_session(int signals, std::optional<std::uint8_t> escape)
     : scanner_(escape), escape_(escape.value_or('~')) {
-    here.signals = signals;
+    handler_state.signals = signals;
 }
 
 terminal_session::~terminal_session() {
@@ -135,7 +138,7 @@ host::terminal_size terminal_session::size() {
 }
 
 std::size_t terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) {
-    make_raw(); // where it was in the background before
+    make_raw(); // in case this program was in the background before
     if (!::isatty(STDIN_FILENO))
         return n;
     typed_.assign(as_text(data.first(n)));

@@ -14,12 +14,13 @@
 
 namespace qvmremote::qube {
 
-/// The user's terminal while a command uses it. At most one exists. Whatever ends this program but
-/// SIGKILL, and whatever stops it but SIGSTOP, the terminal's modes are what they were before. Where
-/// standard input is no terminal nothing changes its modes.
+/// The user's terminal while a command uses it. At most one exists. When this program is ended (not
+/// by SIGKILL) or stopped (not by SIGSTOP), it restores the modes of the terminal. If standard
+/// input is not a terminal, no modes are changed.
 class terminal_session final : public host::input_filter {
   public:
-    /// The loop of host::client reads the other end of `signals`. Without `escape` there are none.
+    /// The loop of host::client reads the other end of `signals`. Without `escape`, no escapes are
+    /// recognized.
     terminal_session(int signals, std::optional<std::uint8_t> escape);
     terminal_session(const terminal_session &) = delete;
     terminal_session &operator=(const terminal_session &) = delete;
@@ -28,8 +29,8 @@ class terminal_session final : public host::input_filter {
     /// From now on each key goes to dom0.
     void begin();
 
-    /// The terminal's size. It also sees to the modes after this program was stopped: in the background
-    /// a terminal is another's.
+    /// Returns the terminal's size. Also makes the terminal raw again after this program was
+    /// stopped, since other programs set its modes meanwhile.
     [[nodiscard]] host::terminal_size size();
 
     [[nodiscard]] std::size_t pass(std::span<std::uint8_t> data, std::size_t n) override;

@@ -21,7 +21,8 @@ namespace qvmremote::qube {
 
 namespace {
 
-// How many lines or entries are asked for; 0 and a message when the words do not say it.
+// Returns how many lines or entries the user asks for. Prints a message and returns 0 when the
+// words are not a number.
 std::uint32_t count_of(std::span<char *> words, std::uint32_t otherwise) {
     const std::vector<std::string_view> all(words.begin(), words.end());
     const auto n = cli::count_of(all, otherwise);

@@ -49,7 +49,7 @@ int queue_command(const invocation &in) {
         return 0;
     std::printf("removed %llu\n", static_cast<unsigned long long>(removed));
     std::string line = line_queue_clean(host::local_time::now().timestamp(), removed);
-    line.pop_back(); // append_line brings its own newline
+    line.pop_back(); // append_line adds a newline
     if (auto made = host::make_directories(in.where.directory(), 0700); !made)
         return fail_with(made.error().what);
     if (auto written = host::append_line(in.where.audit_log(), line, 0600); !written)
