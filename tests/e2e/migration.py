@@ -83,9 +83,8 @@ def a_bash_installation_goes_on_under_its_new_names(f):
     house = migrated(f, ".qubes-remote", "# written by 0.x\nQUBES_REMOTE_VMS = work\n", key=KEY.upper())
     house.wait_for_agent("work")
     works(f, house, house.machine.home("work"))
-    check("QUBES_REMOTE_VMS is taken; it is called QVM_REMOTE_VMS now" in f.log(), f.log())
-    # When another qube is authorized, a list with the new name gets it and the qubes of the old
-    # list.
+    check("QUBES_REMOTE_VMS is used; its name is QVM_REMOTE_VMS now" in f.log(), f.log())
+    # A qube that is authorized later goes into a list with the new name, with the qubes of the old list.
     house.machine.add("dev")
     got = f.dom0("connect", "dev", stdin=(KEY + "\n").encode())
     equal(got.returncode, 0)

@@ -85,7 +85,8 @@ host::outcome<secret> parse_key(std::string text) {
 
 constexpr std::chrono::seconds call_limit{15};
 
-// Runs a fixed shell text in a running qube. Nothing that anybody typed becomes part of it.
+// Returns the command that runs a fixed shell text in a running qube. The text never contains what
+// somebody typed.
 std::vector<std::string> call_into(const qube_name &qube, const char *text) {
     return {"qvm-run", "--no-gui", "--no-autostart", "--pass-io", qube.text(), text};
 }

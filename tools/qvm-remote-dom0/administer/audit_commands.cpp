@@ -323,7 +323,7 @@ int rotate(const invocation &in) {
     return *answer == "ok\n" ? 0 : fail_with(daemon_says(*answer));
 }
 
-std::string who_asks() {
+std::string administrator_name() {
     uid_t uid = ::getuid();
     if (const auto text = host::read_text("/proc/self/loginuid", 32))
         if (const auto login = parse_decimal<std::uint32_t>(*text); login && *login != UINT32_MAX)
@@ -375,7 +375,7 @@ int audit(const invocation &in) {
 
 host::outcome<void> record_admin(const paths &where, std::string_view act, std::string_view peer,
                                  std::string_view words) {
-    const std::string who = who_asks();
+    const std::string who = administrator_name();
     constexpr int tries = 250;
     for (int i = 0; i < tries; ++i) {
         const auto answer =

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The audit log for the administrator: checked, shown, exported; and the records of what he does.
+/// The commands that check, show and export the audit log, and the records of what the
+/// administrator does.
 
 #pragma once
 
@@ -16,9 +17,9 @@ namespace qvmremote::dom0 {
 /// `audit verify|show|export|rotate`, whether the daemon runs or not.
 int audit(const invocation &);
 
-/// Records an act of the administrator's (`act` is one word; `peer` may be empty), durably or into
-/// the hands of the running daemon. Who did it is the account that logged in, as the kernel kept it,
-/// else the caller's.
+/// Records an act of the administrator, durably, or by passing it to the running daemon. `act` is
+/// one word; `peer` may be empty. The record names the account that logged in, if the kernel knows
+/// it, else the caller's account.
 [[nodiscard]] host::outcome<void> record_admin(const paths &where, std::string_view act,
                                                std::string_view peer, std::string_view words);
 

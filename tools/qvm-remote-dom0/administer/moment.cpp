@@ -9,11 +9,11 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-// Later ones do not print with four digits for the year.
+// The year of a later moment has more than four digits.
 constexpr std::int64_t last_moment = calendar_time{9999, 12, 31, 23, 59, 59}.utc_seconds();
 
-// A time of the local clock. mktime moves a time that does not exist to one that does, so what it
-// made is compared with what was asked for.
+// Converts a time of the local clock. mktime changes a time that does not exist into one that does,
+// so its result is compared with `wanted`.
 std::optional<std::int64_t> local_seconds(const calendar_time &wanted) {
     std::tm at{};
     at.tm_year = wanted.year - 1900;

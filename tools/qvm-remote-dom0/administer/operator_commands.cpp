@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The commands of an operator: answer questions, stop everything, let it go on.
+// The commands of an operator: answer questions, stop everything, resume.
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
@@ -56,8 +56,8 @@ void print(const std::vector<std::string> &rows) {
     std::printf("\n");
 }
 
-// The daemon's answer to a command; 0 when it is "ok".
-int tell(const invocation &in, const std::string &request) {
+// Sends a command to the daemon. Returns the exit code: 0 when the answer is "ok".
+int send_command(const invocation &in, const std::string &request) {
     const auto answer = ask_daemon(in.where, request);
     if (!answer)
         return fail_with(answer.error().what);
@@ -106,18 +106,18 @@ int show(const invocation &in, std::uint64_t serial, bool json) {
     return 0;
 }
 
+enum class reply { yes, no, nothing };
 // Asks one question at a terminal. All of it is shown before a yes is possible. The answer holds the
 // serial, so that a line that was typed for another question does not count. For a shell, or a program
 // that runs other programs, it holds the qube's name too.
-enum class said { yes, no, nothing };
-said ask_at_terminal(const ordered_json &q) {
+reply ask_at_terminal(const ordered_json &q) {
     if (!show_by_pages(rows_of(q, terminal_width())))
-        return said::no;
+        return reply::no;
     const std::string wanted = (q.value("may_last", false) ? "yes" : q.value("qube", "")) + " " +
                                std::to_string(q.value("serial", 0ull));
     const auto typed =
         typed_line(stdout, "  To let it run, type '" + wanted + "'; anything else is a no: ");
-    return !typed ? said::nothing : *typed == wanted ? said::yes : said::no;
+    return !typed ? reply::nothing : *typed == wanted ? reply::yes : reply::no;
 }
 
 std::string allow_request(const ordered_json &q, const std::string &lasts) {
@@ -128,20 +128,21 @@ std::string allow_request(const ordered_json &q, const std::string &lasts) {
 // False at the end of input.
 bool answer_at_terminal(const invocation &in, std::uint64_t serial) {
     const auto q = read_question(in, serial);
-    if (!q) { // it ended meanwhile
+    if (!q) { // the question was answered or withdrawn meanwhile
         fail_with(q.error());
         return true;
     }
-    const said answer = ask_at_terminal(q->fields);
-    if (answer == said::nothing)
+    const reply answer = ask_at_terminal(q->fields);
+    if (answer == reply::nothing)
         return false;
-    const bool yes = answer == said::yes;
-    if (tell(in, yes ? allow_request(q->fields, "-") : "deny " + std::to_string(serial)) == 0)
+    const bool yes = answer == reply::yes;
+    if (send_command(in, yes ? allow_request(q->fields, "-") : "deny " + std::to_string(serial)) ==
+        0)
         std::printf("  %s\n", yes ? "allowed" : "denied");
     return true;
 }
 
-// Runs until it is ended, or until the daemon ends.
+// Shows each new question, until the input or the daemon ends.
 int watch(const invocation &in) {
     const bool asks = is_interactive();
     std::string version = "-";
@@ -196,7 +197,7 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
                          "qvm-remote-dom0 approvals show " +
                          number);
     if (!is_interactive())
-        return tell(in, "allow " + number + " " + lasts + " " + for_terminal(*digest));
+        return send_command(in, "allow " + number + " " + lasts + " " + for_terminal(*digest));
     const auto q = read_question(in, serial);
     if (!q)
         return fail_with(q.error());
@@ -205,10 +206,10 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
                          ": read it again with "
                          "qvm-remote-dom0 approvals show " +
                          number);
-    if (ask_at_terminal(q->fields) != said::yes)
+    if (ask_at_terminal(q->fields) != reply::yes)
         return fail_with("not allowed; it still waits: qvm-remote-dom0 approvals deny " + number +
                          " refuses it");
-    return tell(in, allow_request(q->fields, lasts));
+    return send_command(in, allow_request(q->fields, lasts));
 }
 
 } // namespace
@@ -226,7 +227,7 @@ int approvals_command(const invocation &in) {
     if (serial && verb == "show" && words.size() == (json ? 3u : 2u))
         return show(in, *serial, json);
     if (serial && verb == "deny" && words.size() == 2)
-        return tell(in, "deny " + std::to_string(*serial));
+        return send_command(in, "deny " + std::to_string(*serial));
     if (serial && verb == "allow")
         return allow(in, *serial, words.subspan(2));
     return fail_with(in.usage);

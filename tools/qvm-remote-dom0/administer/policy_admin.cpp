@@ -34,26 +34,27 @@ void print(const char *key, std::string_view value) {
     std::printf("%s: %s\n", key, for_terminal(value).c_str());
 }
 
-void print_terms(const run_terms &how, const envelope &what) {
-    print("runs", how.argv.empty() ? "in bash" : "without a shell");
-    print("timeout", how.timeout_s == 0 ? "none" : std::to_string(how.timeout_s) + " s");
-    print("stdin", !what.stdin_live                     ? "closed"
-                   : how.input == stdin_mode::live      ? "live"
-                   : how.input == stdin_mode::collected ? "collected first"
-                                                        : "closed");
-    if (!how.user.empty())
-        print("user", how.user);
-    if (how.memory)
-        print("memory", std::to_string(*how.memory));
-    if (how.pids)
-        print("pids", std::to_string(*how.pids));
-    if (how.cpu)
-        print("cpu", std::to_string(*how.cpu) + "%");
-    if (how.output)
-        print("output", std::to_string(*how.output));
+void print_terms(const run_terms &terms, const envelope &request) {
+    print("runs", terms.argv.empty() ? "in bash" : "without a shell");
+    print("timeout", terms.timeout_s == 0 ? "none" : std::to_string(terms.timeout_s) + " s");
+    print("stdin", !request.stdin_live                    ? "closed"
+                   : terms.input == stdin_mode::live      ? "live"
+                   : terms.input == stdin_mode::collected ? "collected first"
+                                                          : "closed");
+    if (!terms.user.empty())
+        print("user", terms.user);
+    if (terms.memory)
+        print("memory", std::to_string(*terms.memory));
+    if (terms.pids)
+        print("pids", std::to_string(*terms.pids));
+    if (terms.cpu)
+        print("cpu", std::to_string(*terms.cpu) + "%");
+    if (terms.output)
+        print("output", std::to_string(*terms.output));
 }
 
-// The request that qvm-remote makes of the same words. The command's standard input is not known here.
+// The request that qvm-remote makes from the same words. The command's standard input is not known
+// here.
 host::outcome<envelope> request_of_words(const std::vector<const char *> &words, bool exec,
                                          const std::string &script, const std::string &usage) {
     typed_command typed;
@@ -82,16 +83,16 @@ host::outcome<envelope> request_of_words(const std::vector<const char *> &words,
 }
 
 int check(const invocation &in) {
-    bool exec = false, behind = false;
+    bool exec = false, is_command = false;
     std::string script, argument;
     std::vector<const char *> plain, words;
     for (std::size_t i = 1; i < in.arguments.size(); ++i) {
         const std::string_view word = in.arguments[i];
         const bool has_value = i + 1 < in.arguments.size();
-        if (behind)
+        if (is_command)
             words.push_back(in.arguments[i]);
         else if (word == "--")
-            behind = true;
+            is_command = true;
         else if (word == "--exec")
             exec = true;
         else if ((word == "--script" || word == "--argument") && has_value) {
@@ -111,9 +112,9 @@ int check(const invocation &in) {
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
-    const auto what = request_of_words(words, exec, script, in.usage);
-    if (!what)
-        return fail_with(what.error());
+    const auto request = request_of_words(words, exec, script, in.usage);
+    if (!request)
+        return fail_with(request.error());
     const auto rules = policy_files(in.where.policy()).load();
     if (!rules)
         return fail_with(rules.error());
@@ -124,23 +125,23 @@ int check(const invocation &in) {
             return fail_with(values.error());
         who.tags = ask_tags(*qube, tag_origin::of(*values, in.where));
     }
-    verdict said = decide(who, *what, *rules, grants{}, host::boottime_ms());
-    if (said.what != policy_action::deny && !said.how.user.empty())
-        if (const auto as = account_of_rule(said.how.user, said.how.full); !as) {
-            said.what = policy_action::deny;
-            said.why = as.error().what;
+    verdict decided = decide(who, *request, *rules, grants{}, host::boottime_ms());
+    if (decided.what != policy_action::deny && !decided.how.user.empty())
+        if (const auto as = account_of_rule(decided.how.user, decided.how.full); !as) {
+            decided.what = policy_action::deny;
+            decided.why = as.error().what;
         }
-    print("verdict", name(said.what));
-    print("rule", said.rule);
-    if (!said.why.empty())
-        print("why", said.why);
-    if (said.what == policy_action::deny)
+    print("verdict", name(decided.what));
+    print("rule", decided.rule);
+    if (!decided.why.empty())
+        print("why", decided.why);
+    if (decided.what == policy_action::deny)
         return exit_deny;
-    print_terms(said.how, *what);
-    return said.allowed() ? 0 : exit_ask;
+    print_terms(decided.how, *request);
+    return decided.allowed() ? 0 : exit_ask;
 }
 
-// Errors make it fail, warnings do not.
+// Prints errors and warnings. Only errors make it fail.
 int lint(const invocation &in) {
     const policy_files policies(in.where.policy());
     auto files = policies.read();
@@ -178,7 +179,7 @@ int migrate(const invocation &in) {
         return fail_with(in.usage);
     struct stat st {};
     if (::lstat(in.where.migrated().c_str(), &st) == 0) {
-        // Otherwise an upgrade would give full access again to a qube whose policy was removed.
+        // A second migration would give full access again to a qube whose policy was removed.
         std::printf("already done: the migration runs only once; qvm-remote-dom0 authorize VM "
                     "--level LEVEL gives a qube access\n");
         return 0;

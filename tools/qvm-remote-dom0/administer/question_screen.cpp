@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// A text of the JSON as the bytes that it stands for. What is not in that form shows as it is.
+// Turns a text of the JSON back into its bytes. A text in another form is shown unchanged.
 std::string bytes_of(const ordered_json &shown) {
     const std::string text = shown.is_string() ? shown.get<std::string>() : shown.dump();
     return from_terminal(text).value_or(text);

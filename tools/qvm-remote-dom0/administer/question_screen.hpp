@@ -12,8 +12,8 @@
 
 namespace qvmremote::dom0 {
 
-/// `question` is what to_json() gives of one (decide/approvals.hpp). Every field has rows of its own;
-/// where "complete" is false, the last row says how to read the rest.
+/// `question` comes from to_json() (decide/approvals.hpp). Every field has its own rows. When
+/// "complete" is false, the last row says how to read the rest.
 [[nodiscard]] std::vector<std::string> rows_of(const nlohmann::ordered_json &question,
                                                std::size_t width);
 

@@ -21,9 +21,9 @@ namespace {
 // /tmp to share files, so only the desktop's sockets in it are hidden.
 constexpr const char *hidden[] = {"/run", "/var/run", "/tmp/.X11-unix", "/tmp/.ICE-unix"};
 
-// Mounts an empty directory that nobody can write to over this one. It uses a descriptor of the
-// directory, since anybody can write to /tmp, and a link there must not lead the mount to another
-// place.
+// Mounts an empty directory, which nobody can write to, over `directory`. It uses a descriptor of
+// the directory, since anybody can write to /tmp, and a link there must not lead the mount to
+// another place.
 [[nodiscard]] int hide(const char *directory) noexcept {
     const int place = ::open(directory, O_PATH | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
     if (place < 0) // missing, or a link: there is nothing to hide

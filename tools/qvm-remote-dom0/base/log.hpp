@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// /var/log/qubes/qvm-remote.log, as the Python daemon wrote it (COMPAT-V1.md).
+/// The log for people, /var/log/qubes/qvm-remote.log, in the format of the Python daemon
+/// (COMPAT-V1.md).
 
 #pragma once
 
@@ -18,8 +19,9 @@
 
 namespace qvmremote::dom0 {
 
-/// Appends lines; with `echo`, to stderr as well. A line that cannot be written is lost: the audit log
-/// has what must not be lost. When the file was renamed or removed, a new one is made.
+/// Appends lines to the file; with `echo`, also writes them to stderr. A line that cannot be
+/// written is lost: the audit log has what must not be lost. When the file was renamed or removed,
+/// a new one is made.
 ///
 /// At limits::event_log_file the file becomes PATH.1, which replaces an earlier one, and a new file is
 /// made: qubes must not fill dom0's disk, even if dom0 does not rotate its logs.
@@ -27,15 +29,16 @@ class event_log {
   public:
     [[nodiscard]] static host::outcome<event_log> open(const std::string &path, bool echo);
 
-    /// Opens the file that has the name now, for a program that rotates logs. When that fails, as open
-    /// does, the old file stays in use.
+    /// Opens the file that has the name of the log now. Call it after a program has rotated the
+    /// logs. After a failure the old file stays in use.
     [[nodiscard]] host::outcome<void> reopen();
 
-    /// Bytes of a qube in `text` must have passed for_log or preview.
+    /// Writes a line. Text from a qube must be escaped first, by for_log or preview.
     void write(log_category category, std::string_view text);
 
-    /// A line that a peer can cause as often as it likes: a refusal, a failure, the end of a stream.
-    /// Each peer has a limit of its own (line_gate); one line a minute says how many were left out.
+    /// Writes a line that a peer can cause as often as it likes: a refusal, a failure, the end of a
+    /// stream. Each peer has a limit of its own (line_gate); one line a minute says how many were
+    /// left out.
     void write_for(const std::string &peer, log_category category, std::string_view text);
     static constexpr std::uint64_t lines_burst = 100, lines_per_second = 1;
     /// Writes the counts that are due, or all of them. Returns when the next one is due.
@@ -44,7 +47,7 @@ class event_log {
     /// in time.
     void when_counting(std::function<void()> call) { on_counting_ = std::move(call); }
 
-    /// Several lines with the same time, in one write.
+    /// Several lines with the same time. The destructor writes them at once.
     class lines;
     [[nodiscard]] lines begin();
 

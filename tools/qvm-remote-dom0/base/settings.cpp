@@ -133,7 +133,7 @@ std::string transport_choice::text() const {
 
 namespace {
 
-// Those of the programs before 1.0, to which an empty value meant none.
+// The settings of the programs before 1.0. For those programs an empty value meant none.
 constexpr std::string_view old_keys[] = {
     "QVM_REMOTE_VMS", "QVM_REMOTE_VM_USER", "QVM_REMOTE_VM", "QUBES_REMOTE_VMS", "QUBES_REMOTE_VM",
 };
@@ -152,8 +152,8 @@ constexpr std::string_view new_keys[] = {
            key.starts_with("QVM_REMOTE_QVM_RUN_") || key.starts_with("QVM_REMOTE_QREXEC_");
 }
 
-// A setting that somebody meant to make and did not make is a failure; a key of another program is
-// worth a warning, as an old name is.
+// A setting that has no effect, though somebody wanted one, is a failure. A key of another program,
+// or an old name, is a warning.
 host::outcome<void> check_keys(const std::string &path, const config &values,
                                std::vector<std::string> &warnings) {
     for (const auto &[key, value] : values.entries()) {
@@ -172,7 +172,7 @@ host::outcome<void> check_keys(const std::string &path, const config &values,
     for (const std::string_view key : {"QUBES_REMOTE_VMS", "QUBES_REMOTE_VM"})
         if (values.get(key))
             warnings.push_back(path + ": " + std::string(key) +
-                               " is taken; it is called QVM_REMOTE_VMS now");
+                               " is used; its name is QVM_REMOTE_VMS now");
     return {};
 }
 
@@ -195,7 +195,8 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     if (auto good = check_keys(where.config(), out.values, out.warnings); !good)
         return tl::unexpected(good.error());
     host::overlay_environment(out.values, environ);
-    // What the Python daemon called it, with the default `user`: whose home the queue is in.
+    // The name that the Python daemon used for the user in a qube whose home has the queue. Its
+    // default was `user`.
     if (const auto user = out.values.get("QVM_REMOTE_VM_USER");
         user && *user != "user" && !out.values.get("QVM_REMOTE_QVM_RUN_USER"))
         out.values.set("QVM_REMOTE_QVM_RUN_USER", *user);
@@ -214,7 +215,7 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
         else
             out.ignored.emplace_back(listed);
     }
-    // A ceiling that cannot be read is not the same as none.
+    // A ceiling that cannot be parsed is a failure: without it, commands would have no limit.
     const auto ceiling = [&](const char *key, bool is_size) -> host::outcome<std::uint64_t> {
         const auto value = out.values.get(key);
         if (!value)
@@ -225,7 +226,7 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
         if (!is_size)
             if (const auto count = parse_count(*value))
                 return *count;
-        return host::failed(std::string(key) + "='" + for_terminal(*value, 64) + "' is no " +
+        return host::failed(std::string(key) + "='" + for_terminal(*value, 64) + "' is not a " +
                             (is_size ? "size: a number, which K, M or G may follow; 1 PiB at most"
                                      : "number from 1 to 1000000"));
     };

@@ -66,8 +66,9 @@ class paths {
 /// has one transport, several with '+' between them, or `both`, which is qvm-run+qrexec.
 class transport_choice {
   public:
-    /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default together. Of
-    /// two words for one qube the later one counts. Without a default it is qvm-run.
+    /// "qvm-run work=qrexec dev=both". Several words without a qube's name are the default
+    /// together. When two words name one qube, the later one counts. Without a default word, the
+    /// default is qvm-run.
     [[nodiscard]] static transport_choice parse(std::string_view spec);
 
     /// All transports that are named, those of the default first.
