@@ -17,20 +17,20 @@ namespace {
 
 constexpr std::size_t most_groups = 65536; // the kernel's own NGROUPS_MAX
 
-// Whoever is in one of these becomes root, or dom0's administrator, by means that no confinement takes
-// away: what listens to them, and the raw disks and memory that they may write.
+// A member of one of these groups can become root or dom0's administrator, and confinement does not
+// prevent it: services obey some of these groups, and others may write to raw disks and memory.
 constexpr const char *powerful_groups[] = {"root", "qubes",   "wheel",  "sudo", "disk",
                                            "kmem", "libvirt", "docker", "lxd",  "shadow"};
 
-[[nodiscard]] std::string text(const char *value, const char *otherwise) {
+[[nodiscard]] std::string value_or(const char *value, const char *otherwise) {
     return value && *value ? value : otherwise;
 }
 
 [[nodiscard]] account describe(const passwd &entry) {
     account out;
     out.name = entry.pw_name;
-    out.home = text(entry.pw_dir, "/");
-    out.shell = text(entry.pw_shell, "/bin/bash");
+    out.home = value_or(entry.pw_dir, "/");
+    out.shell = value_or(entry.pw_shell, "/bin/bash");
     out.who.uid = entry.pw_uid;
     out.who.gid = entry.pw_gid;
     return out;

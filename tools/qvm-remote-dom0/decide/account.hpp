@@ -32,9 +32,10 @@ struct account {
 [[nodiscard]] host::outcome<account> find_account(const std::string &name);
 [[nodiscard]] account own_account();
 
-/// The account that a rule names with `user=`. Below full access it is meant to bound the command: so it
-/// fails, with a sentence that says why, where that account may administer dom0, or where this machine
-/// cannot confine a command. It forks, so that a daemon can ask without being confined itself.
+/// The account that a rule names with `user=`. Below full access, the account must limit the
+/// command. So this fails, with a sentence that says why, if the account may administer dom0 or if
+/// this machine cannot confine a command. It forks to find that out, since a test in the daemon
+/// itself would confine the daemon.
 [[nodiscard]] host::outcome<account> account_of_rule(const std::string &name, bool full);
 
 /// What every command finds in its environment, "NAME=value", in this order.

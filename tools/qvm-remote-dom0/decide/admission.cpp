@@ -127,7 +127,8 @@ const admission::found_keys &admission::keys_of(const qube_name &qube, std::uint
 }
 
 namespace {
-// Only for a request that verified under the expired key: nobody else learns that there is one.
+// Use this only for a request that verified under the expired key, so that nobody else learns that
+// there is one.
 refusal expired(const qube_name &qube, const known_keys &keys) {
     std::string text = "in dom0: qvm-remote-dom0 authorize " + qube.text() + " --fetch";
     if (keys.ended_at != 0) {
@@ -288,10 +289,11 @@ bool admission::uses_tags() const {
 verdict admission::judge(const peer &from, const envelope &what,
                          std::optional<std::string_view> collected) const {
     const std::uint64_t now_ms = host::boottime_ms();
-    verdict said = decide(from, what, rules_, approvals_.granted(), now_ms, collected);
+    verdict decision = decide(from, what, rules_, approvals_.granted(), now_ms, collected);
     if (const auto &rules = on_disk_->rules())
-        said = narrower(said, decide(from, what, *rules, approvals_.granted(), now_ms, collected));
-    return said;
+        decision =
+            narrower(decision, decide(from, what, *rules, approvals_.granted(), now_ms, collected));
+    return decision;
 }
 
 std::optional<refusal> admission::shut(const peer &from) const {
@@ -320,37 +322,38 @@ std::optional<refusal> admission::shut(const peer &from) const {
 std::optional<refusal> admission::hopeless(const peer &from, const envelope &what) const {
     if (auto closed = shut(from))
         return closed;
-    verdict said;
-    // The text, the arguments or the tags are not here yet.
+    verdict decision;
+    // Some of the text, the arguments or the tags may not be here yet.
     if (what.protocol == 1 || what.has_packed_arguments() || uses_tags()) {
-        said = could_allow(from, rules_);
+        decision = could_allow(from, rules_);
         if (const auto &rules = on_disk_->rules())
-            said = narrower(said, could_allow(from, *rules));
+            decision = narrower(decision, could_allow(from, *rules));
     } else {
-        said = judge(from, what);
+        decision = judge(from, what);
     }
-    if (said.what != policy_action::deny)
+    if (decision.what != policy_action::deny)
         return std::nullopt;
-    return refusal{said.reason, said.why, said.rule};
+    return refusal{decision.reason, decision.why, decision.rule};
 }
 
-void admission::admit(const peer &from, verified<request> what, consent given, answer tell) {
+void admission::admit(const peer &from, verified<request> what, consent given, answer on_decision) {
     peer known = from;
     look_at_files();
     if (!uses_tags())
         return decide_and_start(std::move(known), std::move(what), std::move(given),
-                                std::move(tell));
+                                std::move(on_decision));
     if (const known_tags *tags = tags_.fresh(from.name, host::boottime_ms())) {
         known.tags = *tags;
         return decide_and_start(std::move(known), std::move(what), std::move(given),
-                                std::move(tell));
+                                std::move(on_decision));
     }
-    tags_.ask(from.name, [this, known = std::move(known), what = std::move(what),
-                          given = std::move(given),
-                          tell = std::move(tell)](known_tags tags) mutable {
-        known.tags = std::move(tags);
-        decide_and_start(std::move(known), std::move(what), std::move(given), std::move(tell));
-    });
+    tags_.ask(from.name,
+              [this, known = std::move(known), what = std::move(what), given = std::move(given),
+               on_decision = std::move(on_decision)](known_tags tags) mutable {
+                  known.tags = std::move(tags);
+                  decide_and_start(std::move(known), std::move(what), std::move(given),
+                                   std::move(on_decision));
+              });
 }
 
 std::vector<std::string> admission::unusable_accounts() const {
@@ -368,50 +371,52 @@ std::vector<std::string> admission::unusable_accounts() const {
     return out;
 }
 
-void admission::decide_and_start(peer from, verified<request> what, consent given, answer tell) {
+void admission::decide_and_start(peer from, verified<request> what, consent given,
+                                 answer on_decision) {
     const envelope &header = what->header;
     const std::optional<std::string_view> collected(given.collected);
     auto why = shut(from);
-    verdict said;
+    verdict decision;
     std::optional<account> as;
     if (!why) {
-        said = judge(from, header, collected);
-        if (said.what == policy_action::deny)
-            why = refusal{said.reason, said.why, said.rule, said.what};
-        else if (said.what == policy_action::ask && header.dry_run)
-            why = refusal{said.reason, "an operator in dom0 would be asked", said.rule, said.what};
-        else if (said.what == policy_action::ask && given.by &&
-                 given.by->digest != request_digest(from, header, said.how, collected))
+        decision = judge(from, header, collected);
+        if (decision.what == policy_action::deny)
+            why = refusal{decision.reason, decision.why, decision.rule, decision.what};
+        else if (decision.what == policy_action::ask && header.dry_run)
+            why = refusal{decision.reason, "an operator in dom0 would be asked", decision.rule,
+                          decision.what};
+        else if (decision.what == policy_action::ask && given.by &&
+                 given.by->digest != request_digest(from, header, decision.how, collected))
             why = refusal{errc::denied,
                           "dom0's policy has changed since an operator was asked: send it again",
-                          said.rule, said.what};
+                          decision.rule, decision.what};
     }
     // Before START is recorded, and before an operator is asked for a request that cannot run.
-    if (!why && !said.how.user.empty()) {
-        if (auto found = account_of_rule(said.how.user, said.how.full))
+    if (!why && !decision.how.user.empty()) {
+        if (auto found = account_of_rule(decision.how.user, decision.how.full))
             as = std::move(*found);
         else
-            why = refusal{errc::denied, found.error().what, said.rule, said.what};
+            why = refusal{errc::denied, found.error().what, decision.rule, decision.what};
     }
     if (why) {
         abandon(from, header, *why);
-        return tell(*why);
+        return on_decision(*why);
     }
-    if (said.what == policy_action::ask && !given.by)
-        return tell(held{std::move(what), std::move(from), std::move(said)});
-    start(std::move(from), std::move(what), std::move(said), std::move(as), std::move(given),
-          std::move(tell));
+    if (decision.what == policy_action::ask && !given.by)
+        return on_decision(held{std::move(what), std::move(from), std::move(decision)});
+    start(std::move(from), std::move(what), std::move(decision), std::move(as), std::move(given),
+          std::move(on_decision));
 }
 
-void admission::start(peer from, verified<request> what, verdict said, std::optional<account> as,
-                      consent given, answer tell) {
+void admission::start(peer from, verified<request> what, verdict decision,
+                      std::optional<account> as, consent given, answer on_decision) {
     journal_entry entry;
     entry.peer = from.name.text();
     entry.transport = from.transport;
     describe(what->header, entry);
-    entry.verdict = name(said.what);
-    entry.rule = said.rule;
-    if (said.what == policy_action::ask) {
+    entry.verdict = name(decision.what);
+    entry.rule = decision.rule;
+    if (decision.what == policy_action::ask) {
         journal_entry word = entry;
         word.kind = audit_kind::approved;
         word.approval = given.by->serial;
@@ -420,27 +425,27 @@ void admission::start(peer from, verified<request> what, verdict said, std::opti
         records_.note(std::move(word));
     }
     entry.kind = audit_kind::start;
-    entry.user = said.how.user;
-    entry.timeout_s = said.how.timeout_s;
+    entry.user = decision.how.user;
+    entry.timeout_s = decision.how.timeout_s;
     ++starting_;
-    records_.start(std::move(entry),
-                   [this, from, what = std::move(what), how = std::move(said.how),
-                    as = std::move(as), collected = std::move(given.collected).value_or(""),
-                    ceiling = on_disk_->values() ? on_disk_->values()->ceiling : containment{},
-                    tell = std::move(tell)](std::optional<std::uint64_t> serial) mutable {
-                       if (serial) {
-                           tell(admitted(std::move(what), from, std::move(how), std::move(as),
-                                         std::move(collected), *serial, ceiling));
-                       } else {
-                           records_.release(from.name, *what->header.id);
-                           log_.write_for(from.name.text(), log_category::error,
-                                          subject(from, what->header) + " " +
-                                              for_log(records_.trouble()));
-                           tell(refusal{errc::not_recorded, for_log(records_.trouble())});
-                       }
-                       if (--starting_ == 0 && none_starts_)
-                           none_starts_();
-                   });
+    records_.start(
+        std::move(entry),
+        [this, from, what = std::move(what), how = std::move(decision.how), as = std::move(as),
+         collected = std::move(given.collected).value_or(""),
+         ceiling = on_disk_->values() ? on_disk_->values()->ceiling : containment{},
+         on_decision = std::move(on_decision)](std::optional<std::uint64_t> serial) mutable {
+            if (serial) {
+                on_decision(admitted(std::move(what), from, std::move(how), std::move(as),
+                                     std::move(collected), *serial, ceiling));
+            } else {
+                records_.release(from.name, *what->header.id);
+                log_.write_for(from.name.text(), log_category::error,
+                               subject(from, what->header) + " " + for_log(records_.trouble()));
+                on_decision(refusal{errc::not_recorded, for_log(records_.trouble())});
+            }
+            if (--starting_ == 0 && none_starts_)
+                none_starts_();
+        });
 }
 
 question question_of(const held &what, const std::optional<std::string> &collected) {

@@ -40,9 +40,9 @@ class admitted {
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
     /// How it runs. This replaces what the request says.
     [[nodiscard]] const run_terms &terms() const noexcept { return terms_; }
-    /// The stdin that was collected, where terms() says so.
+    /// The stdin that was collected, if terms() says so.
     [[nodiscard]] const std::string &collected() const noexcept { return collected_; }
-    /// Its limits by policy, as the executor takes them. A command with a dedicated account is
+    /// Its limits by policy, as the executor applies them. A command with a dedicated account is
     /// confined, unless it has full access.
     [[nodiscard]] containment bounds() const {
         return within(
@@ -76,7 +76,7 @@ class admitted {
 struct held {
     verified<request> what;
     peer from;
-    verdict said; ///< ask
+    verdict said; ///< its action is `ask`
 };
 
 /// What was added to a held request before it is decided again.
@@ -96,7 +96,7 @@ struct refusal {
     policy_action said = policy_action::deny;
 };
 
-/// A header that verified, and the mark of the key that did it.
+/// A header that verified, and the mark of the key that verified it.
 struct candidate {
     verified<envelope> header;
     digest256 key_mark; ///< SHA-256 of the key, to check later whether it is still registered
@@ -120,9 +120,9 @@ class admission {
     [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed,
                                              std::string protocols);
 
-    /// First half, for a REQUEST frame: checks the token under the keys that are registered for this
-    /// peer now, then the ID, which is used from then on. After a failure the client has been told and
-    /// the log written.
+    /// First half, for a REQUEST frame: checks the token under the keys that are registered for
+    /// this peer now, then the ID, and marks the ID as used. After a failure the client has been
+    /// told and the log written.
     [[nodiscard]] result<candidate> check(server_stream &stream, const server_event &event,
                                           const peer &from, std::uint64_t now_ms);
 
@@ -136,25 +136,26 @@ class admission {
     /// every request; without_rules() blocks only the qubes that it lists.
     [[nodiscard]] std::string trouble() const;
     [[nodiscard]] const std::vector<std::string> &without_rules() const { return without_rules_; }
-    /// Which accounts of rules no command can run as here, and why, one sentence each.
+    /// The accounts in rules that no command can run as here, and why, one sentence each.
     [[nodiscard]] std::vector<std::string> unusable_accounts() const;
-    /// The level of a qube, in a word.
+    /// The level of a qube, in one word.
     [[nodiscard]] std::string level(const qube_name &qube) const;
 
     /// Why a request cannot run, if that is certain before all of it is here. admit() decides again.
     [[nodiscard]] std::optional<refusal> hopeless(const peer &from, const envelope &what) const;
 
     /// Second half: decides, writes START and, when that is durable, returns the admitted request.
-    /// Calls `tell` on the loop, at once or later. A held request may come back with an operator's
-    /// approval and is decided again: it runs if it is still what the operator was shown.
+    /// Calls `on_decision` on the loop, at once or later. A held request may come back with an
+    /// operator's approval and is decided again: it runs if it is still what the operator was
+    /// shown.
     using outcome = std::variant<admitted, held, refusal>;
     using answer = std::function<void(outcome)>;
-    void admit(const peer &from, verified<request> what, consent given, answer tell);
+    void admit(const peer &from, verified<request> what, consent given, answer on_decision);
 
-    /// How many requests wait for their START to be written. If the loop ends before they are told, a
-    /// START has no END.
+    /// How many requests wait for their START to be written. If the loop ends before that, a START
+    /// has no END.
     [[nodiscard]] std::size_t starting() const noexcept { return starting_; }
-    /// Called after `tell` when none of them is left.
+    /// Sets the function that is called, after `on_decision`, when none of them is left.
     void when_none_starts(std::function<void()> call) { none_starts_ = std::move(call); }
 
     /// Gives up a request that passed check() and did not reach admit(): its ID is free again.
@@ -170,14 +171,15 @@ class admission {
                                                const digest256 &key_mark) const;
 
   private:
+    /// Why no request of this peer is let in now; nothing when requests are let in.
     [[nodiscard]] std::optional<refusal> shut(const peer &from) const;
     [[nodiscard]] verdict judge(const peer &from, const envelope &what,
                                 std::optional<std::string_view> collected = {}) const;
     [[nodiscard]] bool uses_tags() const;
     void look_at_files() const;
-    void decide_and_start(peer from, verified<request> what, consent given, answer tell);
-    void start(peer from, verified<request> what, verdict said, std::optional<account> as,
-               consent given, answer tell);
+    void decide_and_start(peer from, verified<request> what, consent given, answer on_decision);
+    void start(peer from, verified<request> what, verdict decision, std::optional<account> as,
+               consent given, answer on_decision);
     void record_refusal(const peer &from, const envelope *what, const refusal &why);
     using found_keys = host::outcome<known_keys>;
     [[nodiscard]] const found_keys &keys_of(const qube_name &qube, std::uint64_t now_ms);

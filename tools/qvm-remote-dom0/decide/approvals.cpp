@@ -11,14 +11,15 @@
 
 namespace qvmremote::dom0 {
 
-std::optional<std::uint64_t> approvals::ask(question what, std::uint64_t now_ms, answer tell) {
+std::optional<std::uint64_t> approvals::ask(question what, std::uint64_t now_ms,
+                                            answer on_decision) {
     const auto of_this_qube = std::count_if(waiting_.begin(), waiting_.end(), [&](const auto &w) {
         return w.second.what.from.name == what.from.name;
     });
     if (waiting_.size() >= most_in_all || static_cast<std::size_t>(of_this_qube) >= most_of_a_qube)
         return std::nullopt;
     open_question shown{std::move(what), ++last_serial_, now_ms + patience_ms};
-    waiting_.emplace(last_serial_, waiting{std::move(shown), std::move(tell)});
+    waiting_.emplace(last_serial_, waiting{std::move(shown), std::move(on_decision)});
     ++version_;
     return last_serial_;
 }
@@ -109,10 +110,10 @@ const open_question *approvals::find(std::uint64_t serial) const {
 }
 
 void approvals::settle(table::iterator at, tl::expected<approval, errc> with) {
-    const answer tell = std::move(at->second.tell);
+    const answer on_decision = std::move(at->second.on_decision);
     waiting_.erase(at);
     ++version_;
-    tell(std::move(with));
+    on_decision(std::move(with));
 }
 
 namespace {

@@ -44,41 +44,41 @@ struct approval {
     std::string who;    ///< the operator: account and number
 };
 
-/// Each has a serial. Serials begin at a random number, so that one from before a restart of the daemon
-/// names nothing. Times are CLOCK_BOOTTIME in milliseconds, so a suspend or a change of the clock does
-/// not make an approval last longer.
+/// The questions that wait, and the grants. Each question has a serial. Serials begin at a random
+/// number, so that one from before a restart of the daemon names nothing. Times are CLOCK_BOOTTIME
+/// in milliseconds, so a suspend or a change of the clock does not make an approval last longer.
 class approvals {
   public:
     static constexpr std::uint64_t patience_ms = 60'000;
     static constexpr std::size_t most_of_a_qube = 8; ///< with more, a qube could tire an operator
     static constexpr std::size_t most_in_all = 64;
-    static constexpr std::uint32_t longest_grant_s = 24 * 3600; ///< where the rule has no `ttl`
+    static constexpr std::uint32_t longest_grant_s = 24 * 3600; ///< if the rule has no `ttl`
 
     explicit approvals(std::uint64_t first_serial) : last_serial_(first_serial) {}
 
-    /// Called once: with the approval, or with why not (approval_denied, approval_timeout, or the
-    /// reason given to withdraw_all). Not called after withdraw().
+    /// Called once: with the approval, or with the reason why there is none (approval_denied,
+    /// approval_timeout, or the reason given to withdraw_all). Not called after withdraw().
     using answer = std::function<void(tl::expected<approval, errc>)>;
 
     /// Asks a question; nothing when too many wait already.
     [[nodiscard]] std::optional<std::uint64_t> ask(question what, std::uint64_t now_ms,
-                                                   answer tell);
+                                                   answer on_decision);
 
     /// Removes a question whose session has ended.
     void withdraw(std::uint64_t serial);
     /// Answers all questions of a qube, or of every qube, with `why`, and removes the grants.
     void withdraw_all(const qube_name *of, errc why);
 
-    /// An operator's yes to a question. `digest` must be the digest of what the operator read, as
-    /// to_json() writes it. With `for_s` the same request is also allowed again, for so many seconds.
-    /// On a failure nothing changes; its text is for the operator.
+    /// Takes an operator's yes to a question. `digest` must be the digest of what the operator
+    /// read, as to_json() writes it. With `for_s` the same request is also allowed again, for so
+    /// many seconds. On a failure nothing changes; its text is for the operator.
     [[nodiscard]] tl::expected<void, std::string> allow(std::uint64_t serial,
                                                         std::string_view digest,
                                                         std::optional<std::uint32_t> for_s,
                                                         std::string who, std::uint64_t now_ms);
     [[nodiscard]] tl::expected<void, std::string> deny(std::uint64_t serial);
 
-    /// Answers questions whose time is over with no.
+    /// Answers "no" to questions whose time is over.
     void expire(std::uint64_t now_ms);
     /// When expire() has something to do; UINT64_MAX when nothing waits.
     [[nodiscard]] std::uint64_t due_ms() const;
@@ -94,7 +94,7 @@ class approvals {
   private:
     struct waiting {
         open_question what;
-        answer tell;
+        answer on_decision;
     };
     using table = std::map<std::uint64_t, waiting>;
 

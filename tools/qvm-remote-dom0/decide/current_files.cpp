@@ -97,7 +97,7 @@ bool current_files::refresh() {
 
 void current_files::read() {
     auto rules = policies_.load();
-    auto values = load_settings(where_, said_.vm, said_.transport);
+    auto values = load_settings(where_, overrides_.vm, overrides_.transport);
     if (!rules)
         trouble_ = rules.error().what;
     else if (!values)

@@ -27,8 +27,8 @@ class file_stamps {
     /// a change during the reading is seen later. A missing file is remembered as missing.
     void take(std::vector<std::string> paths);
 
-    /// Whether anything has changed since. Also true while a file is so new that a second change could
-    /// have the same time.
+    /// Whether anything has changed since take(). Also true while a file is so new that a second
+    /// change could have the same time.
     [[nodiscard]] bool changed() const;
 
   private:
@@ -52,8 +52,8 @@ struct overrides {
 /// Reads the files again when they have changed.
 class current_files {
   public:
-    current_files(const paths &where, const policy_files &policies, overrides said)
-        : where_(where), policies_(policies), said_(std::move(said)) {}
+    current_files(const paths &where, const policy_files &policies, overrides replaced)
+        : where_(where), policies_(policies), overrides_(std::move(replaced)) {}
 
     /// Tells what was loaded: from now on only differences from it count.
     void loaded(const policy &rules);
@@ -74,7 +74,7 @@ class current_files {
 
     const paths &where_;
     const policy_files &policies_;
-    overrides said_;
+    overrides overrides_;
     std::vector<policy_rule> in_force_;
     file_stamps stamps_;
     std::string trouble_;

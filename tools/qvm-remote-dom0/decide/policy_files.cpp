@@ -86,7 +86,7 @@ host::outcome<void> policy_files::write_level(const qube_name &qube, access_leve
         return made;
     if (auto safe = host::open_trusted(directory_, host::trusted::directory); !safe)
         return tl::unexpected(safe.error());
-    const std::string what =
+    const std::string rule =
         level == access_level::deny ? "* deny" : "level:" + std::string(name(level)) + " allow";
     const std::string text =
         "# qvm-remote-dom0 authorize wrote this file, and replaces it; revoke removes it. Files "
@@ -97,7 +97,7 @@ host::outcome<void> policy_files::write_level(const qube_name &qube, access_leve
         "# before this one into a file like 30-local.policy, and rules that come after it into one "
         "like\n"
         "# 70-local.policy. Then: qvm-remote-dom0 policy lint\n" +
-        qube.text() + " " + what + "\n";
+        qube.text() + " " + rule + "\n";
     return host::write_atomically(directory_ + "/" + level_file(qube), text, 0644,
                                   host::durability::synced);
 }

@@ -16,9 +16,9 @@ namespace qvmremote::dom0 {
 /// The levels that are compiled into this program.
 [[nodiscard]] const level_rules &shipped_levels();
 
-/// The directory. It and each file must belong to root (or the caller), and nobody else may write to
-/// them (I7). Files whose names begin with a dot or do not end in `.policy` do not count. The daemon
-/// only reads here (I7).
+/// The directory of the policy. It and each file must belong to root (or the caller), and nobody
+/// else may write to them (I7). Files whose names begin with a dot or do not end in `.policy` do
+/// not count. The daemon only reads here (I7).
 class policy_files {
   public:
     explicit policy_files(std::string directory) : directory_(std::move(directory)) {}

@@ -24,7 +24,7 @@ namespace {
 constexpr std::uint64_t answer_limit_ms = 10'000;
 constexpr std::size_t largest_answer = 256 * 1024;
 
-// The lines of a list of tags; nothing if one could not be a tag in a policy.
+// Parses the lines of a list of tags. Nothing if one of them could not be a tag in a policy.
 known_tags parse_lines(std::string_view untrusted) {
     std::vector<std::string> out;
     while (!untrusted.empty()) {
@@ -110,9 +110,9 @@ known_tags ask_tags(const qube_name &qube, const tag_origin &origin) {
         return out;
     if (origin.program.empty())
         return std::nullopt;
-    const auto said = run_helper({origin.program, qube.text()}, largest_answer,
-                                 std::chrono::milliseconds(answer_limit_ms));
-    return said && said->exit_code == 0 ? parse_lines(said->untrusted_output) : std::nullopt;
+    const auto listed = run_helper({origin.program, qube.text()}, largest_answer,
+                                   std::chrono::milliseconds(answer_limit_ms));
+    return listed && listed->exit_code == 0 ? parse_lines(listed->untrusted_output) : std::nullopt;
 }
 
 tag_source::~tag_source() {
@@ -132,9 +132,9 @@ const known_tags *tag_source::fresh(const qube_name &qube, std::uint64_t now_ms)
                : nullptr;
 }
 
-void tag_source::ask(const qube_name &qube, std::function<void(known_tags)> tell) {
+void tag_source::ask(const qube_name &qube, std::function<void(known_tags)> on_answer) {
     entry &e = entries_[qube.text()];
-    e.waiting.push_back(std::move(tell));
+    e.waiting.push_back(std::move(on_answer));
     if (e.waiting.size() > 1)
         return;
     {
@@ -168,19 +168,19 @@ void tag_source::run() {
         lock.unlock();
         auto tags = ask_tags(qube, origin);
         post_([this, name = qube.text(), tags = std::move(tags)]() mutable {
-            told(name, std::move(tags));
+            keep_answer(name, std::move(tags));
         });
         lock.lock();
     }
 }
 
-void tag_source::told(const std::string &qube, known_tags tags) {
+void tag_source::keep_answer(const std::string &qube, known_tags tags) {
     entry &e = entries_[qube];
     e.tags = std::move(tags);
     e.read_ms = host::boottime_ms();
     e.known = true;
-    for (auto &tell : std::exchange(e.waiting, {}))
-        tell(e.tags);
+    for (auto &on_answer : std::exchange(e.waiting, {}))
+        on_answer(e.tags);
 }
 
 } // namespace qvmremote::dom0

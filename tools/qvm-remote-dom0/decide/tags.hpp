@@ -29,8 +29,8 @@ using known_tags = std::optional<std::vector<std::string>>;
 /// an exception, or for anything else.
 [[nodiscard]] known_tags parse_tag_answer(std::string_view untrusted);
 
-/// Whom to ask for tags. With --root nobody, unless the settings name a program or a socket: this
-/// machine's qubes are not those of a test.
+/// Whom to ask for tags. With --root, nobody is asked unless the settings name a program or a
+/// socket, since this machine's qubes are not those of a test.
 struct tag_origin {
     std::string qubesd = "/run/qubesd.sock"; ///< empty: not asked
     std::string program = "qvm-tags";        ///< empty: not asked
@@ -38,8 +38,8 @@ struct tag_origin {
     [[nodiscard]] static tag_origin of(const settings &from, const paths &where);
 };
 
-/// Asks, for some seconds at most. If qubesd answers that it does not know, qvm-tags is not asked:
-/// unknown is an answer.
+/// Asks for the tags, and waits some seconds at most. If qubesd answers that it does not know,
+/// qvm-tags is not asked: unknown is an answer.
 [[nodiscard]] known_tags ask_tags(const qube_name &qube, const tag_origin &origin);
 
 /// Asks on a thread of its own, so that the loop never waits. Keeps an answer for fresh_ms: long enough
@@ -58,7 +58,7 @@ class tag_source {
     /// The answer of the last fresh_ms; null when there is none.
     [[nodiscard]] const known_tags *fresh(const qube_name &qube, std::uint64_t now_ms) const;
     /// Asks, and calls back on the loop, once, when the answer is in fresh().
-    void ask(const qube_name &qube, std::function<void(known_tags)> tell);
+    void ask(const qube_name &qube, std::function<void(known_tags)> on_answer);
     /// For a reload: forgets all answers, and changes whom to ask.
     void forget(tag_origin origin);
 
@@ -70,7 +70,7 @@ class tag_source {
         std::vector<std::function<void(known_tags)>> waiting;
     };
     void run();
-    void told(const std::string &qube, known_tags tags);
+    void keep_answer(const std::string &qube, known_tags tags);
 
     // For the loop's thread.
     std::map<std::string, entry> entries_;

@@ -47,9 +47,9 @@ class line_reader {
     [[nodiscard]] host::outcome<std::optional<std::string_view>> next();
 
     [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; } ///< after that line
-    [[nodiscard]] bool torn() const noexcept {
-        return held_.size() > taken_;
-    } ///< ends within a line
+    /// Whether the file ends within a line.
+    [[nodiscard]] bool torn() const noexcept { return held_.size() > taken_; }
+
   private:
     int fd_;
     std::uint64_t offset_, read_;

@@ -18,7 +18,7 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr int lock_tries = 500; // of 20 ms; another process appends within one
+constexpr int lock_tries = 500; // 20 ms each; another process needs less than that to append
 
 // The first or last line of a file that ends in a newline.
 host::outcome<std::string> edge_of(int fd, std::uint64_t size, bool last) {
@@ -167,8 +167,9 @@ host::outcome<void> audit_log::refuse_ids_of_lost_files(const std::vector<kept_a
     return {};
 }
 
-// The first line of a file that follows others: with it, the file can be checked without them. Files
-// that are too old or too many are removed only after it is durable, since it names them.
+// Writes the first line of a file that follows others. With that line, the file can be checked
+// without them. Files that are too old or too many are removed only after the line is durable,
+// since it names the oldest file that is left.
 host::outcome<void> audit_log::begin_with_head(const std::vector<kept_audit_file> &kept) {
     const std::int64_t now = ids_.now_s(host::local_time::now().seconds);
     std::uint64_t bytes = 0;

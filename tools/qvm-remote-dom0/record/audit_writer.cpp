@@ -116,7 +116,7 @@ host::outcome<void> audit_writer::sync() {
     return ::fdatasync(fd_.get()) == 0 ? host::outcome<void>() : abandon("cannot sync");
 }
 
-// Removes what was written of the lines, since they are not acknowledged.
+// Removes the part of the lines that was written, since they are not acknowledged.
 host::outcome<void> audit_writer::abandon(const char *what) {
     const int error = errno;
     [[maybe_unused]] const int cut = ::ftruncate(fd_.get(), static_cast<off_t>(size_));

@@ -207,7 +207,7 @@ host::outcome<std::optional<id_index::clock>> id_index::stored_clock() {
 
 std::vector<digest256> id_index::marks() {
     std::vector<digest256> out;
-    // Goes from one to the next in one step, independent of the number of IDs.
+    // Steps from one mark to the next, so that the cost does not depend on the number of IDs.
     const bool read =
         rows("WITH RECURSIVE m(mark) AS (SELECT min(mark) FROM timeless UNION ALL"
              " SELECT (SELECT min(t.mark) FROM timeless t WHERE t.mark > m.mark) FROM m"

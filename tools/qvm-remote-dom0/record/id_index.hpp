@@ -103,9 +103,12 @@ class id_index {
 
     [[nodiscard]] tl::unexpected<host::failure> failure(const std::string &what) const;
     [[nodiscard]] sqlite3_stmt *prepared(statement which);
+    /// Runs a statement that returns no rows. False after an error.
     [[nodiscard]] bool finished(sqlite3_stmt *s);
     /// Notes damage that a result code shows. Returns the code.
     int noted(int code) noexcept;
+    /// Runs `sql` and calls `get` for each row. Its parameter, if it has one, is `text` or, when
+    /// that is empty, `number`.
     template <class Get>
     [[nodiscard]] bool rows(const char *sql, std::string_view text, std::int64_t number, Get get);
 

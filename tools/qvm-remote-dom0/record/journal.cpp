@@ -96,7 +96,7 @@ class journal::state {
     void release(const id_hash &h) { recent_.erase(h); }
     bool is_unknown(const id_hash &h) { return reader_.is_unknown(h); }
 
-    void push(journal_entry entry, started tell) {
+    void push(journal_entry entry, started on_written) {
         if (entry.kind == audit_kind::start)
             if (const auto at = recent_.find(hash_of(entry.peer, entry.id)); at != recent_.end())
                 entry.key = at->second;
@@ -109,12 +109,12 @@ class journal::state {
                 const bool counts = gate_.due_ms().has_value();
                 if (!gate_.take(entry.peer, entry.reason, quota_.has_room(entry.peer, now), now)) {
                     if (!counts)
-                        wake_.notify_one(); // there is a time to wake up at now
+                        wake_.notify_one(); // the thread must wake up when the count is due
                     return;
                 }
             }
             was_empty = queue_.empty();
-            queue_.push_back({std::move(entry), std::move(tell)});
+            queue_.push_back({std::move(entry), std::move(on_written)});
         }
         if (was_empty)
             wake_.notify_one();
@@ -140,7 +140,7 @@ class journal::state {
   private:
     struct item {
         journal_entry entry;
-        started tell;
+        started on_written;
         std::uint64_t serial = 0;
         std::size_t bytes = 0;
     };
@@ -212,7 +212,7 @@ class journal::state {
             const auto written = write(batch);
             // trouble() checks by itself whether the file has its name.
             set_trouble(written || file.lost_name() ? std::string() : written.error().what);
-            tell(batch, written.has_value());
+            call_back(batch, written.has_value());
             if (written)
                 remember(batch);
             else
@@ -267,11 +267,11 @@ class journal::state {
         return {};
     }
 
-    void tell(std::vector<item> &batch, bool good) {
+    void call_back(std::vector<item> &batch, bool good) {
         std::vector<std::pair<started, std::optional<std::uint64_t>>> calls;
         for (item &i : batch)
-            if (i.tell)
-                calls.emplace_back(std::move(i.tell),
+            if (i.on_written)
+                calls.emplace_back(std::move(i.on_written),
                                    good ? std::optional(i.serial) : std::nullopt);
         if (!calls.empty())
             post_([calls = std::move(calls)] {
@@ -373,8 +373,8 @@ bool journal::is_outcome_unknown(const qube_name &peer, const command_id &id) {
     return state_->is_unknown(hash_of(peer.text(), id.text()));
 }
 void journal::keep_keys(std::vector<digest256> standing) { state_->keep_keys(std::move(standing)); }
-void journal::start(journal_entry entry, started tell) {
-    state_->push(std::move(entry), std::move(tell));
+void journal::start(journal_entry entry, started on_written) {
+    state_->push(std::move(entry), std::move(on_written));
 }
 void journal::note(journal_entry entry) { state_->push(std::move(entry), {}); }
 void journal::begin_file() { state_->begin_file(); }

@@ -71,7 +71,7 @@ class journal {
     void keep_keys(std::vector<digest256> standing);
 
     /// Writes a START and syncs, then calls back (I8).
-    void start(journal_entry entry, started tell);
+    void start(journal_entry entry, started on_written);
 
     /// Writes a record that nothing waits for; ADMIN is synced too. END and ADMIN are kept while the
     /// disk cannot be written. REFUSED records of one qube beyond a rate and its daily share are only

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How much of the audit log one qube may fill, so that it does not fill the disk for all.
+/// How much of the audit log one qube may fill, so that no qube fills the disk.
 
 #pragma once
 
@@ -11,8 +11,9 @@
 
 namespace qvmremote::dom0 {
 
-/// Bytes per day and qube. A qube gets them back evenly, not all at midnight. A request may begin while
-/// there is room; its own few lines are written in any case, even beyond the limit.
+/// Counts the bytes of each qube. A qube gets its bytes of a day back evenly, not all at midnight.
+/// A request may begin while there is room; its own few lines are written in any case, even beyond
+/// the limit.
 class daily_quota {
   public:
     explicit daily_quota(std::uint64_t bytes_per_day) : most_(bytes_per_day) {}
