@@ -59,7 +59,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
 // Subcommands for the user of the desktop too. The others read or write files of root.
 constexpr std::string_view for_operators[] = {"status", "approvals", "panic", "policy"};
 
-// Why this program cannot do that here; empty when it can. Without a verb it is the daemon.
+// Returns why this program cannot do that here; empty when it can. An empty verb stands for the
+// daemon.
 std::string out_of_place(const paths &where, std::string_view verb) {
     if (!where.is_real())
         return {};
@@ -89,7 +90,8 @@ int administer(const paths &where, std::span<char *> words) {
 int serve(const daemon_options &how) {
     if (const std::string why = out_of_place(how.where, {}); !why.empty())
         return fail_with(why);
-    // First of all, while this process is small and has no threads: each command starts as a copy of it.
+    // Do this first, while this process is small and has no threads: each command starts as a copy
+    // of it.
     const cgroup_home home = claim_cgroup();
     auto children = warden::start(home);
     if (!children)

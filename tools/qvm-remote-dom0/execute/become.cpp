@@ -40,7 +40,8 @@ constexpr long busy_wait_ns = 2'000'000;
             give_up();
     if (p.terminal && ::ioctl(0, TIOCSCTTY, 0) != 0)
         give_up();
-    // All else is close-on-exec already; this holds even where somebody forgets it once.
+    // All other descriptors are close-on-exec already. This also closes one for which somebody
+    // forgot that.
     unsigned first = 0;
     for (const auto &[from, to] : p.descriptors) {
         const auto kept = static_cast<unsigned>(to);
@@ -55,7 +56,7 @@ constexpr long busy_wait_ns = 2'000'000;
         if (::syscall(SYS_prlimit64, 0, what, &both, nullptr) != 0)
             give_up();
     }
-    if (!p.oom_score.empty()) { // before the privileges go: lowering it needs one
+    if (!p.oom_score.empty()) { // before the privileges are dropped: lowering it needs one
         const int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
         if (fd >= 0) {
             // A failure only changes when the kernel kills the command, so the command starts anyway.
@@ -63,7 +64,7 @@ constexpr long busy_wait_ns = 2'000'000;
             ::close(fd);
         }
     }
-    if (p.confined) // before the privileges go: the account could not do it
+    if (p.confined) // before the privileges are dropped: the account could not do it
         if (const int failure = confine(); failure != 0) {
             errno = failure;
             give_up();
@@ -77,8 +78,8 @@ constexpr long busy_wait_ns = 2'000'000;
             ::syscall(SYS_setresuid, as.uid, as.uid, as.uid) != 0)
             give_up();
     }
-    // After the change of user, who may have no access where root has, or the other way round on a
-    // network.
+    // Do this after the change of user: the user may have no access where root has it, or the other
+    // way round on a network.
     if (*p.directory == '\0' || ::chdir(p.directory) != 0) {
         p.directory_missing = *p.directory != '\0';
         if (::chdir("/") != 0)
@@ -130,15 +131,15 @@ constexpr long busy_wait_ns = 2'000'000;
 // process must not overwrite our stack: so the call is inline, and the code after it in the new process
 // does not return.
 [[gnu::noinline]] pid_t start_process_in_group(preparation &p) noexcept {
-    clone_args how{};
-    how.flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP;
-    how.exit_signal = SIGCHLD;
-    how.cgroup = static_cast<std::uint64_t>(p.cgroup);
+    clone_args arguments{};
+    arguments.flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP;
+    arguments.exit_signal = SIGCHLD;
+    arguments.cgroup = static_cast<std::uint64_t>(p.cgroup);
 #if defined(__x86_64__)
     long pid;
     asm volatile("syscall"
                  : "=a"(pid)
-                 : "0"(long{SYS_clone3}), "D"(&how), "S"(sizeof how)
+                 : "0"(long{SYS_clone3}), "D"(&arguments), "S"(sizeof arguments)
                  : "rcx", "r11", "memory");
     if (pid == 0)
         become(p);

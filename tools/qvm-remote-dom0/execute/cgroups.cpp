@@ -159,8 +159,8 @@ struct process_stat {
 
 std::string cgroup_home::describe() const {
     std::string unbounded;
-    const auto add = [&](const char *what) {
-        unbounded += (unbounded.empty() ? "" : ", ") + std::string(what);
+    const auto add = [&](const char *resource) {
+        unbounded += (unbounded.empty() ? "" : ", ") + std::string(resource);
     };
     if (!memory)
         add("memory (except of each process alone)");
@@ -177,7 +177,7 @@ std::string cgroup_home::describe() const {
 
 cgroup_home claim_cgroup() {
 #if !defined(__x86_64__)
-    return none("starting a process in one is written for x86-64 alone");
+    return none("only on x86-64 can we start a process in one");
 #endif
     const auto point = mount_point();
     if (!point)

@@ -25,9 +25,9 @@ using std::chrono::milliseconds;
 
 // How long the other processes may run after output has ended (DESIGN.md §7).
 constexpr milliseconds leave_limit{2000};
-// The same for what got SIGHUP, as its terminal has gone.
+// The same, for processes that got SIGHUP because their terminal is gone.
 constexpr milliseconds leave_limit_of_terminal{500};
-// After a signal that is meant to end it.
+// How long a command may run after a signal that asks it to end.
 constexpr milliseconds patience{5000};
 // How long to wait before reporting a stream that the command has closed: most commands end right then.
 constexpr milliseconds early_eof{100};
@@ -67,18 +67,18 @@ execution::execution(execution_context &context, std::unique_ptr<session_port> p
       eof_timer_(context.loop) {}
 
 void execution::start() {
-    const envelope &what = what_.request();
+    const envelope &header = what_.request();
     started_at_ = host::local_time::now();
     started_ms_ = host::boottime_ms();
-    const std::string subject = "vm=" + what_.from().name.text() + " id=" + what.id->text();
-    const std::string shown = preview(command_text(what), dom0_preview);
-    const bool dry = context_.dry_run || what.dry_run;
+    const std::string subject = "vm=" + what_.from().name.text() + " id=" + header.id->text();
+    const std::string shown = preview(command_text(header), dom0_preview);
+    const bool dry = context_.dry_run || header.dry_run;
     {
         auto lines = context_.log.begin();
         lines.add(log_category::auth_ok, subject);
         lines.add(log_category::exec, subject);
         lines.add(log_category::cmd, subject + " cmd=" + shown);
-        if (what.protocol == 1)
+        if (header.protocol == 1)
             lines.add(log_category::info,
                       subject + " protocol 1: nobody signed the command's text");
         if (dry)
@@ -118,7 +118,7 @@ void execution::start() {
 }
 
 host::outcome<void> execution::launch_command() {
-    const envelope &what = what_.request();
+    const envelope &header = what_.request();
     const run_terms &terms = what_.terms();
     const containment &bounds = bounds_ = within(what_.bounds(), context_.ceiling);
     const account &as = what_.as() ? *what_.as() : context_.self;
@@ -132,28 +132,29 @@ host::outcome<void> execution::launch_command() {
     if (!terms.argv.empty()) {
         command.program = terms.argv[0];
         command.argv = terms.argv;
-    } else if (what.kind == request_kind::shell && what.body.size() <= limits::argument_text) {
+    } else if (header.kind == request_kind::shell && header.body.size() <= limits::argument_text) {
         command.program = "bash";
-        command.argv = {"bash", "-c", "--", what.body};
+        command.argv = {"bash", "-c", "--", header.body};
     } else {
-        auto file = script_file::make(context_.scripts, what_.serial(), what.body,
+        auto file = script_file::make(context_.scripts, what_.serial(), header.body,
                                       what_.as() ? what_.as()->who.gid : ::getegid());
         if (!file)
             return tl::unexpected(file.error());
         script_ = std::move(*file);
-        const bool runs_itself = what.kind == request_kind::script &&
-                                 (what.body.starts_with("#!") || what.body.starts_with("\x7f"
-                                                                                       "ELF"));
+        const bool runs_itself = header.kind == request_kind::script &&
+                                 (header.body.starts_with("#!") || header.body.starts_with("\x7f"
+                                                                                           "ELF"));
         command.program = runs_itself ? script_.path() : "bash";
         command.argv = runs_itself ? std::vector{script_.path()}
                                    : std::vector<std::string>{"bash", "--", script_.path()};
-        command.argv.insert(command.argv.end(), what.arguments.begin(), what.arguments.end());
+        command.argv.insert(command.argv.end(), header.arguments.begin(), header.arguments.end());
     }
     command.environment =
-        environment_for(as, context_.language, what_.from().name.text(), what.id->text());
+        environment_for(as, context_.language, what_.from().name.text(), header.id->text());
     if (terms.tty)
         describe_terminal(terms, command.environment);
-    // Behind ours, and only what policy lets through; a name that is ours already is not said twice.
+    // These variables come after ours and do not replace them. Policy has removed the ones that it
+    // does not allow.
     for (const auto &[key, value] : terms.environment)
         if (std::none_of(
                 command.environment.begin(), command.environment.end(),
@@ -164,8 +165,8 @@ host::outcome<void> execution::launch_command() {
 }
 
 host::outcome<void> execution::launch_in_terminal(launch &command) {
-    const envelope &what = what_.request();
-    auto made = terminal::open(what.columns, what.rows,
+    const envelope &header = what_.request();
+    auto made = terminal::open(header.columns, header.rows,
                                what_.as() ? std::optional(what_.as()->who.uid) : std::nullopt);
     if (!made)
         return tl::unexpected(made.error());
@@ -278,7 +279,7 @@ void execution::on_child() {
         watch_child();
 }
 
-// More than the errno says.
+// Explains a failed start when errno alone would mislead.
 std::string execution::why_not_started(int error_number) const {
     const std::string &body = what_.request().body;
     if (error_number != ENOENT || script_.path().empty() || !body.starts_with("#!"))
@@ -287,21 +288,22 @@ std::string execution::why_not_started(int error_number) const {
            for_terminal(std::string_view(body).substr(0, body.find('\n')), 128);
 }
 
-void execution::on_exit(const child_event &what) {
+void execution::on_exit(const child_event &event) {
     exited_ = true;
-    tree_empty_ = tree_empty_ || what.tree_empty;
+    tree_empty_ = tree_empty_ || event.tree_empty;
     if (!end_) {
-        if (WIFSIGNALED(what.wait_status))
+        if (WIFSIGNALED(event.wait_status))
             end_ = run_end{.cause = end_cause::signalled,
-                           .value = static_cast<std::uint32_t>(WTERMSIG(what.wait_status))};
+                           .value = static_cast<std::uint32_t>(WTERMSIG(event.wait_status))};
         else
             end_ = run_end{.cause = end_cause::exited,
-                           .value = static_cast<std::uint32_t>(WEXITSTATUS(what.wait_status))};
-        if (what.out_of_memory)
+                           .value = static_cast<std::uint32_t>(WEXITSTATUS(event.wait_status))};
+        if (event.out_of_memory)
             end_->text = "it needed more than the " + std::to_string(bounds_.most.memory_bytes) +
                          " bytes of memory that dom0 allows";
     }
-    // Before its output is taken: what goes on writing would have no end.
+    // Send the signals before the output is taken: a process that goes on writing would keep it
+    // open.
     if (terminal_)
         for (const int number : {SIGHUP, SIGCONT})
             child_->signal(number);
@@ -338,8 +340,8 @@ void execution::settle() {
     });
 }
 
-// Whoever waits would take the command for one that hangs. Output that only its reader holds up is not
-// meant.
+// Tells the client after a while that other processes still hold the output, since the command
+// would look as if it hangs. It does not do so when only a slow client delays the output.
 void execution::tell_of_held_output() {
     if (takes_what_is_there() || std::exchange(held_output_told_, true))
         return;
@@ -354,7 +356,7 @@ void execution::tell_of_held_output() {
     });
 }
 
-// Once this is so, a pipe that is empty is at its end: whoever still holds it is not waited for.
+// Whether an empty pipe counts as ended, even if another process still has it open.
 bool execution::takes_what_is_there() const {
     return exited_ && (terminal_ || what_.request().ends_with_first_process() ||
                        (tree_empty_ && (time_is_up_ || terminating_)));
@@ -375,7 +377,7 @@ void execution::terminate() {
 
 void execution::on_time_limit() {
     time_is_up_ = true;
-    // Only the client keeps this execution from ending, so it counts as ended.
+    // If no process is left, only the client delays the end, and that is not a time-out.
     if (!exited_ || !tree_empty_)
         terminate_because(end_cause::timed_out, what_.terms().timeout_s, {});
     take_what_is_there();
@@ -452,8 +454,8 @@ void execution::close_outputs() {
     close_terminal();
 }
 
-// With the last descriptor of our end the kernel sends SIGHUP to the session's leader and to the job
-// in the foreground.
+// When the last descriptor of our end is closed, the kernel sends SIGHUP to the session's leader
+// and to the job in the foreground.
 void execution::close_terminal() {
     if (terminal_) {
         drop_stdin();
@@ -548,7 +550,7 @@ void execution::write_stdin() {
 
 void execution::stdin_eof() {
     stdin_ended_ = true;
-    if (terminal_ && stdin_.is_open()) // which has no end, but a key for one
+    if (terminal_ && stdin_.is_open()) // a terminal has no end of input, but a key for it
         stdin_backlog_ += terminal_->end_of_input(in_line_);
     if (stdin_backlog_.empty())
         drop_stdin();
@@ -565,8 +567,7 @@ void execution::drop_stdin() {
 void execution::signal(int number) {
     if (finished_ || !child_)
         return;
-    if (terminal_ &&
-        terminal_->interrupt(number)) // the program in the foreground ends, or does not
+    if (terminal_ && terminal_->interrupt(number)) // the program in the foreground may ignore it
         return;
     child_->signal(number);
     if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
@@ -646,13 +647,13 @@ void execution::finish() {
     child_.reset();
 
     const std::uint64_t duration_ms = host::boottime_ms() - started_ms_;
-    run_end how = *end_;
+    run_end ended = *end_;
     if (port_) {
-        how = port_->end(std::move(how), {started_at_.timestamp(), duration_ms});
+        ended = port_->end(std::move(ended), {started_at_.timestamp(), duration_ms});
         port_->flush();
     } else {
-        how.stdout_bytes = outputs_[0].bytes;
-        how.stderr_bytes = outputs_[1].bytes;
+        ended.stdout_bytes = outputs_[0].bytes;
+        ended.stderr_bytes = outputs_[1].bytes;
     }
 
     journal_entry entry;
@@ -660,13 +661,13 @@ void execution::finish() {
     entry.peer = what_.from().name.text();
     entry.id = what_.request().id->text();
     entry.of = what_.serial();
-    entry.exit = how.exit_code();
-    entry.cause = name(how.cause);
-    if (how.cause == end_cause::cancelled)
-        entry.reason = name(static_cast<errc>(how.value));
+    entry.exit = ended.exit_code();
+    entry.cause = name(ended.cause);
+    if (ended.cause == end_cause::cancelled)
+        entry.reason = name(static_cast<errc>(ended.value));
     entry.stdin_bytes = stdin_bytes_;
-    entry.stdout_bytes = how.stdout_bytes;
-    entry.stderr_bytes = how.stderr_bytes;
+    entry.stdout_bytes = ended.stdout_bytes;
+    entry.stderr_bytes = ended.stderr_bytes;
     entry.started = started_at_.precise();
     entry.duration_ms = duration_ms;
     context_.records.note(std::move(entry));
@@ -679,10 +680,11 @@ void execution::finish() {
             lines.add(log_category::out, text);
         for (const std::string &text : outputs_[1].shown.show("  stderr: "))
             lines.add(log_category::err, text);
-        if (how.cause == end_cause::timed_out)
-            lines.add(log_category::timeout, subject + " after=" + std::to_string(how.value) + "s");
-        lines.add(how.exit_code() == 0 ? log_category::done : log_category::done_fail,
-                  subject + " exit=" + std::to_string(how.exit_code()) +
+        if (ended.cause == end_cause::timed_out)
+            lines.add(log_category::timeout,
+                      subject + " after=" + std::to_string(ended.value) + "s");
+        lines.add(ended.exit_code() == 0 ? log_category::done : log_category::done_fail,
+                  subject + " exit=" + std::to_string(ended.exit_code()) +
                       " duration=" + std::to_string(duration_ms) + "ms");
     }
     port_.reset();

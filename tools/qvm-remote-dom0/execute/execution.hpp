@@ -79,7 +79,7 @@ class execution : public std::enable_shared_from_this<execution> {
     void write_stdin();
     void drop_stdin();
     [[nodiscard]] std::string why_not_started(int error_number) const;
-    void on_exit(const child_event &what);
+    void on_exit(const child_event &event);
     void settle();
     void tell_of_held_output();
     [[nodiscard]] bool takes_what_is_there() const;
@@ -101,7 +101,7 @@ class execution : public std::enable_shared_from_this<execution> {
     std::uint64_t started_ms_ = 0;
 
     std::optional<terminal> terminal_;
-    script_file script_; // what the command runs from, where that is a file
+    script_file script_; // the file that the command runs from, if there is one
     std::optional<child> child_;
     boost::asio::posix::stream_descriptor control_;
     boost::asio::posix::stream_descriptor stdin_;
@@ -121,7 +121,7 @@ class execution : public std::enable_shared_from_this<execution> {
     bool tree_empty_ = false;
     bool terminating_ = false;
     bool held_output_told_ = false;
-    bool leaving_ = false;    // output has ended, and what is left may end by itself
+    bool leaving_ = false;    // output has ended, and other processes may end by themselves
     bool time_is_up_ = false; // the time-out has passed
     bool finished_ = false;
     bool told_to_end_ = false; // by a signal

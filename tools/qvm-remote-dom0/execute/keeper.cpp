@@ -39,7 +39,7 @@ class keeper {
         : control_(std::move(control)), group_(group) {}
 
     [[nodiscard]] bool start(preparation &p, const cgroup_home &home) noexcept {
-        // The daemon dropped it before it began, so nobody would read its output.
+        // If the daemon dropped the command before it began, nobody would read its output.
         char byte;
         if (::recv(control_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
             return false;
@@ -60,11 +60,11 @@ class keeper {
             fail(p.error);
             return false;
         }
-        tell({child_event::started, first_, p.directory_missing});
+        send_report({child_event::started, first_, p.directory_missing});
         return true;
     }
 
-    void fail(int error_number) noexcept { tell({child_event::failed, error_number, 0}); }
+    void fail(int error_number) noexcept { send_report({child_event::failed, error_number, 0}); }
 
     // Waits until no process of the tree is left. Returns whether it ended by itself.
     bool watch() {
@@ -87,12 +87,12 @@ class keeper {
                     break;
             }
         }
-        tell({child_event::empty, 0, 0});
+        send_report({child_event::empty, 0, 0});
         return !killing_;
     }
 
   private:
-    void tell(const report &what) noexcept { send_one(control_.get(), what); }
+    void send_report(const report &what) noexcept { send_one(control_.get(), what); }
 
     [[nodiscard]] static bool now_is(std::uint64_t at_ms) noexcept {
         return at_ms != never && now_ms() >= at_ms;
@@ -101,8 +101,8 @@ class keeper {
         return killing_ ? clock_.next() : kill_at_ms_;
     }
 
-    // Whether nothing is left. Without a child there is no descendant: a process that loses its parent
-    // becomes our child.
+    // Returns whether no process is left. Without a child there is no descendant: a process that
+    // loses its parent becomes our child.
     [[nodiscard]] bool reap_all() {
         int status = 0, first_status = 0;
         bool first_ended = false;
@@ -114,25 +114,26 @@ class keeper {
                 first_status = status;
             }
         if (first_ended)
-            tell({child_event::exited, first_status,
-                  (pid < 0 ? flag_empty : 0) |
-                      (memory_is_bounded_ && group_.out_of_memory() ? flag_out_of_memory : 0)});
+            send_report(
+                {child_event::exited, first_status,
+                 (pid < 0 ? flag_empty : 0) |
+                     (memory_is_bounded_ && group_.out_of_memory() ? flag_out_of_memory : 0)});
         return pid < 0;
     }
 
     void take_order() {
-        order what{};
-        const ssize_t n = receive(control_.get(), &what, sizeof what);
+        order received{};
+        const ssize_t n = receive(control_.get(), &received, sizeof received);
         if (n < 0 && errno == EAGAIN)
             return;
-        if (n != sizeof what) {
+        if (n != sizeof received) {
             // Reports are still sent: the daemon may only have closed its side for writing.
             deaf_ = true;
             begin_to_kill();
-        } else if (what == order_terminate) {
+        } else if (received == order_terminate) {
             terminate();
         } else {
-            signal(what);
+            signal(received);
         }
     }
 
@@ -185,7 +186,7 @@ class keeper {
     kill_clock clock_;
 };
 
-// Only for resources without a controller: a controller does it better.
+// Returns limits only for resources without a controller, since a controller limits better.
 [[nodiscard]] std::vector<std::pair<int, rlim_t>> rlimits_for(const preparation &p,
                                                               const cgroup_home &home) {
     std::vector<std::pair<int, rlim_t>> out;
@@ -267,7 +268,8 @@ void be_keeper(unique_fd socket, unique_fd link, pid_t warden, const cgroup_home
         ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
         if (::getppid() != warden)
             break;
-        // Made in advance, while nobody waits for it. If it cannot be made, the command does not start.
+        // Make the group in advance, while nobody waits for it. If it cannot be made, the command
+        // does not start.
         (void)group.make();
         std::optional<launch_message> message;
         do
@@ -276,7 +278,7 @@ void be_keeper(unique_fd socket, unique_fd link, pid_t warden, const cgroup_home
                message->received.empty()); // out of descriptors: the control socket was closed
         if (!message)
             break;
-        // From here on there is a command to watch to its end, with or without a warden.
+        // From now on this process watches a command to its end, with or without a warden.
         ::prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
         socket.reset();
         send_one(link.get(), keeper_word::taken);

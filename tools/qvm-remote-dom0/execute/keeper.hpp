@@ -18,7 +18,7 @@ struct cgroup_home;
 /// it asks for the socket to wait again. When the warden closes the link, the keeper ends.
 enum class keeper_word : std::uint8_t { taken, done };
 
-/// The warden's answer to `done`: the socket.
+/// The warden's answer to `done`: sends the socket over the link.
 void lend(int link, int socket) noexcept;
 
 /// The loop of a keeper: it waits for a message, runs a command to its end, and waits again if the

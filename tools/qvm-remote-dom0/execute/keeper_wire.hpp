@@ -27,8 +27,8 @@ inline constexpr std::int32_t flag_empty = 1, flag_out_of_memory = 2;
 using order = std::int32_t;
 inline constexpr order order_terminate = 0;
 
-/// -1 with errno, 0 when the peer has closed. When the peer closed before it read everything,
-/// ECONNRESET comes once, before the messages that it had sent; read on after it.
+/// Returns the size, -1 with errno, or 0 when the peer has closed. When the peer closed before it
+/// read everything, ECONNRESET comes once, before the messages that it had sent; read on after it.
 [[nodiscard]] inline ssize_t receive(int fd, void *to, std::size_t size) noexcept {
     for (;;) {
         const ssize_t n = ::recv(fd, to, size, MSG_DONTWAIT);

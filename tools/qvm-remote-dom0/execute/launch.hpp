@@ -35,7 +35,8 @@ struct launch {
     std::optional<int> oom_score_adj; ///< absent: the daemon's
     bool no_new_privs = false;
     bool terminal = false; ///< `in` is a terminal, which becomes the controlling one
-    bool confined = false; ///< in the view of base/confinement.hpp; it fails where none can be had
+    /// Calls confine() (base/confinement.hpp). The launch fails if that is not possible.
+    bool confined = false;
     resources most;
     int in = -1, out = -1, err = -1;        ///< become 0, 1, 2
     std::vector<std::pair<int, int>> extra; ///< our descriptor -> its number in the command, from 3

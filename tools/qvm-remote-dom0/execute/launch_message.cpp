@@ -54,29 +54,29 @@ enum : std::uint8_t {
     has_terminal = 16
 };
 
-void put_launch(byte_writer &to, const launch &what) {
+void put_launch(byte_writer &to, const launch &command) {
     to.u8(static_cast<std::uint8_t>(
-        (what.user ? has_user : 0) | (what.oom_score_adj ? has_oom_score : 0) |
-        (what.no_new_privs ? has_no_new_privs : 0) | (what.confined ? is_confined : 0) |
-        (what.terminal ? has_terminal : 0)));
-    to.u32(what.umask);
-    to.u32(static_cast<std::uint32_t>(what.oom_score_adj.value_or(0)));
-    to.u64(what.most.memory_bytes);
-    to.u32(what.most.pids);
-    to.u32(what.most.cpu_percent);
-    const identity as = what.user.value_or(identity{});
+        (command.user ? has_user : 0) | (command.oom_score_adj ? has_oom_score : 0) |
+        (command.no_new_privs ? has_no_new_privs : 0) | (command.confined ? is_confined : 0) |
+        (command.terminal ? has_terminal : 0)));
+    to.u32(command.umask);
+    to.u32(static_cast<std::uint32_t>(command.oom_score_adj.value_or(0)));
+    to.u64(command.most.memory_bytes);
+    to.u32(command.most.pids);
+    to.u32(command.most.cpu_percent);
+    const identity as = command.user.value_or(identity{});
     to.u32(as.uid);
     to.u32(as.gid);
     to.u32(static_cast<std::uint32_t>(as.groups.size()));
     for (const gid_t g : as.groups)
         to.u32(g);
-    to.u32(static_cast<std::uint32_t>(what.extra.size()));
-    for (const auto &[from, number] : what.extra)
+    to.u32(static_cast<std::uint32_t>(command.extra.size()));
+    for (const auto &[from, number] : command.extra)
         to.u32(static_cast<std::uint32_t>(number));
-    put_string(to, what.program);
-    put_string(to, what.directory);
-    put_strings(to, what.argv);
-    put_strings(to, what.environment);
+    put_string(to, command.program);
+    put_string(to, command.directory);
+    put_strings(to, command.argv);
+    put_strings(to, command.environment);
 }
 
 [[nodiscard]] bool has_nul(const std::string &text) { return text.find('\0') != std::string::npos; }
@@ -113,36 +113,36 @@ void put_launch(byte_writer &to, const launch &what) {
 
 } // namespace
 
-const char *why_not(const launch &what) {
-    if (what.program.empty() || what.argv.empty())
+const char *why_not(const launch &command) {
+    if (command.program.empty() || command.argv.empty())
         return "a command needs a program and an argv";
-    if (has_nul(what.program) || has_nul(what.directory) ||
-        std::any_of(what.argv.begin(), what.argv.end(), has_nul) ||
-        std::any_of(what.environment.begin(), what.environment.end(), has_nul))
+    if (has_nul(command.program) || has_nul(command.directory) ||
+        std::any_of(command.argv.begin(), command.argv.end(), has_nul) ||
+        std::any_of(command.environment.begin(), command.environment.end(), has_nul))
         return "a command holds a NUL byte";
-    if (what.in < 0 || what.out < 0 || what.err < 0 || what.extra.size() > most_extra)
+    if (command.in < 0 || command.out < 0 || command.err < 0 || command.extra.size() > most_extra)
         return "a command lacks a descriptor or has too many";
-    for (auto at = what.extra.begin(); at != what.extra.end(); ++at)
+    for (auto at = command.extra.begin(); at != command.extra.end(); ++at)
         if (at->first < 0 || at->second < 3 || at->second > 1023 ||
-            std::any_of(what.extra.begin(), at,
+            std::any_of(command.extra.begin(), at,
                         [&](const auto &other) { return other.second == at->second; }))
             return "a command's descriptor has no number of its own";
     return nullptr;
 }
 
-host::outcome<void> send_launch(int socket, int control, const launch &what) {
+host::outcome<void> send_launch(int socket, int control, const launch &command) {
     bytes block;
     byte_writer to(block);
     to.u8(0); // see take_message
-    put_launch(to, what);
+    put_launch(to, command);
     if (block.size() > largest_block)
         return host::failed(
             "the command and its environment are too long to start: send data by standard input "
             "instead",
             E2BIG);
 
-    std::vector<int> descriptors = {control, what.in, what.out, what.err};
-    for (const auto &[fd, number] : what.extra)
+    std::vector<int> descriptors = {control, command.in, command.out, command.err};
+    for (const auto &[fd, number] : command.extra)
         descriptors.push_back(fd);
     unique_fd file;
     if (block.size() > inline_block) {

@@ -19,10 +19,10 @@ namespace qvmremote::dom0 {
 
 /// Why a launch cannot be sent; null when it can. Above all, a string must not hold NUL: the kernel
 /// would cut it there, and another command than the approved one would run.
-[[nodiscard]] const char *why_not(const launch &what);
+[[nodiscard]] const char *why_not(const launch &command);
 
 /// Sends the launch, with `control`, the keeper's end of the command's socket. Waits 1 s at most.
-[[nodiscard]] host::outcome<void> send_launch(int socket, int control, const launch &what);
+[[nodiscard]] host::outcome<void> send_launch(int socket, int control, const launch &command);
 
 /// A received launch: control, stdin, stdout, stderr, the extra descriptors and, when there is no
 /// block, the file with it. Without descriptors, nothing was received.
@@ -31,7 +31,7 @@ struct launch_message {
     bytes_view block;
 };
 
-/// Nothing when the daemon is gone. The next call overwrites the block.
+/// Receives a launch; nothing when the daemon is gone. The next call overwrites the block.
 [[nodiscard]] std::optional<launch_message> take_message(int socket, int flags);
 
 /// Maps the file with a large block. It stays mapped, since argv points into it.

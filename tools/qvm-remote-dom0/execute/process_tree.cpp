@@ -24,14 +24,14 @@ constexpr std::size_t processes_per_pass = 4096;
 // Processes and their children, from /proc.
 class process_table {
   public:
-    explicit process_table(listing how) : how_(how) {
-        if (how_ == listing::whole_proc)
+    explicit process_table(listing kind) : kind_(kind) {
+        if (kind_ == listing::whole_proc)
             scan();
     }
 
     // The list is complete only while no child ends, so a caller that must not miss one asks again.
     void append_children(pid_t of, std::vector<pid_t> &to) const {
-        if (how_ == listing::whole_proc) {
+        if (kind_ == listing::whole_proc) {
             const auto [first, last] = children_.equal_range(of);
             for (auto at = first; at != last; ++at)
                 to.push_back(at->second);
@@ -83,7 +83,7 @@ class process_table {
         }
     }
 
-    listing how_;
+    listing kind_;
     std::multimap<pid_t, pid_t> children_; // by parent; only for whole_proc
 };
 
@@ -96,8 +96,8 @@ class process_table {
 
 } // namespace
 
-std::vector<pid_t> processes_below(pid_t root, listing how) {
-    const process_table table(how);
+std::vector<pid_t> processes_below(pid_t root, listing kind) {
+    const process_table table(kind);
     std::vector<pid_t> found;
     table.append_children(root, found);
     for (std::size_t i = 0; i < found.size() && i < processes_per_pass; ++i)

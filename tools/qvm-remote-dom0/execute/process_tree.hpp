@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Finds, kills and waits for the processes below one.
+/// Finds, kills and waits for the processes below a process.
 
 #pragma once
 
@@ -22,12 +22,12 @@ namespace qvmremote::dom0 {
 enum class listing { children_files, whole_proc };
 
 /// The processes below `root`, parents before their children.
-[[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing how);
+[[nodiscard]] std::vector<pid_t> processes_below(pid_t root, listing kind);
 /// The same, in the first way if the kernel has it.
 [[nodiscard]] std::vector<pid_t> processes_below(pid_t root);
 
 /// Kills the processes below us, in one pass. Returns whether there were any. Does not touch the
-/// children in `spare`, and the processes below them.
+/// children in `spare`, or the processes below them.
 bool kill_all_below_us(const std::function<bool(pid_t)> &spare = {});
 
 /// Milliseconds of the monotonic clock.

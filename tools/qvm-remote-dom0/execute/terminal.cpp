@@ -40,11 +40,11 @@ host::outcome<terminal> terminal::open(std::uint16_t columns, std::uint16_t rows
     unique_fd ours(::posix_openpt(flags));
     if (!ours || ::unlockpt(ours.get()) != 0)
         return host::failed("cannot make a terminal", errno);
-    // Not by its name: another file system may be mounted at /dev/pts.
+    // Do not open it by its name: another file system may be mounted at /dev/pts.
     unique_fd command(::ioctl(ours.get(), TIOCGPTPEER, flags));
     if (!command)
         return host::failed("cannot open a terminal", errno);
-    // Nobody else writes onto it.
+    // No other user may write to it.
     if ((owner && ::fchown(command.get(), *owner, static_cast<gid_t>(-1)) != 0) ||
         ::fchmod(command.get(), 0600) != 0)
         return host::failed("cannot give a terminal to its account", errno);

@@ -18,15 +18,16 @@
 
 namespace qvmremote::dom0 {
 
-/// Both ends of a pseudo-terminal. The daemon keeps the command's end open too, so that a command that
-/// closes its descriptors can open /dev/tty again, and nobody takes that for the end of its output.
+/// Both ends of a pseudo-terminal. The daemon keeps the command's end open too, so that a command
+/// that closes its descriptors can open /dev/tty again, and we do not take that for the end of its
+/// output.
 class terminal {
   public:
-    /// `owner`: whom the command runs as, if not as the daemon.
+    /// `owner`: the user that the command runs as, if that is not the daemon's user.
     [[nodiscard]] static host::outcome<terminal> open(std::uint16_t columns, std::uint16_t rows,
                                                       std::optional<uid_t> owner);
 
-    /// Another descriptor of our end, which does not block.
+    /// Makes another descriptor of our end, which does not block.
     [[nodiscard]] host::outcome<host::unique_fd> end() const;
     /// Borrowed: the command's end.
     [[nodiscard]] int of_command() const noexcept { return command_.get(); }
@@ -38,10 +39,11 @@ class terminal {
     }
 
     void resize(std::uint16_t columns, std::uint16_t rows) noexcept;
-    /// What Ctrl-C and Ctrl-\ do: SIGINT or SIGQUIT to the job in the foreground. False for others.
+    /// Does what Ctrl-C or Ctrl-\ does: sends SIGINT or SIGQUIT to the job in the foreground. False
+    /// for other signals.
     [[nodiscard]] bool interrupt(int signal) noexcept;
-    /// What to type so that a reader of lines sees the end of its input; nothing for one of keys.
-    /// `in_line`: something was typed since the last newline.
+    /// The bytes to type so that a program that reads lines sees the end of its input. Empty for a
+    /// program that reads single keys. `in_line`: something was typed since the last newline.
     [[nodiscard]] std::string end_of_input(bool in_line) const;
 
   private:
@@ -51,8 +53,9 @@ class terminal {
     host::unique_fd ours_, command_;
 };
 
-/// Adds to a command's environment what its terminal is, and the locale of whoever sits at it. Below
-/// full access, programs that would start a pager for a terminal print instead, and less starts nothing.
+/// Adds the type of the terminal and the user's locale to a command's environment. Below full
+/// access, it also makes programs print instead of starting a pager, and keeps less from starting
+/// other programs.
 void describe_terminal(const run_terms &terms, std::vector<std::string> &environment);
 
 } // namespace qvmremote::dom0

@@ -29,9 +29,9 @@ namespace {
 
 using host::unique_fd;
 
-// Makes sure that a keeper waits for the next message. fork takes longer than everything else between
-// launch and exec, so a keeper is forked in advance, and not at all if one has finished its command.
-// The warden itself reads a message only when it cannot fork.
+// Makes sure that a keeper waits for the next message. fork takes longer than everything else
+// between launch and exec, so a keeper is forked in advance. A keeper that has finished its command
+// is used again. The warden itself reads a message only when it cannot fork.
 class warden_process {
   public:
     warden_process(unique_fd socket, const cgroup_home &home) noexcept
@@ -49,9 +49,9 @@ class warden_process {
             for (const auto &[pid, k] : keepers_)
                 watched.push_back({k.link.get(), POLLIN, 0});
             wait_for(watched, orphans_ ? clock_.next() : never);
-            auto heard = watched.begin() + 1;
+            auto ready = watched.begin() + 1;
             for (auto &[pid, k] : keepers_)
-                if ((heard++)->revents != 0)
+                if ((ready++)->revents != 0)
                     listen(k);
             if (watched[0].revents & (POLLHUP | POLLERR))
                 socket_.reset();
@@ -78,14 +78,14 @@ class warden_process {
     }
 
     void listen(kept &k) {
-        keeper_word said{};
-        const ssize_t n = receive(k.link.get(), &said, sizeof said);
+        keeper_word word{};
+        const ssize_t n = receive(k.link.get(), &word, sizeof word);
         if (n < 0 && errno == EAGAIN)
             return;
         k.waits = false;
-        if (n == sizeof said && said == keeper_word::taken)
+        if (n == sizeof word && word == keeper_word::taken)
             return;
-        if (n == sizeof said && socket_ && idle() < most_idle) {
+        if (n == sizeof word && socket_ && idle() < most_idle) {
             k.waits = true;
             lend(k.link.get(), socket_.get());
         } else {
@@ -93,7 +93,7 @@ class warden_process {
         }
     }
 
-    // False with errno.
+    // Returns false, with errno, when that fails.
     bool make_keeper() {
         int ends[2];
         if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
@@ -118,7 +118,7 @@ class warden_process {
         return true;
     }
 
-    // Whether processes are left whose keeper has died.
+    // Kills processes whose keeper has died. Returns whether some are left.
     bool clear_up() {
         std::erase_if(abandoned_, [](const command_cgroup &group) {
             group.kill();
@@ -224,27 +224,27 @@ struct socket_pair {
 std::optional<child_event> child::next() {
     if (over_)
         return {};
-    report what{};
-    const ssize_t n = receive(control_.get(), &what, sizeof what);
+    report received{};
+    const ssize_t n = receive(control_.get(), &received, sizeof received);
     if (n < 0 && errno == EAGAIN)
         return {};
     child_event out{};
-    if (n != sizeof what) {
+    if (n != sizeof received) {
         out.kind = child_event::lost;
     } else {
-        out.kind = static_cast<child_event::event_kind>(what.kind);
+        out.kind = static_cast<child_event::event_kind>(received.kind);
         switch (out.kind) {
         case child_event::started:
-            out.pid = what.number;
-            out.directory_missing = what.flag != 0;
+            out.pid = received.number;
+            out.directory_missing = received.flag != 0;
             break;
         case child_event::failed:
-            out.error_number = what.number;
+            out.error_number = received.number;
             break;
         case child_event::exited:
-            out.wait_status = what.number;
-            out.tree_empty = (what.flag & flag_empty) != 0;
-            out.out_of_memory = (what.flag & flag_out_of_memory) != 0;
+            out.wait_status = received.number;
+            out.tree_empty = (received.flag & flag_empty) != 0;
+            out.out_of_memory = (received.flag & flag_out_of_memory) != 0;
             break;
         case child_event::empty:
         case child_event::lost:
