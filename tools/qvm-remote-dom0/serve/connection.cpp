@@ -17,14 +17,16 @@ namespace qvmremote::dom0 {
 
 namespace {
 
-// Reads of one wake-up: enough to keep a fast peer busy, few enough to let the others on.
+// How many reads follow one wake-up: enough to keep a fast peer busy, and few enough that other
+// streams get their turn.
 constexpr int reads_in_a_row = 4;
 
-// A stream from which nothing comes is asked for a sign of life. It counts as silent when none comes, and
-// stays open: its qube may be paused, its agent or its client stopped. It ends when it is closed.
+// When nothing comes from a stream, we send a ping. Without an answer the stream counts as silent,
+// but it stays open: its qube may be paused, or its agent or client may be stopped.
 constexpr std::uint64_t busy_interval_ms = 10'000;
 constexpr std::uint64_t patience_ms = 15'000;
-// So many bad tokens in so long a time, then the stream is not read until that is over.
+// After more bad tokens than this within the window, the stream is not read for as long as the
+// window.
 constexpr std::size_t failures_at_once = 200;
 constexpr std::uint64_t failure_window_ms = 100;
 
@@ -57,10 +59,10 @@ class live_session final : public session_port {
     }
     void grant_stdin(std::size_t n) override { machine().grant_stdin(number_, n); }
     void notify(std::string_view text) override { machine().notify(number_, text); }
-    run_end end(run_end how, const run_record &) override {
-        how = machine().end(number_, std::move(how));
+    run_end end(run_end ended, const run_record &) override {
+        ended = machine().end(number_, std::move(ended));
         stream_->forget(number_);
-        return how;
+        return ended;
     }
     void flush() override { stream_->flush(); }
 
@@ -71,7 +73,8 @@ class live_session final : public session_port {
     std::uint32_t number_;
 };
 
-// The same session as its request speaks to it. The connection owns the request, and this with it.
+// The same session, as its request uses it. The connection owns the request, and the request owns
+// this.
 class session_request_port final : public request_port {
   public:
     session_request_port(connection &stream, std::uint32_t number)
@@ -318,7 +321,7 @@ result<verified<request>> connection::take_body(std::uint32_t number) {
     return stream_.complete(number, requests_.at(number)->verified_header());
 }
 
-// A copy, since any of them may end, and end others with it.
+// Use a copy, since a call may end requests.
 template <class Call>
 void connection::for_each_request(Call call) {
     const auto all = requests_;
@@ -343,16 +346,17 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     requests_.emplace(number, request);
     if (requests_.size() == 1)
         context_.daemon.keep_alive_changed();
-    // Beside what waits and runs: commands that have ended and whose output nobody reads.
+    // More than these can exist, because a command that has ended keeps its request until its
+    // output is read.
     if (requests_.size() > limits::waiting_per_qube + limits::running_per_qube)
         return request->give_up({errc::busy, {}});
     request->begin(event.data.size());
 }
 
 void connection::answer_directly(std::uint32_t number, const candidate &asked) {
-    const envelope &what = *asked.header;
-    stream_.accept(number, what.timeout_s, false);
-    if (what.kind == request_kind::status) {
+    const envelope &header = *asked.header;
+    stream_.accept(number, header.timeout_s, false);
+    if (header.kind == request_kind::status) {
         const std::string text =
             "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
             "\nlevel: " + context_.admission.level(from_.name) +
@@ -363,10 +367,10 @@ void connection::answer_directly(std::uint32_t number, const candidate &asked) {
         stream_.commit_output(number, frame_type::stdout_data, room.size());
     }
     stream_.end(number, {.cause = end_cause::exited});
-    context_.records.release(from_.name, *what.id);
+    context_.records.release(from_.name, *header.id);
     context_.log.write_for(from_.name.text(), log_category::auth_ok,
-                           "vm=" + from_.name.text() + " id=" + what.id->text() + " (" +
-                               std::string(name(what.kind)) + ")");
+                           "vm=" + from_.name.text() + " id=" + header.id->text() + " (" +
+                               std::string(name(header.kind)) + ")");
 }
 
 void connection::count_failure(std::uint64_t now_ms) {
@@ -401,7 +405,7 @@ void connection::keep_alive(std::uint64_t now_ms, bool all) {
     if (stream_.queue_only() && queue_)
         queue_->ping();
     else if (stream_.queue_only())
-        pinged_ms_ = 0; // it speaks first
+        pinged_ms_ = 0; // its carrier sends the first message
     else
         stream_.ping(now_ms);
     flush();

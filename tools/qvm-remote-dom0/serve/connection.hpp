@@ -32,7 +32,7 @@ class connection : public std::enable_shared_from_this<connection> {
 
     [[nodiscard]] const peer &from() const noexcept { return from_; }
     [[nodiscard]] server_stream &stream() noexcept { return stream_; }
-    /// The request of a session whose body is complete; errors as server_stream::complete.
+    /// The request of a session whose body is complete. Fails as server_stream::complete does.
     [[nodiscard]] result<verified<request>> take_body(std::uint32_t number);
     [[nodiscard]] std::size_t session_count() const noexcept { return stream_.session_count(); }
 
@@ -42,8 +42,8 @@ class connection : public std::enable_shared_from_this<connection> {
     /// Ends the stream, and the commands that run for it.
     void close();
 
-    /// The keep-alive (DESIGN.md §5): asks for a sign of life when the last one is old, at whatever
-    /// time when `all`, and says once that a stream does not answer.
+    /// The keep-alive (DESIGN.md §5): sends a ping when nothing has come for some time, or in any
+    /// case with `all`. Logs once that a stream does not answer.
     void keep_alive(std::uint64_t now_ms, bool all);
     /// When keep_alive has something to do; UINT64_MAX while the stream is idle or silent.
     [[nodiscard]] std::uint64_t keep_alive_due() const;
@@ -91,10 +91,10 @@ class connection : public std::enable_shared_from_this<connection> {
     server_stream stream_;
     std::map<std::uint32_t, std::shared_ptr<request_pipeline>> requests_;
     std::unique_ptr<entry_queue> queue_;     // null until the other end uses it
-    std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no question is open
+    std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no ping waits for an answer
     std::size_t failures_ = 0;               // in this period
     std::uint64_t failures_since_ms_ = 0;
-    bool silent_ = false; // the question was not answered in time
+    bool silent_ = false; // the ping was not answered in time
     bool reading_ = false;
     bool writing_ = false;
     bool closed_ = false;

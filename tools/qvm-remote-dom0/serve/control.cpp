@@ -130,8 +130,9 @@ struct control_server::exchange : std::enable_shared_from_this<exchange> {
     void answer_to(std::string_view request) {
         if (!is_always_answered(request)) {
             if (taken->held >= most_held)
-                return send("the daemon answers too many others just now, approvals watch perhaps; "
-                            "end some of them, or try again in a minute\n");
+                return send(
+                    "the daemon answers too many other requests now, perhaps of approvals watch; "
+                    "end some of them, or try again in a minute\n");
             is_held = true;
             ++taken->held;
         }

@@ -25,7 +25,7 @@
 
 namespace qvmremote::dom0 {
 
-/// Who asks, from the kernel (SO_PEERCRED).
+/// The process that asks, as the kernel reports it (SO_PEERCRED).
 struct requester {
     uid_t uid;
     pid_t pid;
@@ -38,7 +38,8 @@ struct requester {
     [[nodiscard]] bool lives() const noexcept;
 };
 
-/// Who made the connection to a UNIX socket; nothing for users that control_server does not answer.
+/// The process at the other end of a UNIX socket; nothing if control_server does not answer its
+/// user.
 [[nodiscard]] std::optional<requester> who_asks(int connection);
 
 /// Answers root, the daemon's own user and operators: dom0's desktop users, the members of group
@@ -50,8 +51,8 @@ struct requester {
 class control_server {
   public:
     static constexpr std::size_t most_unread = 64; ///< connections without a request yet
-    static constexpr std::size_t most_held =
-        64; ///< requests that wait, or whose answer waits to be read
+    /// Requests that wait, or whose answer waits to be read.
+    static constexpr std::size_t most_held = 64;
 
     /// Called exactly once, at once or later.
     using reply = std::function<void(std::string)>;
@@ -87,8 +88,8 @@ class control_server {
                                                     int seconds = 10,
                                                     std::size_t most = 1024 * 1024);
 
-/// The process that listens there, from the kernel, even when it does not answer; nothing when there is
-/// none.
+/// The process that listens at the control socket, as the kernel reports it, even when it does not
+/// answer. Nothing when there is none.
 [[nodiscard]] std::optional<pid_t> daemon_pid(const paths &where);
 
 } // namespace qvmremote::dom0

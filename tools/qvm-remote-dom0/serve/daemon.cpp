@@ -69,10 +69,10 @@ class daemon final : public coordinator {
         loop_.run();
         log_->write_counts(true);
         log_->write(log_category::info, "shutting down");
-        // In this order: what runs reports to the records.
+        // In this order, since running commands still use the records when they end.
         tags_.reset();
-        parts_->execution.running.clear();
-        parts_->connections.clear();
+        service_->execution.running.clear();
+        service_->connections.clear();
         records_.reset();
         return exit_code_;
     }
@@ -87,7 +87,7 @@ class daemon final : public coordinator {
             return allowed;
         if (auto opened = open_files(); !opened)
             return opened;
-        if (auto made = make_parts(); !made)
+        if (auto made = make_service(); !made)
             return made;
         return serve();
     }
@@ -130,7 +130,7 @@ class daemon final : public coordinator {
         return {};
     }
 
-    host::outcome<void> make_parts() {
+    host::outcome<void> make_service() {
         tags_ = std::make_unique<tag_source>(
             tag_origin::of(settings_, options_.where),
             [this](std::function<void()> work) { boost::asio::post(loop_, std::move(work)); });
@@ -140,13 +140,13 @@ class daemon final : public coordinator {
             return loaded;
         if (const std::string trouble = policy_trouble(*admission_); !trouble.empty())
             std::fputs(trouble.c_str(), stderr);
-        parts_ = std::make_shared<service>(*this, loop_, *log_, *records_, *admission_, approvals_,
-                                           children_);
+        service_ = std::make_shared<service>(*this, loop_, *log_, *records_, *admission_,
+                                             approvals_, children_);
         if (auto ready = prepare_scripts(options_.where.scripts()); !ready)
             return ready;
-        parts_->execution.scripts = options_.where.scripts();
-        parts_->execution.dry_run = options_.dry_run;
-        parts_->execution.on_end = [this] { something_ended(); };
+        service_->execution.scripts = options_.where.scripts();
+        service_->execution.dry_run = options_.dry_run;
+        service_->execution.on_end = [this] { something_ended(); };
         admission_->when_none_starts([this] { something_ended(); });
         notifier_.use(notify_program(settings_));
         find_account();
@@ -155,7 +155,7 @@ class daemon final : public coordinator {
     }
 
     host::outcome<void> serve() {
-        ways_.emplace(*parts_, options_, settings_, keys_, [this] {
+        ways_.emplace(*service_, options_, settings_, keys_, [this] {
             if (single_)
                 single_->stream_came();
             keep_alive_->arm();
@@ -169,13 +169,13 @@ class daemon final : public coordinator {
         watch_warden();
 
         desk_.emplace(
-            *parts_, options_, home_, children_, notifier_, *ways_, [this] { return reload(); },
+            *service_, options_, home_, children_, notifier_, *ways_, [this] { return reload(); },
             [this] { return unserved(settings_, keys_); });
         if (auto control = desk_->open(); !control)
             return control;
         await_signals();
         watchdog_.start();
-        keep_alive_.emplace(*parts_);
+        keep_alive_.emplace(*service_);
         if (auto made = keep_alive_->start(); !made)
             return made;
         if (auto made = expiry_.start(); !made)
@@ -185,7 +185,7 @@ class daemon final : public coordinator {
                 std::fprintf(stderr, "qvm-remote-dom0: %s\n", sentence.c_str());
                 exit_code_ = 1;
             }
-            single_.emplace(*parts_, *ways_, settings_, options_.once_wait_s, [this](int code) {
+            single_.emplace(*service_, *ways_, settings_, options_.once_wait_s, [this](int code) {
                 if (code != 0)
                     exit_code_ = code;
                 drain();
@@ -206,7 +206,8 @@ class daemon final : public coordinator {
         return {};
     }
 
-    // Six digits to read off and type, where the last daemon's were not.
+    // Serials are short, since people type them. They begin at random, so that a serial of an
+    // earlier daemon rarely names a question of this one.
     static std::uint64_t first_serial() {
         std::uint32_t random = 0;
         if (::getrandom(&random, sizeof random, 0) != sizeof random)
@@ -215,17 +216,17 @@ class daemon final : public coordinator {
     }
 
     void find_account() {
-        parts_->execution.self = own_account();
+        service_->execution.self = own_account();
         const char *const language = std::getenv("LANG");
-        parts_->execution.language = language && *language ? language : "C.UTF-8";
-        parts_->execution.ceiling = settings_.ceiling;
+        service_->execution.language = language && *language ? language : "C.UTF-8";
+        service_->execution.ceiling = settings_.ceiling;
     }
 
     void reschedule() override {
         if (rescheduling_)
             return; // a start may end at once and call again
         rescheduling_ = true;
-        const auto again = parts_->scheduler.run(host::boottime_ms());
+        const auto again = service_->scheduler.run(host::boottime_ms());
         rescheduling_ = false;
         if (!again)
             return;
@@ -237,14 +238,14 @@ class daemon final : public coordinator {
     }
 
     [[nodiscard]] bool is_idle() const {
-        return parts_->execution.running.empty() && admission_->starting() == 0;
+        return service_->execution.running.empty() && admission_->starting() == 0;
     }
 
     void something_ended() override {
         if (auto told = ways_->forget_leaving(); !told)
             log_->write(log_category::error, for_log(told.error().what));
         const bool idle = is_idle();
-        if (parts_->draining && idle)
+        if (service_->draining && idle)
             loop_.stop();
         if (single_ && single_->is_over(idle))
             loop_.stop();
@@ -277,7 +278,7 @@ class daemon final : public coordinator {
     // Returns what is wrong, or nothing.
     std::string reload() {
         const std::string problem =
-            dom0::reload({options_, settings_, *parts_, *ways_, *tags_, keys_, notifier_});
+            dom0::reload({options_, settings_, *service_, *ways_, *tags_, keys_, notifier_});
         expiry_.arm();
         desk_->questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,
@@ -286,18 +287,18 @@ class daemon final : public coordinator {
         return problem;
     }
 
-    // The first time no more is taken on and what runs may end; the second time it is ended.
+    // The first call stops new requests and lets running commands end. The second call ends them.
     void drain() {
         notify_supervisor("STOPPING=1");
-        const bool again = std::exchange(parts_->draining, true);
-        const auto executions = parts_->execution.running;
+        const bool again = std::exchange(service_->draining, true);
+        const auto executions = service_->execution.running;
         if (again) {
             for (const auto &e : executions)
                 e->cancel(errc::draining);
             return;
         }
         ways_->close();
-        const auto all = parts_->connections;
+        const auto all = service_->connections;
         for (const auto &c : all)
             c->refuse_waiting(errc::draining);
         if (is_idle()) {
@@ -311,8 +312,9 @@ class daemon final : public coordinator {
         });
     }
 
-    std::optional<std::uint64_t> ask_operator(question what, approvals::answer tell) override {
-        return desk_->ask(std::move(what), std::move(tell));
+    std::optional<std::uint64_t> ask_operator(question what,
+                                              approvals::answer on_decision) override {
+        return desk_->ask(std::move(what), std::move(on_decision));
     }
     void questions_changed() override { desk_->questions_changed(); }
     void keep_alive_changed() override { keep_alive_->arm(); }
@@ -331,7 +333,7 @@ class daemon final : public coordinator {
     approvals approvals_{first_serial()};
     notifier notifier_{options_.where, children_};
     std::optional<admission> admission_;
-    std::shared_ptr<service> parts_;
+    std::shared_ptr<service> service_;
     std::optional<ways_in> ways_;
     std::optional<operators_desk> desk_;
     std::optional<single_run> single_; // with --once
@@ -347,8 +349,9 @@ class daemon final : public coordinator {
     int exit_code_ = 0;
 };
 
-// The usual 1024 is there for programs that call select(2), and is used up by the streams of eight
-// qubes that each open all they may. Commands keep it: their warden runs already.
+// The usual limit of 1024 exists for programs that call select(2). The streams of eight qubes reach
+// it, if each qube opens all that it may. Commands keep that limit, since their warden runs
+// already.
 void take_more_descriptors() {
     rlimit most{};
     if (::getrlimit(RLIMIT_NOFILE, &most) == 0 && most.rlim_cur < descriptors) {

@@ -43,7 +43,7 @@ constexpr cli::old_option old_options[] = {
     {"--list-keys", {"keys", nullptr}},
 };
 
-// What the options say, as text, until all of them are known.
+// The values of options, as text, until all options are known.
 struct option_texts {
     std::string root;
     std::string wait;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The command line of qvm-remote-dom0: what the daemon is told, or a subcommand.
+/// The command line of qvm-remote-dom0: options for the daemon, or a subcommand.
 
 #pragma once
 
@@ -19,8 +19,8 @@ struct daemon_options {
     std::string plugin_directory;
     std::string vm;            ///< --vm; empty: from the configuration
     std::string transport;     ///< --transport; empty: from the configuration
-    bool once = false;         ///< end when the first clients have been served
-    unsigned once_wait_s = 60; ///< and fail if none came within this time
+    bool once = false;         ///< serve each qube that runs, then end
+    unsigned once_wait_s = 60; ///< with `once`: how long to wait for these qubes
     bool dry_run = false;      ///< run nothing
     bool verbose = false;      ///< the log on stderr as well
 };

@@ -23,21 +23,21 @@ std::string subject(const peer &from, std::string_view id) {
 }
 
 // The exit code that the Python daemon writes into ID.exit.
-int exit_of(const run_end &how) {
-    return how.cause == end_cause::signalled && how.value <= 64 ? -static_cast<int>(how.value)
-                                                                : how.exit_code();
+int exit_of(const run_end &ended) {
+    return ended.cause == end_cause::signalled && ended.value <= 64 ? -static_cast<int>(ended.value)
+                                                                    : ended.exit_code();
 }
 
 // A line for stderr when the command did not end by itself; empty otherwise.
-std::string words_of(const run_end &how) {
-    switch (how.cause) {
+std::string failure_text(const run_end &ended) {
+    switch (ended.cause) {
     case end_cause::timed_out:
-        return "command timed out after " + std::to_string(how.value) + "s";
+        return "command timed out after " + std::to_string(ended.value) + "s";
     case end_cause::not_found:
     case end_cause::not_started:
-        return "could not start the command" + (how.text.empty() ? "" : ": " + how.text);
+        return "could not start the command" + (ended.text.empty() ? "" : ": " + ended.text);
     case end_cause::cancelled:
-        return std::string(message(static_cast<errc>(how.value)));
+        return std::string(message(static_cast<errc>(ended.value)));
     default:
         return {};
     }
@@ -51,7 +51,7 @@ class entry_port final : public session_port {
     entry_port(std::shared_ptr<connection> stream, entry_queue &queue, command_id id,
                std::string shown)
         : stream_(std::move(stream)), queue_(queue), id_(std::move(id)), shown_(std::move(shown)) {}
-    // The last word about an entry that gets no result: the carrier removes what it has of its output.
+    // If the entry gets no result, tells the carrier to remove the output that it has.
     ~entry_port() override {
         if (!has_ended_ && out_ + err_ > 0) {
             queue_.machine_.drop(id_);
@@ -80,10 +80,10 @@ class entry_port final : public session_port {
     void grant_stdin(std::size_t) override {}
     void notify(std::string_view) override {} // its sender looks at files
 
-    run_end end(run_end how, const run_record &record) override {
+    run_end end(run_end ended, const run_record &record) override {
         has_ended_ = true;
-        how.stdout_bytes = out_;
-        how.stderr_bytes = err_;
+        ended.stdout_bytes = out_;
+        ended.stderr_bytes = err_;
         for (const bool is_stdout : {true, false})
             if (const std::uint64_t count = is_stdout ? out_ : err_;
                 count > limits::recorded_output) {
@@ -92,16 +92,16 @@ class entry_port final : public session_port {
                                           std::string(is_stdout ? "stdout" : "stderr") + " (" +
                                               std::to_string(count) + " bytes)");
             }
-        if (const std::string words = words_of(how); !words.empty())
-            say(false, "qvm-remote-dom0: " + words + "\n");
-        const int code = exit_of(how);
+        if (const std::string text = failure_text(ended); !text.empty())
+            say(false, "qvm-remote-dom0: " + text + "\n");
+        const int code = exit_of(ended);
         queue_.machine_.result_of(
             id_, code, format_meta(id_.text(), record.started, record.duration_ms, code),
             line_started(record.started, id_.text(), code, record.duration_ms, shown_));
         queue_.confirm_later(id_);
         queue_.entries_.erase(id_.text());
         queue_.send();
-        return how;
+        return ended;
     }
     void flush() override { stream_->flush(); }
 
@@ -282,10 +282,10 @@ void entry_queue::send_refusal(const command_id &id, const refusal &why) {
 }
 
 void entry_queue::send_failure(const command_id &id, int exit_code, std::string_view text) {
-    const std::string words = "qvm-remote-dom0: " + std::string(text) + "\n";
-    const auto room = machine_.prepare_output(words.size());
-    std::copy(words.begin(), words.end(), room.begin());
-    machine_.commit_output(id, false, words.size());
+    const std::string line = "qvm-remote-dom0: " + std::string(text) + "\n";
+    const auto room = machine_.prepare_output(line.size());
+    std::copy(line.begin(), line.end(), room.begin());
+    machine_.commit_output(id, false, line.size());
     const std::string now = host::local_time::now().timestamp();
     machine_.result_of(id, exit_code, format_meta(id.text(), now, 0, exit_code),
                        line_started(now, id.text(), exit_code, 0, {}));
@@ -329,11 +329,11 @@ void entry_queue::ping() {
 }
 
 void entry_queue::send() {
-    out_buffer &said = machine_.output();
-    if (said.size() == 0)
+    out_buffer &output = machine_.output();
+    if (output.size() == 0)
         return;
-    owner_.stream().put_queue(said.pending());
-    said.consume(said.size());
+    owner_.stream().put_queue(output.pending());
+    output.consume(output.size());
     owner_.flush();
 }
 

@@ -33,9 +33,9 @@ constexpr seconds watch_limit{50};
 
 host::outcome<void> operators_desk::open() {
     auto control =
-        control_server::open(parts_.loop, options_.where,
-                             [this](std::string_view request, const requester &who, reply tell) {
-                                 answer(request, who, std::move(tell));
+        control_server::open(context_.loop, options_.where,
+                             [this](std::string_view request, const requester &who, reply respond) {
+                                 answer(request, who, std::move(respond));
                              });
     if (!control)
         return tl::unexpected(control.error());
@@ -43,26 +43,27 @@ host::outcome<void> operators_desk::open() {
     return {};
 }
 
-std::optional<std::uint64_t> operators_desk::ask(question what, approvals::answer tell) {
-    const auto serial = parts_.approvals.ask(std::move(what), host::boottime_ms(), std::move(tell));
+std::optional<std::uint64_t> operators_desk::ask(question what, approvals::answer on_decision) {
+    const auto serial =
+        context_.approvals.ask(std::move(what), host::boottime_ms(), std::move(on_decision));
     if (!serial)
         return serial;
-    const open_question &shown = *parts_.approvals.find(*serial);
-    parts_.log.write_for(shown.from.name.text(), log_category::info,
-                         "vm=" + shown.from.name.text() + " id=" + shown.id +
-                             " waits for an operator, serial " + std::to_string(*serial));
+    const open_question &shown = *context_.approvals.find(*serial);
+    context_.log.write_for(shown.from.name.text(), log_category::info,
+                           "vm=" + shown.from.name.text() + " id=" + shown.id +
+                               " waits for an operator, serial " + std::to_string(*serial));
     notifier_.show(shown);
     questions_changed();
     return serial;
 }
 
 void operators_desk::questions_changed() {
-    if (told_version_ != parts_.approvals.version()) {
-        told_version_ = parts_.approvals.version();
-        for (const auto &tell : std::exchange(watchers_, {}))
-            tell(questions());
+    if (told_version_ != context_.approvals.version()) {
+        told_version_ = context_.approvals.version();
+        for (const auto &respond : std::exchange(watchers_, {}))
+            respond(questions());
     }
-    const std::uint64_t due = parts_.approvals.due_ms();
+    const std::uint64_t due = context_.approvals.due_ms();
     if (due == UINT64_MAX)
         return void(silence_timer_.cancel());
     const std::uint64_t now = host::boottime_ms();
@@ -70,21 +71,21 @@ void operators_desk::questions_changed() {
     silence_timer_.async_wait([this](boost::system::error_code ec) {
         if (ec)
             return;
-        parts_.approvals.expire(host::boottime_ms());
+        context_.approvals.expire(host::boottime_ms());
         questions_changed();
     });
 }
 
 std::string operators_desk::questions() const {
-    std::string out = std::to_string(parts_.approvals.version()) + "\n";
-    for (const open_question *const q : parts_.approvals.open())
+    std::string out = std::to_string(context_.approvals.version()) + "\n";
+    for (const open_question *const q : context_.approvals.open())
         out += to_json(*q, host::boottime_ms(), extent::beginning) + "\n";
     return out;
 }
 
-// All requests of the control socket; any other is refused.
+// Answers a request of the control socket. The table has all of them; any other is refused.
 void operators_desk::answer(std::string_view request, const requester &who,
-                            control_server::reply tell) {
+                            control_server::reply respond) {
     struct verb {
         std::string_view name;
         bool is_for_operators; // not only for root
@@ -107,37 +108,38 @@ void operators_desk::answer(std::string_view request, const requester &who,
     const auto at = std::find_if(std::begin(verbs), std::end(verbs),
                                  [&](const verb &v) { return v.name == name; });
     if (at == std::end(verbs))
-        return tell("unknown request\n");
+        return respond("unknown request\n");
     if (!who.is_root() && !at->is_for_operators)
-        return tell("only root may " + std::string(name) + "\n");
-    (this->*at->run)(request, who, std::move(tell));
+        return respond("only root may " + std::string(name) + "\n");
+    (this->*at->run)(request, who, std::move(respond));
 }
 
-void operators_desk::on_status(std::string_view, const requester &, control_server::reply tell) {
-    tell(status());
+void operators_desk::on_status(std::string_view, const requester &, control_server::reply respond) {
+    respond(status());
 }
 
-void operators_desk::on_reload(std::string_view, const requester &, control_server::reply tell) {
+void operators_desk::on_reload(std::string_view, const requester &, control_server::reply respond) {
     const std::string problem = reload_();
-    tell(problem.empty() ? "ok\n" : for_terminal(problem) + "\n");
+    respond(problem.empty() ? "ok\n" : for_terminal(problem) + "\n");
 }
 
 void operators_desk::on_audit(std::string_view request, const requester &,
-                              control_server::reply tell) {
-    tell(answer_audit(request, parts_.records).value_or("unknown request\n"));
+                              control_server::reply respond) {
+    respond(answer_audit(request, context_.records).value_or("unknown request\n"));
 }
 
-void operators_desk::on_approvals(std::string_view, const requester &, control_server::reply tell) {
+void operators_desk::on_approvals(std::string_view, const requester &,
+                                  control_server::reply respond) {
     const std::string all = questions();
-    tell(all.substr(all.find('\n') + 1));
+    respond(all.substr(all.find('\n') + 1));
 }
 
 // Answered when the questions are newer than the version that the client has, or after a while.
 void operators_desk::on_wait(std::string_view request, const requester &,
-                             control_server::reply tell) {
-    if (request != "wait " + std::to_string(parts_.approvals.version()))
-        return tell(questions());
-    watchers_.push_back(std::move(tell));
+                             control_server::reply respond) {
+    if (request != "wait " + std::to_string(context_.approvals.version()))
+        return respond(questions());
+    watchers_.push_back(std::move(respond));
     if (watchers_.size() > 1)
         return;
     watch_timer_.expires_after(watch_limit);
@@ -149,105 +151,108 @@ void operators_desk::on_wait(std::string_view request, const requester &,
     });
 }
 
-// All of one question, so that the operator can read all of it.
+// Answers with the whole question, so that the operator can read all of it.
 void operators_desk::on_question(std::string_view request, const requester &,
-                                 control_server::reply tell) {
+                                 control_server::reply respond) {
     const auto words = split_words(request);
     const auto serial =
         words.size() == 2 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
-    const open_question *const asked = serial ? parts_.approvals.find(*serial) : nullptr;
-    tell(asked ? to_json(*asked, host::boottime_ms(), extent::whole) + "\n"
-               : "nothing waits under that serial; see qvm-remote-dom0 approvals list\n");
+    const open_question *const asked = serial ? context_.approvals.find(*serial) : nullptr;
+    respond(asked ? to_json(*asked, host::boottime_ms(), extent::whole) + "\n"
+                  : "nothing waits under that serial; see qvm-remote-dom0 approvals list\n");
 }
 
 // allow SERIAL SECONDS|- DIGEST
 void operators_desk::on_allow(std::string_view request, const requester &who,
-                              control_server::reply tell) {
+                              control_server::reply respond) {
     const auto words = split_words(request);
     const auto serial =
         words.size() == 4 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     if (!serial)
-        return tell("unknown request\n");
+        return respond("unknown request\n");
     std::optional<std::uint32_t> lasts_s;
     if (const auto number = parse_positive(words[2]))
         lasts_s = *number;
     else if (words[2] != "-")
-        return tell("unknown request\n");
+        return respond("unknown request\n");
     if (const char *const why = why_no_operator(who))
-        return tell(std::string(why) + "\n");
+        return respond(std::string(why) + "\n");
     const passwd *const account = ::getpwuid(who.uid);
     const std::string name =
         (account ? std::string(account->pw_name) + " " : "") + "uid " + std::to_string(who.uid);
-    const auto done = parts_.approvals.allow(*serial, words[3], lasts_s, name, host::boottime_ms());
-    parts_.log.write(log_category::info, "serial " + std::to_string(*serial) +
-                                             (done ? " allowed by " : " not allowed to ") + name);
+    const auto done =
+        context_.approvals.allow(*serial, words[3], lasts_s, name, host::boottime_ms());
+    context_.log.write(log_category::info, "serial " + std::to_string(*serial) +
+                                               (done ? " allowed by " : " not allowed to ") + name);
     questions_changed();
-    tell(done ? "ok\n" : done.error() + "\n");
+    respond(done ? "ok\n" : done.error() + "\n");
 }
 
 void operators_desk::on_deny(std::string_view request, const requester &who,
-                             control_server::reply tell) {
+                             control_server::reply respond) {
     const auto words = split_words(request);
     const auto serial =
         words.size() == 2 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     if (!serial)
-        return tell("unknown request\n");
+        return respond("unknown request\n");
     if (const char *const why = why_no_operator(who))
-        return tell(std::string(why) + "\n");
-    const auto done = parts_.approvals.deny(*serial);
+        return respond(std::string(why) + "\n");
+    const auto done = context_.approvals.deny(*serial);
     questions_changed();
-    tell(done ? "ok\n" : done.error() + "\n");
+    respond(done ? "ok\n" : done.error() + "\n");
 }
 
 // A process that a qube started here must not decide what a qube may do (DESIGN.md §6).
 const char *operators_desk::why_no_operator(const requester &who) const {
     if (is_inside_our_command(who.pid, home_, children_.pid()))
-        return "a command of a qube's does not decide about one";
+        return "a qube's command may not decide about requests";
     if (!home_ && !has_terminal_of_its_own(who.pid, children_.pid()))
-        return "commands have no cgroups of their own here, so who decides needs a terminal";
+        return "commands have no cgroups of their own here, so an operator needs a terminal";
     if (!who.lives())
-        return "who asked has ended, so it cannot be told whether a command of a qube's did";
+        return "the process that asked has ended, so dom0 cannot tell whether a qube's command "
+               "asked";
     return nullptr;
 }
 
-// The mark first. Then everything is ended at once, without time to end by itself.
-void operators_desk::on_panic(std::string_view, const requester &who, control_server::reply tell) {
+// Set the mark first. Then end everything at once: nothing gets time to end by itself.
+void operators_desk::on_panic(std::string_view, const requester &who,
+                              control_server::reply respond) {
     const auto marked = set_panic(options_.where, host::local_time::now().timestamp() + " by uid " +
                                                       std::to_string(who.uid));
-    parts_.log.write(log_category::error, "panic, by uid " + std::to_string(who.uid) +
-                                              ": everything ends, nothing new is let in");
-    parts_.approvals.withdraw_all(nullptr, errc::panicked);
+    context_.log.write(log_category::error, "panic, by uid " + std::to_string(who.uid) +
+                                                ": everything ends, nothing new is let in");
+    context_.approvals.withdraw_all(nullptr, errc::panicked);
     questions_changed();
-    const auto executions = parts_.execution.running;
+    const auto executions = context_.execution.running;
     for (const auto &e : executions)
         e->cancel(errc::panicked);
-    const auto connections = parts_.connections;
+    const auto connections = context_.connections;
     for (const auto &c : connections)
         c->refuse_waiting(errc::panicked);
-    tell(marked ? "ok\n" : for_terminal(marked.error().what) + "\n");
+    respond(marked ? "ok\n" : for_terminal(marked.error().what) + "\n");
 }
 
 std::string operators_desk::status() const {
     std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
                       "\ntransport: " + ways_.text() +
-                      "\nstreams: " + std::to_string(parts_.connections.size()) +
-                      "\nrunning: " + std::to_string(parts_.execution.running.size()) +
+                      "\nstreams: " + std::to_string(context_.connections.size()) +
+                      "\nrunning: " + std::to_string(context_.execution.running.size()) +
                       "\ncontainment: " + for_terminal(home_.describe()) + "\n";
     if (options_.dry_run)
         out += "dry-run: nothing is run\n";
-    if (parts_.draining)
+    if (context_.draining)
         out += "draining: ends when what runs has ended\n";
     if (is_panic(options_.where))
         out += "panic: nothing runs before qvm-remote-dom0 resume\n";
-    if (const std::string trouble = parts_.records.trouble(); !trouble.empty())
+    if (const std::string trouble = context_.records.trouble(); !trouble.empty())
         out += "trouble: " + for_terminal(trouble) + "\n";
-    out += policy_trouble(parts_.admission);
+    out += policy_trouble(context_.admission);
     std::set<std::string> qubes;
-    for (const auto &c : parts_.connections)
+    for (const auto &c : context_.connections)
         qubes.insert(c->from().name.text());
     for (const std::string &qube : qubes)
-        out += "qube " + qube + ": running=" + std::to_string(parts_.scheduler.running(qube)) +
-               " waiting=" + std::to_string(parts_.scheduler.waiting(qube)) + "\n";
+        out += "qube " + qube + ": running=" + std::to_string(context_.scheduler.running(qube)) +
+               " waiting=" + std::to_string(context_.scheduler.waiting(qube)) + "\n";
     std::set<std::string> missing;
     for (const auto &way : ways_.all())
         if (way->transport.takes_peers())

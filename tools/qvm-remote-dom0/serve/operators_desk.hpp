@@ -31,20 +31,22 @@ namespace qvmremote::dom0 {
 /// Shows operators the questions that wait, takes their answers, and reports the daemon's status.
 class operators_desk {
   public:
-    /// `reload` returns what is wrong, or nothing; `unserved` says which listed qubes cannot come in.
-    operators_desk(service &parts, const daemon_options &options, const cgroup_home &home,
+    /// `reload` returns what is wrong, or nothing; `unserved` says which listed qubes cannot be
+    /// served.
+    operators_desk(service &context, const daemon_options &options, const cgroup_home &home,
                    const warden &children, notifier &desktop, const ways_in &ways,
                    std::function<std::string()> reload,
                    std::function<std::vector<std::string>()> unserved)
-        : parts_(parts), options_(options), home_(home), children_(children), notifier_(desktop),
-          ways_(ways), reload_(std::move(reload)), unserved_(std::move(unserved)),
-          silence_timer_(parts.loop), watch_timer_(parts.loop) {}
+        : context_(context), options_(options), home_(home), children_(children),
+          notifier_(desktop), ways_(ways), reload_(std::move(reload)),
+          unserved_(std::move(unserved)), silence_timer_(context.loop), watch_timer_(context.loop) {
+    }
 
     /// Opens the control socket.
     [[nodiscard]] host::outcome<void> open();
 
     /// Puts a question to the operators. Returns its serial, or nothing when too many wait.
-    [[nodiscard]] std::optional<std::uint64_t> ask(question what, approvals::answer tell);
+    [[nodiscard]] std::optional<std::uint64_t> ask(question what, approvals::answer on_decision);
 
     /// Tells watching clients, and sets the timer for questions that nobody answers.
     void questions_changed();
@@ -52,22 +54,22 @@ class operators_desk {
   private:
     using reply = control_server::reply;
 
-    void answer(std::string_view request, const requester &who, reply tell);
-    void on_status(std::string_view request, const requester &who, reply tell);
-    void on_reload(std::string_view request, const requester &who, reply tell);
-    void on_panic(std::string_view request, const requester &who, reply tell);
-    void on_audit(std::string_view request, const requester &who, reply tell);
-    void on_approvals(std::string_view request, const requester &who, reply tell);
-    void on_wait(std::string_view request, const requester &who, reply tell);
-    void on_question(std::string_view request, const requester &who, reply tell);
-    void on_allow(std::string_view request, const requester &who, reply tell);
-    void on_deny(std::string_view request, const requester &who, reply tell);
+    void answer(std::string_view request, const requester &who, reply respond);
+    void on_status(std::string_view request, const requester &who, reply respond);
+    void on_reload(std::string_view request, const requester &who, reply respond);
+    void on_panic(std::string_view request, const requester &who, reply respond);
+    void on_audit(std::string_view request, const requester &who, reply respond);
+    void on_approvals(std::string_view request, const requester &who, reply respond);
+    void on_wait(std::string_view request, const requester &who, reply respond);
+    void on_question(std::string_view request, const requester &who, reply respond);
+    void on_allow(std::string_view request, const requester &who, reply respond);
+    void on_deny(std::string_view request, const requester &who, reply respond);
 
     [[nodiscard]] std::string questions() const;
     [[nodiscard]] std::string status() const;
     [[nodiscard]] const char *why_no_operator(const requester &who) const;
 
-    service &parts_;
+    service &context_;
     const daemon_options &options_;
     const cgroup_home &home_;
     const warden &children_;

@@ -34,8 +34,8 @@ std::string reload(const reloaded &all) {
     const auto loaded = all.parts.admission.reload(all.config.qubes, protocols(all.config));
     if (!loaded)
         problem = loaded.error().what;
-    // Even after a failure, the sessions end of a qube whose key was removed, or that is not on the
-    // list any more.
+    // Do this even after a failure: it ends the sessions of a qube whose key was removed, or that
+    // is not on the list any more.
     const auto connections = all.parts.connections;
     for (const auto &c : connections)
         if (all.config.transports.serves(c->from().transport, c->from().name.text()))
@@ -53,7 +53,7 @@ std::string reload(const reloaded &all) {
 }
 
 std::vector<std::string> unserved(const settings &config, const keyring &keys) {
-    constexpr std::string_view nobody = "-"; // what `disconnect` leaves of a list that it empties
+    constexpr std::string_view nobody = "-"; // `disconnect` writes this instead of an empty list
     std::vector<std::string> out;
     for (const std::string &name : config.ignored)
         if (name != nobody)

@@ -30,16 +30,16 @@ struct reloaded {
     class notifier &notifier;
 };
 
-/// Reads all of them again. Returns what is wrong, or nothing. After a failure, everything else is
-/// used.
+/// Reads all of them again. Returns what is wrong, or nothing. After a failure of one, the others
+/// are used.
 [[nodiscard]] std::string reload(const reloaded &all);
 
-/// What the list of qubes (QVM_REMOTE_VMS, --vm) names and nobody can come from, with what to do, one
-/// sentence each: a name that no qube can have, and a qube without a key or with one that is not used
-/// (expired, unreadable, open to others).
+/// The entries of the list of qubes (QVM_REMOTE_VMS, --vm) that cannot be served, with what to do,
+/// one sentence each: a name that no qube can have, a qube without a key, and a qube whose key is
+/// not used (expired, unreadable, open to others).
 [[nodiscard]] std::vector<std::string> unserved(const settings &config, const keyring &keys);
 
-/// Logs whom the settings list in vain, and their warnings.
+/// Logs what unserved() returns, and the warnings of the settings.
 void report_settings(const settings &config, const keyring &keys, event_log &log);
 
 /// What is wrong with the policy, one line for each mistake, for status and stderr.

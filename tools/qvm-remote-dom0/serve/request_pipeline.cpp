@@ -35,7 +35,7 @@ void request_pipeline::wait_for_slot(step waiting, std::size_t held_bytes) {
         limit_wait_for_slot();
 }
 
-// A short wait, as in a burst of commands, is not worth a word.
+// A short wait, as in a burst of commands, is not reported.
 void request_pipeline::limit_wait_for_slot() {
     const std::uint64_t limit_ms = std::uint64_t{port_->wait_limit_s(*header_)} * 1000;
     const std::uint64_t word_ms = context_.slot_word_after_ms;
@@ -56,7 +56,8 @@ void request_pipeline::limit_wait_for_slot() {
     });
 }
 
-// Nothing has begun: where the request can wait with its sender it does.
+// Nothing has begun yet. If the protocol lets the sender keep the request for later, the sender
+// does so.
 void request_pipeline::turn_away() {
     if (!port_->postpone())
         return give_up({context_.draining ? errc::draining : errc::busy, {}});
@@ -67,7 +68,7 @@ void request_pipeline::turn_away() {
 void request_pipeline::on_slot() {
     ticket_.reset();
     slot_.emplace(context_, from_.name.text());
-    if (held_) { // and comes back with an operator's word
+    if (held_) { // it comes back with an operator's approval
         auto back = std::exchange(held_, std::nullopt);
         place_.reset();
         return admit(std::move(back->what));
@@ -97,7 +98,8 @@ void request_pipeline::on_body(result<verified<request>> whole, const std::strin
 
 void request_pipeline::admit(verified<request> what) {
     enter(step::admitting);
-    // Not bound to this step: a START that is durable needs its END, whatever became of the request.
+    // Not made by in_this_step(): a START that is durable needs its END, even if the request is
+    // over.
     context_.admission.admit(from_, std::move(what), std::exchange(consent_, {}),
                              [self = shared_from_this()](admission::outcome answer) {
                                  self->on_admitted(std::move(answer));
@@ -106,14 +108,14 @@ void request_pipeline::admit(verified<request> what) {
 
 void request_pipeline::on_admitted(admission::outcome answer) {
     admitted *const good = std::get_if<admitted>(&answer);
-    if (step_ == step::over) { // the sender went meanwhile; a refusal stands in the records already
+    if (step_ == step::over) { // the sender has gone; a refusal is in the records already
         if (good)
             context_.admission.not_run(*good, errc::session_over);
         else if (std::holds_alternative<held>(answer))
             context_.admission.abandon(from_, *header_, {errc::session_over, {}});
         return;
     }
-    if (const refusal *const why = std::get_if<refusal>(&answer)) { // and it stands in the records
+    if (const refusal *const why = std::get_if<refusal>(&answer)) { // it is in the records already
         port_->refuse(*why);
         return finish();
     }
@@ -143,7 +145,7 @@ void request_pipeline::run(admitted what) {
     port_->flush();
 }
 
-// When its stdin is part of the question, that is read first.
+// If stdin is part of the question, it is read first.
 void request_pipeline::on_held(held what) {
     slot_.reset();
     place_ = waiting_place::take(context_, from_.name.text());
@@ -167,8 +169,8 @@ void request_pipeline::ask_operator() {
     enter(step::asking_operator);
     const auto serial = context_.daemon.ask_operator(
         question_of(*held_, consent_.collected),
-        in_this_step([](request_pipeline &self, tl::expected<approval, errc> word) {
-            self.on_word(std::move(word));
+        in_this_step([](request_pipeline &self, tl::expected<approval, errc> decision) {
+            self.on_decision(std::move(decision));
         }));
     if (!serial)
         return give_up({errc::busy, too_many_questions});
@@ -177,11 +179,11 @@ void request_pipeline::ask_operator() {
     port_->flush();
 }
 
-void request_pipeline::on_word(tl::expected<approval, errc> word) {
+void request_pipeline::on_decision(tl::expected<approval, errc> decision) {
     question_.reset();
-    if (!word)
-        return give_up({word.error(), {}});
-    consent_.by = std::move(*word);
+    if (!decision)
+        return give_up({decision.error(), {}});
+    consent_.by = std::move(*decision);
     wait_for_slot(step::waiting_again, consent_.collected.value_or("").size());
     port_->flush();
 }
@@ -259,14 +261,15 @@ void request_pipeline::refuse_waiting(errc why) {
 void request_pipeline::check_body_time(std::uint64_t awake_ms) {
     if (step_ != step::waiting_for_body || !slot_ || !slot_->is_overdue(awake_ms))
         return;
-    // Its client may be stopped, and its qube paused: that ends no request.
+    // The client may be stopped or the qube paused, so the request does not end; it only loses its
+    // slot.
     place_ = waiting_place::take(context_, from_.name.text());
     if (!place_)
         return give_up({errc::busy, "too many requests of this qube wait for their bodies"});
     slot_.reset();
 }
 
-// After this no handler of its finds it any more.
+// After this, no handler of in_this_step() runs for the request any more.
 void request_pipeline::finish() {
     const auto self = shared_from_this();
     enter(step::over);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The way of a request from its verified header to its end, the same for a session of protocol 2 and
-/// for an entry of the queue.
+/// Takes a request from its verified header to its end, in a session of protocol 2 or as an entry
+/// of the queue.
 
 #pragma once
 
@@ -26,43 +26,43 @@ namespace qvmremote::dom0 {
 
 class execution;
 
-/// How the pipeline speaks to whoever sent a request. Each protocol has one; it lives as long as its
-/// request.
+/// How the pipeline talks to the sender of a request. Each protocol implements it. It lives as long
+/// as its request.
 class request_port {
   public:
     virtual ~request_port() = default;
 
-    /// Asks for the body, which then comes through request_pipeline::on_body. False: the body came with
-    /// the header, and take_body gives it at once.
+    /// Asks for the body, which then comes through request_pipeline::on_body. Returns false when
+    /// the body came with the header; then take_body() returns it at once.
     [[nodiscard]] virtual bool ask_for_body() = 0;
     [[nodiscard]] virtual result<verified<request>> take_body() = 0;
 
     /// Says that the request waits for an operator; `serial` is 0 while it waits for something else.
     virtual void pend(std::uint64_t serial, const std::string &text) = 0;
-    /// Lets the sender send so many bytes more of standard input, before the command is accepted.
+    /// Lets the sender send `more` bytes of standard input, before the command is accepted.
     virtual void collect_stdin(std::size_t more) = 0;
 
-    /// Leaves a request for which there is no room with its sender, to be found again later. False: this
-    /// protocol has no such place.
+    /// When there is no room for the request: leaves it with its sender, to be sent again later.
+    /// Returns false when the protocol cannot do that.
     [[nodiscard]] virtual bool postpone() = 0;
     /// How many seconds it may wait for a slot; 0: for as long as its sender does.
     [[nodiscard]] virtual std::uint32_t wait_limit_s(const envelope &what) const = 0;
-    /// The last word on a request that does not run.
+    /// Tells the sender why the request does not run. Nothing else is sent after that.
     virtual void refuse(const refusal &why) = 0;
-    /// What the command speaks through, once it runs.
+    /// Makes the port that the running command uses.
     [[nodiscard]] virtual std::unique_ptr<session_port> execution_port(const envelope &what) = 0;
 
-    /// Forgets the request: its owner lets go of it.
+    /// Removes the request from its owner's table.
     virtual void forget() = 0;
-    /// Writes out what was said.
+    /// Sends what was queued.
     virtual void flush() = 0;
 };
 
-/// One request. Its owner (the stream or the queue that it came on) holds it in a table, gives it what
-/// comes for it, and says when its sender is gone.
+/// One request. Its owner (the stream or the queue that it came on) holds it in a table, passes on
+/// what comes for it, and calls abandon() when its sender is gone.
 ///
-/// Every handler that answers later is made by `in_this_step`, so it does nothing once the request has
-/// taken another step or is over, whatever else was ready in the same round of the loop.
+/// Every handler that runs later is made by `in_this_step`. So it does nothing after the request
+/// has taken another step, even if both were ready in the same round of the loop.
 class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
   public:
     request_pipeline(service &context, peer from, candidate verified,
@@ -70,13 +70,14 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
         : context_(context), from_(std::move(from)), header_(std::move(verified.header)),
           key_mark_(verified.key_mark), port_(std::move(port)) {}
 
-    /// Begins: refuses what no slot would change, and waits for one. `held_bytes` is what the request
-    /// takes of memory until then.
+    /// Begins: refuses a request that could not run even with a slot, and otherwise waits for a
+    /// slot. `held_bytes` is how much memory the request uses until then.
     void begin(std::size_t held_bytes);
 
-    // What comes from the sender. What does not fit the present step is dropped.
+    // Input from the sender. Input that does not belong to the present step is dropped.
 
-    /// The body that the port asked for; `reason` is added to the refusal where it is none.
+    /// Takes the body that the port asked for. If that is an error, `reason` is added to the
+    /// refusal.
     void on_body(result<verified<request>> whole, const std::string &reason = {});
     void stdin_data(bytes_view data);
     void stdin_eof();
@@ -84,20 +85,21 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void resize(std::uint16_t columns, std::uint16_t rows);
     /// There is room for output again.
     void more_output();
-    /// The sender is gone: nobody is told anything any more, and what runs ends.
+    /// Call it when the sender is gone: nothing is sent any more, and a running command ends.
     void abandon(errc why);
 
-    // What dom0 decides meanwhile.
+    // Decisions of dom0.
 
-    /// Refuses a request that does not run yet. One whose START is being written is refused after that.
+    /// Refuses a request that does not run yet.
     void give_up(const refusal &why);
-    /// Ends it wherever it is: refused while it waits, cancelled while it runs.
+    /// Ends the request: refuses it while it waits, cancels it while it runs. While its START is
+    /// being written, it is refused after that.
     void cancel(errc why);
-    /// Refuses it unless it runs. One that only waits for a slot is postponed where it can be and the
-    /// daemon is draining: the next daemon finds it.
+    /// Refuses it unless it runs. While the daemon drains, a request that only waits for a slot is
+    /// postponed if its protocol can do that: the next daemon finds it.
     void refuse_waiting(errc why);
-    /// Leaves its slot to others when its body has not come in time. Refuses it where its qube has too
-    /// many such requests.
+    /// Gives its slot back when its body has not come in time. Refuses it if its qube has too many
+    /// such requests.
     void check_body_time(std::uint64_t awake_ms);
 
     [[nodiscard]] const envelope &header() const noexcept { return *header_; }
@@ -112,7 +114,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
         admitting,        ///< START is on its way to the disk
         collecting_stdin, ///< for an operator to see
         asking_operator,
-        waiting_again, ///< for a slot: with an operator's word, or with a body that came late
+        waiting_again, ///< for a slot, with an operator's approval or a late body
         running,
         over
     };
@@ -124,8 +126,8 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
         if (const auto waited = std::exchange(ticket_, std::nullopt))
             context_.scheduler.withdraw(from_.name.text(), *waited);
     }
-    /// `call` as a handler that runs only while the request is alive and still in this step. Where a
-    /// result is asked for, one that does not run returns false.
+    /// Makes a handler from `call` that runs only while the request is alive and still in this
+    /// step. A handler that does not run returns the default of its result, such as false.
     template <class Call>
     [[nodiscard]] auto in_this_step(Call call) {
         return [weak = weak_from_this(), taken = steps_taken_,
@@ -139,7 +141,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
         };
     }
 
-    /// `call` when the request is still in this step after so long a time.
+    /// Runs `call` after `ms`, if the request is still in this step.
     template <class Call>
     void after(std::uint64_t ms, Call call) {
         step_timer_.emplace(context_.loop, std::chrono::milliseconds(ms));
@@ -158,7 +160,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void on_admitted(admission::outcome answer);
     void on_held(held what);
     void ask_operator();
-    void on_word(tl::expected<approval, errc> word);
+    void on_decision(tl::expected<approval, errc> decision);
     void run(admitted what);
     void finish();
 
@@ -172,14 +174,14 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
 
     std::optional<scheduler::ticket> ticket_; // while it waits for a slot
     std::optional<slot> slot_;
-    std::optional<errc> doomed_;       // it is not to run, whatever admission says
+    std::optional<errc> doomed_;       // it must not run, even if admission allows it
     std::weak_ptr<execution> running_; // the context's set holds it until it is over
 
-    // While an operator is asked. It holds no slot meanwhile.
+    // Set while an operator is asked. The request holds no slot meanwhile.
     std::optional<held> held_;
-    // With this a request keeps something large and holds no slot.
+    // Set while the request keeps something large and holds no slot.
     std::optional<waiting_place> place_;
-    std::optional<verified<request>> late_body_; // has come after its slot was left to others
+    std::optional<verified<request>> late_body_; // it came after the slot was given back
     std::optional<standing_question> question_;
     std::optional<boost::asio::steady_timer> step_timer_;
     consent consent_;

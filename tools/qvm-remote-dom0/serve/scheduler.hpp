@@ -28,7 +28,7 @@ class scheduler {
     /// another qube does not have to share with all of them.
     explicit scheduler(std::size_t beginning) : beginning_(beginning) {}
 
-    /// Names one that waits, so that it can be withdrawn.
+    /// Names a request that waits, so that it can be withdrawn.
     using ticket = std::uint64_t;
 
     /// Enqueues; nothing when too much waits already, of this qube or in all. `held_bytes` is what the
@@ -46,7 +46,7 @@ class scheduler {
         return tickets_;
     }
 
-    /// Forgets one that waits no longer, so that it takes no place of others.
+    /// Forgets a request that waits no longer, so that it does not use up the places of others.
     void withdraw(const std::string &qube, ticket which) {
         queue &q = queues_[qube];
         const auto at = std::find_if(q.waiting.begin(), q.waiting.end(),

@@ -89,26 +89,27 @@ struct service : std::enable_shared_from_this<service> {
 /// One of the scheduler's slots. The destructor gives it back.
 class slot {
   public:
-    slot(service &parts, std::string qube)
-        : parts_(parts.weak_from_this()), qube_(std::move(qube)), since_ms_(host::awake_ms()) {}
+    slot(service &context, std::string qube)
+        : context_(context.weak_from_this()), qube_(std::move(qube)), since_ms_(host::awake_ms()) {}
     slot(slot &&) noexcept = default;
     slot &operator=(slot &&) = delete;
     ~slot() {
-        const auto parts = parts_.lock(); // null when this was moved from, or the daemon is ending
-        if (!parts)
+        // Null when this was moved from, or the daemon is ending.
+        const auto context = context_.lock();
+        if (!context)
             return;
-        parts->scheduler.release(qube_);
-        boost::asio::post(parts->loop, [parts] { parts->daemon.reschedule(); });
+        context->scheduler.release(qube_);
+        boost::asio::post(context->loop, [context] { context->daemon.reschedule(); });
     }
 
     /// Whether the time for a body to come is over.
     [[nodiscard]] bool is_overdue(std::uint64_t awake_ms) const noexcept {
-        const auto parts = parts_.lock();
-        return parts && awake_ms >= since_ms_ + parts->body_patience_ms;
+        const auto context = context_.lock();
+        return context && awake_ms >= since_ms_ + context->body_patience_ms;
     }
 
   private:
-    std::weak_ptr<service> parts_;
+    std::weak_ptr<service> context_;
     std::string qube_;
     std::uint64_t since_ms_;
 };
@@ -137,8 +138,8 @@ class waiting_place {
         return *this;
     }
     ~waiting_place() {
-        const auto context =
-            context_.lock(); // null when this was moved from, or the daemon is ending
+        // Null when this was moved from, or the daemon is ending.
+        const auto context = context_.lock();
         if (!context)
             return;
         if (const auto at = context->places_of.find(qube_); --at->second == 0)
@@ -156,22 +157,23 @@ class waiting_place {
 /// A question to an operator. The destructor withdraws it.
 class standing_question {
   public:
-    standing_question(service &parts, std::uint64_t serial)
-        : parts_(parts.weak_from_this()), serial_(serial) {}
+    standing_question(service &context, std::uint64_t serial)
+        : context_(context.weak_from_this()), serial_(serial) {}
     standing_question(standing_question &&) noexcept = default;
     standing_question &operator=(standing_question &&) = delete;
     ~standing_question() {
-        const auto parts = parts_.lock(); // null when this was moved from, or the daemon is ending
-        if (!parts)
+        // Null when this was moved from, or the daemon is ending.
+        const auto context = context_.lock();
+        if (!context)
             return;
-        parts->approvals.withdraw(serial_);
-        boost::asio::post(parts->loop, [parts] { parts->daemon.questions_changed(); });
+        context->approvals.withdraw(serial_);
+        boost::asio::post(context->loop, [context] { context->daemon.questions_changed(); });
     }
 
     [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
 
   private:
-    std::weak_ptr<service> parts_;
+    std::weak_ptr<service> context_;
     std::uint64_t serial_;
 };
 

@@ -34,13 +34,13 @@ void single_run::start() {
                                       [](const auto &way) { return way->transport.takes_peers(); });
     if (all_call && expected_.empty()) {
         served_ = true;
-        boost::asio::post(parts_.loop, [this] { parts_.daemon.something_ended(); });
+        boost::asio::post(context_.loop, [this] { context_.daemon.something_ended(); });
     }
 }
 
 bool single_run::is_over(bool idle) {
     bool done = idle && served_;
-    for (const auto &c : parts_.connections)
+    for (const auto &c : context_.connections)
         if (c->is_done())
             expected_.erase(c->from().name.text());
         else
@@ -78,9 +78,9 @@ void single_run::time_is_up() {
     std::string missing;
     for (const std::string &name : expected_)
         missing += (missing.empty() ? ": " : ", ") + name;
-    parts_.log.write(log_category::error,
-                     (missing.empty() ? "nobody came within " : "not served within ") +
-                         std::to_string(wait_s_) + " s" + missing);
+    context_.log.write(log_category::error,
+                       (missing.empty() ? "nobody came within " : "not served within ") +
+                           std::to_string(wait_s_) + " s" + missing);
     std::fprintf(stderr, "qvm-remote-dom0: %s within %u s%s\n",
                  missing.empty() ? "nobody came" : "not served", wait_s_, missing.c_str());
     on_end_(1);

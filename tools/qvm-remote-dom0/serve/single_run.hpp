@@ -21,10 +21,10 @@ namespace qvmremote::dom0 {
 class single_run {
   public:
     /// `on_end` is called with an exit code when the time is over.
-    single_run(service &parts, const ways_in &ways, const settings &config, unsigned wait_s,
+    single_run(service &context, const ways_in &ways, const settings &config, unsigned wait_s,
                std::function<void(int)> on_end)
-        : parts_(parts), ways_(ways), settings_(config), wait_s_(wait_s),
-          on_end_(std::move(on_end)), timer_(parts.loop) {}
+        : context_(context), ways_(ways), settings_(config), wait_s_(wait_s),
+          on_end_(std::move(on_end)), timer_(context.loop) {}
 
     void start();
     void stream_came() { served_ = true; }
@@ -35,7 +35,7 @@ class single_run {
     [[nodiscard]] std::set<std::string> running_peers() const;
     void time_is_up();
 
-    service &parts_;
+    service &context_;
     const ways_in &ways_;
     const settings &settings_;
     const unsigned wait_s_;

@@ -51,7 +51,7 @@ void keep_alive_timer::fire() {
     const bool all = now >= next_round_ms_;
     if (all)
         next_round_ms_ = now - now % round_ms + round_ms;
-    const auto connections = parts_.connections;
+    const auto connections = context_.connections;
     for (const auto &c : connections)
         c->keep_alive(now, all);
     armed_ms_ = 0;
@@ -60,8 +60,8 @@ void keep_alive_timer::fire() {
 }
 
 void keep_alive_timer::arm() {
-    std::uint64_t due = parts_.connections.empty() ? UINT64_MAX : next_round_ms_;
-    for (const auto &c : parts_.connections)
+    std::uint64_t due = context_.connections.empty() ? UINT64_MAX : next_round_ms_;
+    for (const auto &c : context_.connections)
         due = std::min(due, c->keep_alive_due());
     if (due == armed_ms_)
         return;

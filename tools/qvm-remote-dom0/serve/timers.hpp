@@ -25,7 +25,7 @@ namespace qvmremote::dom0 {
 /// suspend.
 class keep_alive_timer {
   public:
-    explicit keep_alive_timer(service &parts) : parts_(parts), timer_(parts.loop) {}
+    explicit keep_alive_timer(service &context) : context_(context), timer_(context.loop) {}
 
     [[nodiscard]] host::outcome<void> start();
     /// Call it when there is another connection, or when a connection's keep_alive_due may have
@@ -36,7 +36,7 @@ class keep_alive_timer {
     void await();
     void fire();
 
-    service &parts_;
+    service &context_;
     boost::asio::posix::stream_descriptor timer_;
     std::uint64_t next_round_ms_ = 0, armed_ms_ = 0;
 };

@@ -30,7 +30,7 @@ host::outcome<void> ways_in::open() {
                                             transport_options(name));
         if (!loaded)
             return tl::unexpected(loaded.error());
-        ways_.push_back(std::make_unique<way_in>(parts_.loop, std::move(*loaded)));
+        ways_.push_back(std::make_unique<way_in>(context_.loop, std::move(*loaded)));
     }
     if (auto told = tell_peers(); !told)
         return told;
@@ -58,9 +58,9 @@ host::transport_options ways_in::transport_options(const std::string &name) cons
     return out;
 }
 
-// The qubes that may connect: they have a key and, if there is a list, are on it. Each transport gets
-// the qubes that it is configured for. A transport ends the stream of a qube that it is not told any
-// more, so a removed qube stays until the results of its commands have been sent.
+// The qubes that may connect: they have a key and, if there is a list, are on it. Each transport
+// gets the qubes that it is configured for. A transport ends the stream of a qube that is not in
+// its list any more, so a removed qube stays until the results of its commands have been sent.
 host::outcome<void> ways_in::tell_peers() {
     auto qubes = keys_.list();
     if (!qubes)
@@ -72,7 +72,7 @@ host::outcome<void> ways_in::tell_peers() {
                                                qube) != settings_.qubes->end()) &&
                 settings_.transports.serves(way->transport.name(), qube.text()))
                 way->peers.push_back(qube.text());
-        for (const auto &c : parts_.connections)
+        for (const auto &c : context_.connections)
             if (c->is_busy() && c->from().transport == way->transport.name() &&
                 std::find(way->peers.begin(), way->peers.end(), c->from().name.text()) ==
                     way->peers.end()) {
@@ -106,7 +106,7 @@ void ways_in::take_streams(way_in &way) {
     for (;;) {
         auto got = way.transport.accept();
         if (!got) {
-            parts_.log.write(log_category::error, for_log(got.error().what));
+            context_.log.write(log_category::error, for_log(got.error().what));
             way.pause.expires_after(accept_pause);
             way.pause.async_wait([this, &way](boost::system::error_code ec) {
                 if (!ec)
@@ -124,24 +124,24 @@ void ways_in::take_streams(way_in &way) {
 void ways_in::take_stream(const std::string &transport, host::stream from) {
     auto qube = qube_name::parse(from.peer);
     if (!qube) {
-        parts_.log.write_for(for_log(from.peer), log_category::auth_deny,
-                             "vm=" + for_log(from.peer) + " (no name of a qube)");
+        context_.log.write_for(for_log(from.peer), log_category::auth_deny,
+                               "vm=" + for_log(from.peer) + " (not the name of a qube)");
         return;
     }
     if (!settings_.transports.serves(transport, qube->text())) {
-        parts_.log.write_for(qube->text(), log_category::auth_deny,
-                             "vm=" + qube->text() + " (not served over " + transport +
-                                 ": QVM_REMOTE_TRANSPORT)");
+        context_.log.write_for(qube->text(), log_category::auth_deny,
+                               "vm=" + qube->text() + " (not served over " + transport +
+                                   ": QVM_REMOTE_TRANSPORT)");
         return;
     }
     std::size_t have = 0;
-    for (const auto &c : parts_.connections)
+    for (const auto &c : context_.connections)
         have += c->from().name == *qube;
-    if (have >= limits::streams_per_qube || parts_.draining)
+    if (have >= limits::streams_per_qube || context_.draining)
         return; // which closes the stream
     const auto made =
-        std::make_shared<connection>(parts_, std::move(from), std::move(*qube), transport);
-    parts_.connections.insert(made);
+        std::make_shared<connection>(context_, std::move(from), std::move(*qube), transport);
+    context_.connections.insert(made);
     made->start();
     on_stream_();
 }

@@ -40,9 +40,9 @@ struct way_in {
 class ways_in {
   public:
     /// `config` may change; call tell_peers() then.
-    ways_in(service &parts, const daemon_options &options, const settings &config,
+    ways_in(service &context, const daemon_options &options, const settings &config,
             const keyring &keys, std::function<void()> on_stream)
-        : parts_(parts), options_(options), settings_(config), keys_(keys),
+        : context_(context), options_(options), settings_(config), keys_(keys),
           on_stream_(std::move(on_stream)) {}
 
     /// Loads the transports, tells them their peers, and listens.
@@ -65,7 +65,7 @@ class ways_in {
     void take_streams(way_in &way);
     void take_stream(const std::string &transport, host::stream from);
 
-    service &parts_;
+    service &context_;
     const daemon_options &options_;
     const settings &settings_;
     const keyring &keys_;
