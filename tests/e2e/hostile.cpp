@@ -632,8 +632,8 @@ void suite::run() {
     senseless_client();
     flooding_client();
     stalling_client();
-    rights();
     late_body(*withheld);
+    rights(); // this starts the daemon again
     replayed_ids();
 }
 
