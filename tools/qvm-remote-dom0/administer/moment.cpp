@@ -22,9 +22,10 @@ std::optional<std::int64_t> local_seconds(const calendar_time &wanted) {
     at.tm_hour = wanted.hour;
     at.tm_min = wanted.minute;
     at.tm_isdst = -1;
-    const std::time_t seconds = std::mktime(&at);
+    const std::time_t since_epoch = std::mktime(&at);
     const calendar_time made{at.tm_year + 1900, at.tm_mon + 1, at.tm_mday, at.tm_hour, at.tm_min};
-    return seconds >= 0 && made == wanted ? std::optional<std::int64_t>(seconds) : std::nullopt;
+    return since_epoch >= 0 && made == wanted ? std::optional<std::int64_t>(since_epoch)
+                                              : std::nullopt;
 }
 
 } // namespace
