@@ -19,9 +19,11 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/policy.hpp>
 #include <qvmremote/queue.hpp>
+#include <qvmremote/quota.hpp>
 #include <qvmremote/request.hpp>
 #include <qvmremote/route.hpp>
 #include <qvmremote/sanitize.hpp>
+#include <qvmremote/scheduler.hpp>
 #include <qvmremote/secret.hpp>
 #include <qvmremote/session.hpp>
 #include <qvmremote/token.hpp>

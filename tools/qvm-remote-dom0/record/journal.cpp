@@ -16,11 +16,11 @@
 
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/limits.hpp>
+#include <qvmremote/quota.hpp>
 
 #include "base/line_gate.hpp"
 #include "record/audit_log.hpp"
 #include "record/id_index.hpp"
-#include "record/quota.hpp"
 
 namespace qvmremote::dom0 {
 

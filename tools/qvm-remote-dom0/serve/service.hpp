@@ -19,6 +19,7 @@
 #include <boost/asio/steady_timer.hpp>
 
 #include <qvmremote/host/clock.hpp>
+#include <qvmremote/scheduler.hpp>
 
 #include "base/containment.hpp"
 #include "base/log.hpp"
@@ -28,7 +29,6 @@
 #include "decide/keyring.hpp"
 #include "execute/execution_context.hpp"
 #include "record/journal.hpp"
-#include "serve/scheduler.hpp"
 
 namespace qvmremote::dom0 {
 

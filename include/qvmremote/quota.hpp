@@ -9,7 +9,7 @@
 #include <map>
 #include <string>
 
-namespace qvmremote::dom0 {
+namespace qvmremote {
 
 /// Counts the bytes of each qube. A qube gets its bytes of a day back evenly, not all at midnight.
 /// A request may begin while there is room; its own few lines are written in any case, even beyond
@@ -22,9 +22,9 @@ class daily_quota {
         const auto at = spent_.find(qube);
         return at == spent_.end() || at->second.left(now_ms, most_) < most_;
     }
-    void charge(const std::string &qube, std::uint64_t bytes, std::uint64_t now_ms) {
+    void charge(const std::string &qube, std::uint64_t added, std::uint64_t now_ms) {
         account &a = spent_[qube];
-        a = {a.left(now_ms, most_) + bytes, now_ms};
+        a = {a.left(now_ms, most_) + added, now_ms};
     }
     [[nodiscard]] std::uint64_t bytes_per_day() const noexcept { return most_; }
 
@@ -45,4 +45,4 @@ class daily_quota {
     std::map<std::string, account> spent_;
 };
 
-} // namespace qvmremote::dom0
+} // namespace qvmremote

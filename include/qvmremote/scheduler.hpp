@@ -15,7 +15,7 @@
 
 #include <qvmremote/limits.hpp>
 
-namespace qvmremote::dom0 {
+namespace qvmremote {
 
 /// Gives slots. A waiting request is a function that is called when it may go on. It returns false when
 /// it does not need the slot any more (its client has gone).
@@ -160,4 +160,4 @@ class scheduler {
     ticket tickets_ = 0; // given out so far
 };
 
-} // namespace qvmremote::dom0
+} // namespace qvmremote

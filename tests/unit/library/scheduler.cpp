@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "serve/scheduler.hpp"
+#include <qvmremote/scheduler.hpp>
 
 #include <string>
 #include <vector>
@@ -7,7 +7,6 @@
 #include <doctest/doctest.h>
 
 using namespace qvmremote;
-using dom0::scheduler;
 
 namespace {
 constexpr std::size_t any = limits::running; // so many new commands of a qube
