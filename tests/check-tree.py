@@ -23,7 +23,7 @@ ROOT = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.pat
 # Lower floors first; a header includes lower floors only. host/ stands on all of them and has an
 # order of its own; programs and plug-ins stand on host/.
 FLOORS = [
-    {"error", "limits", "quota", "transport_abi"},
+    {"error", "limits", "quota", "transport_abi", "transport_choice"},
     {"bytes", "scheduler"},
     {"digest", "amounts"},
     {"sanitize", "secret", "command_id", "frame", "config", "escapes"},

@@ -28,3 +28,4 @@
 #include <qvmremote/session.hpp>
 #include <qvmremote/token.hpp>
 #include <qvmremote/transport_abi.h>
+#include <qvmremote/transport_choice.hpp>

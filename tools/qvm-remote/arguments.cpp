@@ -266,7 +266,7 @@ bool add_settings(settings &how, const home &where) {
         how.transport = how.values.get("QVM_REMOTE_TRANSPORT").value_or("qvm-run");
     const std::string version(how.values.get("QVM_REMOTE_PROTOCOL").value_or("auto"));
     if (version == "1" || version == "2") {
-        how.version = version == "1" ? protocol::one : protocol::two;
+        how.version = version == "1" ? allowed_protocol::one : allowed_protocol::two;
     } else if (version != "auto") {
         wrong_call("QVM_REMOTE_PROTOCOL is '" + for_terminal(version, 64) + "': use auto, 1 or 2");
         return false;

@@ -31,9 +31,6 @@ namespace qvmremote::qube {
 namespace {
 
 constexpr int start_limit_ms = 15'000;
-constexpr std::uint64_t agent_patience_ms = 30'000;
-// The time from `authorize`, or from the start of the qube, until the agent listens.
-constexpr std::uint64_t agent_start_ms = 3'000;
 constexpr int agent_look_ms = 100;
 
 std::string own_directory() {
@@ -196,8 +193,6 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
     return out;
 }
 
-bool is_call(const settings &how) { return how.transport == "qrexec"; }
-
 tl::expected<route, no_access> find_route(const settings &how, const home &where,
                                           std::uint64_t patience_ms, bool by_protocol_1,
                                           int signal_fd) {
@@ -205,8 +200,8 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
     if (!way)
         return tl::unexpected(way.error());
     route out{std::move(*way), {}};
-    const bool has_queue = how.transport == "qvm-run";
-    if (has_queue && how.version == protocol::one)
+    way_terms terms{how.transport, how.version, false, by_protocol_1, patience_ms};
+    if (first_way(terms) == next_way::queue)
         return out;
     const std::uint64_t begin_ms = host::awake_ms();
     std::optional<waiting_line> shown;
@@ -217,27 +212,22 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
             return out;
         }
         const int error = stream.error().error_number;
-        if (error != ECONNREFUSED || !(has_queue || is_call(how)))
-            return tl::unexpected(no_access{stream.error().what, error == EACCES ? 126 : 255});
-        const std::uint64_t waited_ms = host::awake_ms() - begin_ms;
-        if (has_queue && how.version == protocol::any && !where.is_pinned() &&
-            (by_protocol_1 || waited_ms >= agent_start_ms))
+        terms.is_pinned = where.is_pinned(); // another client may have done it meanwhile
+        const next_way next = way_after(error, host::awake_ms() - begin_ms, terms);
+        if (next == next_way::queue)
             return out;
-        // Do not fall back to protocol 1 at once: between two calls of dom0 there is no agent for a
-        // moment, and an attacker could force a downgrade by making the agent unavailable.
-        if (waited_ms >= (has_queue ? agent_patience_ms : patience_ms)) {
+        if (next != next_way::stream) {
             std::string why = stream.error().what;
-            if (has_queue && how.version == protocol::any && where.is_pinned())
+            if (next == next_way::too_late && terms.has_queue() &&
+                how.version == allowed_protocol::any && terms.is_pinned)
                 why += "; dom0 has used protocol 2 with this key before, so protocol 1 is not "
                        "used: if dom0 now has a program without protocol 2, remove " +
                        where.pin_file();
-            // The transport refuses a call when this user has too many. That limit is in this qube,
-            // so this is a time-out.
-            if (is_call(how))
-                return tl::unexpected(no_access{"command timed out: " + why, 124});
-            return tl::unexpected(no_access{why, 255});
+            if (next == next_way::too_late && is_call(how.transport))
+                why = "command timed out: " + why;
+            return tl::unexpected(no_access{why, exit_code_of(next, error, terms)});
         }
-        if (is_call(how)) {
+        if (is_call(how.transport)) {
             if (!shown)
                 shown.emplace(::isatty(STDERR_FILENO) && !how.quiet);
             shown->set("waiting for a call to dom0: " + stream.error().what);
@@ -245,8 +235,8 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         }
         pollfd signal{signal_fd, POLLIN, 0};
         std::uint8_t number = 0;
-        // qrexec waits by itself, so ask it again at once.
-        if (::poll(&signal, 1, has_queue ? agent_look_ms : 0) > 0 &&
+        // Ask a transport again at once if it waits by itself.
+        if (::poll(&signal, 1, terms.has_queue() ? agent_look_ms : 0) > 0 &&
             ::read(signal_fd, &number, 1) == 1)
             return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
     }

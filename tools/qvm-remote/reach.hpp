@@ -12,19 +12,17 @@
 #include <qvmremote/config.hpp>
 #include <qvmremote/host/client.hpp>
 #include <qvmremote/host/transport.hpp>
+#include <qvmremote/transport_choice.hpp>
 
 #include "home.hpp"
 
 namespace qvmremote::qube {
 
-/// Which protocol may be used: QVM_REMOTE_PROTOCOL.
-enum class protocol : std::uint8_t { any, one, two };
-
 /// Settings from the command line and the configuration.
 struct settings {
     config values;         ///< files, then environment
     std::string transport; ///< name
-    protocol version = protocol::any;
+    allowed_protocol version = allowed_protocol::any;
     std::string plugin_directory;
     bool verbose = false;
     bool quiet = false;
@@ -52,10 +50,6 @@ struct route {
     access way;
     std::optional<host::stream> stream; ///< empty: use protocol 1
 };
-
-/// Whether each stream is a call of its own. It may have to wait until other calls of this user end,
-/// and until a person answers the question of qrexec's policy.
-[[nodiscard]] bool is_call(const settings &how);
 
 /// Returns a stream to dom0, or a route without one, for protocol 1. When nobody answers, qvm-run and
 /// qrexec are tried again for `patience_ms`; any other transport fails at once. A command that protocol

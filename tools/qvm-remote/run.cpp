@@ -295,7 +295,7 @@ std::optional<int> run_by_queue(const settings &how, const home &where, route &b
                      what.id.text().c_str(), where.queue().c_str());
     shown_run shown(how, where, what.id, request.shown);
     std::function<bool()> look_for_agent;
-    if (how.version == protocol::any)
+    if (how.version == allowed_protocol::any)
         look_for_agent = [&by] {
             if (auto stream = by.way.transport->connect())
                 by.stream.emplace(std::move(*stream));
@@ -353,7 +353,7 @@ int run_by_stream(const settings &how, const home &where, route &by, run_request
     shown.io().stdin_fd = request.stdin_live ? STDIN_FILENO : -1;
     if (request.what.tty)
         shown.use_terminal(request.escape);
-    if (is_call(how))
+    if (is_call(how.transport))
         dom0.wait_for_first_answer(patience_ms(timeout_s));
     host::run_result result = dom0.run(std::move(request.what), shown.io());
     const auto why = why_nothing_came(by, dom0, result);
@@ -429,7 +429,7 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
     } else {
         over = how.transport;
         host::client dom0(std::move(*by->stream), std::move(*by->way.key));
-        if (is_call(how))
+        if (is_call(how.transport))
             dom0.wait_for_first_answer(timeout_s * 1000);
         auto done = dom0.collect({.kind = kind,
                                   .body = {},
