@@ -2,6 +2,7 @@
 """The client itself: words, the terminal, records and configuration. Cases of cli.py."""
 
 import ctypes
+import glob
 import os
 import pty
 import re
@@ -155,6 +156,19 @@ def records_that_cannot_be_written_change_nothing(f):
     got = f.run("exit 7")
     equal(got.returncode, 7)
     check(got.stderr.endswith(b"cannot make the history entry in " + history.encode() + b": Not a directory\n"), got.stderr)
+
+
+@case
+def a_record_that_is_cut_says_so(f):
+    """Also when a piece of the output ends exactly at the limit."""
+    f.start()
+    mark, limit = b"\n[truncated at 10485760 bytes]\n", 10485760
+    for command, is_cut in ((f"head -c {limit} /dev/zero", False), (f"head -c {limit + 1} /dev/zero", True),
+                            (f"head -c {limit} /dev/zero; sleep 0.5; echo more", True)):
+        equal(f.run(command).returncode, 0)
+        [newest] = sorted(glob.glob(f.home + "/.qvm-remote/history/*/*/out"), key=os.path.getmtime)[-1:]
+        with open(newest, "rb") as record:
+            equal(record.read()[limit:], mark if is_cut else b"")
 
 
 @case

@@ -418,6 +418,30 @@ def a_key_replaced_while_tags_are_asked_runs_nothing(f):
 
 
 @case
+def an_answer_from_before_a_reload_does_not_count(f):
+    """dom0 now asks another program for tags, and the one before still owes an answer."""
+    before, now, mark = (os.path.join(f.path, name) for name in ("tags-before", "tags-now", "asked"))
+    os.mkfifo(mark)
+    for path, text in ((before, f"cat {mark}\necho agent\n"), (now, "echo other\n")):
+        with open(path, "w") as p:
+            p.write("#!/bin/sh\n" + text)
+        os.chmod(path, 0o755)
+    rule = "@tag:agent exec:touch ** allow\n"
+    os.makedirs(os.path.join(f.root, "etc/qubes"), exist_ok=True)
+    write(f, f"QVM_REMOTE_QVM_TAGS={before}\n", "remote.conf")
+    begin(f, rule)
+    p = f.popen("touch", os.path.join(f.path, "ran"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    asked = os.open(mark, os.O_WRONLY)  # returns when the program reads
+    write(f, f"QVM_REMOTE_QVM_TAGS={now}\n", "remote.conf")
+    rules(f, rule)  # and reload
+    os.close(asked)
+    err = p.communicate(timeout=HANG)[1]
+    equal(p.returncode, 126)
+    check(b"policy" in err, err)
+    check(not os.path.exists(os.path.join(f.path, "ran")), "it ran")
+
+
+@case
 def tags_come_from_qvm_tags_where_there_is_no_qubesd(f):
     program = os.path.join(f.path, "qvm-tags")
     with open(program, "w") as p:

@@ -26,12 +26,10 @@ constexpr std::uint64_t mebibyte = 1024 * 1024;
 constexpr std::uint64_t most_days = 36'500;
 constexpr std::uint64_t most_mebibytes = 1024 * 1024 * 1024;
 
-// Oldest first: a day's name and an ID begin with the time. An entry that is not complete is hidden.
+// Oldest first: a day's name and an ID begin with the time.
 std::vector<std::string> directories_in(int directory) {
-    auto out =
-        host::names_in(directory, host::listed::directories).value_or(std::vector<std::string>{});
-    std::erase_if(out, [](const std::string &name) { return name.starts_with('.'); });
-    return out;
+    return host::names_in(directory, host::listed::directories)
+        .value_or(std::vector<std::string>{});
 }
 
 unique_fd open_below(int directory, const std::string &name) {
@@ -93,8 +91,10 @@ void prune(int history, const history_limits &most) {
                 ++removed;
                 continue;
             }
-            kept.push_back({day, entry, bytes});
             total += bytes;
+            // A hidden entry is not complete: its client may still write it. Only its age removes it.
+            if (!entry.starts_with('.'))
+                kept.push_back({day, entry, bytes});
         }
         if (remove)
             ::unlinkat(history, day.c_str(), AT_REMOVEDIR);

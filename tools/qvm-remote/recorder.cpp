@@ -75,19 +75,20 @@ void recorder::spill(lane &l) {
                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!l.file || !host::write_all(l.file.get(), l.text)) {
         fail("cannot record the output in " + where_.history());
-        l.bytes = limits::recorded_output; // record nothing after a gap: the record would be wrong
+        l.bytes =
+            limits::recorded_output + 1; // record nothing after a gap: the record would be wrong
     }
     l.text.clear();
 }
 
 void recorder::output(bool is_stdout, bytes_view data) {
     lane &l = is_stdout ? out_ : err_;
-    if (l.bytes >= limits::recorded_output)
+    if (l.bytes > limits::recorded_output)
         return;
     const auto room = static_cast<std::size_t>(limits::recorded_output - l.bytes);
     l.text.append(as_text(data.first(std::min(room, data.size()))));
     l.bytes += data.size();
-    if (l.bytes >= limits::recorded_output && data.size() > room)
+    if (l.bytes > limits::recorded_output)
         l.text.append("\n[truncated at " + std::to_string(limits::recorded_output) + " bytes]\n");
     if (l.text.size() >= spill_at)
         spill(l);

@@ -50,7 +50,6 @@ class recorder {
 
     const home &where_;
     std::string id_, command_;
-    std::string day_directory_;
     host::unique_fd day_, entry_;
     std::string started_;
     std::uint64_t started_ms_;

@@ -31,13 +31,13 @@ struct history {
     history &operator=(const history &) = delete;
 
     // Adds an entry that is `days` days old, with 2 MiB of output. Returns its directory.
-    [[nodiscard]] fs::path add(int days) const {
+    [[nodiscard]] fs::path add(int days, const char *name = "id") const {
         const time_t then = ::time(nullptr) - static_cast<time_t>(days) * 24 * 3600;
         tm fields{};
         ::localtime_r(&then, &fields);
         char day[16];
         REQUIRE(::strftime(day, sizeof day, "%Y-%m-%d", &fields) == 10);
-        fs::path out = base / "history" / day / "id";
+        fs::path out = base / "history" / day / name;
         fs::create_directories(out);
         std::ofstream(out / "out") << std::string(2 * 1024 * 1024, 'x');
         return out;
@@ -122,4 +122,14 @@ TEST_CASE("a limit that is not a whole number of its range is named") {
     REQUIRE(none.has_value());
     CHECK_FALSE(none->days);
     CHECK_FALSE(none->mebibytes);
+}
+
+TEST_CASE("what a killed client has left is removed for its age, and never for its size") {
+    for (const history_limits &most : {history_limits{{}, 1}, history_limits{90, {}}}) {
+        const history h;
+        const fs::path killed = h.add(400, ".killed"), running = h.add(1, ".running");
+        h.prune(most);
+        CHECK(fs::exists(killed.parent_path()) != most.days.has_value());
+        CHECK(fs::exists(running / "out"));
+    }
 }

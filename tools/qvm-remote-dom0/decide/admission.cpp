@@ -302,7 +302,8 @@ std::optional<refusal> admission::shut(const peer &from) const {
         return refusal{errc::panicked, {}};
     if (!trouble().empty())
         return refusal{errc::denied,
-                       "dom0's policy is broken; in dom0: qvm-remote-dom0 policy lint"};
+                       "dom0's policy is broken, or its remote.conf: see qvm-remote-dom0 status in "
+                       "dom0"};
     const auto &now = on_disk_->values();
     const bool is_listed =
         !now || !now->qubes ||

@@ -135,8 +135,11 @@ const known_tags *tag_source::fresh(const qube_name &qube, std::uint64_t now_ms)
 void tag_source::ask(const qube_name &qube, std::function<void(known_tags)> on_answer) {
     entry &e = entries_[qube.text()];
     e.waiting.push_back(std::move(on_answer));
-    if (e.waiting.size() > 1)
-        return;
+    if (e.waiting.size() == 1)
+        queue_question(qube);
+}
+
+void tag_source::queue_question(const qube_name &qube) {
     {
         const std::lock_guard lock(mutex_);
         asked_.push_back(qube);
@@ -151,6 +154,7 @@ void tag_source::forget(tag_origin origin) {
         e.known = false;
     const std::lock_guard lock(mutex_);
     origin_ = std::move(origin);
+    ++origin_number_;
 }
 
 void tag_source::run() {
@@ -165,17 +169,21 @@ void tag_source::run() {
         const qube_name qube = asked_.front();
         asked_.pop_front();
         const tag_origin origin = origin_;
+        const std::uint64_t number = origin_number_;
         lock.unlock();
         auto tags = ask_tags(qube, origin);
-        post_([this, name = qube.text(), tags = std::move(tags)]() mutable {
-            keep_answer(name, std::move(tags));
+        post_([this, qube, number, tags = std::move(tags)]() mutable {
+            keep_answer(qube, number, std::move(tags));
         });
         lock.lock();
     }
 }
 
-void tag_source::keep_answer(const std::string &qube, known_tags tags) {
-    entry &e = entries_[qube];
+void tag_source::keep_answer(const qube_name &qube, std::uint64_t origin_number, known_tags tags) {
+    // An answer of whoever was asked before a reload does not count: ask again.
+    if (origin_number != origin_number_) // only this thread changes it
+        return queue_question(qube);
+    entry &e = entries_[qube.text()];
     e.tags = std::move(tags);
     e.read_ms = host::boottime_ms();
     e.known = true;

@@ -70,7 +70,8 @@ class tag_source {
         std::vector<std::function<void(known_tags)>> waiting;
     };
     void run();
-    void keep_answer(const std::string &qube, known_tags tags);
+    void queue_question(const qube_name &qube);
+    void keep_answer(const qube_name &qube, std::uint64_t origin_number, known_tags tags);
 
     // For the loop's thread.
     std::map<std::string, entry> entries_;
@@ -80,6 +81,7 @@ class tag_source {
     std::condition_variable wake_;
     std::deque<qube_name> asked_;
     tag_origin origin_;
+    std::uint64_t origin_number_ = 0; // how often origin_ was changed
     bool stop_ = false;
 
     poster post_;
