@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Every limit of the system, each with its unit. SPEC §3 says where the figures come from.
+/// The limits of the protocol, of policy and of records, each with its unit.
 
 #pragma once
 
@@ -22,19 +22,15 @@ inline constexpr std::size_t reason_text = 512;       ///< words in a REFUSED or
 inline constexpr std::size_t recorded_output = 10 * 1024 * 1024; ///< per stream, in history
 inline constexpr std::size_t queue_line = 512;        ///< of the queue's messages, newline included
 inline constexpr std::size_t queue_piece = 16 * 1024; ///< payload of a QUEUE frame
-inline constexpr std::size_t queue_output = 64 * 1024;        ///< one piece of output in the queue
-inline constexpr std::size_t queue_text = 4 * 1024;           ///< .meta, and a line for audit.log
-inline constexpr std::size_t config_file = 64 * 1024;         ///< one configuration file
-inline constexpr std::size_t policy_file = 1024 * 1024;       ///< one policy file
-inline constexpr std::size_t policy_line = 8 * 1024;          ///< one line of policy
-inline constexpr std::size_t collected_stdin = 1024 * 1024;   ///< input that an operator approves
-inline constexpr std::size_t qube_tag = 255;                  ///< the name of a tag in a policy
-inline constexpr std::size_t audit_line = 32 * 1024;          ///< one line, newline included
-inline constexpr std::size_t audit_argument = 8 * 1024;       ///< argv as recorded, before escaping
-inline constexpr std::uint64_t audit_file = 64 * 1024 * 1024; ///< at this size a new file begins
-/// All files together, except those of the last days (id_remembered_s).
-inline constexpr std::uint64_t audit_kept = 1024 * 1024 * 1024;
-inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024;   ///< of one qube, per day
+inline constexpr std::size_t queue_output = 64 * 1024;      ///< one piece of output in the queue
+inline constexpr std::size_t queue_text = 4 * 1024;         ///< .meta, and a line for audit.log
+inline constexpr std::size_t config_file = 64 * 1024;       ///< one configuration file
+inline constexpr std::size_t policy_file = 1024 * 1024;     ///< one policy file
+inline constexpr std::size_t policy_line = 8 * 1024;        ///< one line of policy
+inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an operator approves
+inline constexpr std::size_t qube_tag = 255;                ///< the name of a tag in a policy
+inline constexpr std::size_t audit_line = 32 * 1024;        ///< one line, newline included
+inline constexpr std::size_t audit_argument = 8 * 1024;     ///< argv as recorded, before escaping
 inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024; ///< requests that wait
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024; ///< the same of all qubes together
 
@@ -48,18 +44,10 @@ inline constexpr std::size_t running = 64;            ///< commands that run, of
 inline constexpr std::size_t waiting_per_qube = 256;  ///< requests that wait for a slot
 inline constexpr std::size_t starts_per_second = 500; ///< sustained, per qube
 inline constexpr std::size_t starts_burst = 2000;     ///< starts at once, per qube
-inline constexpr std::size_t streams_per_qube = 128;  ///< open streams
 inline constexpr std::size_t argument = 131071; ///< of a word: MAX_ARG_STRLEN, without its NUL
-inline constexpr std::size_t argument_text = 100 * 1024; ///< of `bash -c`; Linux takes < 128 KiB
 
-inline constexpr std::size_t policy_files = 256;    ///< files in the policy directory
 inline constexpr std::size_t policy_rules = 20'000; ///< rules in all files together
 inline constexpr std::size_t policy_problems = 100; ///< the others are not listed
-
-inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024; ///< one earlier file is kept
-inline constexpr std::size_t refused_lines_per_second = 10;       ///< in the audit log, per qube
-inline constexpr std::size_t refused_lines_burst = 100;           ///< the same at once
-inline constexpr std::size_t audit_head_lines = 100; ///< between two heads in the system journal
 
 // Times.
 inline constexpr std::uint32_t default_timeout_s = 300;      ///< of a command without `-t`
@@ -68,8 +56,5 @@ inline constexpr std::uint64_t challenge_ms = 30'000;        ///< how long a cha
 inline constexpr std::uint64_t preamble_ms = 30'000;         ///< how long the preamble may take
 inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< of ttl= and timeout=
 inline constexpr std::int64_t id_clock_skew_s = 26 * 3600; ///< between the time in an ID and dom0's
-inline constexpr std::int64_t id_remembered_s = 72 * 3600; ///< how long an ID with a time is kept
-inline constexpr std::uint64_t audit_head_ms = 600'000;  ///< between two heads if lines were added
-inline constexpr std::int64_t audit_kept_s = 90 * 86400; ///< how long old audit files are kept
 
 } // namespace qvmremote::limits

@@ -5,6 +5,8 @@
 
 #include "journal_fixture.hpp"
 
+#include "base/dom0_limits.hpp"
+
 using namespace qvmremote_test;
 
 TEST_CASE(

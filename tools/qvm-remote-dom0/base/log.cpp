@@ -9,7 +9,8 @@
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
-#include <qvmremote/limits.hpp>
+
+#include "base/dom0_limits.hpp"
 
 namespace qvmremote::dom0 {
 

@@ -15,6 +15,7 @@
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
+#include "base/dom0_limits.hpp"
 #include "base/line_gate.hpp"
 
 namespace qvmremote::dom0 {

@@ -15,9 +15,9 @@
 #include <qvmremote/command_id.hpp>
 #include <qvmremote/config.hpp>
 #include <qvmremote/host/failure.hpp>
-#include <qvmremote/limits.hpp>
 
 #include "base/containment.hpp"
+#include "base/dom0_limits.hpp"
 
 namespace qvmremote::dom0 {
 

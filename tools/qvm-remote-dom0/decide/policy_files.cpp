@@ -16,6 +16,8 @@
 
 #include "shipped_rules.hpp"
 
+#include "base/dom0_limits.hpp"
+
 namespace qvmremote::dom0 {
 
 namespace {

@@ -17,6 +17,8 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "base/dom0_limits.hpp"
+
 namespace qvmremote::dom0 {
 
 namespace {

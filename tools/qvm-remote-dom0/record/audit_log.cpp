@@ -14,6 +14,8 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
 
+#include "base/dom0_limits.hpp"
+
 namespace qvmremote::dom0 {
 
 namespace {

@@ -19,7 +19,8 @@
 #include <qvmremote/audit.hpp>
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unix_socket.hpp>
-#include <qvmremote/limits.hpp>
+
+#include "base/dom0_limits.hpp"
 
 namespace qvmremote::dom0 {
 

@@ -15,9 +15,9 @@
 #include <unistd.h>
 
 #include <qvmremote/host/clock.hpp>
-#include <qvmremote/limits.hpp>
 #include <qvmremote/quota.hpp>
 
+#include "base/dom0_limits.hpp"
 #include "base/line_gate.hpp"
 #include "record/audit_log.hpp"
 #include "record/id_index.hpp"

@@ -10,6 +10,8 @@
 
 #include <qvmremote/limits.hpp>
 
+#include "base/dom0_limits.hpp"
+
 namespace qvmremote::dom0 {
 
 /// dom0's clock is set from outside (by the clock qube), so it can be days off for some hours. This

@@ -13,6 +13,7 @@
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/limits.hpp>
 
+#include "base/dom0_limits.hpp"
 #include "base/log.hpp"
 
 namespace qvmremote::dom0 {

@@ -9,8 +9,8 @@
 #include <fcntl.h>
 
 #include <qvmremote/host/environment.hpp>
-#include <qvmremote/limits.hpp>
 
+#include "base/dom0_limits.hpp"
 #include "base/log.hpp"
 #include "serve/connection.hpp"
 
