@@ -126,7 +126,9 @@ class suite {
     // hostile_rights.cpp
     void rights();
     void questions();
+    void shown_questions();
     void rules();
+    void narrow_rules();
     void records();
     std::string control(const std::string &line);
     std::string operate(const std::string &line);

@@ -208,6 +208,49 @@ class suite {
         write_file(queue(qube, "pending/" + id.text() + ".auth"), token_v1(key_of('a'), id));
     }
 
+    // Waits for the part of the way in which the victim is to fall.
+    void await(part aim, way by, const std::string &place, const std::string &result,
+               off_t audit_before) {
+        switch (aim) {
+        case part::before_start: // the shell program looks every 250 ms
+            ::usleep(static_cast<useconds_t>(random_() % (by == way::shell ? 100'000 : 1'000)));
+            break;
+        case part::start_to_exec:
+            spin_until([&] { return size_of(dom0_.audit()) > audit_before; }, "START");
+            break;
+        case part::running:
+            spin_until([&] { return size_of(place + "/ran") > 0; }, "the command");
+            ::usleep(static_cast<useconds_t>(random_() % 8000));
+            break;
+        case part::exec_to_end:
+            spin_until([&] { return exists(place + "/done"); }, "the command's end");
+            break;
+        case part::after:
+            if (by != way::stream && random_() % 2) // between the last steps of the carrier
+                spin_until([&] { return exists(result + ".exit"); }, "a result");
+            else
+                spin_until([&] { return read_records(dom0_.audit(), audit_before).ended; }, "END");
+            ::usleep(static_cast<useconds_t>(random_() % 2 * (random_() % 2000)));
+            break;
+        }
+    }
+    void kill_victim(victim whom, way by, pid_t client, std::pair<pid_t, pid_t> of_call) {
+        switch (whom) {
+        case victim::client:
+            ::kill(client, SIGKILL);
+            break;
+        case victim::in_qube: // the shell program is several processes
+            ::kill(by == way::shell ? -of_call.second : of_call.second, SIGKILL);
+            break;
+        case victim::call:
+            ::kill(of_call.first, SIGKILL);
+            break;
+        case victim::daemon:
+            dom0_.kill_now();
+            break;
+        }
+    }
+
     void round() {
         const int i = count_++;
         // A round with the shell program takes half a second, so do fewer of them.
@@ -244,42 +287,8 @@ class suite {
             leave(qube, id, command);
         }
 
-        switch (aim) {
-        case part::before_start: // the shell program looks every 250 ms
-            ::usleep(static_cast<useconds_t>(random_() % (by == way::shell ? 100'000 : 1'000)));
-            break;
-        case part::start_to_exec:
-            spin_until([&] { return size_of(dom0_.audit()) > audit_before; }, "START");
-            break;
-        case part::running:
-            spin_until([&] { return size_of(place + "/ran") > 0; }, "the command");
-            ::usleep(static_cast<useconds_t>(random_() % 8000));
-            break;
-        case part::exec_to_end:
-            spin_until([&] { return exists(place + "/done"); }, "the command's end");
-            break;
-        case part::after:
-            if (by != way::stream && random_() % 2) // between the last steps of the carrier
-                spin_until([&] { return exists(result + ".exit"); }, "a result");
-            else
-                spin_until([&] { return read_records(dom0_.audit(), audit_before).ended; }, "END");
-            ::usleep(static_cast<useconds_t>(random_() % 2 * (random_() % 2000)));
-            break;
-        }
-        switch (whom) {
-        case victim::client:
-            ::kill(client, SIGKILL);
-            break;
-        case victim::in_qube: // the shell program is several processes
-            ::kill(by == way::shell ? -in_qube : in_qube, SIGKILL);
-            break;
-        case victim::call:
-            ::kill(call, SIGKILL);
-            break;
-        case victim::daemon:
-            dom0_.kill_now();
-            break;
-        }
+        await(aim, by, place, result, audit_before);
+        kill_victim(whom, by, client, processes);
         fell_.count(where_now(place, audit_before));
         const std::string acknowledged = by == way::stream ? "" : read_file(result + ".exit");
 

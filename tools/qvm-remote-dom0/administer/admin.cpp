@@ -170,7 +170,17 @@ host::outcome<void> set_listed(const paths &where, const qube_name &qube, bool w
                                   host::durability::synced);
 }
 
-int let_in(const invocation &in, const char *verb, bool listed) {
+// What `authorize` and `connect` were asked for.
+struct newcomer {
+    qube_name qube;
+    char *typed_key = nullptr; // null if the key is to come from elsewhere
+    std::optional<access_level> level;
+    std::optional<std::int64_t> until;
+    bool fetch = false;
+};
+
+// Prints what is wrong, and gives nothing then.
+std::optional<newcomer> read_newcomer(const invocation &in) {
     static constexpr cli::option table[] = {
         {'l', "level", "LEVEL", "deny, monitor, read-only, manage or full (full)"},
         {'f', "fetch", nullptr, "read the key in the running qube and ask to confirm it"},
@@ -194,86 +204,102 @@ int let_in(const invocation &in, const char *verb, bool listed) {
                                         return true;
                                     });
         if (next < 0)
-            return 1;
+            return std::nullopt;
         at += static_cast<std::size_t>(next) - 1;
         if (at < words.size())
             plain.push_back(words[at++]);
     }
+    const auto refuse = [](const std::string &why) {
+        static_cast<void>(fail_with(why));
+        return std::nullopt;
+    };
     if (plain.empty() || plain.size() > 2)
-        return fail_with(in.usage);
+        return refuse(in.usage);
     auto qube = named_qube(plain[0]);
     if (!qube)
-        return fail_with(qube.error());
-    auto level = std::optional(access_level::full);
-    if (!level_text.empty() && !(level = parse_level(level_text)))
-        return fail_with("'" + for_terminal(level_text, 32) +
-                         "' is not a level: use deny, monitor, read-only, manage or full");
-    std::optional<std::int64_t> until;
+        return refuse(qube.error().what);
+    newcomer out{*qube, plain.size() == 2 ? plain[1] : nullptr, {}, {}, fetch};
+    if (!level_text.empty() && !(out.level = parse_level(level_text)))
+        return refuse("'" + for_terminal(level_text, 32) +
+                      "' is not a level: use deny, monitor, read-only, manage or full");
     if (!until_text.empty()) {
         const std::int64_t now = host::local_time::now().seconds;
-        until = parse_moment(until_text, now);
-        if (!until || *until <= now)
-            return fail_with("--until '" + for_terminal(until_text, 32) +
-                             "' is not a time in the future: use 30m, 8h, 7d, YYYY-MM-DD or "
-                             "YYYY-MM-DDTHH:MM");
+        out.until = parse_moment(until_text, now);
+        if (!out.until || *out.until <= now)
+            return refuse("--until '" + for_terminal(until_text, 32) +
+                          "' is not a time in the future: use 30m, 8h, 7d, YYYY-MM-DD or "
+                          "YYYY-MM-DDTHH:MM");
     }
     if (in.where.is_real()) {
-        const auto checked = run_helper({"qvm-check", "--quiet", qube->text()}, 4096, call_limit);
+        const auto checked =
+            run_helper({"qvm-check", "--quiet", out.qube.text()}, 4096, call_limit);
         if (checked && checked->exit_code != 0)
-            return fail_with("there is no qube '" + qube->text() + "': qvm-ls lists them");
+            return refuse("there is no qube '" + out.qube.text() + "': qvm-ls lists them");
     }
+    return out;
+}
 
-    host::outcome<secret> key = host::failed("");
-    if (plain.size() == 2) {
+// The first line of standard input.
+host::outcome<secret> read_key(const qube_name &qube) {
+    if (::isatty(STDIN_FILENO))
         std::fprintf(stderr,
-                     "qvm-remote-dom0: warning: a key on the command line can be read in the "
-                     "list of processes; give it on standard input instead\n");
-        key = parse_key(plain[1]);
-        OPENSSL_cleanse(plain[1], std::strlen(plain[1]));
-    } else if (fetch) {
-        key = fetch_key(*qube);
-    } else {
-        if (::isatty(STDIN_FILENO))
-            std::fprintf(stderr, "Key of %s (as `qvm-remote key show` prints it there): ",
-                         qube->text().c_str());
-        std::string text(256, '\0');
-        std::size_t n = 0;
-        for (ssize_t got; n < text.size() &&
-                          (got = ::read(STDIN_FILENO, text.data() + n, text.size() - n)) > 0;) {
-            n += static_cast<std::size_t>(got);
-            if (text.find('\n') < n)
-                break;
-        }
-        std::string taken = text.substr(0, n);
-        OPENSSL_cleanse(text.data(), text.size());
-        key = parse_key(std::move(taken));
+                     "Key of %s (as `qvm-remote key show` prints it there): ", qube.text().c_str());
+    std::string text(256, '\0');
+    std::size_t n = 0;
+    for (ssize_t got;
+         n < text.size() && (got = ::read(STDIN_FILENO, text.data() + n, text.size() - n)) > 0;) {
+        n += static_cast<std::size_t>(got);
+        if (text.find('\n') < n)
+            break;
     }
+    std::string taken = text.substr(0, n);
+    OPENSSL_cleanse(text.data(), text.size());
+    return parse_key(std::move(taken));
+}
+
+host::outcome<secret> key_of(const newcomer &who) {
+    if (who.typed_key == nullptr)
+        return who.fetch ? fetch_key(who.qube) : read_key(who.qube);
+    std::fprintf(stderr, "qvm-remote-dom0: warning: a key on the command line can be read in the "
+                         "list of processes; give it on standard input instead\n");
+    auto key = parse_key(who.typed_key);
+    OPENSSL_cleanse(who.typed_key, std::strlen(who.typed_key));
+    return key;
+}
+
+int let_in(const invocation &in, const char *verb, bool listed) {
+    const auto who = read_newcomer(in);
+    if (!who)
+        return 1;
+    const auto key = key_of(*who);
     if (!key)
         return fail_with(key.error());
     // A new key does not change the level: a qube below full stays there until --level says otherwise.
     const policy_files policies(in.where.policy());
-    const bool keeps = level_text.empty() && policies.has_level(*qube);
+    const bool keeps = !who->level && policies.has_level(who->qube);
+    const access_level level = who->level.value_or(access_level::full);
     if (keeps)
         std::fprintf(stderr, "qvm-remote-dom0: the level stays as it is; --level changes it\n");
-    else if (*level == access_level::full)
-        std::fprintf(stderr, full_warning, qube->text().c_str());
-    const std::string to = keeps ? "kept" : std::string(name(*level));
-    if (auto recorded = record_admin(in.where, verb, qube->text(),
-                                     "level=" + to + " key=" + key->fingerprint() +
-                                         (until ? " until=" + std::to_string(*until) : ""));
+    else if (level == access_level::full)
+        std::fprintf(stderr, full_warning, who->qube.text().c_str());
+    const std::string to = keeps ? "kept" : std::string(name(level));
+    if (auto recorded =
+            record_admin(in.where, verb, who->qube.text(),
+                         "level=" + to + " key=" + key->fingerprint() +
+                             (who->until ? " until=" + std::to_string(*who->until) : ""));
         !recorded)
         return fail_with("nothing was changed, since it cannot be recorded: " +
                          recorded.error().what);
     if (!keeps)
-        if (auto written = policies.write_level(*qube, *level); !written)
+        if (auto written = policies.write_level(who->qube, level); !written)
             return fail_with(written.error());
-    if (auto stored = keyring(in.where.keys()).store(*qube, *key, until); !stored)
+    if (auto stored = keyring(in.where.keys()).store(who->qube, *key, who->until); !stored)
         return fail_with(stored.error());
     if (listed)
-        if (auto done = set_listed(in.where, *qube, true); !done)
+        if (auto done = set_listed(in.where, who->qube, true); !done)
             return fail_with(done.error());
     tell_daemon(in.where);
-    std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
+    std::printf("%s %s\n", who->qube.text().c_str(), key->fingerprint().c_str());
     return 0;
 }
 
