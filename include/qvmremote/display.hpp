@@ -9,7 +9,7 @@
 ///                   + t row"
 ///     script 1      | #!/bin/sh
 ///     script 2      | exit 0
-///     script        . 17 bytes; its last line does not end with a newline
+///     script        . 16 bytes; its last line does not end with a newline
 ///
 /// The mark is always in the same column, and text begins after it, so no text can look like the
 /// beginning of another field.
@@ -30,22 +30,23 @@ namespace qvmremote {
 class field_rows {
   public:
     static constexpr std::size_t label_width = 13; ///< so that 80 columns hold a SHA-256
-    static constexpr std::size_t text_column = label_width + 3; ///< after " M "
-    static constexpr std::size_t least_width = 40;              ///< in columns
+    static constexpr std::size_t text_column =
+        label_width + 3;                           ///< after a space, the mark and a space
+    static constexpr std::size_t least_width = 40; ///< in columns
 
     /// What the mark before a piece of text says about it.
     enum mark : char {
-        fact = '.',      ///< text of this program
+        fact = '.',      ///< a text that this program wrote
         word = ':',      ///< one value, in quotation marks
         line = '|',      ///< one line of a text
         continued = '+', ///< the rest of the row before
     };
 
-    /// No row is longer than `width`, or least_width.
+    /// No row is longer than the larger of `width` and least_width.
     explicit field_rows(std::size_t width)
         : room_((width < least_width ? least_width : width) - text_column) {}
 
-    /// Adds a text of this program.
+    /// Adds a text that this program wrote.
     void add_fact(std::string_view label, std::string_view text) {
         add(label, fact, for_terminal(text, std::string_view::npos));
     }
@@ -99,8 +100,9 @@ class field_rows {
         return out;
     }
 
-    // How many bytes of the text fit in one row without cutting an escape in two.
-    [[nodiscard]] std::size_t first_row(std::string_view escaped) const {
+    // How many bytes of the escaped text fit in one row; no escape is cut in two. for_terminal() escapes
+    // each backslash, so that a backslash is never the last byte.
+    [[nodiscard]] std::size_t bytes_that_fit(std::string_view escaped) const {
         std::size_t end = 0;
         while (end < escaped.size()) {
             const std::size_t step = escaped[end] != '\\' ? 1 : escaped[end + 1] == 'x' ? 4 : 2;
@@ -116,7 +118,7 @@ class field_rows {
         mark now = first;
         do {
             left.resize(label_width, ' ');
-            const std::size_t size = first_row(escaped);
+            const std::size_t size = bytes_that_fit(escaped);
             std::string row = left + ' ' + static_cast<char>(now) + ' ';
             rows_.push_back(row.append(escaped.substr(0, size)));
             escaped.remove_prefix(size);

@@ -19,7 +19,8 @@ struct problem {
     std::string text;
 };
 
-/// Turns an exception of `body` into a status and a line of text.
+/// Turns an exception of `body` into a status and a line of text. One of an unknown type leaves
+/// `error` as it is.
 template <class Body>
 std::int32_t guarded(char *error, std::uint32_t error_size, Body body) noexcept {
     const auto say = [&](const char *text) {

@@ -95,7 +95,8 @@ void check_verdict(const envelope &what, const policy &rules, const peer &who,
     require(said.what == again.what && said.rule == again.rule && said.how.argv == again.how.argv);
     if (said.what == policy_action::deny)
         return;
-    // could_allow() must not deny before the text has come what decide() does not deny.
+    // could_allow() runs before the text of the request has come. It does not deny a request that
+    // decide() does not deny.
     require(could_allow(who, rules).what != policy_action::deny);
     if (what.kind == request_kind::shell && !said.how.argv.empty())
         require(simple_command(what.body) == said.how.argv);

@@ -14,10 +14,11 @@
 
 namespace qvmremote::agent {
 
-/// Who opened the stream. Each kind has its own socket for clients, so that a qube can have both.
+/// What the stream carries, which depends on who opened it. Each kind has its own socket for clients,
+/// so that a qube can have both.
 enum class carrying : std::uint8_t {
-    all,      ///< dom0 did: clients and the files of protocol 1; the socket is agent.sock
-    sessions, ///< we called dom0: only clients; the socket is agent-qrexec.sock
+    all,      ///< dom0 opened it: clients and the files of protocol 1; the socket is agent.sock
+    sessions, ///< we opened it: only clients; the socket is agent-qrexec.sock
 };
 
 /// How serve() ended.
@@ -32,7 +33,7 @@ enum class ending : std::uint8_t {
 [[nodiscard]] host::outcome<ending> serve(const std::string &base, int from_dom0, int to_dom0,
                                           carrying kind, const history_limits &history);
 
-/// The signals that end serve(). They stay blocked after its first call.
+/// The signals that end serve(). The first call of serve() blocks them, and they stay blocked.
 [[nodiscard]] sigset_t signals_of_ours();
 
 } // namespace qvmremote::agent

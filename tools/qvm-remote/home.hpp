@@ -34,7 +34,7 @@ class home {
     [[nodiscard]] std::string pin_file() const { return directory_ + "/protocol2"; }
     /// Whether this key has had a verified answer of protocol 2. Then protocol 1 is not used any more.
     [[nodiscard]] bool is_pinned() const;
-    /// Records that it has had one. This is cheap when it is recorded already.
+    /// Records that this key has had a verified answer of protocol 2. A second call is cheap.
     [[nodiscard]] host::outcome<void> pin() const;
 
     /// The key; the failure names the user, the path and what to do.

@@ -5,8 +5,8 @@
 
 #pragma once
 
-// With std::filesystem, Boost.DLL needs no Boost library. The first include of Boost.DLL in a unit
-// decides which one it uses.
+// The first include of Boost.DLL in a unit chooses between Boost.Filesystem and std::filesystem. With
+// std::filesystem, Boost.DLL needs no library of Boost.
 #if defined(BOOST_DLL_DETAIL_CONFIG_HPP) && !defined(BOOST_DLL_USE_STD_FS)
 #error "include <qvmremote/host/plugin.hpp> before Boost.DLL, or define BOOST_DLL_USE_STD_FS"
 #endif
@@ -57,14 +57,15 @@ inline outcome<transport> transport::load(const std::string &directory, const st
         return tl::unexpected(
             failure{"'" + for_terminal(name, 64) +
                         "' is not the name of a transport; "
-                        "use a-z, then a-z, 0-9 and '-', 32 at most, without path and '.so'",
+                        "a name begins with a-z, goes on with a-z, 0-9 or '-', and has at most 32 "
+                        "characters; leave out path and '.so'",
                     EINVAL});
     const std::string path = directory + "/" + name + ".so";
 
-    // library_info and dlopen open the file again, by name. Nobody can swap it in between: only root
-    // and our own user can write to the file, its directory and those above, and they need not race
-    // us. Loading /proc/self/fd/N instead would bring another fault: the dynamic linker takes a name
-    // that it has seen for the same library, and descriptor numbers are used again.
+    // library_info and dlopen open the file again, by name. Only root and our own user
+    // can replace the file in between, and they gain nothing by it. Loading /proc/self/fd/N instead
+    // would bring another fault: the dynamic linker compares names, so for a later plug-in with the
+    // same descriptor number it would return the earlier library.
     if (auto trusted_directory = open_trusted(directory, trusted::directory); !trusted_directory)
         return refused("cannot be loaded: " + trusted_directory.error().what,
                        trusted_directory.error().error_number);

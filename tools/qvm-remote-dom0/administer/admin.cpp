@@ -288,7 +288,7 @@ int let_in(const invocation &in, const char *verb, bool listed) {
                          "level=" + to + " key=" + key->fingerprint() +
                              (who->until ? " until=" + std::to_string(*who->until) : ""));
         !recorded)
-        return fail_with("nothing was changed, since it cannot be recorded: " +
+        return fail_with("nothing was changed, since the audit log cannot record it: " +
                          recorded.error().what);
     if (!keeps)
         if (auto written = policies.write_level(who->qube, level); !written)
@@ -395,7 +395,7 @@ int rotate_key(const invocation &in) {
     if (const auto recorded =
             record_admin(in.where, "rotate", qube->text(), "key=" + key->fingerprint());
         !recorded)
-        return fail_with("nothing was changed, since it cannot be recorded: " +
+        return fail_with("nothing was changed, since the audit log cannot record it: " +
                          recorded.error().what);
     if (const auto done = ring.rotate(*qube, *key, host::local_time::now().seconds); !done)
         return fail_with(done.error());

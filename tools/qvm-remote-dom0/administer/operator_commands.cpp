@@ -106,22 +106,24 @@ int show(const invocation &in, std::uint64_t serial, bool json) {
     return 0;
 }
 
-enum class reply { yes, no, nothing };
-// Asks one question at a terminal. All of it is shown before a yes is possible. The answer holds the
-// serial, so that a line that was typed for another question does not count. For a shell, or a program
-// that runs other programs, it holds the qube's name too.
-reply ask_at_terminal(const ordered_json &q) {
+enum class reply { yes, no, end_of_input };
+// Asks one question at a terminal, and says what another answer than the wanted one does. All of the
+// question is shown before a yes is possible; an operator who leaves the pages says no. The wanted answer
+// holds the serial, so that a line that was typed for another question does not count. If a grant may not
+// last (a shell, or a program that runs other programs), it begins with the qube's name, not with "yes".
+reply ask_at_terminal(const ordered_json &q, const std::string &otherwise) {
     if (!show_by_pages(rows_of(q, terminal_width())))
         return reply::no;
     const std::string wanted = (q.value("may_last", false) ? "yes" : q.value("qube", "")) + " " +
                                std::to_string(q.value("serial", 0ull));
     const auto typed =
-        typed_line(stdout, "  To let it run, type '" + wanted + "'; anything else is a no: ");
-    return !typed ? reply::nothing : *typed == wanted ? reply::yes : reply::no;
+        typed_line(stdout, "  To let it run, type '" + wanted + "'; " + otherwise + ": ");
+    return !typed ? reply::end_of_input : *typed == wanted ? reply::yes : reply::no;
 }
 
-std::string allow_request(const ordered_json &q, const std::string &lasts) {
-    return "allow " + std::to_string(q.value("serial", 0ull)) + " " + lasts + " " +
+// `duration`: for how many seconds the same request is allowed too, or "-".
+std::string allow_request(const ordered_json &q, const std::string &duration) {
+    return "allow " + std::to_string(q.value("serial", 0ull)) + " " + duration + " " +
            q.value("digest", "");
 }
 
@@ -132,8 +134,8 @@ bool answer_at_terminal(const invocation &in, std::uint64_t serial) {
         fail_with(q.error());
         return true;
     }
-    const reply answer = ask_at_terminal(q->fields);
-    if (answer == reply::nothing)
+    const reply answer = ask_at_terminal(q->fields, "anything else denies it");
+    if (answer == reply::end_of_input)
         return false;
     const bool yes = answer == reply::yes;
     if (send_command(in, yes ? allow_request(q->fields, "-") : "deny " + std::to_string(serial)) ==
@@ -206,9 +208,11 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
                          ": read it again with "
                          "qvm-remote-dom0 approvals show " +
                          number);
-    if (ask_at_terminal(q->fields) != reply::yes)
-        return fail_with("not allowed; it still waits: qvm-remote-dom0 approvals deny " + number +
-                         " refuses it");
+    if (ask_at_terminal(q->fields, "after anything else it still waits") != reply::yes)
+        return fail_with("request " + number +
+                         " still waits; to refuse it: qvm-remote-dom0 approvals "
+                         "deny " +
+                         number);
     return send_command(in, allow_request(q->fields, lasts));
 }
 
@@ -236,16 +240,16 @@ int approvals_command(const invocation &in) {
 int panic(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with(in.usage);
-    // The mark first: it counts even when the daemon does not answer, and after the next boot. An
-    // operator who may not write it asks the daemon to do so.
+    // This writes the mark first: it counts even when the daemon does not answer, and after the next boot.
+    // When the operator has no right to write it, the daemon does.
     const auto marked = set_panic(in.where, host::local_time::now().timestamp() + " by uid " +
                                                 std::to_string(::geteuid()));
     const auto answer = ask_daemon(in.where, "panic", 1);
     const bool obeyed = answer && *answer == "ok\n";
-    // A daemon that hangs is killed, with everything that it runs.
+    // This kills a daemon that does not obey, with everything that it runs.
     if (!obeyed)
         if (const auto pid = daemon_pid(in.where); pid && ::kill(*pid, SIGKILL) == 0)
-            std::fprintf(stderr, "qvm-remote-dom0: the daemon did not answer and was killed\n");
+            std::fprintf(stderr, "qvm-remote-dom0: the daemon did not obey and was killed\n");
     if (!marked && !obeyed)
         return fail_with(marked.error());
     if (const auto recorded = record_admin(in.where, "panic", {}, {}); !recorded)
@@ -260,7 +264,7 @@ int resume(const invocation &in) {
     if (!is_panic(in.where))
         return fail_with("there is nothing to resume: no panic is in force");
     if (const auto recorded = record_admin(in.where, "resume", {}, {}); !recorded)
-        return fail_with("nothing was changed, since it cannot be recorded: " +
+        return fail_with("nothing was changed, since the audit log cannot record it: " +
                          recorded.error().what);
     if (const auto cleared = clear_panic(in.where); !cleared)
         return fail_with(cleared.error());

@@ -153,6 +153,8 @@ void tag_source::forget(tag_origin origin) {
     for (auto &[name, e] : entries_)
         e.known = false;
     const std::lock_guard lock(mutex_);
+    if (origin == origin_)
+        return;
     origin_ = std::move(origin);
     ++origin_number_;
 }
@@ -180,7 +182,7 @@ void tag_source::run() {
 }
 
 void tag_source::keep_answer(const qube_name &qube, std::uint64_t origin_number, known_tags tags) {
-    // An answer of whoever was asked before a reload does not count: ask again.
+    // A reload has changed whom to ask, so this answer does not count: ask again.
     if (origin_number != origin_number_) // only this thread changes it
         return queue_question(qube);
     entry &e = entries_[qube.text()];

@@ -36,6 +36,7 @@ struct tag_origin {
     std::string program = "qvm-tags";        ///< empty: not asked
 
     [[nodiscard]] static tag_origin of(const settings &from, const paths &where);
+    bool operator==(const tag_origin &) const = default;
 };
 
 /// Asks for the tags, and waits some seconds at most. If qubesd answers that it does not know,

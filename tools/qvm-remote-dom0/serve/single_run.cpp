@@ -28,18 +28,18 @@ void single_run::start() {
         if (!ec)
             time_is_up();
     });
-    expected_ = running_peers();
+    expected_ = running_qubes();
     // There may be no qube to wait for.
     const bool all_call = std::all_of(ways_.all().begin(), ways_.all().end(),
                                       [](const auto &way) { return way->transport.takes_peers(); });
     if (all_call && expected_.empty()) {
-        served_ = true;
+        any_stream_came_ = true;
         boost::asio::post(context_.loop, [this] { context_.daemon.something_ended(); });
     }
 }
 
 bool single_run::is_over(bool idle) {
-    bool done = idle && served_;
+    bool done = idle && any_stream_came_;
     for (const auto &c : context_.connections)
         if (c->is_done())
             expected_.erase(c->from().name.text());
@@ -50,7 +50,7 @@ bool single_run::is_over(bool idle) {
 
 // The qubes that run: a single run ends when it has served each of them. A transport that only listens
 // cannot know them; then it ends when the qubes that came are served.
-std::set<std::string> single_run::running_peers() const {
+std::set<std::string> single_run::running_qubes() const {
     std::set<std::string> out;
     for (const auto &way : ways_.all()) {
         if (!way->transport.takes_peers())
@@ -70,9 +70,9 @@ std::set<std::string> single_run::running_peers() const {
 }
 
 void single_run::time_is_up() {
-    if (expected_.empty() && served_) {
+    if (expected_.empty() && any_stream_came_) {
         // The qubes that came are served. A call that a qube keeps open does not delay the end.
-        on_end_(0);
+        on_timeout_(0);
         return;
     }
     std::string missing;
@@ -83,7 +83,7 @@ void single_run::time_is_up() {
                            std::to_string(wait_s_) + " s" + missing);
     std::fprintf(stderr, "qvm-remote-dom0: %s within %u s%s\n",
                  missing.empty() ? "nobody came" : "not served", wait_s_, missing.c_str());
-    on_end_(1);
+    on_timeout_(1);
 }
 
 } // namespace qvmremote::dom0
