@@ -279,7 +279,7 @@ def watch_asks_on_a_terminal(f):
         asked = question(f)
         watcher.see(b"\\x1b[31mhi; true")
         watcher.see(ASKED + b"work %d'" % asked["serial"])
-        watcher.see(b"is a no: ")
+        watcher.see(b"denies it: ")
         watcher.type(form.format(**asked))
         equal((form, ended(client)[0]), (form, code))
     watcher.end()
@@ -292,7 +292,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
     first = start(f, "echo", "1")
     serial = question(f)["serial"]
     watcher.see(ASKED)
-    watcher.see(b"is a no: ")
+    watcher.see(b"denies it: ")
     # An answer to this question, and answers typed ahead for the next ones.
     for typed in (f"yes {serial}", "yes", f"yes {serial + 1}", f"yes {serial + 2}"):
         watcher.type(typed)
@@ -301,7 +301,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
         client = start(f, "echo", "later")
         shown = watcher.see(ASKED)
         check(str(serial + number) in shown, shown)
-        watcher.see(b"is a no: ")
+        watcher.see(b"denies it: ")
         check(client.poll() is None, "an answer that was typed ahead counts")
         watcher.type("no")
         equal(ended(client)[0], 126)
@@ -310,7 +310,7 @@ def what_was_typed_before_a_question_is_no_answer(f):
     asked = question(f)
     watcher.see(asked["digest"][:20].encode())
     watcher.type(f"yes {asked['serial']}")
-    watcher.see(b"is a no: ")
+    watcher.see(b"denies it: ")
     check(client.poll() is None and questions(f), "it still waits")
     watcher.type(f"yes {asked['serial']}")
     equal(ended(client)[:2], (0, b"x\n"))
@@ -327,7 +327,7 @@ def a_yes_is_possible_only_after_everything_was_shown(f):
     shown = ""
     for _ in range(100):
         shown += answer.see(b": ") + ": "
-        if "is a no: " in shown and ASKED.decode() in shown:
+        if "it still waits: " in shown and ASKED.decode() in shown:
             break
         if shown.endswith("a no: "):
             check(ASKED.decode() not in shown, "no question before the end")
