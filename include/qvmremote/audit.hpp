@@ -8,7 +8,7 @@
 /// line) and this line's bytes up to, not including, `,"h":`. So a line that was edited, removed or
 /// moved does not follow from the line before it, unless somebody also rewrites all lines after it.
 /// To show that, and to show that lines were cut off at the end, dom0 also writes the hash of the
-/// last line, the head, to the system journal (SPEC 4).
+/// last line, the head, to the system journal.
 
 #pragma once
 

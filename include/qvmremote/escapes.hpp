@@ -28,7 +28,7 @@ class escape_scanner {
         action what;         ///< to be done after sending; then push the rest
     };
 
-    /// Without a character there are no escapes.
+    /// Recognizes the escapes that begin with `character`; with none, every byte goes to dom0.
     explicit escape_scanner(std::optional<std::uint8_t> character = '~') noexcept
         : character_(character) {}
 

@@ -155,7 +155,7 @@ class output_lines {
     /// The texts of the OUT or ERR lines, each beginning with `prefix` ("  stdout: ",
     /// "  stderr: "): all lines if there are at most three, else the first, `... (N more lines)`
     /// with N = lines - 2, and the last. Each shows output_preview bytes of its line, as preview()
-    /// does. Without output there are no texts.
+    /// does. Returns nothing when there was no output.
     [[nodiscard]] std::vector<std::string> show(std::string_view prefix) const;
 
   private:

@@ -65,7 +65,7 @@ struct run_end {
     std::uint64_t stderr_bytes = 0;
     std::string text{}; ///< for people, at most limits::reason_text; untrusted in the qube
 
-    /// The exit code of the client (SPEC §1.2).
+    /// The exit code of the client: doc/PROTOCOL.md, "How a session ended, and exit codes".
     [[nodiscard]] int exit_code() const noexcept {
         switch (cause) {
         case end_cause::exited:

@@ -65,7 +65,7 @@ inline constexpr std::uint64_t agent_patience_ms = 30'000;
                                                                             : next_way::stream;
 }
 
-/// What the client exits with when there is no way.
+/// The exit code of a client that could use neither a stream nor the queue.
 [[nodiscard]] constexpr int exit_code_of(next_way end, int error, const way_terms &terms) noexcept {
     if (end == next_way::refused)
         return error == EACCES ? 126 : 255;

@@ -108,7 +108,7 @@ class transport {
             else if (key == "fault-range")
                 fault_range_ = number(key, value);
             else
-                fail(QVMREMOTE_BAD_OPTION, "option '" + key + "' is unknown here; there are " +
+                fail(QVMREMOTE_BAD_OPTION, "unknown option '" + key + "': the options here are " +
                                                (is_dom0_ ? "dir, peers" : "socket") +
                                                ", fault, seed, fault-range");
         }

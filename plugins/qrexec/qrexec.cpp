@@ -37,7 +37,7 @@ settings parse_options(const qvmremote_options &options) {
             out.user = value;
         else if (key != "socket")
             throw problem{QVMREMOTE_BAD_OPTION,
-                          "option '" + key + "' is unknown here; there are socket, user"};
+                          "unknown option '" + key + "': the options here are socket, user"};
         else if (!value.starts_with('/'))
             throw problem{QVMREMOTE_BAD_OPTION,
                           "option 'socket': '" + value + "' is not an absolute path"};

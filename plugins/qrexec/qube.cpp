@@ -114,8 +114,8 @@ caller::caller(const qvmremote_options &options) {
             throw problem{QVMREMOTE_BAD_OPTION, "option 'kept': '" + value + "' is not yes or no"};
         else
             throw problem{QVMREMOTE_BAD_OPTION,
-                          "option '" + key +
-                              "' is unknown here; there are client, target, argument, kept"};
+                          "unknown option '" + key +
+                              "': the options here are client, target, argument, kept"};
     }
     if (!settings_.client.starts_with('/'))
         throw problem{QVMREMOTE_BAD_OPTION,

@@ -49,7 +49,7 @@ int32_t qvm_run_qube_open(const qvmremote_options *options, void **self, char *e
     const char *path = nullptr;
     for (uint32_t i = 0; i < options->count; ++i) {
         if (std::strcmp(options->items[i].key, "socket") != 0) {
-            std::snprintf(error, error_size, "option '%s' is unknown here; there is socket",
+            std::snprintf(error, error_size, "unknown option '%s': the only option here is socket",
                           options->items[i].key);
             return QVMREMOTE_BAD_OPTION;
         }

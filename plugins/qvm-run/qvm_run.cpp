@@ -80,8 +80,8 @@ settings parse_options(const qvmremote_options &options) {
         }
         if (!is_known)
             throw problem{QVMREMOTE_BAD_OPTION,
-                          "option '" + key +
-                              "' is unknown here; there are qubesd, qrexec-client, qvm-run, "
+                          "unknown option '" + key +
+                              "': the options here are qubesd, qrexec-client, qvm-run, "
                               "qvm-check, user"};
     }
     if (const auto address = qvmremote::host::unix_address::of_path(out.qubesd);

@@ -84,7 +84,7 @@ def ms(result):
     return result["median_us"] / 1000
 
 
-# The time of `bash -c true` on the machine for which SPEC §5 was written. A limit in seconds or per
+# The time of `bash -c true` on the machine for which the limits were written. A limit in seconds or per
 # second is for that machine; other limits compare with a measurement of the same run.
 REFERENCE_BASH_US = 1300
 
@@ -101,6 +101,6 @@ def slowness():
 
 
 def fdatasync():
-    """The median, and the part of it that SPEC §5 allows to add to rows with a durable write."""
+    """The median, and the part of it that may be added to the limit of rows with a durable write."""
     sync = launch("--fdatasync", os.path.join(SCRATCH, "sync"), "--count", ROUNDS)
     return ms(sync), sync["median_us"] if ms(sync) > 0.3 else 0.0

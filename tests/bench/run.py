@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measures speed and size, and compares them with their limits (SPEC §5). Writes a Markdown table, JSON,
+"""Measures speed and size, and compares them with their limits. Writes a Markdown table, JSON,
 and charts in BUILD/bench. The exit code is 1 if a limit is missed.
 
     run.py BUILD-DIRECTORY [--quick] [--json FILE] [--only WORD]

@@ -89,7 +89,7 @@ std::string remedy(errc reason) {
     }
 }
 
-// Says what happened, unless the command ended by itself (SPEC §1.2).
+// Says what happened, unless the command ended by itself.
 void explain(const host::run_result &r, int sink_error) {
     using kind = host::run_result::kind;
     switch (r.how) {

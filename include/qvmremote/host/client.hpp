@@ -232,7 +232,7 @@ struct run_result {
     int signal = 0;            ///< the first one that was forwarded
     bool may_have_run = false; ///< the request was sent, and dom0 did not refuse it
 
-    /// SPEC §1.2.
+    /// The exit code of a program that ran this: doc/PROTOCOL.md, "How a session ended, and exit codes".
     [[nodiscard]] int exit_code() const noexcept {
         if (signal != 0 && how != kind::sink_broken)
             return 128 + signal;

@@ -41,9 +41,11 @@ TEST_CASE("bad options are refused by name") {
         const char *says;
     };
     const row rows[] = {
-        {host::role::qube, {{"qubesd", "/x"}}, "option 'qubesd' is unknown here; there is socket"},
+        {host::role::qube,
+         {{"qubesd", "/x"}},
+         "unknown option 'qubesd': the only option here is socket"},
         {host::role::qube, {{"socket", "/" + std::string(107, 'x')}}, "option 'socket'"},
-        {host::role::dom0, {{"socket", "/x"}}, "option 'socket' is unknown here"},
+        {host::role::dom0, {{"socket", "/x"}}, "unknown option 'socket'"},
         {host::role::dom0,
          {{"qvm-run", "qvm-run"}},
          "option 'qvm-run': 'qvm-run' is not an absolute"},

@@ -23,8 +23,7 @@ class client::running {
         c_.machine_.open();
         heard_ms_ = host::awake_ms();
         while (!done_) {
-            if (!flush())
-                break;
+            flush();
             if (!done_)
                 wait();
         }
@@ -51,7 +50,7 @@ class client::running {
         finish(kind::lost);
     }
 
-    bool flush() {
+    void flush() {
         out_buffer &out = c_.machine_.output();
         while (out.size() > 0) {
             const bytes_view pending = out.pending();
@@ -59,7 +58,7 @@ class client::running {
             if (n >= 0) {
                 out.consume(static_cast<std::size_t>(n));
             } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-                return true;
+                return;
             } else if (errno != EINTR) {
                 // Do not end the run: what dom0 wrote before it closed the stream may still be
                 // there to read.
@@ -67,7 +66,6 @@ class client::running {
                 out.consume(out.size());
             }
         }
-        return true;
     }
 
     void wait() {
