@@ -257,7 +257,7 @@ TEST_CASE("bad options are refused by name") {
         {"an option of the other role",
          role::qube,
          {{"socket", "/x"}, {"dir", "/x"}},
-         "option 'dir' is unknown"},
+         "unknown option 'dir'"},
         {"misspelt", role::qube, {{"socket", "/x"}, {"fualt", "cut:1"}}, "option 'fualt'"},
         {"seed", role::qube, {{"socket", "/x"}, {"seed", "1x"}}, "option 'seed'"},
         {"range", role::qube, {{"socket", "/x"}, {"fault-range", "0"}}, "option 'fault-range'"},

@@ -534,7 +534,7 @@ TEST_CASE("bad options are refused by name") {
         const char *says;
     };
     const row rows[] = {
-        {"speed", "9", "there are client, target, argument, kept"},
+        {"speed", "9", "the options here are client, target, argument, kept"},
         {"client", "qrexec-client-vm", "not an absolute path"},
         {"target", "-p", "not the name of a qube"},
         {"target", "a b", "not the name of a qube"},
