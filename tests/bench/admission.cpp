@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     tag_source tags({}, [&](std::function<void()> work) { events.post(std::move(work)); });
     approvals words(1);
     admission gate(where, keys, policies, tags, words, *records, log);
-    if (auto loaded = gate.reload(std::nullopt, "both"); !loaded)
+    if (auto loaded = gate.reload(std::nullopt, "auto"); !loaded)
         die(loaded.error().what);
 
     const std::string name = where.root() + "/plain";
@@ -109,14 +109,17 @@ int main(int argc, char **argv) {
         if (!whole)
             die("no request");
         bool told = false, good = false;
+        std::string why;
         gate.admit(from, std::move(*whole), {}, [&](const admission::outcome &answer) {
             told = true;
             good = std::holds_alternative<admitted>(answer);
+            if (const auto *no = std::get_if<refusal>(&answer))
+                why = no->text + "; " + records->trouble();
         });
         while (!told)
             events.run_one();
         if (!good)
-            die("refused: " + records->trouble());
+            die("refused: " + why);
         if (n >= 0)
             ours.push_back(now_us() - begin);
     }

@@ -41,10 +41,9 @@ namespace detail {
     return g == glob.size();
 }
 
-[[nodiscard]] inline bool word_matches(const word_pattern &pattern, const std::string &word) {
+// Whether a word is one of those that a pattern other than a literal stands for.
+[[nodiscard]] inline bool is_of_kind(const word_pattern &pattern, const std::string &word) {
     switch (pattern.what) {
-    case word_pattern::kind::literal:
-        return word == pattern.text;
     case word_pattern::kind::word:
         return !word.empty() && word[0] != '-' &&
                std::none_of(word.begin(), word.end(), [](char c) { return is_control(c); });
@@ -57,10 +56,17 @@ namespace detail {
         return !word.empty() && is_alnum(word[0]) &&
                std::all_of(word.begin(), word.end(),
                            [](char c) { return is_plain(c) && c != '/' && c != '%' && c != '='; });
+    case word_pattern::kind::literal:
     case word_pattern::kind::rest:
         break;
     }
     return false;
+}
+
+// Nearly every word of a policy is a literal, so that comparison is small enough to be inlined.
+[[nodiscard]] inline bool word_matches(const word_pattern &pattern, const std::string &word) {
+    return pattern.what == word_pattern::kind::literal ? word == pattern.text
+                                                       : is_of_kind(pattern, word);
 }
 
 // Whether a word that fits `narrow` always fits `wide`. Neither is `**`.
