@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
     event_log log = must(event_log::open(where.log(), false));
     const keyring keys(where.keys());
     const secret key = secret::parse(std::string(secret::digits, '5')).value();
-    const peer from{qube_name::parse("work").value(), "mock", {}, std::nullopt};
+    const peer from{qube_name::parse("work").value(), "qvm-run", {}, std::nullopt};
     if (auto stored = keys.store(from.name, key); !stored)
         die(stored.error().what);
     const policy_files policies(where.policy());
@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     tag_source tags({}, [&](std::function<void()> work) { events.post(std::move(work)); });
     approvals words(1);
     admission gate(where, keys, policies, tags, words, *records, log);
-    if (auto loaded = gate.reload(std::nullopt, "auto"); !loaded)
+    if (auto loaded = gate.reload(std::nullopt, "both"); !loaded)
         die(loaded.error().what);
 
     const std::string name = where.root() + "/plain";
