@@ -27,6 +27,7 @@ FLOORS = [
     {"bytes", "scheduler"},
     {"digest", "amounts"},
     {"sanitize", "secret", "command_id", "frame", "config", "escapes"},
+    {"job"},
     {"display", "envelope", "history", "queue", "route"},
     {"token", "policy", "audit", "request"},
     {"session"},

@@ -21,6 +21,7 @@
 #include <qvmremote/digest.hpp>
 #include <qvmremote/error.hpp>
 #include <qvmremote/frame.hpp>
+#include <qvmremote/job.hpp>
 #include <qvmremote/limits.hpp>
 
 namespace qvmremote {
@@ -32,6 +33,7 @@ enum class request_kind : std::uint8_t {
     script = 3, ///< the body is a file, run by bash with the arguments
     ping = 4,   ///< nothing runs; the answer proves both ends and the key
     status = 5, ///< nothing runs; dom0 describes itself
+    job = 6,    ///< about a job of this qube; the arguments are a job_request. Needs feature::jobs
 };
 
 [[nodiscard]] constexpr std::string_view name(request_kind kind) noexcept {
@@ -46,6 +48,8 @@ enum class request_kind : std::uint8_t {
         return "ping";
     case request_kind::status:
         return "status";
+    case request_kind::job:
+        return "job";
     }
     return "unknown";
 }
@@ -59,7 +63,8 @@ inline constexpr std::uint32_t notices =
     1u << 2; ///< a session that runs may get words for people, in PENDING with serial 0
 inline constexpr std::uint32_t long_arguments = 1u << 3; ///< the arguments are in the body
 inline constexpr std::uint32_t terminal = 1u << 4;       ///< the command may run in a terminal
-inline constexpr std::uint32_t known = gmac | no_wait | notices | long_arguments | terminal;
+inline constexpr std::uint32_t jobs = 1u << 5;           ///< a command may outlive its session
+inline constexpr std::uint32_t known = gmac | no_wait | notices | long_arguments | terminal | jobs;
 } // namespace feature
 
 /// One request. A default-constructed one asks for nothing and does not encode.
@@ -68,7 +73,7 @@ struct envelope {
     request_kind kind{};
     bool stdin_live = false; ///< stdin is streamed; else the command reads /dev/null
     bool tty = false;        ///< runs in a terminal; goes with feature::terminal
-    bool detach = false;     ///< reserved: refused by this version
+    bool detach = false;     ///< runs as a job, which outlives the session; needs feature::jobs
     bool dry_run = false;    ///< decide, record, and run nothing
     std::uint32_t timeout_s = limits::default_timeout_s; ///< 0: none
     std::uint32_t features = 0;
@@ -436,6 +441,9 @@ struct envelope {
     // Checks that the request has only the fields of its kind, so that no signed field is silently
     // ignored.
     [[nodiscard]] result<std::monostate> check_shape(std::size_t at) const {
+        // dom0 says whether it has jobs, so a request for one cannot reach a dom0 that has none.
+        if ((detach || kind == request_kind::job) && !(features & feature::jobs))
+            return fail(errc::unsupported, features_at);
         if (has_packed_arguments()) {
             const bool may = kind == request_kind::exec || kind == request_kind::script;
             if (!may || !arguments.empty() || !body_follows || body_length == 0)
@@ -461,9 +469,17 @@ struct envelope {
             break;
         case request_kind::ping:
         case request_kind::status:
-            if (!arguments.empty() || body_length != 0 || body_follows || stdin_live || tty)
+            if (!arguments.empty() || body_length != 0 || body_follows || stdin_live || tty ||
+                detach)
                 return fail(errc::bad_envelope, at);
             break;
+        case request_kind::job: {
+            const auto about = job_request::parse(arguments);
+            if (!about || body_length != 0 || body_follows || tty || detach || dry_run ||
+                (stdin_live && about->what != job_request::verb::attach))
+                return fail(errc::bad_envelope, at);
+            break;
+        }
         }
         // dom0 says whether it has terminals, so a request for one cannot reach a dom0 that has none.
         if (tty != ((features & feature::terminal) != 0))

@@ -57,7 +57,8 @@ namespace qvmremote {
     X(slot_timeout, 38, "no slot became free within the time-out")                              \
     X(argument_too_large, 39, "a word of the command exceeds 131071 bytes, the most that Linux takes") \
     X(too_many_arguments, 40, "the command has more than 32768 words")                                 \
-    X(key_expired, 41, "the key has expired")
+    X(key_expired, 41, "the key has expired")                                                       \
+    X(no_job, 42, "this qube has no such job")
 // clang-format on
 
 /// One reason. Its value goes over the wire and into the records.

@@ -59,9 +59,10 @@ enum class tagging : std::uint8_t { none, tagged };
     X(close, 20, either, none)                                                                     \
     X(ping, 21, either, none)                                                                      \
     X(pong, 22, either, none)                                                                      \
-    X(queue, 23, either, none)
-// 32 to 39 are reserved for detached jobs (list, attach, detach, wait, cancel), 40 to 43 for
-// terminals beyond RESIZE.
+    X(queue, 23, either, none)                                                                     \
+    X(detach, 32, qube, tagged)                                                                    \
+    X(position, 33, dom0, tagged)
+// 34 to 39 are reserved for jobs, 40 to 43 for terminals beyond RESIZE.
 
 enum class frame_type : std::uint8_t {
 #define QVMREMOTE_X(name, value, from, tag) name = value,
@@ -81,17 +82,21 @@ inline constexpr frame_rule frame_rules[] = {
 #undef QVMREMOTE_X
 };
 
-/// The rule of a type; nullptr for a number that is not in the table. Numbers run without gaps.
-[[nodiscard]] constexpr const frame_rule *rule_of(frame_type type) noexcept {
-    const auto n = static_cast<std::size_t>(type);
-    return n >= 1 && n <= std::size(frame_rules) ? &frame_rules[n - 1] : nullptr;
-}
-static_assert([] {
+namespace detail {
+// By number: the place in frame_rules plus one; 0 for a number that is not in the table.
+inline constexpr auto frame_rule_places = [] {
+    std::array<std::uint8_t, 256> out{};
     for (std::size_t i = 0; i < std::size(frame_rules); ++i)
-        if (static_cast<std::size_t>(frame_rules[i].type) != i + 1)
-            return false;
-    return true;
-}());
+        out[static_cast<std::size_t>(frame_rules[i].type)] = static_cast<std::uint8_t>(i + 1);
+    return out;
+}();
+} // namespace detail
+
+/// The rule of a type; nullptr for a number that is not in the table.
+[[nodiscard]] constexpr const frame_rule *rule_of(frame_type type) noexcept {
+    const std::size_t place = detail::frame_rule_places[static_cast<std::size_t>(type)];
+    return place > 0 ? &frame_rules[place - 1] : nullptr;
+}
 
 /// The fixed header: payload length, session, type, three zero bytes; big-endian.
 struct frame_header {

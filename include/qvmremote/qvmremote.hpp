@@ -16,6 +16,7 @@
 #include <qvmremote/escapes.hpp>
 #include <qvmremote/frame.hpp>
 #include <qvmremote/history.hpp>
+#include <qvmremote/job.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/policy.hpp>
 #include <qvmremote/queue.hpp>

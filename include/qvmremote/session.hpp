@@ -22,6 +22,7 @@
 #include <qvmremote/envelope.hpp>
 #include <qvmremote/error.hpp>
 #include <qvmremote/frame.hpp>
+#include <qvmremote/job.hpp>
 #include <qvmremote/limits.hpp>
 #include <qvmremote/queue.hpp>
 #include <qvmremote/secret.hpp>
@@ -37,6 +38,7 @@ enum class end_cause : std::uint8_t {
     not_found = 4,   ///< the program does not exist
     not_started = 5, ///< value: errno
     cancelled = 6,   ///< dom0 ended it; value: an errc
+    detached = 7,    ///< it goes on as a job; value: 1 if it outlives a restart of dom0's daemon
 };
 
 [[nodiscard]] constexpr std::string_view name(end_cause cause) noexcept {
@@ -53,6 +55,8 @@ enum class end_cause : std::uint8_t {
         return "not_started";
     case end_cause::cancelled:
         return "cancelled";
+    case end_cause::detached:
+        return "detached";
     }
     return "unknown";
 }
@@ -81,6 +85,8 @@ struct run_end {
             return 125;
         case end_cause::cancelled:
             return 126;
+        case end_cause::detached:
+            return 0;
         }
         return 255;
     }
@@ -157,6 +163,7 @@ struct server_event {
         stdin_eof,  ///< stdin has ended
         signal,     ///< number: one of is_forwarded_signal
         resize,     ///< columns, rows
+        detach,     ///< the command in the terminal shall go on as a job
         credit,     ///< more output may be sent
         closed,     ///< the session is over and already removed: reason says why
         pong,       ///< a sign of life
@@ -246,6 +253,9 @@ class server_stream : public stream_end {
     /// the credit is sent.
     void grant_stdin(std::uint32_t number, std::size_t n);
 
+    /// Tells the client where in the output of a job the next bytes of each stream stand.
+    void position(std::uint32_t number, const job_offsets &at);
+
     /// Sends bytes of the queue.
     void put_queue(bytes_view data);
 
@@ -273,6 +283,7 @@ class server_stream : public stream_end {
         std::uint64_t stdout_bytes = 0, stderr_bytes = 0;
         bool stdin_open = false;
         bool takes_notices = false;
+        bool may_detach = false;
     };
 
     [[nodiscard]] session &at(std::uint32_t number);
@@ -319,6 +330,7 @@ struct client_event {
         notice,      ///< text: for people, about a command that runs
         accepted,    ///< number: the time-out in seconds, 0 for none
         stdin_ready, ///< more stdin may be sent
+        position,    ///< at: where in a job's output the next bytes of each stream stand
         stdout_data,
         stderr_data,
         stdout_eof,
@@ -334,6 +346,7 @@ struct client_event {
     std::uint64_t number = 0;
     errc reason = errc::session_over;
     run_end end{};
+    job_offsets at{};
 };
 
 /// A qube's end of a stream, for any number of sessions at the same time.
@@ -372,6 +385,9 @@ class client_stream : public stream_end {
     void send_signal(std::uint32_t number, std::uint8_t signal);
     /// Sends the terminal's size, in characters, for a session with a terminal.
     void send_resize(std::uint32_t number, std::uint16_t columns, std::uint16_t rows);
+    /// Asks dom0 to let the command in the terminal go on as a job; END follows. Only for a request
+    /// with a terminal and feature::jobs.
+    void send_detach(std::uint32_t number);
 
     /// Call this after `n` bytes of output were passed on: dom0 may then send as many again. Small
     /// amounts are added up before the credit is sent.

@@ -45,7 +45,7 @@ FRAMES = {
     "stdout_data": (12, True), "stderr_data": (13, True), "stdout_eof": (14, True),
     "stderr_eof": (15, True), "signal": (16, True), "resize": (17, True), "credit": (18, True),
     "end": (19, True), "close": (20, False), "ping": (21, False), "pong": (22, False),
-    "queue": (23, False),
+    "queue": (23, False), "detach": (32, True), "position": (33, True),
 }
 PREAMBLE = b"\0qvm-remote 2\r\n\xff"
 QUEUE_PREAMBLE = b"\0qvm-remote 1\r\n\xff"
@@ -156,6 +156,10 @@ def protocol2():
         "dry_run": envelope(1, ident, flags=8, body=b"true\n"),
         "terminal": envelope(2, ident, flags=3, timeout=0, features=16, environment=environment,
                              arguments=[b"bash", b"-l"], columns=132, rows=43),
+        "detached": envelope(1, ident, flags=5, timeout=0, features=32, body=b"cat\n"),
+        "job_list": envelope(6, b"job-1", features=32, arguments=[b"list"]),
+        "job_attach": envelope(6, b"job-2", flags=1, features=32,
+                               arguments=[b"attach", ident, b"4096", b"0"]),
     }
     hello_payload = hello(peer)
     keys = Keys(key, hello_payload, challenge, envelopes["shell"])
@@ -190,6 +194,7 @@ def protocol2():
         ("end", 1, keys.d2c, b"\x01" + u32(0) + u64(6) + u64(5)),
         ("close", 1, None, u16(31)), ("ping", 0, None, b"\0\1\2\3\4\5\6\7"),
         ("pong", 0, None, b"\0\1\2\3\4\5\6\7"), ("queue", 0, None, b"idle\n"),
+        ("detach", 1, keys.c2d, b""), ("position", 1, keys.d2c, u64(6) + u64(2**40)),
     ]
     assert [p[0] for p in payloads] == list(FRAMES)
     for name, session, direction_key, payload in payloads:

@@ -203,8 +203,9 @@ enum class concerns : std::uint8_t { no, unknown, yes };
     out.how = terms_under(rule, request, cap);
     if (what.tty && !out.how.tty)
         return denied(rule.reference(), "dom0's policy allows no terminal for this");
-    if (what.detach)
-        return denied(rule.reference(), "detached jobs are not built yet", errc::unsupported);
+    if (what.detach && out.how.input == stdin_mode::collected)
+        return denied(rule.reference(), "an operator cannot see the input that a job gets later; "
+                                        "stdin=live in the rule passes it on unseen");
     if (out.what != policy_action::ask)
         return out;
     out.why = "needs approval";

@@ -88,6 +88,10 @@ inline void client_stream::send_resize(std::uint32_t number, std::uint16_t colum
     put_tagged(authentic(number), number, frame_type::resize, payload);
 }
 
+inline void client_stream::send_detach(std::uint32_t number) {
+    put_tagged(authentic(number), number, frame_type::detach, {});
+}
+
 inline void client_stream::grant_output(std::uint32_t number, std::size_t n) {
     const auto found = sessions_.find(number);
     if (found == sessions_.end())
@@ -275,6 +279,14 @@ inline result<std::optional<client_event>> client_stream::take_authentic(std::ui
             return broken(number, errc::credit_exceeded);
         s.stdin_credit += *more;
         return client_event{.what = kind::stdin_ready, .session = number};
+    }
+    case frame_type::position: {
+        const auto out = r.u64();
+        const auto err = r.u64();
+        if (!running || !err || r.left() != 0 || *out > job_request::most_offset ||
+            *err > job_request::most_offset)
+            return broken(number, errc::bad_frame);
+        return client_event{.what = kind::position, .session = number, .at = {*out, *err}};
     }
     case frame_type::stdout_data:
     case frame_type::stderr_data: {

@@ -96,6 +96,7 @@ inline result<server_stream::header_verified> server_stream::verify(const server
             s.to_qube->use_gmac();
         }
         s.takes_notices = ((**decoded).features & feature::notices) != 0;
+        s.may_detach = (**decoded).tty && ((**decoded).features & feature::jobs) != 0;
         s.body_left = (**decoded).body_follows ? (**decoded).body_length : 0;
         return header_verified{std::move(*decoded), (**header).key_index};
     }
@@ -197,6 +198,13 @@ inline void server_stream::grant_stdin(std::uint32_t number, std::size_t n) {
     s.stdin_credit += s.stdin_owed;
     put_u32(s, number, frame_type::credit, static_cast<std::uint32_t>(s.stdin_owed));
     s.stdin_owed = 0;
+}
+
+inline void server_stream::position(std::uint32_t number, const job_offsets &at) {
+    std::array<std::uint8_t, 16> payload;
+    store_u64(payload.data(), at.out);
+    store_u64(payload.data() + 8, at.err);
+    put_tagged(authentic(number), number, frame_type::position, payload);
 }
 
 inline void server_stream::put_queue(bytes_view data) {
@@ -414,6 +422,10 @@ inline result<std::optional<server_event>> server_stream::take_authentic(std::ui
         return server_event{
             .what = kind::resize, .session = number, .columns = *columns, .rows = *rows};
     }
+    case frame_type::detach:
+        if (!s.may_detach || !payload.empty())
+            return drop(number, errc::unknown_frame);
+        return server_event{.what = kind::detach, .session = number};
     case frame_type::credit: {
         const auto more = r.u32();
         if (!more || r.left() != 0 || *more == 0 || *more > limits::window - s.output_credit)

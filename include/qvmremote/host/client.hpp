@@ -57,6 +57,12 @@ struct command {
     /// The command runs in a terminal in dom0: everything it writes is stdout, unchanged, and stdin
     /// is what the user types. The environment should set TERM.
     bool tty = false;
+    /// The command runs as a job: the run ends when START is durable in dom0, and the job goes on.
+    bool detach = false;
+    /// With `detach`: input can be attached to the job later. Without it, the job reads /dev/null.
+    bool job_input = false;
+    /// With kind `job`: what is asked about a job. Kind, arguments and body are made from it.
+    std::optional<job_request> about{};
 };
 
 /// The size of a terminal, in characters; 0: not known.
@@ -73,6 +79,8 @@ class input_filter {
     /// Changes them in place and returns how many to send, or `leave` to give the session up.
     [[nodiscard]] virtual std::size_t pass(std::span<std::uint8_t> data, std::size_t n) = 0;
     static constexpr std::size_t leave = SIZE_MAX;
+    /// Return this in place of `leave` to let the command in dom0's terminal go on as a job.
+    static constexpr std::size_t detach = SIZE_MAX - 1;
 };
 
 /// Takes one stream of output. An implementation never blocks for long; it takes what it can.
@@ -210,6 +218,8 @@ struct run_streams {
     /// beginning, after dom0 has accepted, and for each SIGWINCH from signal_fd.
     std::function<terminal_size()> size{};
     input_filter *filter = nullptr;
+    /// Called when a part of a job's output is not there: how many bytes of each stream are gone.
+    std::function<void(const job_offsets &gone)> skipped{};
 };
 
 /// How a run ended.
@@ -231,6 +241,7 @@ struct run_result {
     std::string untrusted_text;
     int signal = 0;            ///< the first one that was forwarded
     bool may_have_run = false; ///< the request was sent, and dom0 did not refuse it
+    job_offsets reached{};     ///< of a job's output: what has come so far, to go on from there
 
     /// The exit code of a program that ran this: doc/PROTOCOL.md, "How a session ended, and exit codes".
     [[nodiscard]] int exit_code() const noexcept {

@@ -48,10 +48,10 @@ constexpr row refused[] = {
      "18"
      "000000",
      errc::unknown_frame, 8},
-    {"reserved for detached jobs",
+    {"reserved for jobs",
      "00000000"
      "00000001"
-     "20"
+     "22"
      "000000",
      errc::unknown_frame, 8},
     {"last type",

@@ -15,6 +15,8 @@ class client::running {
     run_result go() {
         if (!what_.id)
             what_.id = make_id();
+        if (what_.about)
+            result_.reached = what_.about->from;
         result_.id = what_.id->text();
         if (!c_.usable_) {
             result_.untrusted_text = "the stream to dom0 is closed";
@@ -202,9 +204,13 @@ class client::running {
             accepted_ = true;
             changed(run_state::running, {});
             return resize();
+        case what::position:
+            return take_position(event.at);
         case what::stdout_data:
+            result_.reached.out += event.data.size();
             return pass_on(out_, event.data);
         case what::stderr_data:
+            result_.reached.err += event.data.size();
             return pass_on(err_, event.data);
         case what::stdout_eof:
             out_.ended = true;
@@ -228,20 +234,24 @@ class client::running {
         session_ = session;
         envelope e;
         fill_random(e.nonce);
-        e.kind = what_.kind;
-        e.stdin_live = io_.stdin_fd >= 0;
+        e.kind = what_.about ? request_kind::job : what_.kind;
+        e.detach = what_.detach;
+        e.stdin_live = what_.detach ? what_.job_input : io_.stdin_fd >= 0;
         e.dry_run = what_.dry_run;
         e.timeout_s = what_.timeout_s;
         e.features = feature::gmac | feature::notices | (what_.no_wait ? feature::no_wait : 0) |
-                     (what_.tty ? feature::terminal : 0);
-        e.tty = what_.tty;
+                     (what_.tty && !what_.about ? feature::terminal : 0) |
+                     (what_.tty || what_.detach || what_.about ? feature::jobs : 0);
+        e.tty = what_.tty && !what_.about;
         if (what_.tty && io_.size)
             size_ = io_.size();
-        e.columns = size_.columns;
-        e.rows = size_.rows;
+        e.columns = e.tty ? size_.columns : 0;
+        e.rows = e.tty ? size_.rows : 0;
+        if (what_.about)
+            size_ = {}; // dom0 does not know it yet
         e.id = what_.id;
         e.environment = what_.environment;
-        e.arguments = what_.arguments;
+        e.arguments = what_.about ? what_.about->words() : what_.arguments;
         e.set_body(std::move(what_.body));
         auto sent = e.make_header_fit();
         if (sent)
@@ -281,6 +291,8 @@ class client::running {
             const std::size_t passed = io_.filter->pass(room, static_cast<std::size_t>(n));
             if (passed == input_filter::leave)
                 give_up();
+            else if (passed == input_filter::detach)
+                detach();
             else if (passed > 0)
                 c_.machine_.commit_stdin(session_, passed);
             return false;
@@ -308,7 +320,8 @@ class client::running {
                 const bool second = result_.signal != 0;
                 if (!second)
                     result_.signal = number;
-                if (second || what_.tty || !accepted_)
+                // A job is left, and goes on.
+                if (second || what_.tty || what_.about || !accepted_)
                     return give_up();
                 c_.machine_.send_signal(session_, number);
             }
@@ -323,6 +336,19 @@ class client::running {
         flush();
         c_.usable_ = c_.usable_ && session_ != 0;
         finish(kind::interrupted);
+    }
+    void detach() {
+        if (what_.about || (c_.machine_.features().value_or(0) & feature::jobs) == 0)
+            return give_up();
+        c_.machine_.send_detach(session_);
+        stdin_ended_ = true;
+    }
+    void take_position(const job_offsets &at) {
+        const job_offsets gone{at.out - std::min(at.out, result_.reached.out),
+                               at.err - std::min(at.err, result_.reached.err)};
+        result_.reached = at;
+        if (io_.skipped && gone != job_offsets{})
+            io_.skipped(gone);
     }
     void resize() {
         if (!what_.tty || !accepted_ || !io_.size)
