@@ -33,6 +33,7 @@ KINDS = {
     "disconnect VM": Run('qvm-remote-dom0 "$@" keys | sed "s/ .*//"'),
     "approvals SERIAL": Run('qvm-remote-dom0 "$@" approvals | sed -n "s/^serial  *[.] \\([0-9]*\\),.*/\\1/p"'),
     "SERIAL": NOTHING,
+    "jobs ID": Run('qvm-remote-dom0 "$@" jobs | sed -n "s/^[^ ]*  *\\([0-9][^ ]*\\) .*/\\1/p"'),
     "ID": Run('cd ~/.qvm-remote/history && printf "%s\\n" */*/ | sed -n "s,^[^/]*/\\([^/]*\\)/$,\\1,p"'),
     "LEVEL": "deny monitor read-only manage full",
     "TRANSPORT": "qvm-run qrexec mock",
@@ -41,7 +42,7 @@ KINDS = {
     **dict.fromkeys(("DIGEST", "KEY", "MIN", "N", "SEC", "TIME"), NOTHING),
 }
 # With these the words after the options are a command and its arguments, not a subcommand.
-BEFORE_COMMANDS = ("--exec", "--script", "--shell", "--tty")
+BEFORE_COMMANDS = ("--detach", "--exec", "--script", "--shell", "--tty")
 
 
 class Place:

@@ -55,6 +55,7 @@ FILES = {
         "/usr/bin/qvm-remote-dom0": "-rwxr-xr-x",
         "/usr/lib/qvm-remote/qvmremote.Exec": "-rwxr-xr-x",
         "/usr/lib/systemd/system/qvm-remote-dom0.service": "-rw-r--r--",
+        "/usr/lib/systemd/system/qvm-remote-jobs.service": "-rw-r--r--",
         "/usr/share/bash-completion/completions/qvm-remote-dom0": "-rw-r--r--",
         "/usr/share/fish/vendor_completions.d/qvm-remote-dom0.fish": "-rw-r--r--",
         "/usr/share/zsh/site-functions/_qvm-remote-dom0": "-rw-r--r--",
@@ -281,7 +282,8 @@ def fresh(scratch):
     audit = "/var/log/qvm-remote/audit.jsonl"
     write(root.path(audit), "{}\n", 0o600)
     root.rpm("-e", DOM0)
-    equal(root.told(), ["--no-block disable --now qvm-remote-dom0.service", "daemon-reload"],
+    equal(root.told(), ["--no-block disable --now qvm-remote-dom0.service",
+                        "--no-block stop qvm-remote-jobs.service", "daemon-reload"],
           "systemctl at removal")
     for path in FILES[DOM0]:
         there = {"/etc/qubes/remote.d", "/var/lib/qvm-remote", "/var/log/qvm-remote"}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <span>
 #include <string>
 #include <string_view>
@@ -41,6 +42,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
      "[list [--json]] | watch | show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | "
      "deny SERIAL",
      "requests that wait for your word", approvals_command},
+    {"jobs", "[list] | attach VM ID | logs [-f] VM ID | wait VM ID | cancel VM ID",
+     "the jobs of all qubes: list them, read one, type into it, end it", jobs_command},
     {"panic", "", "end everything now, and let nothing run", panic},
     {"resume", "", "let things run again after panic", resume},
     {"policy", "check [--exec | --script FILE] [--argument LEVEL] VM -- COMMAND [ARGS...] | lint",
@@ -57,7 +60,7 @@ constexpr cli::subcommand<handler> subcommands[] = {
 };
 
 // Subcommands for the user of the desktop too. The others read or write files of root.
-constexpr std::string_view for_operators[] = {"status", "approvals", "panic", "policy"};
+constexpr std::string_view for_operators[] = {"status", "approvals", "jobs", "panic", "policy"};
 
 // Returns why this program cannot do that here; empty when it can. An empty verb stands for the
 // daemon.
@@ -93,10 +96,12 @@ int serve(const daemon_options &how) {
     // Do this first, while this process is small and has no threads: each command starts as a copy
     // of it.
     const cgroup_home home = claim_cgroup();
+    const char *const of_jobs = std::getenv("QVM_REMOTE_JOBS_CGROUP");
+    cgroup_home jobs = claim_jobs_cgroup(of_jobs ? of_jobs : "");
     auto children = warden::start(home);
     if (!children)
         return cli::wrong_call(this_program.name, children.error().what);
-    return run_daemon(how, home, std::move(*children));
+    return run_daemon(how, home, std::move(jobs), std::move(*children));
 }
 
 } // namespace

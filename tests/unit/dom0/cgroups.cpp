@@ -6,6 +6,7 @@
 #include "execute/process_tree.hpp"
 #include "execute/warden.hpp"
 
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -89,6 +90,13 @@ bool put(const std::string &path, const std::string &word) {
 [[noreturn]] void stay() {
     for (;;)
         ::pause();
+}
+
+[[nodiscard]] bool is_ours(pid_t pid, const cgroup_home &home) {
+    return is_inside_our_command(pid, home, {}, std::array{the_warden->pid()});
+}
+[[nodiscard]] bool has_own_terminal(pid_t pid, pid_t root) {
+    return has_terminal_of_its_own(pid, std::array{root});
 }
 
 struct running {
@@ -205,17 +213,17 @@ TEST_CASE("which processes are inside a command of ours") {
     running one = start("(setsid bash -c 'echo $BASHPID; exec sleep 1000' &); exec sleep 1000");
     for (const cgroup_home &home : {the_home, cgroup_home()}) {
         CAPTURE(home.directory);
-        CHECK(is_inside_our_command(one.pid, home, the_warden->pid()));
+        CHECK(is_ours(one.pid, home));
         const auto below = processes_below(parent_of(one.pid));
         REQUIRE(soon([&] { return processes_below(parent_of(one.pid)).size() == 2; }));
         for (const pid_t pid : below)
-            CHECK(is_inside_our_command(pid, home, the_warden->pid()));
-        CHECK_FALSE(is_inside_our_command(::getpid(), home, the_warden->pid()));
-        CHECK_FALSE(is_inside_our_command(::getppid(), home, the_warden->pid()));
-        CHECK_FALSE(is_inside_our_command(1, home, the_warden->pid()));
+            CHECK(is_ours(pid, home));
+        CHECK_FALSE(is_ours(::getpid(), home));
+        CHECK_FALSE(is_ours(::getppid(), home));
+        CHECK_FALSE(is_ours(1, home));
         const pid_t gone = aside({}, [] {});
         ::waitpid(gone, nullptr, 0);
-        CHECK(is_inside_our_command(gone, home, the_warden->pid()));
+        CHECK(is_ours(gone, home));
     }
     one.hold.kill();
     finish(one);
@@ -237,16 +245,16 @@ TEST_CASE("whether a process has its own terminal") {
         ::ioctl(fd, TIOCSCTTY, 0);
         stay();
     });
-    CHECK(soon([&] { return has_terminal_of_its_own(with, the_warden->pid()); }));
-    CHECK_FALSE(has_terminal_of_its_own(without, the_warden->pid()));
+    CHECK(soon([&] { return has_own_terminal(with, the_warden->pid()); }));
+    CHECK_FALSE(has_own_terminal(without, the_warden->pid()));
     // If a process of ours is on the same terminal, it does not count: here this process is the
     // warden.
-    CHECK_FALSE(has_terminal_of_its_own(with, ::getpid()));
+    CHECK_FALSE(has_own_terminal(with, ::getpid()));
     for (const pid_t pid : {with, without}) {
         ::kill(pid, SIGKILL);
         ::waitpid(pid, nullptr, 0);
     }
-    CHECK_FALSE(has_terminal_of_its_own(with, the_warden->pid()));
+    CHECK_FALSE(has_own_terminal(with, the_warden->pid()));
 }
 
 #define NEEDS_GROUP                                                                                \
@@ -323,7 +331,7 @@ TEST_CASE("a process that leaves the group is still below the keeper") {
     NEEDS_GROUP
     running one = start("echo 0 >" + the_parent + "/cgroup.procs; echo; exec sleep 1000");
     CHECK_FALSE(group_name(one.pid).starts_with(the_home.name));
-    CHECK(is_inside_our_command(one.pid, the_home, the_warden->pid()));
+    CHECK(is_ours(one.pid, the_home));
     one.hold.kill();
     finish(one);
 }

@@ -43,6 +43,9 @@ int approvals_command(const invocation &);
 int panic(const invocation &);
 int resume(const invocation &);
 
+// job_commands.cpp
+int jobs_command(const invocation &);
+
 // For all of them.
 
 /// Prints what went wrong; returns 1.

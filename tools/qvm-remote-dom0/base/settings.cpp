@@ -142,6 +142,8 @@ constexpr std::string_view new_keys[] = {
     "QVM_REMOTE_NOTIFY",          "QVM_REMOTE_AUDIT_FILE_MIB", "QVM_REMOTE_AUDIT_KEEP_MIB",
     "QVM_REMOTE_AUDIT_KEEP_DAYS", "QVM_REMOTE_AUDIT_QUBE_MIB", "QVM_REMOTE_MAX_MEMORY",
     "QVM_REMOTE_MAX_PROCESSES",   "QVM_REMOTE_MAX_CPU",        "QVM_REMOTE_MAX_OUTPUT",
+    "QVM_REMOTE_JOB_OUTPUT",      "QVM_REMOTE_JOBS_OUTPUT",    "QVM_REMOTE_JOBS_KEEP_DAYS",
+    "QVM_REMOTE_JOBS_CGROUP",
 };
 
 [[nodiscard]] bool is_one_of(std::span<const std::string_view> keys, std::string_view key) {
@@ -240,6 +242,19 @@ host::outcome<settings> load_settings(const paths &where, const std::string &vm,
     out.ceiling.most = {*memory, static_cast<std::uint32_t>(*pids),
                         static_cast<std::uint32_t>(*cpu)};
     out.ceiling.output_bytes = *output;
+
+    const auto job_output = ceiling("QVM_REMOTE_JOB_OUTPUT", true);
+    const auto jobs_output = ceiling("QVM_REMOTE_JOBS_OUTPUT", true);
+    const auto job_days = ceiling("QVM_REMOTE_JOBS_KEEP_DAYS", false);
+    for (const auto *one : {&job_output, &jobs_output, &job_days})
+        if (!*one)
+            return tl::unexpected(one->error());
+    if (*job_output != 0)
+        out.jobs.job_bytes = *job_output;
+    if (*jobs_output != 0)
+        out.jobs.qube_bytes = *jobs_output;
+    if (*job_days != 0)
+        out.jobs.kept_s = static_cast<std::int64_t>(*job_days) * 86400;
 
     out.transports = transport_choice::parse(
         transport.empty() ? out.values.get("QVM_REMOTE_TRANSPORT").value_or("") : transport);

@@ -44,6 +44,8 @@ class paths {
     /// Scripts while they run. Not in the state directory, since every account that runs a script
     /// enters it, and not in /run, which confined commands do not see.
     [[nodiscard]] std::string scripts() const { return root_ + "/var/spool/qvm-remote"; }
+    /// The records and the output of jobs, QUBE/ID.
+    [[nodiscard]] std::string jobs() const { return state_directory() + "/jobs"; }
     [[nodiscard]] std::string index() const { return state_directory() + "/ids.sqlite"; }
     [[nodiscard]] std::string panic() const { return state_directory() + "/panic"; }
     /// Marks that `migrate` was done: it runs only once.
@@ -56,6 +58,8 @@ class paths {
     [[nodiscard]] std::string system_journal() const {
         return root_ + "/run/systemd/journal/socket";
     }
+    /// The sockets of the keepers of jobs.
+    [[nodiscard]] std::string job_sockets() const { return run_directory() + "/jobs"; }
     [[nodiscard]] std::string control_socket() const { return run_directory() + "/control.sock"; }
 
   private:
@@ -90,6 +94,13 @@ struct audit_limits {
     std::uint64_t qube_bytes_per_day = limits::audit_per_qube;
 };
 
+/// How much of the output of jobs is kept, and how long ended jobs are remembered.
+struct job_limits {
+    std::uint64_t job_bytes = limits::job_output;
+    std::uint64_t qube_bytes = limits::jobs_output;
+    std::int64_t kept_s = limits::jobs_kept_s;
+};
+
 /// The daemon's settings from file, environment and command line; later wins.
 struct settings {
     config values;
@@ -98,6 +109,7 @@ struct settings {
     /// an empty vector when no name in the list is valid.
     std::optional<std::vector<qube_name>> qubes;
     audit_limits audit;
+    job_limits jobs;
     containment ceiling;              ///< QVM_REMOTE_MAX_MEMORY, _PROCESSES, _CPU, _OUTPUT
     std::vector<std::string> ignored; ///< listed names that are not valid, for the log
     std::vector<std::string> warnings;

@@ -357,6 +357,20 @@ void admission::admit(const peer &from, verified<request> what, consent given, a
               });
 }
 
+void admission::review(const peer &from, envelope what, std::function<void(bool)> on_answer) {
+    look_at_files();
+    const auto may_run = [this](const peer &known, const envelope &asked) {
+        return !shut(known) && judge(known, asked).what != policy_action::deny;
+    };
+    if (!uses_tags())
+        return on_answer(may_run(from, what));
+    tags_.ask(from.name, [may_run, known = from, what = std::move(what),
+                          on_answer = std::move(on_answer)](known_tags tags) mutable {
+        known.tags = std::move(tags);
+        on_answer(may_run(known, what));
+    });
+}
+
 std::vector<std::string> admission::unusable_accounts() const {
     std::vector<std::string> out;
     std::set<std::pair<std::string, bool>> seen;

@@ -170,9 +170,14 @@ class admission {
     [[nodiscard]] std::optional<errc> why_over(const qube_name &qube,
                                                const digest256 &key_mark) const;
 
-  private:
     /// Why no request of this peer is let in now; nothing when requests are let in.
     [[nodiscard]] std::optional<refusal> shut(const peer &from) const;
+
+    /// Whether policy, as it is now, still lets a job run that it has let in. Calls `on_answer` at once
+    /// or later.
+    void review(const peer &from, envelope what, std::function<void(bool)> on_answer);
+
+  private:
     [[nodiscard]] verdict judge(const peer &from, const envelope &what,
                                 std::optional<std::string_view> collected = {}) const;
     [[nodiscard]] bool uses_tags() const;

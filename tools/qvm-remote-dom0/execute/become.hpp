@@ -15,6 +15,7 @@
 
 #include "base/containment.hpp"
 #include "decide/account.hpp"
+#include "execute/launch.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -33,6 +34,7 @@ struct preparation {
     int cgroup = -1;                             // a directory; none: the keeper's own
     std::optional<identity> user;
     std::vector<std::pair<int, int>> descriptors; // from -> to, in order of `to`
+    std::optional<job_launch> job;                // its two descriptors come after the others
     sigset_t no_signals{};
 
     // The new process writes these into our memory.

@@ -25,6 +25,8 @@ using host::unique_fd;
 
 constexpr std::string_view own_group = "/daemon";
 constexpr std::string_view command_prefix = "/command-";
+constexpr std::string_view job_prefix = "/job-";
+constexpr std::string_view keepers_group = "/keepers", holder_group = "/holder";
 constexpr int cpu_period_us = 100'000;
 
 [[nodiscard]] std::optional<std::string> text_of(const std::string &path) {
@@ -131,6 +133,19 @@ void for_each_group_below(const std::string &directory, Take take) {
     return out;
 }
 
+[[nodiscard]] bool make_group(const std::string &directory, std::string_view name) {
+    return ::mkdir((directory + std::string(name)).c_str(), 0755) == 0 || errno == EEXIST;
+}
+
+void enable_controllers(cgroup_home &home) {
+    const auto enable = [&](const char *controller) {
+        return put(home.directory + "/cgroup.subtree_control", controller);
+    };
+    home.memory = enable("+memory");
+    home.pids = enable("+pids");
+    home.cpu = enable("+cpu");
+}
+
 struct process_stat {
     pid_t parent = 0;
     int terminal = 0; // 0: none
@@ -205,21 +220,72 @@ cgroup_home claim_cgroup() {
     if (::access((out.directory + "/cgroup.kill").c_str(), W_OK) != 0)
         return none("the kernel is too old");
     // A group with limits for the groups below it must not hold processes itself.
-    const std::string own = out.directory + std::string(own_group);
-    if ((::mkdir(own.c_str(), 0755) != 0 && errno != EEXIST) || !put(own + "/cgroup.procs", "0"))
+    if (!make_group(out.directory, own_group) ||
+        !put(out.directory + std::string(own_group) + "/cgroup.procs", "0"))
         return none(*name + " cannot be divided: " + std::strerror(errno));
-    const auto enable = [&](const char *controller) {
-        return put(out.directory + "/cgroup.subtree_control", controller);
-    };
-    out.memory = enable("+memory");
-    out.pids = enable("+pids");
-    out.cpu = enable("+cpu");
+    enable_controllers(out);
     return out;
+}
+
+cgroup_home claim_jobs_cgroup(const std::string &name) {
+    if (name.empty())
+        return none("QVM_REMOTE_JOBS_CGROUP names none");
+#if !defined(__x86_64__)
+    return none("only on x86-64 can we start a process in one");
+#endif
+    const auto point = mount_point();
+    if (!point)
+        return none("cgroup v2 is not mounted");
+    cgroup_home out;
+    out.name = name;
+    out.directory = *point + name;
+    if (name[0] != '/' || name.find("/.") != name.npos)
+        return none(name + " is not the name of a group");
+    if (!is_delegated(out.directory))
+        return none(name + " is not there, or not delegated: systemctl start qvm-remote-jobs");
+    if (::access((out.directory + "/cgroup.kill").c_str(), W_OK) != 0)
+        return none("the kernel is too old");
+    if (!make_group(out.directory, keepers_group) || !make_group(out.directory, holder_group))
+        return none(name + " cannot be divided: " + std::strerror(errno));
+    for_each_line(text_of(out.directory + "/cgroup.procs").value_or(std::string()),
+                  [&](std::string_view pid) {
+                      (void)put(out.directory + std::string(holder_group) + "/cgroup.procs", pid);
+                  });
+    enable_controllers(out);
+    return out;
+}
+
+host::outcome<void> join_keepers(const cgroup_home &jobs) {
+    if (!put(jobs.directory + std::string(keepers_group) + "/cgroup.procs", "0"))
+        return host::failed("cannot join " + jobs.name, errno);
+    return {};
+}
+
+bool is_keeper_of_jobs(pid_t pid, const cgroup_home &jobs) {
+    return jobs && group_of(std::to_string(pid)) == jobs.name + std::string(keepers_group);
+}
+
+void end_other_jobs(const cgroup_home &jobs,
+                    const std::function<bool(std::string_view)> &is_known) {
+    if (!jobs)
+        return;
+    for_each_group_below(jobs.directory, [&](const std::string &below) {
+        const std::string_view name = std::string_view(below).substr(jobs.directory.size());
+        if (!name.starts_with(job_prefix) || is_known(name.substr(job_prefix.size())))
+            return;
+        (void)put(below + "/cgroup.kill", "1");
+        (void)remove_group(below);
+    });
 }
 
 command_cgroup::command_cgroup(const cgroup_home &home, std::uint64_t number) {
     if (home)
         path_ = home.directory + std::string(command_prefix) + std::to_string(number);
+}
+
+command_cgroup::command_cgroup(const cgroup_home &jobs, const std::string &name) {
+    if (jobs)
+        path_ = jobs.directory + std::string(job_prefix) + name;
 }
 
 host::outcome<void> command_cgroup::make() const {
@@ -277,19 +343,24 @@ void command_cgroup::kill() const noexcept {
 
 bool command_cgroup::remove() const { return path_.empty() || remove_group(path_); }
 
-bool is_inside_our_command(pid_t pid, const cgroup_home &home, pid_t warden) {
-    if (home) {
+bool is_inside_our_command(pid_t pid, const cgroup_home &home, const cgroup_home &jobs,
+                           std::span<const pid_t> roots) {
+    if (home || jobs) {
         const auto group = group_of(std::to_string(pid));
-        if (!group || group->starts_with(home.name + std::string(command_prefix)))
+        if (!group || (home && group->starts_with(home.name + std::string(command_prefix))) ||
+            (jobs && group->starts_with(jobs.name + std::string(job_prefix))))
             return true;
     }
+    const auto is_root = [&](pid_t at) {
+        return std::find(roots.begin(), roots.end(), at) != roots.end();
+    };
     // From child to parent. When a parent ends meanwhile, the keeper becomes the parent, if the process
     // is ours.
     for (int tries = 0; tries < 5; ++tries) {
         pid_t at = pid;
         // A limit, since a process ID that is reused between two reads could make this an endless loop.
         for (int steps = 0; steps < 4096; ++steps) {
-            if (at == warden)
+            if (is_root(at))
                 return true;
             if (at == 0 || at == 1)
                 return false;
@@ -302,14 +373,17 @@ bool is_inside_our_command(pid_t pid, const cgroup_home &home, pid_t warden) {
     return true;
 }
 
-bool has_terminal_of_its_own(pid_t pid, pid_t warden) {
+bool has_terminal_of_its_own(pid_t pid, std::span<const pid_t> roots) {
     const auto found = stat_of(pid);
     if (!found || found->terminal == 0)
         return false;
-    const auto below = processes_below(warden);
-    return std::none_of(below.begin(), below.end(), [&](pid_t one) {
+    const auto has_it = [&](pid_t one) {
         const auto other = stat_of(one);
         return other && other->terminal == found->terminal;
+    };
+    return std::none_of(roots.begin(), roots.end(), [&](pid_t root) {
+        const auto below = processes_below(root);
+        return std::any_of(below.begin(), below.end(), has_it);
     });
 }
 

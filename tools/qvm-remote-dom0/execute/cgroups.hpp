@@ -13,7 +13,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
+#include <string_view>
 
 #include <sys/types.h>
 
@@ -42,11 +45,33 @@ struct cgroup_home {
 /// there is a warden or a thread.
 [[nodiscard]] cgroup_home claim_cgroup();
 
+/// The group in which jobs live, outside of the daemon's unit: that of qvm-remote-jobs.service, which
+/// systemd delegates too. `name` is as in /proc/PID/cgroup, from QVM_REMOTE_JOBS_CGROUP; empty: none.
+/// Nothing that runs there is ended. Its own processes move to a group below it:
+///
+///     qvm-remote-jobs.service
+///     ├─ holder        keeps the unit, and so the group
+///     ├─ keepers       the keepers of jobs
+///     └─ job-NAME      one job
+[[nodiscard]] cgroup_home claim_jobs_cgroup(const std::string &name);
+
+/// Moves this process to the keepers of jobs.
+[[nodiscard]] host::outcome<void> join_keepers(const cgroup_home &jobs);
+
+/// Whether a process is one of the keepers of jobs. Without a group for jobs there are none.
+[[nodiscard]] bool is_keeper_of_jobs(pid_t pid, const cgroup_home &jobs);
+
+/// Ends what is in the groups of jobs whose name (job_record::name) `is_known` does not accept, and
+/// removes these groups.
+void end_other_jobs(const cgroup_home &jobs, const std::function<bool(std::string_view)> &is_known);
+
 /// The group of one command.
 class command_cgroup {
   public:
     command_cgroup() = default; ///< no group: each function does nothing and succeeds
     command_cgroup(const cgroup_home &home, std::uint64_t number);
+    /// That of a job.
+    command_cgroup(const cgroup_home &jobs, const std::string &name);
 
     [[nodiscard]] host::outcome<void> make() const;
     /// Sets the limits that have a controller. The limit of memory allows no swap.
@@ -67,12 +92,14 @@ class command_cgroup {
     std::string path_;
 };
 
-/// Whether a process is part of one of our commands: in its group, or below a keeper of this warden.
-/// True when that is unknown, and for a process that has ended. It does not stop a command that runs as
-/// root: such a command can ask another service to start a process.
-[[nodiscard]] bool is_inside_our_command(pid_t pid, const cgroup_home &home, pid_t warden);
+/// Whether a process is part of one of our commands or jobs: in its group, or below one of `roots`,
+/// which are the warden and the keepers of jobs. True when that is unknown, and for a process that has
+/// ended. It does not stop a command that runs as root: such a command can ask another service to start
+/// a process.
+[[nodiscard]] bool is_inside_our_command(pid_t pid, const cgroup_home &home,
+                                         const cgroup_home &jobs, std::span<const pid_t> roots);
 
 /// Whether a process has a controlling terminal, and no command of ours has the same.
-[[nodiscard]] bool has_terminal_of_its_own(pid_t pid, pid_t warden);
+[[nodiscard]] bool has_terminal_of_its_own(pid_t pid, std::span<const pid_t> roots);
 
 } // namespace qvmremote::dom0

@@ -18,6 +18,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "base/dom0_limits.hpp"
+#include "execute/command_launch.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -120,50 +121,14 @@ void execution::start() {
 }
 
 host::outcome<void> execution::launch_command() {
-    const envelope &header = what_.request();
-    const run_terms &terms = what_.terms();
-    const containment &bounds = bounds_ = within(what_.bounds(), context_.ceiling);
-    const account &as = what_.as() ? *what_.as() : context_.self;
-    if (bounds.output_bytes != 0)
-        output_left_ = bounds.output_bytes;
-    launch command;
-    if (what_.as())
-        command.user = as.who;
-    command.no_new_privs = command.confined = bounds.confined;
-    command.most = bounds.most;
-    if (!terms.argv.empty()) {
-        command.program = terms.argv[0];
-        command.argv = terms.argv;
-    } else if (header.kind == request_kind::shell && header.body.size() <= limits::argument_text) {
-        command.program = "bash";
-        command.argv = {"bash", "-c", "--", header.body};
-    } else {
-        auto file = script_file::make(context_.scripts, what_.serial(), header.body,
-                                      what_.as() ? what_.as()->who.gid : ::getegid());
-        if (!file)
-            return tl::unexpected(file.error());
-        script_ = std::move(*file);
-        const bool runs_itself = header.kind == request_kind::script &&
-                                 (header.body.starts_with("#!") || header.body.starts_with("\x7f"
-                                                                                           "ELF"));
-        command.program = runs_itself ? script_.path() : "bash";
-        command.argv = runs_itself ? std::vector{script_.path()}
-                                   : std::vector<std::string>{"bash", "--", script_.path()};
-        command.argv.insert(command.argv.end(), header.arguments.begin(), header.arguments.end());
-    }
-    command.environment =
-        environment_for(as, context_.language, what_.from().name.text(), header.id->text());
-    if (terms.tty)
-        describe_terminal(terms, command.environment);
-    // These variables come after ours and do not replace them. Policy has removed the ones that it
-    // does not allow.
-    for (const auto &[key, value] : terms.environment)
-        if (std::none_of(
-                command.environment.begin(), command.environment.end(),
-                [name = key + "="](const std::string &entry) { return entry.starts_with(name); }))
-            command.environment.push_back(key + "=" + value);
-    command.directory = as.home;
-    return terms.tty ? launch_in_terminal(command) : launch_with_pipes(command);
+    bounds_ = within(what_.bounds(), context_.ceiling);
+    if (bounds_.output_bytes != 0)
+        output_left_ = bounds_.output_bytes;
+    auto command = launch_of(what_, context_, bounds_, std::to_string(what_.serial()));
+    if (!command)
+        return tl::unexpected(command.error());
+    script_ = std::move(command->script);
+    return what_.terms().tty ? launch_in_terminal(command->what) : launch_with_pipes(command->what);
 }
 
 host::outcome<void> execution::launch_in_terminal(launch &command) {
@@ -177,7 +142,6 @@ host::outcome<void> execution::launch_in_terminal(launch &command) {
     if (!reading || !writing)
         return tl::unexpected((reading ? writing : reading).error());
     terminal_ = std::move(*made);
-    command.terminal = true;
     command.in = command.out = command.err = terminal_->of_command();
     if (auto started = take_child(context_.children.launch(command)); !started)
         return started;

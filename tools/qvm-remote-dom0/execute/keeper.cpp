@@ -20,6 +20,8 @@
 
 #include "execute/become.hpp"
 #include "execute/cgroups.hpp"
+#include "execute/command_tree.hpp"
+#include "execute/job_keeper.hpp"
 #include "execute/keeper_wire.hpp"
 #include "execute/launch_message.hpp"
 #include "execute/process_tree.hpp"
@@ -31,36 +33,21 @@ namespace {
 
 using host::unique_fd;
 
-constexpr std::uint64_t grace_ms = 2000;
-
 class keeper {
   public:
     keeper(unique_fd control, const command_cgroup &group) noexcept
-        : control_(std::move(control)), group_(group) {}
+        : control_(std::move(control)), tree_(group) {}
 
     [[nodiscard]] bool start(preparation &p, const cgroup_home &home) noexcept {
         // If the daemon dropped the command before it began, nobody would read its output.
         char byte;
         if (::recv(control_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
             return false;
-        unique_fd group;
-        if (group_) {
-            auto opened = group_.limit(p.most, home).and_then([&] { return group_.open(); });
-            if (!opened) {
-                const int why = opened.error().error_number;
-                fail(why == ENOENT ? EIO : why); // ENOENT must mean that the program does not exist
-                return false;
-            }
-            group = std::move(*opened);
-        }
-        p.cgroup = group.get();
-        memory_is_bounded_ = p.most.memory_bytes != 0 && home.memory;
-        first_ = group ? start_process_in_group(p) : start_process(p);
-        if (p.error != 0) {
-            fail(p.error);
+        if (const int why = tree_.start(p, home); why != 0) {
+            fail(why);
             return false;
         }
-        send_report({child_event::started, first_, p.directory_missing});
+        send_report({child_event::started, tree_.first(), p.directory_missing});
         return true;
     }
 
@@ -68,58 +55,24 @@ class keeper {
 
     // Waits until no process of the tree is left. Returns whether it ended by itself.
     bool watch() {
-        for (;;) {
+        while (!tree_.is_over()) {
             std::array<pollfd, 1> watched{{{deaf_ ? -1 : control_.get(), POLLIN, 0}}};
-            wait_for(watched, wake_ms());
-            if (child_ended && !childless_ && reap_all()) {
-                childless_ = true;
-                if (group_.remove())
-                    break;
-                begin_to_kill(); // processes in the group that were never below us
-            }
+            wait_for(watched, tree_.wake_ms());
+            if (child_ended)
+                if (const auto end = tree_.reap_ended())
+                    send_report({child_event::exited, end->wait_status,
+                                 (end->tree_empty ? flag_empty : 0) |
+                                     (end->out_of_memory ? flag_out_of_memory : 0)});
             if (watched[0].revents != 0)
                 take_order();
-            if (now_is(kill_at_ms_))
-                begin_to_kill();
-            if (killing_ && clock_.due()) {
-                kill_tree();
-                if (childless_ && group_.remove())
-                    break;
-            }
+            tree_.act();
         }
         send_report({child_event::empty, 0, 0});
-        return !killing_;
+        return !tree_.was_killed();
     }
 
   private:
     void send_report(const report &what) noexcept { send_one(control_.get(), what); }
-
-    [[nodiscard]] static bool now_is(std::uint64_t at_ms) noexcept {
-        return at_ms != never && now_ms() >= at_ms;
-    }
-    [[nodiscard]] std::uint64_t wake_ms() const noexcept {
-        return killing_ ? clock_.next() : kill_at_ms_;
-    }
-
-    // Returns whether no process is left. Without a child there is no descendant: a process that
-    // loses its parent becomes our child.
-    [[nodiscard]] bool reap_all() {
-        int status = 0, first_status = 0;
-        bool first_ended = false;
-        pid_t pid;
-        while ((pid = reap(status)) > 0)
-            if (pid == first_) {
-                first_ = 0; // another process or group may get this number now
-                first_ended = true;
-                first_status = status;
-            }
-        if (first_ended)
-            send_report(
-                {child_event::exited, first_status,
-                 (pid < 0 ? flag_empty : 0) |
-                     (memory_is_bounded_ && group_.out_of_memory() ? flag_out_of_memory : 0)});
-        return pid < 0;
-    }
 
     void take_order() {
         order received{};
@@ -129,61 +82,17 @@ class keeper {
         if (n != sizeof received) {
             // Reports are still sent: the daemon may only have closed its side for writing.
             deaf_ = true;
-            begin_to_kill();
+            tree_.kill();
         } else if (received == order_terminate) {
-            terminate();
+            tree_.terminate();
         } else {
-            signal(received);
+            tree_.signal(received);
         }
-    }
-
-    void signal(int number) {
-        if (first_ != 0)
-            ::kill(-first_, number);
-        else
-            for (const pid_t pid : processes_below(::getpid()))
-                ::kill(pid, number);
-    }
-
-    void terminate() {
-        if (killing_ || kill_at_ms_ != never)
-            return;
-        kill_at_ms_ = now_ms() + grace_ms;
-        for (const pid_t pid : processes_below(::getpid())) {
-            ::kill(pid, SIGTERM);
-            ::kill(pid, SIGCONT); // so that a stopped process gets the signal
-        }
-    }
-
-    void begin_to_kill() noexcept {
-        kill_at_ms_ = never;
-        if (killing_)
-            return;
-        killing_ = true;
-        clock_.start();
-        // Raise our priority, so that a fork bomb cannot starve the process that kills it. Only root
-        // may do this; without it we go on.
-        ::setpriority(PRIO_PROCESS, 0, -20);
-    }
-
-    void kill_tree() {
-        group_.kill();
-        // A signal to a group is atomic with respect to fork, so this alone ends most trees, however
-        // fast they grow.
-        if (first_ != 0)
-            ::kill(-first_, SIGKILL);
-        kill_all_below_us();
     }
 
     unique_fd control_;
-    const command_cgroup &group_;
-    pid_t first_ = 0; // 0 once it is reaped
-    bool memory_is_bounded_ = false;
-    bool childless_ = false;
-    std::uint64_t kill_at_ms_ = never;
-    bool killing_ = false;
+    command_tree tree_;
     bool deaf_ = false;
-    kill_clock clock_;
 };
 
 // Returns limits only for resources without a controller, since a controller limits better.
@@ -202,7 +111,6 @@ class keeper {
 // Runs one command, from its message to its end. Returns whether this process can run another one.
 bool keep(launch_message message, const command_cgroup &group, const cgroup_home &home) noexcept {
     auto &[received, block] = message;
-    keeper self(std::move(received.front()), group);
     preparation p;
     const bool is_mapped = block.empty() && received.size() > 4;
     if (is_mapped) {
@@ -210,8 +118,14 @@ bool keep(launch_message message, const command_cgroup &group, const cgroup_home
         received.pop_back();
     }
     int error = 0;
-    if (!take_launch(block, p) || received.size() != p.descriptors.size() + 1)
+    if (!take_launch(block, p) || received.size() != p.descriptors.size() + 1 + (p.job ? 2 : 0))
         error = EMFILE; // some did not arrive, since this process may not have so many
+    if (p.job && error == 0) {
+        p.rlimits = rlimits_for(p, p.job->home);
+        keep_job(std::move(received), p);
+        return false;
+    }
+    keeper self(std::move(received.front()), group);
     // A source must not have the number of another target, so all are moved above the targets.
     int above = 0;
     for (const auto &[from, to] : p.descriptors)
@@ -240,10 +154,9 @@ bool keep(launch_message message, const command_cgroup &group, const cgroup_home
 
 } // namespace
 
-void lend(int link, int socket) noexcept {
+bool send_with_descriptor(int link, void *message_bytes, std::size_t size, int fd) noexcept {
     alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> ancillary{};
-    char byte = 0;
-    iovec part{&byte, 1};
+    iovec part{message_bytes, size};
     msghdr message{};
     message.msg_iov = &part;
     message.msg_iovlen = 1;
@@ -252,9 +165,14 @@ void lend(int link, int socket) noexcept {
     cmsghdr *const header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof socket);
-    std::memcpy(CMSG_DATA(header), &socket, sizeof socket);
-    ::sendmsg(link, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    return ::sendmsg(link, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(size);
+}
+
+void lend(int link, int socket) noexcept {
+    char byte = 0;
+    send_with_descriptor(link, &byte, 1, socket);
 }
 
 void be_keeper(unique_fd socket, unique_fd link, pid_t warden, const cgroup_home &home,

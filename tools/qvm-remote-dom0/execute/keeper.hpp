@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <sys/types.h>
@@ -17,6 +18,9 @@ struct cgroup_home;
 /// What a keeper tells the warden over their link: it has taken a message, or its command has ended and
 /// it asks for the socket to wait again. When the warden closes the link, the keeper ends.
 enum class keeper_word : std::uint8_t { taken, done };
+
+/// Sends a message with a descriptor. Returns whether it was sent. Does not wait.
+bool send_with_descriptor(int link, void *message_bytes, std::size_t size, int fd) noexcept;
 
 /// The warden's answer to `done`: sends the socket over the link.
 void lend(int link, int socket) noexcept;

@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,8 +15,26 @@
 
 #include "base/containment.hpp"
 #include "decide/account.hpp"
+#include "execute/cgroups.hpp"
 
 namespace qvmremote::dom0 {
+
+/// What its keeper needs to keep a job (job_keeper.hpp). Descriptors are borrowed for the call.
+struct job_launch {
+    std::string name;                      ///< job_record::name
+    std::array<std::uint8_t, 32> secret{}; ///< job_record::secret
+    /// Where its group is made. Without one, the job ends with the daemon, since nothing else would
+    /// tell the next daemon which processes belong to it.
+    cgroup_home home;
+    std::uint64_t kept_bytes = 0;        ///< of its output
+    std::uint64_t output_bytes = 0;      ///< it is ended when it writes more; 0: no limit
+    std::uint32_t timeout_s = 0;         ///< 0: none
+    bool takes_input = false;            ///< input may be attached, else it reads launch::in
+    bool ends_with_first = false;        ///< without waiting for the end of its output
+    std::uint16_t columns = 0, rows = 0; ///< of its terminal
+    int end = -1;                        ///< job_files::end
+    int listener = -1;                   ///< for job_link
+};
 
 /// What to run. Descriptors are borrowed for the call; everything else is copied.
 ///
@@ -40,6 +60,8 @@ struct launch {
     resources most;
     int in = -1, out = -1, err = -1;        ///< become 0, 1, 2
     std::vector<std::pair<int, int>> extra; ///< our descriptor -> its number in the command, from 3
+    /// The command is a job: `out` and `err` are the files that its keeper writes.
+    std::optional<job_launch> job;
 };
 
 } // namespace qvmremote::dom0

@@ -29,7 +29,7 @@ constexpr std::array<std::string_view, 4> program_directories = {
 constexpr std::size_t inline_block = 64 * 1024;        // fits into a default socket buffer
 constexpr std::size_t largest_block = 8 * 1024 * 1024; // execve's own limit is lower
 constexpr std::size_t most_extra = 16;
-constexpr std::size_t most_descriptors = 4 + most_extra + 1;
+constexpr std::size_t most_descriptors = 4 + most_extra + 2 + 1;
 
 // The launch block: `launch` as bytes, without its descriptors. Each string ends in NUL, so that argv
 // can point into the block.
@@ -51,14 +51,29 @@ enum : std::uint8_t {
     has_oom_score = 2,
     has_no_new_privs = 4,
     is_confined = 8,
-    has_terminal = 16
+    has_terminal = 16,
+    is_job = 32
 };
+
+void put_job(byte_writer &to, const job_launch &job) {
+    for (const std::string *text : {&job.name, &job.home.directory, &job.home.name})
+        put_string(to, *text);
+    to.put(job.secret);
+    to.u8(static_cast<std::uint8_t>((job.home.memory ? 1 : 0) | (job.home.pids ? 2 : 0) |
+                                    (job.home.cpu ? 4 : 0) | (job.takes_input ? 8 : 0) |
+                                    (job.ends_with_first ? 16 : 0)));
+    to.u64(job.kept_bytes);
+    to.u64(job.output_bytes);
+    to.u32(job.timeout_s);
+    to.u16(job.columns);
+    to.u16(job.rows);
+}
 
 void put_launch(byte_writer &to, const launch &command) {
     to.u8(static_cast<std::uint8_t>(
         (command.user ? has_user : 0) | (command.oom_score_adj ? has_oom_score : 0) |
         (command.no_new_privs ? has_no_new_privs : 0) | (command.confined ? is_confined : 0) |
-        (command.terminal ? has_terminal : 0)));
+        (command.terminal ? has_terminal : 0) | (command.job ? is_job : 0)));
     to.u32(command.umask);
     to.u32(static_cast<std::uint32_t>(command.oom_score_adj.value_or(0)));
     to.u64(command.most.memory_bytes);
@@ -77,6 +92,8 @@ void put_launch(byte_writer &to, const launch &command) {
     put_string(to, command.directory);
     put_strings(to, command.argv);
     put_strings(to, command.environment);
+    if (command.job)
+        put_job(to, *command.job);
 }
 
 [[nodiscard]] bool has_nul(const std::string &text) { return text.find('\0') != std::string::npos; }
@@ -102,6 +119,34 @@ void put_launch(byte_writer &to, const launch &command) {
     return true;
 }
 
+[[nodiscard]] bool take_job(byte_reader &from, std::optional<job_launch> &to) {
+    job_launch out;
+    for (std::string *text : {&out.name, &out.home.directory, &out.home.name}) {
+        const char *const taken = take_string(from);
+        if (!taken)
+            return false;
+        *text = taken;
+    }
+    const auto secret = from.array<32>();
+    const std::uint8_t has = from.u8().value_or(0);
+    out.kept_bytes = from.u64().value_or(0);
+    out.output_bytes = from.u64().value_or(0);
+    out.timeout_s = from.u32().value_or(0);
+    out.columns = from.u16().value_or(0);
+    const auto rows = from.u16();
+    if (!rows)
+        return false;
+    out.secret = *secret;
+    out.rows = *rows;
+    out.home.memory = has & 1;
+    out.home.pids = has & 2;
+    out.home.cpu = has & 4;
+    out.takes_input = has & 8;
+    out.ends_with_first = has & 16;
+    to = std::move(out);
+    return true;
+}
+
 [[nodiscard]] host::outcome<unique_fd> file_of(bytes_view data) {
     unique_fd out(::memfd_create("qvm-remote launch", MFD_CLOEXEC));
     if (!out)
@@ -122,6 +167,8 @@ const char *why_not(const launch &command) {
         return "a command holds a NUL byte";
     if (command.in < 0 || command.out < 0 || command.err < 0 || command.extra.size() > most_extra)
         return "a command lacks a descriptor or has too many";
+    if (command.job && (command.job->end < 0 || command.job->listener < 0))
+        return "a job lacks a descriptor";
     for (auto at = command.extra.begin(); at != command.extra.end(); ++at)
         if (at->first < 0 || at->second < 3 || at->second > 1023 ||
             std::any_of(command.extra.begin(), at,
@@ -144,6 +191,8 @@ host::outcome<void> send_launch(int socket, int control, const launch &command) 
     std::vector<int> descriptors = {control, command.in, command.out, command.err};
     for (const auto &[fd, number] : command.extra)
         descriptors.push_back(fd);
+    if (command.job)
+        descriptors.insert(descriptors.end(), {command.job->end, command.job->listener});
     unique_fd file;
     if (block.size() > inline_block) {
         auto made = file_of(bytes_view(block).subspan(1));
@@ -259,7 +308,9 @@ bool take_launch(bytes_view block, preparation &p) {
     const char *program = take_string(from);
     p.directory = take_string(from);
     if (!program || !p.directory || !take_strings(from, p.argv) ||
-        !take_strings(from, p.environment) || from.left() != 0)
+        !take_strings(from, p.environment))
+        return false;
+    if (((has & is_job) && !take_job(from, p.job)) || from.left() != 0)
         return false;
     if (std::strchr(program, '/'))
         p.places.emplace_back(program);

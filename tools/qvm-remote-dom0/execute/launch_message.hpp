@@ -24,8 +24,8 @@ namespace qvmremote::dom0 {
 /// Sends the launch, with `control`, the keeper's end of the command's socket. Waits 1 s at most.
 [[nodiscard]] host::outcome<void> send_launch(int socket, int control, const launch &command);
 
-/// A received launch: control, stdin, stdout, stderr, the extra descriptors and, when there is no
-/// block, the file with it. Without descriptors, nothing was received.
+/// A received launch: control, stdin, stdout, stderr, the extra descriptors, those of a job and, when
+/// there is no block, the file with it. Without descriptors, nothing was received.
 struct launch_message {
     std::vector<host::unique_fd> received;
     bytes_view block;

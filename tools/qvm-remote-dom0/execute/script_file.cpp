@@ -12,9 +12,9 @@
 
 namespace qvmremote::dom0 {
 
-host::outcome<script_file> script_file::make(const std::string &directory, std::uint64_t serial,
+host::outcome<script_file> script_file::make(const std::string &directory, const std::string &name,
                                              std::string_view bytes, gid_t group) {
-    std::string path = directory + "/" + std::to_string(serial);
+    std::string path = directory + "/" + name;
     // Nobody may read it before it is complete, and nobody may ever write to it.
     const host::unique_fd fd(
         ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0));
@@ -33,7 +33,8 @@ script_file::~script_file() {
         ::unlink(path_.c_str());
 }
 
-host::outcome<void> prepare_scripts(const std::string &directory) {
+host::outcome<void> prepare_scripts(const std::string &directory,
+                                    const std::function<bool(const std::string &)> &is_used) {
     // Every account that runs a script may enter the directory, and none may list it.
     if (auto made = host::make_directories(directory, 0711); !made)
         return made;
@@ -44,7 +45,8 @@ host::outcome<void> prepare_scripts(const std::string &directory) {
     if (!left)
         return host::failed("cannot list " + directory, left.error().error_number);
     for (const std::string &name : *left)
-        ::unlinkat(safe->get(), name.c_str(), 0);
+        if (!is_used || !is_used(name))
+            ::unlinkat(safe->get(), name.c_str(), 0);
     return {};
 }
 

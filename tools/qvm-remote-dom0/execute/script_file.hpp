@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -22,9 +22,10 @@ class script_file {
   public:
     script_file() = default;
 
-    /// Writes `bytes` into `directory`/`serial`, which must not exist. `group` may read and run it.
-    [[nodiscard]] static host::outcome<script_file>
-    make(const std::string &directory, std::uint64_t serial, std::string_view bytes, gid_t group);
+    /// Writes `bytes` into `directory`/`name`, which must not exist. `group` may read and run it.
+    [[nodiscard]] static host::outcome<script_file> make(const std::string &directory,
+                                                         const std::string &name,
+                                                         std::string_view bytes, gid_t group);
     script_file(script_file &&other) noexcept : path_(std::exchange(other.path_, {})) {}
     script_file &operator=(script_file &&other) noexcept {
         std::swap(path_, other.path_);
@@ -33,6 +34,8 @@ class script_file {
     ~script_file();
 
     [[nodiscard]] const std::string &path() const noexcept { return path_; }
+    /// Leaves the file for a job, which outlives this object.
+    void leave() noexcept { path_.clear(); }
 
   private:
     explicit script_file(std::string path) : path_(std::move(path)) {}
@@ -40,7 +43,10 @@ class script_file {
     std::string path_; // empty: none
 };
 
-/// Makes the directory if it is missing, and removes files that a killed daemon left in it.
-[[nodiscard]] host::outcome<void> prepare_scripts(const std::string &directory);
+/// Makes the directory if it is missing, and removes files that a killed daemon left in it, except
+/// those that `is_used` accepts.
+[[nodiscard]] host::outcome<void>
+prepare_scripts(const std::string &directory,
+                const std::function<bool(const std::string &name)> &is_used = {});
 
 } // namespace qvmremote::dom0

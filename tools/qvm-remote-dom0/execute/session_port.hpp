@@ -38,6 +38,8 @@ class session_port {
     virtual void grant_stdin(std::size_t n) = 0;
     /// Shows a text to the person who waits for the command. It is not part of the output.
     virtual void notify(std::string_view text) = 0;
+    /// Says where in a job's output the next bytes of each stream stand.
+    virtual void position(const job_offsets &) {}
     /// Reports the end of the command. Returns it with the byte counts filled in.
     virtual run_end end(run_end ended, const run_record &record) = 0;
     /// Sends what was queued.

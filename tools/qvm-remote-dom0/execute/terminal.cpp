@@ -65,9 +65,13 @@ host::outcome<unique_fd> terminal::end() const {
     return out;
 }
 
-void terminal::resize(std::uint16_t columns, std::uint16_t rows) noexcept {
+void resize_terminal(int terminal, std::uint16_t columns, std::uint16_t rows) noexcept {
     const winsize size{rows, columns, 0, 0};
-    ::ioctl(ours_.get(), TIOCSWINSZ, &size);
+    ::ioctl(terminal, TIOCSWINSZ, &size);
+}
+
+void terminal::resize(std::uint16_t columns, std::uint16_t rows) noexcept {
+    resize_terminal(ours_.get(), columns, rows);
 }
 
 bool terminal::interrupt(int signal) noexcept {
@@ -75,8 +79,12 @@ bool terminal::interrupt(int signal) noexcept {
 }
 
 std::string terminal::end_of_input(bool in_line) const {
+    return dom0::end_of_input(ours_.get(), in_line);
+}
+
+std::string end_of_input(int terminal, bool in_line) {
     termios modes{};
-    if (::tcgetattr(ours_.get(), &modes) != 0 || !(modes.c_lflag & ICANON) ||
+    if (::tcgetattr(terminal, &modes) != 0 || !(modes.c_lflag & ICANON) ||
         modes.c_cc[VEOF] == _POSIX_VDISABLE)
         return {};
     return std::string(in_line ? 2 : 1, static_cast<char>(modes.c_cc[VEOF]));

@@ -53,6 +53,10 @@ class terminal {
     host::unique_fd ours_, command_;
 };
 
+/// The same for a descriptor of our end.
+[[nodiscard]] std::string end_of_input(int terminal, bool in_line);
+void resize_terminal(int terminal, std::uint16_t columns, std::uint16_t rows) noexcept;
+
 /// Adds the type of the terminal and the user's locale to a command's environment. Below full
 /// access, it also makes programs print instead of starting a pager, and keeps less from starting
 /// other programs.

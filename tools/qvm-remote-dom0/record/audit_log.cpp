@@ -209,10 +209,14 @@ host::outcome<void> audit_log::begin_with_head(const std::vector<kept_audit_file
     return file_.sync_directory();
 }
 
-host::outcome<void> audit_log::close_open_starts(std::uint64_t from, const char *cause, errc why) {
-    const auto starts = ids_.open_starts(from);
+host::outcome<void>
+audit_log::close_open_starts(std::uint64_t from, const char *cause, errc why,
+                             const std::function<bool(const id_index::open_start &)> &goes_on) {
+    auto starts = ids_.open_starts(from);
     if (!starts)
         return tl::unexpected(starts.error());
+    if (goes_on)
+        std::erase_if(*starts, goes_on);
     std::vector<journal_entry> ends;
     for (const id_index::open_start &s : *starts) {
         journal_entry &e = ends.emplace_back();

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,9 +38,11 @@ class audit_log {
     /// Makes the file an earlier part, and begins a new one.
     [[nodiscard]] host::outcome<void> new_file();
 
-    /// Writes an END for each START, from this serial on, that will get no other END.
-    [[nodiscard]] host::outcome<void> close_open_starts(std::uint64_t from, const char *cause,
-                                                        errc why);
+    /// Writes an END for each START, from this serial on, that will get no other END. `goes_on`
+    /// accepts those that will.
+    [[nodiscard]] host::outcome<void>
+    close_open_starts(std::uint64_t from, const char *cause, errc why,
+                      const std::function<bool(const id_index::open_start &)> &goes_on = {});
 
     [[nodiscard]] audit_writer &file() noexcept { return file_; }
     [[nodiscard]] const audit_writer &file() const noexcept { return file_; }

@@ -49,10 +49,10 @@ class journal::state {
 
     host::outcome<void> open(bool patience) { return log_.open(patience); }
 
-    host::outcome<void> serve() {
+    host::outcome<void> serve(const spare &goes_on) {
         if (auto reader = reader_.open(where_.index()); !reader)
             return reader;
-        if (auto told = log_.close_open_starts(1, "unknown", errc::outcome_unknown); !told)
+        if (auto told = log_.close_open_starts(1, "unknown", errc::outcome_unknown, goes_on); !told)
             return told;
         thread_ = std::thread([this] { run(); });
         return {};
@@ -340,12 +340,12 @@ class journal::state {
 journal::journal(std::unique_ptr<state> s) : state_(std::move(s)) {}
 journal::~journal() = default;
 
-host::outcome<std::unique_ptr<journal>> journal::open(const paths &where,
-                                                      const audit_limits &limits, poster post) {
+host::outcome<std::unique_ptr<journal>>
+journal::open(const paths &where, const audit_limits &limits, poster post, const spare &goes_on) {
     auto s = std::make_unique<state>(where, limits, std::move(post));
     if (auto opened = s->open(true); !opened)
         return tl::unexpected(opened.error());
-    if (auto serving = s->serve(); !serving)
+    if (auto serving = s->serve(goes_on); !serving)
         return tl::unexpected(serving.error());
     return std::unique_ptr<journal>(new journal(std::move(s)));
 }

@@ -15,6 +15,7 @@
 #include <qvmremote/host/failure.hpp>
 
 #include "base/settings.hpp"
+#include "record/id_index.hpp"
 #include "record/journal_entry.hpp"
 
 namespace qvmremote::dom0 {
@@ -36,9 +37,11 @@ class journal {
     /// Opens or makes the files. Makes a new index when SQLite finds the old one damaged, and says so
     /// in the log for people. Removes a part of a line after a crash (it was never acknowledged). Reads
     /// the lines that the index lacks. Writes an END "unknown" for each START that an earlier daemon
-    /// left without an END. Fails when a file cannot be read or written, or is not safe.
+    /// left without an END, except those that `goes_on` accepts. Fails when a file cannot be read or
+    /// written, or is not safe.
+    using spare = std::function<bool(const id_index::open_start &)>;
     [[nodiscard]] static host::outcome<std::unique_ptr<journal>>
-    open(const paths &where, const audit_limits &limits, poster post);
+    open(const paths &where, const audit_limits &limits, poster post, const spare &goes_on = {});
     ~journal();
 
     /// Appends one record, durably, while no daemon runs; EWOULDBLOCK when one does.

@@ -59,6 +59,7 @@ class live_session final : public session_port {
     }
     void grant_stdin(std::size_t n) override { machine().grant_stdin(number_, n); }
     void notify(std::string_view text) override { machine().notify(number_, text); }
+    void position(const job_offsets &at) override { machine().position(number_, at); }
     run_end end(run_end ended, const run_record &) override {
         ended = machine().end(number_, std::move(ended));
         stream_->forget(number_);
@@ -224,20 +225,21 @@ void connection::flush() {
             return;
         }
         writing_ = true;
-        out_.async_wait(boost::asio::posix::stream_descriptor::wait_write,
-                        [self = shared_from_this()](boost::system::error_code ec) {
-                            self->writing_ = false;
-                            if (ec || self->closed_)
-                                return;
-                            self->flush();
-                            if (self->stream_.congested())
-                                return;
-                            self->read_more();
-                            self->for_each_request(
-                                [](request_pipeline &request) { request.more_output(); });
-                            if (self->queue_)
-                                self->queue_->more_output();
-                        });
+        out_.async_wait(
+            boost::asio::posix::stream_descriptor::wait_write,
+            [self = shared_from_this()](boost::system::error_code ec) {
+                self->writing_ = false;
+                if (ec || self->closed_)
+                    return;
+                self->flush();
+                if (self->stream_.congested())
+                    return;
+                self->read_more();
+                self->for_each_request([](request_pipeline &request) { request.more_output(); });
+                self->for_each_reader([](job_session &reader) { reader.more_output(); });
+                if (self->queue_)
+                    self->queue_->more_output();
+            });
         return;
     }
 }
@@ -253,6 +255,7 @@ void connection::close() {
     preamble_timer_.cancel();
     pause_timer_.cancel();
     for_each_request([](request_pipeline &request) { request.abandon(errc::session_over); });
+    for_each_reader([](job_session &reader) { reader.abandon(); });
     if (queue_)
         queue_->close();
     context_.daemon.something_ended();
@@ -288,6 +291,10 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
     default:
         break;
     }
+    if (const auto reader = readers_.find(event.session); reader != readers_.end()) {
+        const auto alive = reader->second; // it may end meanwhile
+        return pass_to_reader(*alive, event);
+    }
     const auto at = requests_.find(event.session);
     if (at == requests_.end())
         return;
@@ -317,6 +324,26 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
     }
 }
 
+void connection::pass_to_reader(job_session &reader, const server_event &event) {
+    using kind = server_event::kind;
+    switch (event.what) {
+    case kind::stdin_data:
+        return reader.stdin_data(event.data);
+    case kind::stdin_eof:
+        return reader.stdin_eof();
+    case kind::signal:
+        return reader.signal(event.number);
+    case kind::resize:
+        return reader.resize(event.columns, event.rows);
+    case kind::credit:
+        return reader.more_output();
+    case kind::closed:
+        return reader.abandon();
+    default:
+        return;
+    }
+}
+
 result<verified<request>> connection::take_body(std::uint32_t number) {
     return stream_.complete(number, requests_.at(number)->verified_header());
 }
@@ -327,6 +354,13 @@ void connection::for_each_request(Call call) {
     const auto all = requests_;
     for (const auto &[number, request] : all)
         call(*request);
+}
+
+template <class Call>
+void connection::for_each_reader(Call call) {
+    const auto all = readers_;
+    for (const auto &[number, reader] : all)
+        call(*reader);
 }
 
 void connection::on_request(const server_event &event, std::uint64_t now_ms) {
@@ -341,6 +375,8 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     const request_kind kind = asked->header->kind;
     if (kind == request_kind::ping || kind == request_kind::status)
         return answer_directly(number, *asked);
+    if (kind == request_kind::job)
+        return answer_about_job(number, std::move(*asked));
     const auto request = std::make_shared<request_pipeline>(
         context_, from_, std::move(*asked), std::make_unique<session_request_port>(*this, number));
     requests_.emplace(number, request);
@@ -371,6 +407,18 @@ void connection::answer_directly(std::uint32_t number, const candidate &asked) {
     context_.log.write_for(from_.name.text(), log_category::auth_ok,
                            "vm=" + from_.name.text() + " id=" + header.id->text() + " (" +
                                std::string(name(header.kind)) + ")");
+}
+
+void connection::answer_about_job(std::uint32_t number, candidate asked) {
+    auto about = job_request::parse(asked.header->arguments); // decode() has checked it
+    if (!about)
+        return stream_.refuse(number, about.error().code, {});
+    const auto reader =
+        std::make_shared<job_session>(context_, from_, std::move(asked), std::move(*about),
+                                      std::make_unique<session_request_port>(*this, number));
+    readers_.emplace(number, reader);
+    reader->begin();
+    context_.daemon.keep_alive_changed();
 }
 
 void connection::count_failure(std::uint64_t now_ms) {
@@ -424,6 +472,10 @@ void connection::recheck_keys() {
         if (const auto why = context_.admission.why_over(from_.name, request.key_mark()))
             request.cancel(*why);
     });
+    for_each_reader([this](job_session &reader) {
+        if (const auto why = context_.admission.why_over(from_.name, reader.key_mark()))
+            reader.cancel(*why);
+    });
     if (queue_)
         queue_->recheck_keys();
     flush();
@@ -431,6 +483,8 @@ void connection::recheck_keys() {
 
 void connection::refuse_waiting(errc why) {
     for_each_request([why](request_pipeline &request) { request.refuse_waiting(why); });
+    if (why == errc::panicked)
+        for_each_reader([why](job_session &reader) { reader.cancel(why); });
     if (queue_)
         queue_->refuse_waiting(why);
     flush();

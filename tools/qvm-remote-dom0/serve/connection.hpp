@@ -18,6 +18,7 @@
 
 #include "decide/admission.hpp"
 #include "serve/entry_queue.hpp"
+#include "serve/job_session.hpp"
 #include "serve/request_pipeline.hpp"
 #include "serve/service.hpp"
 
@@ -58,7 +59,7 @@ class connection : public std::enable_shared_from_this<connection> {
     [[nodiscard]] bool is_closed() const noexcept { return closed_; }
     /// Whether something runs or waits here.
     [[nodiscard]] bool is_busy() const {
-        return !requests_.empty() || (queue_ && queue_->size() > 0);
+        return !requests_.empty() || !readers_.empty() || (queue_ && queue_->size() > 0);
     }
 
     /// Counts a token that did not verify. A stream with very many of them is read slowly, since each
@@ -71,7 +72,10 @@ class connection : public std::enable_shared_from_this<connection> {
     void refuse_waiting(errc why);
 
     /// Called when the request of this session is over.
-    void forget(std::uint32_t number) { requests_.erase(number); }
+    void forget(std::uint32_t number) {
+        requests_.erase(number);
+        readers_.erase(number);
+    }
 
   private:
     void read_more();
@@ -79,6 +83,10 @@ class connection : public std::enable_shared_from_this<connection> {
     void handle(const server_event &event, std::uint64_t now_ms);
     void on_request(const server_event &event, std::uint64_t now_ms);
     void answer_directly(std::uint32_t number, const candidate &asked);
+    void answer_about_job(std::uint32_t number, candidate asked);
+    void pass_to_reader(job_session &reader, const server_event &event);
+    template <class Call>
+    void for_each_reader(Call call);
     template <class Call>
     void for_each_request(Call call);
     void check_body_times(std::uint64_t awake_ms);
@@ -90,6 +98,7 @@ class connection : public std::enable_shared_from_this<connection> {
     boost::asio::steady_timer preamble_timer_, pause_timer_;
     server_stream stream_;
     std::map<std::uint32_t, std::shared_ptr<request_pipeline>> requests_;
+    std::map<std::uint32_t, std::shared_ptr<job_session>> readers_; // requests about jobs
     std::unique_ptr<entry_queue> queue_;     // null until the other end uses it
     std::uint64_t heard_ms_, pinged_ms_ = 0; // 0: no ping waits for an answer
     std::size_t failures_ = 0;               // in this period

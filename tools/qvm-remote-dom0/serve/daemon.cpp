@@ -27,8 +27,10 @@
 #include "decide/account.hpp"
 #include "decide/admission.hpp"
 #include "decide/keyring.hpp"
+#include "decide/panic.hpp"
 #include "execute/cgroups.hpp"
 #include "execute/execution.hpp"
+#include "execute/job_table.hpp"
 #include "record/journal.hpp"
 #include "serve/connection.hpp"
 #include "serve/notifier.hpp"
@@ -51,11 +53,13 @@ constexpr rlim_t descriptors = 65536;
 
 class daemon final : public coordinator {
   public:
-    daemon(const daemon_options &options, const cgroup_home &home, warden children)
+    daemon(const daemon_options &options, const cgroup_home &home, cgroup_home jobs,
+           warden children)
         : options_(options), home_(home), children_(std::move(children)), loop_(1),
           keys_(options.where.keys()), policies_(options.where.policy()),
           signals_(loop_, SIGTERM, SIGINT, SIGHUP), warden_(loop_), rate_timer_(loop_),
-          drain_timer_(loop_), watchdog_(loop_), expiry_(loop_, keys_, [this] { reload(); }) {}
+          drain_timer_(loop_), watchdog_(loop_), expiry_(loop_, keys_, [this] { reload(); }),
+          jobs_(options.where, std::move(jobs)) {}
 
     host::outcome<int> run() {
         auto opened = open();
@@ -120,10 +124,12 @@ class daemon final : public coordinator {
         log_.emplace(std::move(*log));
         counts_.emplace(loop_, *log_);
         log_->when_counting([this] { counts_->write(); });
-        auto records =
-            journal::open(options_.where, settings_.audit, [this](std::function<void()> work) {
-                boost::asio::post(loop_, std::move(work));
-            });
+        if (auto taken = jobs_.take_over(); !taken)
+            return taken;
+        auto records = journal::open(
+            options_.where, settings_.audit,
+            [this](std::function<void()> work) { boost::asio::post(loop_, std::move(work)); },
+            [this](const id_index::open_start &start) { return jobs_.recognizes(start); });
         if (!records)
             return tl::unexpected(records.error());
         records_ = std::move(*records);
@@ -142,7 +148,10 @@ class daemon final : public coordinator {
             std::fputs(trouble.c_str(), stderr);
         service_ = std::make_shared<service>(*this, loop_, *log_, *records_, *admission_,
                                              approvals_, children_);
-        if (auto ready = prepare_scripts(options_.where.scripts()); !ready)
+        if (auto ready = prepare_scripts(
+                options_.where.scripts(),
+                [this](const std::string &name) { return jobs_.uses_script(name); });
+            !ready)
             return ready;
         service_->execution.scripts = options_.where.scripts();
         service_->execution.dry_run = options_.dry_run;
@@ -151,6 +160,9 @@ class daemon final : public coordinator {
         notifier_.use(notify_program(settings_));
         find_account();
         report_settings(settings_, keys_, *log_);
+        jobs_.serve(service_->execution, settings_.jobs);
+        service_->jobs = &jobs_;
+        end_jobs_without_right();
         return {};
     }
 
@@ -169,8 +181,8 @@ class daemon final : public coordinator {
         watch_warden();
 
         desk_.emplace(
-            *service_, options_, home_, children_, notifier_, *ways_, [this] { return reload(); },
-            [this] { return unserved(settings_, keys_); });
+            *service_, options_, home_, children_, jobs_, notifier_, *ways_,
+            [this] { return reload(); }, [this] { return unserved(settings_, keys_); });
         if (auto control = desk_->open(); !control)
             return control;
         await_signals();
@@ -279,12 +291,39 @@ class daemon final : public coordinator {
     std::string reload() {
         const std::string problem =
             dom0::reload({options_, settings_, *service_, *ways_, *tags_, keys_, notifier_});
+        jobs_.use(settings_.jobs);
+        end_jobs_without_right();
         expiry_.arm();
         desk_->questions_changed();
         log_->write(problem.empty() ? log_category::info : log_category::error,
                     problem.empty() ? "configuration, keys and policy read again"
                                     : for_log(problem));
         return problem;
+    }
+
+    // A job ends when its key is revoked, its qube is not served any more, or policy now denies it. A
+    // key that has only expired, as after `rotate`, ends none.
+    void end_jobs_without_right() {
+        if (is_panic(options_.where))
+            jobs_.kill_all(errc::panicked);
+        for (job *one : jobs_.list(nullptr)) {
+            if (one->end || !one->link)
+                continue;
+            const auto why = admission_->why_over(one->qube, one->key_mark);
+            if (why && *why != errc::key_expired) {
+                jobs_.kill(*one, *why);
+                continue;
+            }
+            const auto asked = jobs_.request_of(*one);
+            if (!asked)
+                continue;
+            admission_->review(asked->first, asked->second,
+                               [this, qube = one->qube, id = one->id](bool may) {
+                                   job *const still = may ? nullptr : jobs_.find(qube, id);
+                                   if (still)
+                                       jobs_.kill(*still, errc::denied);
+                               });
+        }
     }
 
     // The first call stops new requests and lets running commands end. The second call ends them.
@@ -345,6 +384,7 @@ class daemon final : public coordinator {
     std::optional<counts_timer> counts_;
     watchdog watchdog_;
     expiry_timer expiry_;
+    job_table jobs_;
     bool rescheduling_ = false;
     int exit_code_ = 0;
 };
@@ -362,10 +402,11 @@ void take_more_descriptors() {
 
 } // namespace
 
-int run_daemon(const daemon_options &options, const cgroup_home &home, warden children) {
+int run_daemon(const daemon_options &options, const cgroup_home &home, cgroup_home jobs,
+               warden children) {
     take_more_descriptors();
     ::signal(SIGPIPE, SIG_IGN);
-    auto code = daemon(options, home, std::move(children)).run();
+    auto code = daemon(options, home, std::move(jobs), std::move(children)).run();
     if (!code) {
         std::fprintf(stderr, "qvm-remote-dom0: %s\n", code.error().what.c_str());
         return 1;

@@ -11,6 +11,6 @@ namespace qvmremote::dom0 {
 
 /// Runs until it is told to end; returns the exit code. `children` was started before any thread.
 [[nodiscard]] int run_daemon(const daemon_options &options, const cgroup_home &home,
-                             warden children);
+                             cgroup_home jobs, warden children);
 
 } // namespace qvmremote::dom0

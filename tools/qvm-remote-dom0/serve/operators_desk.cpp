@@ -103,6 +103,8 @@ void operators_desk::answer(std::string_view request, const requester &who,
         {"question", true, &operators_desk::on_question},
         {"allow", true, &operators_desk::on_allow},
         {"deny", true, &operators_desk::on_deny},
+        {"jobs", true, &operators_desk::on_jobs},
+        {"job-cancel", true, &operators_desk::on_job_cancel},
     };
     const std::string_view name = request.substr(0, request.find_first_of(" \t"));
     const auto at = std::find_if(std::begin(verbs), std::end(verbs),
@@ -202,11 +204,40 @@ void operators_desk::on_deny(std::string_view request, const requester &who,
     respond(done ? "ok\n" : done.error() + "\n");
 }
 
+// A line for each job: its qube, a tab, and its row.
+void operators_desk::on_jobs(std::string_view, const requester &, control_server::reply respond) {
+    std::string out;
+    for (const job *one : jobs_.list(nullptr))
+        out += one->qube.text() + "\t" + jobs_.row_of(*one).line() + "\n";
+    respond(std::move(out));
+}
+
+// job-cancel QUBE ID
+void operators_desk::on_job_cancel(std::string_view request, const requester &who,
+                                   control_server::reply respond) {
+    const auto words = split_words(request);
+    const auto qube = qube_name::parse(words.size() == 3 ? words[1] : "");
+    const auto id = command_id::parse(words.size() == 3 ? words[2] : "");
+    if (!qube || !id)
+        return respond("unknown request\n");
+    if (const char *const why = why_no_operator(who))
+        return respond(std::string(why) + "\n");
+    job *const found = jobs_.find(*qube, *id);
+    if (!found)
+        return respond("there is no such job; see qvm-remote-dom0 jobs\n");
+    context_.log.write(log_category::info, "vm=" + qube->text() + " id=" + id->text() +
+                                               " job cancelled by uid " + std::to_string(who.uid));
+    jobs_.cancel(*found);
+    respond("ok\n");
+}
+
 // A process that a qube started here must not decide what a qube may do (DESIGN.md §6).
 const char *operators_desk::why_no_operator(const requester &who) const {
-    if (is_inside_our_command(who.pid, home_, children_.pid()))
+    std::vector<pid_t> roots = jobs_.keepers();
+    roots.push_back(children_.pid());
+    if (is_inside_our_command(who.pid, home_, jobs_.groups(), roots))
         return "a qube's command may not decide about requests";
-    if (!home_ && !has_terminal_of_its_own(who.pid, children_.pid()))
+    if (!home_ && !has_terminal_of_its_own(who.pid, roots))
         return "commands have no cgroups of their own here, so an operator needs a terminal";
     if (!who.lives())
         return "the process that asked has ended, so dom0 cannot tell whether a qube's command "
@@ -226,6 +257,7 @@ void operators_desk::on_panic(std::string_view, const requester &who,
     const auto executions = context_.execution.running;
     for (const auto &e : executions)
         e->cancel(errc::panicked);
+    jobs_.kill_all(errc::panicked);
     const auto connections = context_.connections;
     for (const auto &c : connections)
         c->refuse_waiting(errc::panicked);
@@ -233,11 +265,15 @@ void operators_desk::on_panic(std::string_view, const requester &who,
 }
 
 std::string operators_desk::status() const {
-    std::string out = "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
-                      "\ntransport: " + ways_.text() +
-                      "\nstreams: " + std::to_string(context_.connections.size()) +
-                      "\nrunning: " + std::to_string(context_.execution.running.size()) +
-                      "\ncontainment: " + for_terminal(home_.describe()) + "\n";
+    std::string out =
+        "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
+        "\ntransport: " + ways_.text() +
+        "\nstreams: " + std::to_string(context_.connections.size()) +
+        "\nrunning: " + std::to_string(context_.execution.running.size()) +
+        "\njobs: " + std::to_string(jobs_.running()) + " running; " +
+        (jobs_.groups() ? std::string("they outlive this daemon")
+                        : "they end with this daemon: " + for_terminal(jobs_.groups().why_none)) +
+        "\ncontainment: " + for_terminal(home_.describe()) + "\n";
     if (options_.dry_run)
         out += "dry-run: nothing is run\n";
     if (context_.draining)

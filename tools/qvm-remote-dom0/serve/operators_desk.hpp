@@ -19,6 +19,7 @@
 
 #include "decide/approvals.hpp"
 #include "execute/cgroups.hpp"
+#include "execute/job_table.hpp"
 #include "execute/warden.hpp"
 #include "serve/control.hpp"
 #include "serve/daemon_options.hpp"
@@ -34,10 +35,10 @@ class operators_desk {
     /// `reload` returns what is wrong, or nothing; `unserved` says which listed qubes cannot be
     /// served.
     operators_desk(service &context, const daemon_options &options, const cgroup_home &home,
-                   const warden &children, notifier &desktop, const ways_in &ways,
+                   const warden &children, job_table &jobs, notifier &desktop, const ways_in &ways,
                    std::function<std::string()> reload,
                    std::function<std::vector<std::string>()> unserved)
-        : context_(context), options_(options), home_(home), children_(children),
+        : context_(context), options_(options), home_(home), children_(children), jobs_(jobs),
           notifier_(desktop), ways_(ways), reload_(std::move(reload)),
           unserved_(std::move(unserved)), silence_timer_(context.loop), watch_timer_(context.loop) {
     }
@@ -64,6 +65,8 @@ class operators_desk {
     void on_question(std::string_view request, const requester &who, reply respond);
     void on_allow(std::string_view request, const requester &who, reply respond);
     void on_deny(std::string_view request, const requester &who, reply respond);
+    void on_jobs(std::string_view request, const requester &who, reply respond);
+    void on_job_cancel(std::string_view request, const requester &who, reply respond);
 
     [[nodiscard]] std::string questions() const;
     [[nodiscard]] std::string status() const;
@@ -73,6 +76,7 @@ class operators_desk {
     const daemon_options &options_;
     const cgroup_home &home_;
     const warden &children_;
+    job_table &jobs_;
     notifier &notifier_;
     const ways_in &ways_;
     std::function<std::string()> reload_;

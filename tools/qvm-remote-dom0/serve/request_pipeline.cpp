@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "execute/execution.hpp"
+#include "execute/job_table.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -96,7 +97,27 @@ void request_pipeline::on_body(result<verified<request>> whole, const std::strin
     wait_for_slot(step::waiting_again, 0);
 }
 
+// A job has its files and its secret before START, so that the next daemon knows it.
+bool request_pipeline::prepare_job(const verified<request> &what) {
+    const envelope &header = what->header;
+    if (!header.detach || header.dry_run || context_.execution.dry_run || job_)
+        return true;
+    if (!context_.jobs) {
+        give_up({errc::unsupported, {}});
+        return false;
+    }
+    auto made = context_.jobs->prepare(from_, *what, key_mark_);
+    if (!made) {
+        give_up({errc::busy, made.error().what});
+        return false;
+    }
+    job_ = *made;
+    return true;
+}
+
 void request_pipeline::admit(verified<request> what) {
+    if (!prepare_job(what))
+        return;
     enter(step::admitting);
     // Not made by in_this_step(): a START that is durable needs its END, even if the request is
     // over.
@@ -131,7 +152,26 @@ void request_pipeline::on_admitted(admission::outcome answer) {
     on_held(std::move(std::get<held>(answer)));
 }
 
+// The session ends at once, and the job goes on without it and without its slot.
+void request_pipeline::run_as_job(admitted what) {
+    const auto self = shared_from_this();
+    auto port = port_->execution_port(what.request());
+    port->accept(what.terms().timeout_s, false);
+    const bool outlives = static_cast<bool>(context_.jobs->groups());
+    port->end({.cause = end_cause::detached,
+               .value = outlives ? 1u : 0u,
+               .text = outlives ? std::string()
+                                : "it ends with dom0's daemon, since it has no cgroup: " +
+                                      context_.jobs->groups().why_none},
+              {});
+    port->flush();
+    context_.jobs->start(*std::exchange(job_, nullptr), what);
+    finish();
+}
+
 void request_pipeline::run(admitted what) {
+    if (job_)
+        return run_as_job(std::move(what));
     enter(step::running);
     auto port = port_->execution_port(what.request());
     const auto command =
@@ -273,6 +313,8 @@ void request_pipeline::check_body_time(std::uint64_t awake_ms) {
 void request_pipeline::finish() {
     const auto self = shared_from_this();
     enter(step::over);
+    if (job_)
+        context_.jobs->forget(*std::exchange(job_, nullptr));
     slot_.reset();
     place_.reset();
     question_.reset();

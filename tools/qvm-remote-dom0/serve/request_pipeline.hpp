@@ -25,6 +25,7 @@
 namespace qvmremote::dom0 {
 
 class execution;
+struct job;
 
 /// How the pipeline talks to the sender of a request. Each protocol implements it. It lives as long
 /// as its request.
@@ -162,6 +163,8 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void ask_operator();
     void on_decision(tl::expected<approval, errc> decision);
     void run(admitted what);
+    void run_as_job(admitted what);
+    [[nodiscard]] bool prepare_job(const verified<request> &what);
     void finish();
 
     service &context_;
@@ -176,6 +179,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     std::optional<slot> slot_;
     std::optional<errc> doomed_;       // it must not run, even if admission allows it
     std::weak_ptr<execution> running_; // the context's set holds it until it is over
+    job *job_ = nullptr;               // its files are made, and it has not started
 
     // Set while an operator is asked. The request holds no slot meanwhile.
     std::optional<held> held_;

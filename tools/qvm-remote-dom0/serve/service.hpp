@@ -28,6 +28,7 @@
 #include "decide/approvals.hpp"
 #include "decide/keyring.hpp"
 #include "execute/execution_context.hpp"
+#include "execute/job_table.hpp"
 #include "record/journal.hpp"
 
 namespace qvmremote::dom0 {
@@ -81,6 +82,10 @@ struct service : std::enable_shared_from_this<service> {
     std::uint64_t body_patience_ms = 60'000;
 
     std::set<std::shared_ptr<connection>> connections;
+    job_table *jobs = nullptr; ///< null where nothing is to be detached
+
+    /// How many requests of each qube read its jobs or wait for them.
+    std::map<std::string, std::size_t> readers_of;
 
     /// How many requests of each qube keep something large without a slot (waiting_place).
     std::map<std::string, std::size_t> places_of;

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// `jobs`: the jobs of all qubes, for operators and root. The daemon lists and cancels them. Root reads
+// what a job's keeper has written, and connects to the keeper, as the daemon does.
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <qvmremote/display.hpp>
+#include <qvmremote/escapes.hpp>
+#include <qvmremote/history.hpp>
+#include <qvmremote/host/files.hpp>
+#include <qvmremote/sanitize.hpp>
+
+#include "administer/admin.hpp"
+#include "execute/job_files.hpp"
+#include "execute/job_link.hpp"
+#include "execute/terminal.hpp"
+#include "serve/control.hpp"
+
+namespace qvmremote::dom0 {
+
+namespace {
+
+using host::unique_fd;
+
+constexpr int answer_seconds = 10;
+constexpr std::size_t longest_list = 64 * 1024 * 1024;
+constexpr int lost_keeper_ms = 100, lost_keeper_tries = 100;
+
+int list_jobs(const invocation &in) {
+    const auto answer = ask_daemon(in.where, "jobs", answer_seconds, longest_list);
+    if (!answer)
+        return fail_with(answer.error().what);
+    struct row {
+        std::string qube;
+        job_row of;
+    };
+    std::vector<row> rows;
+    std::array<std::size_t, 2> widest = {4, 2};
+    for (const std::string_view line : tail_lines(*answer, SIZE_MAX)) {
+        const std::size_t tab = std::min(line.find('\t'), line.size() - 1);
+        auto parsed = job_row::parse(line.substr(tab + 1));
+        if (!parsed)
+            continue;
+        rows.push_back({for_terminal(line.substr(0, tab), 31), std::move(*parsed)});
+        widest[0] = std::max(widest[0], rows.back().qube.size());
+        widest[1] = std::max(widest[1], rows.back().of.id.size());
+    }
+    const auto print = [&](const std::string &qube, const std::string &id, const std::string &state,
+                           const std::string &exit, const std::string &started,
+                           const std::string &seconds, const std::string &output,
+                           const std::string &command) {
+        std::printf("%-*s  %-*s  %-11s %4s  %-19s %8s %12s  %s\n", static_cast<int>(widest[0]),
+                    qube.c_str(), static_cast<int>(widest[1]), id.c_str(), state.c_str(),
+                    exit.c_str(), started.c_str(), seconds.c_str(), output.c_str(),
+                    command.c_str());
+    };
+    if (!rows.empty())
+        print("QUBE", "ID", "STATE", "EXIT", "STARTED", "SECONDS", "OUTPUT", "COMMAND");
+    for (const auto &[qube, one] : rows)
+        print(qube, one.id, for_terminal(one.state, 11),
+              one.exit < 0 ? "-" : std::to_string(one.exit), for_terminal(one.started, 19),
+              std::to_string(one.seconds), std::to_string(one.written.out + one.written.err),
+              for_terminal(one.shown, 200));
+    return 0;
+}
+
+// Our terminal while a job's terminal is shown in it. The destructor restores it.
+class raw_terminal {
+  public:
+    raw_terminal() {
+        if (::tcgetattr(STDIN_FILENO, &before_) != 0)
+            return;
+        termios raw = before_;
+        ::cfmakeraw(&raw);
+        is_raw_ = ::tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
+    }
+    raw_terminal(const raw_terminal &) = delete;
+    raw_terminal &operator=(const raw_terminal &) = delete;
+    ~raw_terminal() {
+        if (is_raw_)
+            ::tcsetattr(STDIN_FILENO, TCSANOW, &before_);
+    }
+
+  private:
+    termios before_{};
+    bool is_raw_ = false;
+};
+
+enum class how_long { now, to_the_end, attached };
+
+// Shows one job.
+class job_viewer {
+  public:
+    job_viewer(const paths &where, how_long until, bool shows_output)
+        : where_(where), until_(until), shows_output_(shows_output) {}
+
+    [[nodiscard]] host::outcome<void> open(const qube_name &qube, const command_id &id) {
+        const std::string directory = where_.jobs() + "/" + qube.text();
+        const unique_fd of_qube(
+            ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+        if (!of_qube)
+            return host::failed("qube " + qube.text() + " has no jobs that you may read", errno);
+        auto files = job_files::open(of_qube.get(), id);
+        if (!files)
+            return host::failed("qube " + qube.text() + " has no job " + id.text() +
+                                ": see qvm-remote-dom0 jobs");
+        auto record = files->record();
+        if (!record)
+            return tl::unexpected(record.error());
+        files_ = std::move(*files);
+        record_ = std::move(*record);
+        if (const auto request = record_.request())
+            tty_ = request->tty;
+        return {};
+    }
+
+    // Returns the exit code.
+    int run() {
+        if (!files_.ended())
+            connect();
+        std::optional<raw_terminal> raw;
+        if (until_ == how_long::attached && link_) {
+            link_->order(job_order::borrow);
+            if (tty_ && ::isatty(STDIN_FILENO))
+                raw.emplace();
+        }
+        for (int tries = 0;;) {
+            if (link_)
+                link_->order(job_order::watch); // first, so that nothing that comes now is missed
+            const bool has_ended = files_.ended().has_value();
+            if (!drain())
+                return fail_with("cannot write the output");
+            if (until_ == how_long::now)
+                return 0;
+            if (has_ended)
+                break;
+            if (!link_ && ++tries > lost_keeper_tries)
+                return fail_with("its keeper has ended, and no daemon has found that out yet: "
+                                 "systemctl start qvm-remote-dom0");
+            if (!wait())
+                return 0;
+        }
+        const auto end = files_.ended();
+        if (end->how.cause == end_cause::cancelled)
+            (void)fail_with(for_terminal(end->how.text));
+        return end->how.exit_code();
+    }
+
+  private:
+    void connect() {
+        if (auto made = job_link::connect(where_.job_sockets(), record_))
+            link_.emplace(std::move(*made));
+    }
+
+    [[nodiscard]] bool drain() {
+        if (!shows_output_)
+            return true;
+        std::array<std::uint8_t, 64 * 1024> data;
+        for (auto &[output, fd, name] : lanes_)
+            for (;;) {
+                if (!output)
+                    output.emplace(fd == STDOUT_FILENO ? files_.out.get() : files_.err.get());
+                const auto piece = output->read(data);
+                if (piece.skipped > 0)
+                    std::fprintf(stderr,
+                                 "qvm-remote-dom0: [%llu bytes of its %s are gone, since it wrote "
+                                 "more than dom0 keeps]\n",
+                                 static_cast<unsigned long long>(piece.skipped), name);
+                if (piece.size == 0)
+                    break;
+                if (!host::write_all(fd, as_text(bytes_view(data.data(), piece.size))))
+                    return false;
+            }
+        return true;
+    }
+
+    // Waits for something to do. Returns false when the user leaves.
+    [[nodiscard]] bool wait() {
+        std::array<pollfd, 2> watched{{{link_ ? link_->descriptor() : -1, POLLIN, 0},
+                                       {input_ ? STDIN_FILENO : -1, POLLIN, 0}}};
+        ::poll(watched.data(), watched.size(), link_ ? -1 : lost_keeper_ms);
+        while (link_) {
+            auto event = link_->next();
+            if (!event)
+                break;
+            if (event->kind == job_link::event::input && event->error_number == 0)
+                input_ = std::move(event->input_end);
+            else if (event->kind == job_link::event::input)
+                std::fprintf(stderr, "qvm-remote-dom0: nothing that you type goes to it\n");
+            else if (event->kind != job_link::event::more)
+                link_.reset();
+        }
+        return watched[1].revents == 0 || pass_input();
+    }
+
+    [[nodiscard]] bool pass_input() {
+        std::array<std::uint8_t, 4096> typed;
+        std::array<std::uint8_t, typed.size() + 1> passed;
+        const ssize_t n = ::read(STDIN_FILENO, typed.data(), typed.size());
+        if (n <= 0) {
+            if (tty_)
+                (void)send(as_bytes(end_of_input(input_.get(), false)));
+            else
+                link_->order(job_order::end_input);
+            input_.reset();
+            return true;
+        }
+        bytes_view left(typed.data(), static_cast<std::size_t>(n));
+        if (!tty_ || !::isatty(STDIN_FILENO))
+            return send(left);
+        while (!left.empty()) {
+            const auto step = scanner_.push(left, passed);
+            left = left.subspan(step.used);
+            if (!send(bytes_view(passed.data(), step.written)) ||
+                step.what == escape_scanner::action::leave)
+                return false;
+        }
+        return true;
+    }
+    [[nodiscard]] bool send(bytes_view data) {
+        const int flags = ::fcntl(input_.get(), F_GETFL);
+        ::fcntl(input_.get(), F_SETFL, flags & ~O_NONBLOCK);
+        const bool sent = host::write_all(input_.get(), as_text(data));
+        ::fcntl(input_.get(), F_SETFL, flags);
+        if (!sent)
+            input_.reset(); // the job does not read any more
+        return true;
+    }
+
+    struct lane {
+        std::optional<job_output> output;
+        int fd;
+        const char *name;
+    };
+
+    const paths &where_;
+    const how_long until_;
+    const bool shows_output_;
+    job_files files_;
+    job_record record_;
+    bool tty_ = false;
+    std::optional<job_link> link_;
+    unique_fd input_;
+    escape_scanner scanner_;
+    std::array<lane, 2> lanes_{{{{}, STDOUT_FILENO, "stdout"}, {{}, STDERR_FILENO, "stderr"}}};
+};
+
+} // namespace
+
+int jobs_command(const invocation &in) {
+    const auto &words = in.arguments;
+    const std::string_view verb = words.empty() ? std::string_view("list") : words[0];
+    if (verb == "list")
+        return words.size() <= 1 ? list_jobs(in) : fail_with(in.usage);
+    const bool follows = verb == "logs" && words.size() == 4 && words[1] == std::string_view("-f");
+    const bool is_known = verb == "attach" || verb == "logs" || verb == "wait" || verb == "cancel";
+    if (!is_known || words.size() != (follows ? 4u : 3u))
+        return fail_with(in.usage);
+    const auto qube = qube_name::parse(words[words.size() - 2]);
+    const auto id = command_id::parse(words.back());
+    if (!qube || !id)
+        return fail_with(in.usage);
+    if (verb == "cancel") {
+        const auto answer =
+            ask_daemon(in.where, "job-cancel " + qube->text() + " " + id->text(), answer_seconds);
+        if (!answer)
+            return fail_with(answer.error().what);
+        return *answer == "ok\n" ? 0
+                                 : fail_with(for_terminal(answer->substr(0, answer->find('\n'))));
+    }
+    job_viewer viewer(in.where,
+                      verb == "attach"             ? how_long::attached
+                      : verb == "logs" && !follows ? how_long::now
+                                                   : how_long::to_the_end,
+                      verb != "wait");
+    if (auto opened = viewer.open(*qube, *id); !opened)
+        return fail_with(opened.error().what);
+    return viewer.run();
+}
+
+} // namespace qvmremote::dom0
