@@ -32,6 +32,8 @@ enum : int {
     opt_shell,
     opt_dry_run,
     opt_no_wait,
+    opt_detach,
+    opt_input,
     opt_plugins
 };
 
@@ -46,6 +48,8 @@ constexpr cli::option options[] = {
     {opt_dry_run, "dry-run", nullptr, "ask what dom0 would decide; nothing is run"},
     {opt_no_wait, "no-wait", nullptr,
      "end with the command's first process, whatever it left running may still write"},
+    {opt_detach, "detach", nullptr, "run COMMAND as a job: print its ID and return; see `job`"},
+    {opt_input, "input", nullptr, "with --detach: `job attach` can type into it"},
     {opt_transport, "transport", "TRANSPORT", "how to reach dom0: qvm-run, qrexec or mock"},
     {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
     {'v', "verbose", nullptr, "say more on standard error"},
@@ -101,6 +105,10 @@ bool take(int key, const char *value, arguments &out, option_texts &texts) {
         return out.request.what.dry_run = true;
     case opt_no_wait:
         return out.request.what.no_wait = true;
+    case opt_detach:
+        return out.request.what.detach = true;
+    case opt_input:
+        return out.request.what.job_input = true;
     case opt_transport:
         out.how.transport = value;
         return true;
@@ -125,9 +133,13 @@ std::string check(arguments &out, const option_texts &texts) {
             return "'" + for_terminal(texts.timeout, 64) +
                    "' is not a time-out: use a number of seconds, 1 or more";
         out.request.what.timeout_s = *seconds;
-    } else if (out.request.what.tty) {
+    } else if (out.request.what.tty || out.request.what.detach) {
         out.request.what.timeout_s = 0;
     }
+    if (out.request.what.job_input && !out.request.what.detach)
+        return "--input belongs to --detach: without it, a command reads standard input anyway";
+    if (out.request.what.detach && out.request.what.dry_run)
+        return "--detach and --dry-run exclude each other: leave out --detach";
     if (out.exec && !out.script.empty())
         return "--exec and --script exclude each other: give one of them";
     if (!texts.escape.empty()) {
@@ -242,7 +254,7 @@ std::optional<arguments> read_arguments(int argument_count, char **argument_valu
         return std::nullopt;
     }
     out.may_be_subcommand = !out.exec && out.script.empty() && !out.request.what.tty &&
-                            std::strcmp(argv[first - 1], "--") != 0;
+                            !out.request.what.detach && std::strcmp(argv[first - 1], "--") != 0;
     if (texts.shell) {
         static char login_shell[] = "bash", login[] = "-l";
         static char *shell_words[] = {login_shell, login};
@@ -293,7 +305,8 @@ std::optional<run_request> request_of(const arguments &typed) {
     run_request out = typed.request;
     if (out.what.tty)
         add_terminal_variables(out.what);
-    command.has_input = !typed.no_stdin && (out.what.tty || has_input());
+    command.has_input = !typed.no_stdin && !out.what.detach && (out.what.tty || has_input());
+    out.what.job_input = out.what.detach && (out.what.job_input || out.what.tty);
     const command_form form = command.form;
     auto asked = request_of(std::move(command));
     if (!asked) {

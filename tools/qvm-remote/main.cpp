@@ -35,6 +35,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
      "this qube's key: make one, print it, take one from elsewhere", key_command},
     {"ping", "", "does dom0 answer?", ping_command},
     {"status", "", "what dom0 says of itself and of this qube", status_command},
+    {"job", "[list] | attach ID | logs [-f] ID | wait ID | cancel ID",
+     "this qube's jobs in dom0 (--detach): list them, read one, type into it, end it", job_command},
     {"queue", "[status|clean|debug]", "the file queue of protocol 1", queue_command},
     {"log", "[N]", "the last N lines of the log of this user's commands (20)", log_command},
     {"history", "[N] | show ID", "the last N commands (20), or all that is recorded of one",

@@ -156,6 +156,12 @@ class private_daemon {
 
 } // namespace
 
+bool has_daemon(const settings &how) {
+    const auto options = host::options_of(how.values, how.transport);
+    return std::any_of(options.begin(), options.end(),
+                       [](const auto &o) { return o.first == "socket"; });
+}
+
 tl::expected<access, no_access> open_access(const settings &how, const home &where) {
     const auto refuse = [](const host::failure &why, int exit_code) {
         return tl::unexpected(no_access{why.what, exit_code});

@@ -42,6 +42,9 @@ struct no_access {
     int exit_code = 255;
 };
 
+/// Whether the mock transport has the socket of a daemon, so that it starts none.
+[[nodiscard]] bool has_daemon(const settings &how);
+
 /// Opens the transport, with the key of `where`.
 [[nodiscard]] tl::expected<access, no_access> open_access(const settings &how, const home &where);
 

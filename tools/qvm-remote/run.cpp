@@ -90,7 +90,7 @@ std::string remedy(errc reason) {
 }
 
 // Says what happened, unless the command ended by itself.
-void explain(const host::run_result &r, int sink_error) {
+void explain(const host::run_result &r, int sink_error, bool needs_jobs = false) {
     using kind = host::run_result::kind;
     switch (r.how) {
     case kind::ended:
@@ -103,6 +103,10 @@ void explain(const host::run_result &r, int sink_error) {
         return complain("refused: " + reason_words(r) + " (not confirmed by dom0)" +
                         remedy(r.reason));
     case kind::not_sent:
+        if (r.reason == errc::unsupported && needs_jobs)
+            return complain(
+                "the qvm-remote-dom0 that runs in dom0 is older and has no jobs: update "
+                "it");
         if (r.reason == errc::unsupported)
             return complain(
                 "the qvm-remote-dom0 that runs in dom0 is older and takes at most 1024 words "
@@ -137,6 +141,8 @@ void explain(const host::run_result &r, int sink_error) {
         return complain("dom0 ended the command: " +
                         (r.end.text.empty() ? std::string(message(static_cast<errc>(r.end.value)))
                                             : for_terminal(r.end.text)));
+    case end_cause::detached:
+        return; // run_by_stream prints the ID
     case end_cause::signalled:
         if (r.signal == 0)
             complain("the command was killed by signal " + std::to_string(r.end.value) +
@@ -169,6 +175,8 @@ std::string needs_agent(const run_request &request) {
                                     "protocol 1 is possible";
     if (request.what.dry_run)
         return std::string("--dry-run needs protocol 2") + without;
+    if (request.what.detach)
+        return std::string("--detach needs protocol 2") + without;
     if (request.what.tty)
         return std::string("a terminal needs protocol 2") + without;
     if (request.what.kind != request_kind::shell)
@@ -213,7 +221,7 @@ class shown_run {
     // Prints and records how the command ended, and returns the exit code. If there is `why`, it is
     // printed instead of our own explanation.
     int finish(const host::run_result &result, std::uint32_t timeout_s,
-               const std::optional<host::failure> &why = {}) {
+               const std::optional<host::failure> &why = {}, bool needs_jobs = false) {
         line_.stop();
         session_.reset();
         record_.finish(result, timeout_s);
@@ -221,7 +229,7 @@ class shown_run {
         if (why)
             complain(why->what);
         else
-            explain(result, sink_error);
+            explain(result, sink_error, needs_jobs);
         if (!record_.problem().empty() && !quiet_)
             complain("the history is not complete: " + record_.problem());
         if (result.how == host::run_result::kind::sink_broken && sink_error != EPIPE)
@@ -342,6 +350,20 @@ std::uint64_t patience_ms(std::uint32_t timeout_s) {
     return std::uint64_t{timeout_s == 0 ? limits::default_timeout_s : timeout_s} * 1000;
 }
 
+bool is_detached(const host::run_result &r) {
+    return r.how == host::run_result::kind::ended && r.end.cause == end_cause::detached;
+}
+
+// With --detach the ID is what was asked for. A terminal that was left has a user before it.
+void say_detached(const host::run_result &r, bool asked_for) {
+    if (asked_for)
+        std::printf("%s\n", r.id.c_str());
+    else
+        complain("the command goes on as job " + r.id + ": qvm-remote job attach " + r.id);
+    if (!r.end.text.empty())
+        complain("job " + r.id + ": " + for_terminal(r.end.text));
+}
+
 int run_by_stream(const settings &how, const home &where, route &by, run_request request) {
     request.what.id = host::client::make_id();
     const std::uint32_t timeout_s = request.what.timeout_s;
@@ -355,9 +377,12 @@ int run_by_stream(const settings &how, const home &where, route &by, run_request
         shown.use_terminal(request.escape);
     if (is_call(how.transport))
         dom0.wait_for_first_answer(patience_ms(timeout_s));
+    const bool detach = request.what.detach;
     host::run_result result = dom0.run(std::move(request.what), shown.io());
     const auto why = why_nothing_came(by, dom0, result);
-    const int code = shown.finish(result, timeout_s, why);
+    const int code = shown.finish(result, timeout_s, why, detach);
+    if (is_detached(result))
+        say_detached(result, detach);
     if (by.way.private_daemon) {
         if (shown.on_terminal())
             std::fprintf(stderr, "[mock] ran here, not in dom0\n");
@@ -375,6 +400,11 @@ int run_remote(const settings &how, const home &where, run_request request) {
         complain(host::failed("cannot make a pipe", errno).value().what);
         return 1;
     }
+    if (request.what.detach && how.transport == "mock" && !has_daemon(how)) {
+        complain("--detach needs a daemon that goes on, and the one that --transport mock starts "
+                 "ends with this program");
+        return 1;
+    }
     auto by = find_route(how, where, patience_ms(request.what.timeout_s),
                          needs_agent(request).empty(), signal_pipe[0]);
     if (!by) {
@@ -385,6 +415,154 @@ int run_remote(const settings &how, const home &where, run_request request) {
         if (const auto code = run_by_queue(how, where, *by, request))
             return *code;
     return run_by_stream(how, where, *by, std::move(request));
+}
+
+namespace {
+
+constexpr std::uint64_t resume_ms = 60'000;
+constexpr int resume_pause_ms = 200;
+
+// Says how a request about a job ended, unless the job ended by itself.
+void explain_about(const host::run_result &r, const job_run &request) {
+    using kind = host::run_result::kind;
+    const std::string id = request.about.id ? request.about.id->text() : "";
+    if (r.how == kind::interrupted)
+        return complain("left; job " + id + " goes on");
+    if (r.how == kind::lost)
+        return complain("the stream to dom0 broke: " + for_terminal(r.untrusted_text) + "; job " +
+                        id + " goes on");
+    if (r.how == kind::refused && r.reason == errc::no_job)
+        return complain("this qube has no job " + id + ": see qvm-remote job list");
+    if (r.how == kind::ended && r.end.cause == end_cause::cancelled &&
+        r.end.value == static_cast<std::uint32_t>(errc::outcome_unknown))
+        return complain("nobody knows how job " + id + " ended: " + for_terminal(r.end.text));
+    explain(r, 0, true);
+}
+
+// Whether the same request may succeed in a moment: the stream broke, or dom0's daemon ends.
+bool is_worth_another(const host::run_result &r) {
+    using kind = host::run_result::kind;
+    return r.how == kind::lost || (r.how == kind::rejected && r.reason == errc::draining);
+}
+
+class about_job {
+  public:
+    about_job(const settings &how, const home &where, job_run &request)
+        : how_(how), where_(where), request_(request),
+          line_(::isatty(STDERR_FILENO) && !how.quiet && !request.has_terminal) {
+        io_.out = &out_;
+        io_.err = &err_;
+        io_.signal_fd = signal_pipe[0];
+        io_.stdin_fd = request.reads_stdin ? STDIN_FILENO : -1;
+        io_.changed = [this](host::run_state state, std::string_view untrusted_text) {
+            if (state == host::run_state::running && session_)
+                session_->begin();
+            if (state == host::run_state::noticed)
+                complain(for_terminal(untrusted_text, 200));
+        };
+        io_.skipped = [](const job_offsets &gone) {
+            for (const auto &[n, stream] : {std::pair{gone.out, "stdout"}, {gone.err, "stderr"}})
+                if (n > 0)
+                    complain("[" + std::to_string(n) + " bytes of its " + stream +
+                             " are gone, since it wrote more than dom0 keeps]");
+        };
+        if (request.has_terminal) {
+            session_.emplace(signal_pipe[1], request.escape);
+            io_.size = [this] { return session_->size(); };
+            io_.filter = &*session_;
+        }
+    }
+
+    // Goes on where a broken stream has stopped, as often as the next one comes within a minute.
+    tl::expected<host::run_result, no_access> run() {
+        const bool may_go_on = request_.about.what != job_request::verb::cancel;
+        for (std::uint64_t broke_ms = 0;;) {
+            auto by = find_route(how_, where_, patience_ms(0), false, signal_pipe[0]);
+            if (by && !by->stream)
+                return tl::unexpected(no_access{no_agent, 1});
+            if (by) {
+                const bool is_private = by->way.private_daemon != nullptr;
+                host::client dom0(std::move(*by->stream), std::move(*by->way.key));
+                host::command what;
+                what.timeout_s = 0;
+                what.about = request_.about;
+                what.tty = request_.has_terminal;
+                auto result = dom0.run(std::move(what), io_);
+                if (is_verified(result) && !is_private)
+                    pin(where_);
+                if (!may_go_on || !is_worth_another(result))
+                    return result;
+                request_.about.from = result.reached;
+                broke_ms = host::awake_ms();
+            } else if (broke_ms == 0 || host::awake_ms() - broke_ms > resume_ms) {
+                return tl::unexpected(by.error());
+            }
+            pollfd signal{signal_pipe[0], POLLIN, 0};
+            std::uint8_t number = 0;
+            if (::poll(&signal, 1, resume_pause_ms) > 0 && ::read(signal.fd, &number, 1) == 1)
+                return tl::unexpected(no_access{"left; the job goes on", 128 + number});
+        }
+    }
+    void close() {
+        session_.reset();
+        line_.stop();
+    }
+
+    static constexpr const char *no_agent =
+        "jobs need protocol 2, but dom0 has started no agent in this qube";
+
+  private:
+    const settings &how_;
+    const home &where_;
+    job_run &request_;
+    waiting_line line_;
+    recorded_sink out_{STDOUT_FILENO, nullptr, &line_}, err_{STDERR_FILENO, nullptr, &line_};
+    host::run_streams io_;
+    std::optional<terminal_session> session_;
+};
+
+} // namespace
+
+int run_about_job(const settings &how, const home &where, job_run request) {
+    if (!catch_signals()) {
+        complain(host::failed("cannot make a pipe", errno).value().what);
+        return 1;
+    }
+    about_job asked(how, where, request);
+    const auto result = asked.run();
+    asked.close();
+    if (!result) {
+        complain(result.error().what);
+        return result.error().exit_code;
+    }
+    explain_about(*result, request);
+    return result->exit_code();
+}
+
+tl::expected<std::vector<job_row>, int> list_jobs(const settings &how, const home &where) {
+    auto by = find_route(how, where, patience_ms(0), false, -1);
+    if (by && !by->stream)
+        by = tl::unexpected(no_access{about_job::no_agent, 1});
+    if (!by) {
+        complain(by.error().what);
+        return tl::unexpected(by.error().exit_code);
+    }
+    host::client dom0(std::move(*by->stream), std::move(*by->way.key));
+    host::command what;
+    what.about.emplace();
+    const auto done = dom0.collect(std::move(what));
+    if (done.result.exit_code() != 0) {
+        explain(done.result, 0, true);
+        return tl::unexpected(done.result.exit_code());
+    }
+    std::vector<job_row> out;
+    for (std::string_view left = done.out; !left.empty();) {
+        const std::size_t end = std::min(left.find('\n'), left.size());
+        if (auto row = job_row::parse(left.substr(0, end)))
+            out.push_back(std::move(*row));
+        left.remove_prefix(std::min(end + 1, left.size()));
+    }
+    return out;
 }
 
 namespace {

@@ -31,6 +31,20 @@ struct run_request {
 [[nodiscard]] int ping(const settings &how, const home &where);
 [[nodiscard]] int status(const settings &how, const home &where);
 
+/// A request about a job, and what it is connected to.
+struct job_run {
+    job_request about;
+    bool has_terminal = false; ///< the job's terminal is shown in ours
+    bool reads_stdin = false;
+    std::optional<std::uint8_t> escape = '~';
+};
+/// Sends it, and passes the job's output on. A lost stream is made again, where the output had
+/// stopped. Returns the exit code.
+[[nodiscard]] int run_about_job(const settings &how, const home &where, job_run request);
+/// The rows of this qube's jobs; the exit code after it has printed what is wrong.
+[[nodiscard]] tl::expected<std::vector<job_row>, int> list_jobs(const settings &how,
+                                                                const home &where);
+
 /// Prints "qvm-remote: " and one line on stderr.
 void complain(const std::string &what);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The subcommands that work without dom0: keys, queue, log and history of this user.
+/// The subcommands with files of their own: keys, jobs, queue, log and history of this user.
 
 #pragma once
 
@@ -21,6 +21,7 @@ struct invocation {
 };
 
 int key_command(const invocation &);
+int job_command(const invocation &);
 int queue_command(const invocation &);
 int log_command(const invocation &);
 int history_command(const invocation &);
