@@ -12,9 +12,10 @@ using namespace qvmremote;
 namespace {
 
 const test::vector_file vectors("protocol2.txt");
-constexpr std::string_view names[] = {"shell",         "exec",    "script",  "script_follows",
-                                      "ping",          "status",  "dry_run", "exec_packed",
-                                      "script_packed", "terminal"};
+constexpr std::string_view names[] = {"shell",         "exec",     "script",   "script_follows",
+                                      "ping",          "status",   "dry_run",  "exec_packed",
+                                      "script_packed", "terminal", "detached", "job_list",
+                                      "job_attach"};
 
 envelope decoded(std::string_view name) {
     return envelope::decode(vectors["envelope." + std::string(name)]).value();
@@ -30,7 +31,7 @@ const row unencodable[] = {
     {"nothing asked for", "shell", [](envelope &e) { e = {}; }, errc::bad_envelope},
     {"no ID", "shell", [](envelope &e) { e.id.reset(); }, errc::bad_envelope},
     {"no kind", "shell", [](envelope &e) { e.kind = {}; }, errc::unsupported},
-    {"unknown kind", "shell", [](envelope &e) { e.kind = static_cast<request_kind>(6); },
+    {"unknown kind", "shell", [](envelope &e) { e.kind = static_cast<request_kind>(7); },
      errc::unsupported},
     {"unknown feature", "shell", [](envelope &e) { e.features = 1u << 31; }, errc::unsupported},
     {"empty command line", "shell", [](envelope &e) { e.set_body(""); }, errc::command_empty},
@@ -54,6 +55,30 @@ const row unencodable[] = {
      errc::unsupported},
     {"the feature without a terminal", "shell",
      [](envelope &e) { e.features |= feature::terminal; }, errc::unsupported},
+    {"a job without the feature", "detached", [](envelope &e) { e.features = 0; },
+     errc::unsupported},
+    {"about a job without the feature", "job_list", [](envelope &e) { e.features = 0; },
+     errc::unsupported},
+    {"packed arguments of a job without the feature", "exec_packed",
+     [](envelope &e) { e.detach = true; }, errc::unsupported},
+    {"about a job, detached", "job_list", [](envelope &e) { e.detach = true; }, errc::bad_envelope},
+    {"about a job, a dry run", "job_list", [](envelope &e) { e.dry_run = true; },
+     errc::bad_envelope},
+    {"about a job with a body", "job_list", [](envelope &e) { e.set_body("x"); },
+     errc::bad_envelope},
+    {"about a job without words", "job_list", [](envelope &e) { e.arguments.clear(); },
+     errc::bad_envelope},
+    {"a list with input", "job_list", [](envelope &e) { e.stdin_live = true; }, errc::bad_envelope},
+    {"a job with a path for an ID", "job_attach", [](envelope &e) { e.arguments[1] = "../x"; },
+     errc::bad_envelope},
+    {"an offset beyond 63 bits", "job_attach",
+     [](envelope &e) { e.arguments[2] = "9223372036854775808"; }, errc::bad_envelope},
+    {"a ping as a job", "ping",
+     [](envelope &e) {
+         e.detach = true;
+         e.features = feature::jobs;
+     },
+     errc::bad_envelope},
     {"columns without a terminal", "shell", [](envelope &e) { e.columns = 80; },
      errc::bad_envelope},
     {"rows without a terminal", "exec", [](envelope &e) { e.rows = 24; }, errc::bad_envelope},

@@ -225,7 +225,11 @@ TEST_CASE("below full, nothing of the client's passes unless the rule says so") 
     what.stdin_live = false;
     what.tty = false;
     what.detach = true;
-    CHECK(ask(parsed("work level:full allow"), what).reason == errc::unsupported);
+    CHECK(ask(parsed("work level:full allow"), what).what == policy_action::allow);
+    // Nobody can see beforehand what a job will read.
+    what.stdin_live = true;
+    CHECK(ask(parsed("work exec:x ask"), what).what == policy_action::deny);
+    CHECK(ask(parsed("work exec:x ask stdin=live"), what).what == policy_action::ask);
 }
 
 TEST_CASE("which variables pass") {
