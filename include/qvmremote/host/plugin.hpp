@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The loader of plug-ins: transport::load. It is not in transport.hpp, since only it needs
+/// The loader of plug-ins: transport::load, and the check of a plug-in's file. It is not in transport.hpp, since only it needs
 /// Boost.DLL.
 
 #pragma once
@@ -30,6 +30,12 @@
 #include <qvmremote/sanitize.hpp>
 
 namespace qvmremote::host {
+
+/// The path of a plug-in that transport::load would load: its directory and file are trusted
+/// (open_trusted), and it has our symbol. Nothing of it is loaded. Fails as transport::load does.
+[[nodiscard]] inline outcome<std::string> trusted_plugin(const std::string &directory,
+                                                         const std::string &name);
+
 namespace detail {
 
 // The names of the plug-ins in the directory ("mock, qrexec"), for the message. A name that cannot
@@ -46,13 +52,16 @@ namespace detail {
     return out.empty() ? "none" : out;
 }
 
+// The failing branch of everything that is wrong with the file of a transport.
+[[nodiscard]] inline tl::unexpected<failure>
+transport_refused(const std::string &name, const std::string &why, const failure &cause = {}) {
+    return tl::unexpected(
+        failure{"transport '" + name + "' " + why + cause.what, cause.error_number});
+}
+
 } // namespace detail
 
-inline outcome<transport> transport::load(const std::string &directory, const std::string &name,
-                                          role as, const transport_options &options) {
-    const auto refused = [&](const std::string &why, int error_number = 0) {
-        return tl::unexpected(failure{"transport '" + name + "' " + why, error_number});
-    };
+inline outcome<std::string> trusted_plugin(const std::string &directory, const std::string &name) {
     if (!detail::is_transport_name(name))
         return tl::unexpected(
             failure{"'" + for_terminal(name, 64) +
@@ -60,50 +69,59 @@ inline outcome<transport> transport::load(const std::string &directory, const st
                         "a name begins with a-z, goes on with a-z, 0-9 or '-', and has at most 32 "
                         "characters; leave out path and '.so'",
                     EINVAL});
-    const std::string path = directory + "/" + name + ".so";
+    std::string path = directory + "/" + name + ".so";
+    if (auto trusted_directory = open_trusted(directory, trusted::directory); !trusted_directory)
+        return detail::transport_refused(name, "cannot be loaded: ", trusted_directory.error());
+    if (auto file = open_trusted(path, trusted::file); !file) {
+        if (file.error().error_number == ENOENT)
+            return detail::transport_refused(
+                name, "is not installed: ",
+                {"no " + name + ".so in " + detail::shell_word(directory) +
+                     " (installed: " + detail::installed_transports(directory) + ")",
+                 ENOENT});
+        return detail::transport_refused(name, "cannot be loaded: ", file.error());
+    }
+    // This reads the file and does not load it: dlopen would run the constructors of any file that
+    // happens to be here. Boost throws when the file is not ELF of this machine, or is cut.
+    const auto symbols = [&]() -> std::vector<std::string> {
+        try {
+            return boost::dll::library_info(path).symbols();
+        } catch (const std::exception &) {
+            return {};
+        }
+    }();
+    if (std::find(symbols.begin(), symbols.end(), QVMREMOTE_TRANSPORT_SYMBOL) == symbols.end())
+        return detail::transport_refused(
+            name, "cannot be loaded: ",
+            {detail::shell_word(path) +
+             " is not a shared object with the symbol " QVMREMOTE_TRANSPORT_SYMBOL
+             "; install a transport that was built for this version"});
+    return path;
+}
 
+inline outcome<transport> transport::load(const std::string &directory, const std::string &name,
+                                          role as, const transport_options &options) {
     // library_info and dlopen open the file again, by name. Only root and our own user
     // can replace the file in between, and they gain nothing by it. Loading /proc/self/fd/N instead
     // would bring another fault: the dynamic linker compares names, so for a later plug-in with the
     // same descriptor number it would return the earlier library.
-    if (auto trusted_directory = open_trusted(directory, trusted::directory); !trusted_directory)
-        return refused("cannot be loaded: " + trusted_directory.error().what,
-                       trusted_directory.error().error_number);
-    if (auto file = open_trusted(path, trusted::file); !file) {
-        if (file.error().error_number == ENOENT)
-            return refused("is not installed: no " + name + ".so in " +
-                               detail::shell_word(directory) +
-                               " (installed: " + detail::installed_transports(directory) + ")",
-                           ENOENT);
-        return refused("cannot be loaded: " + file.error().what, file.error().error_number);
-    }
+    const auto path = trusted_plugin(directory, name);
+    if (!path)
+        return tl::unexpected(path.error());
 
     // Boost throws different types in different releases; this catches all of them.
     try {
-        // This reads the file and does not load it: dlopen would run the constructors of any file
-        // that happens to be here. It throws when the file is not ELF of this machine, or is cut.
-        const auto symbols = [&]() -> std::vector<std::string> {
-            try {
-                return boost::dll::library_info(path).symbols();
-            } catch (const std::exception &) {
-                return {};
-            }
-        }();
-        if (std::find(symbols.begin(), symbols.end(), QVMREMOTE_TRANSPORT_SYMBOL) == symbols.end())
-            return refused("cannot be loaded: " + detail::shell_word(path) +
-                           " is not a shared object with the symbol " QVMREMOTE_TRANSPORT_SYMBOL
-                           "; install a transport that was built for this version");
-
         // RTLD_NOW: a symbol that is missing shows here and not in the middle of a session.
         // RTLD_LOCAL (Boost's default): two plug-ins see nothing of each other.
         const auto table = boost::dll::import_symbol<const qvmremote_transport_ops>(
-            path, QVMREMOTE_TRANSPORT_SYMBOL, boost::dll::load_mode::rtld_now);
+            *path, QVMREMOTE_TRANSPORT_SYMBOL, boost::dll::load_mode::rtld_now);
         // Boost's pointer keeps the library loaded, and ours keeps Boost's (whose type depends on
         // the release).
         std::shared_ptr<const void> library(table.get(), [table](const void *) {});
         return from_table(table.get(), std::move(library), name, as, options);
     } catch (const std::exception &why) {
-        return refused("cannot be loaded: " + for_terminal(why.what()) + "; reinstall it");
+        return detail::transport_refused(
+            name, "cannot be loaded: ", {for_terminal(why.what()) + "; reinstall it"});
     }
 }
 

@@ -263,6 +263,9 @@ host::outcome<std::string> ask_daemon(const paths &where, std::string_view reque
     auto answer = host::read_all(fd->get(), most);
     if (!answer && answer.error().error_number == ECONNRESET)
         return shut();
+    if (!answer && answer.error().error_number == EAGAIN)
+        return tl::unexpected(host::failure{
+            "the daemon does not answer within " + std::to_string(seconds) + " s", EAGAIN});
     return answer;
 }
 
