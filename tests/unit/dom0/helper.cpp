@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "base/helper.hpp"
+#include "common/helper.hpp"
 
 #include <cerrno>
 #include <chrono>

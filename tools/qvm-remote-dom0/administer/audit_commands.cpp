@@ -22,8 +22,8 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
-#include "base/helper.hpp"
 #include "common/cli.hpp"
+#include "common/helper.hpp"
 #include "record/admin_records.hpp"
 #include "record/audit_files.hpp"
 #include "record/heads.hpp"

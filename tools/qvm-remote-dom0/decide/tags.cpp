@@ -2,26 +2,20 @@
 #include "decide/tags.hpp"
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <qvmremote/host/clock.hpp>
-#include <qvmremote/host/unix_socket.hpp>
 #include <qvmremote/limits.hpp>
 
-#include "base/helper.hpp"
+#include "base/qubesd.hpp"
+#include "common/helper.hpp"
 
 namespace qvmremote::dom0 {
 
 namespace {
 
-constexpr std::uint64_t answer_limit_ms = 10'000;
+constexpr std::chrono::seconds answer_limit{10};
 constexpr std::size_t largest_answer = 256 * 1024;
 
 // Parses the lines of a list of tags. Nothing if one of them could not be a tag in a policy.
@@ -39,46 +33,6 @@ known_tags parse_lines(std::string_view untrusted) {
         out.emplace_back(tag);
     }
     return out;
-}
-
-enum class reached : bool { no, yes };
-
-// Asks qubesd; `out` becomes its answer. Returns whether qubesd could be asked.
-reached ask_qubesd(const qube_name &qube, const std::string &path, known_tags &out) {
-    const auto connected = host::connect_unix(path, SOCK_STREAM | SOCK_NONBLOCK);
-    if (!connected)
-        return reached::no;
-    const int fd = connected->get();
-    ucred who{};
-    socklen_t size = sizeof who;
-    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 ||
-        (who.uid != 0 && who.uid != ::geteuid()))
-        return reached::no;
-    std::string call = "admin.vm.tag.List+ dom0 name " + qube.text();
-    call.push_back('\0');
-    if (::send(fd, call.data(), call.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(call.size()) ||
-        ::shutdown(fd, SHUT_WR) != 0)
-        return reached::no;
-    std::string answer;
-    const std::uint64_t end_ms = host::awake_ms() + answer_limit_ms;
-    for (std::array<char, 4096> piece;;) {
-        const std::uint64_t now_ms = host::awake_ms();
-        pollfd wait{fd, POLLIN, 0};
-        if (now_ms >= end_ms || answer.size() > largest_answer)
-            return reached::yes;
-        if (::poll(&wait, 1, static_cast<int>(end_ms - now_ms)) < 1)
-            continue;
-        const ssize_t n = ::read(fd, piece.data(), piece.size());
-        if (n < 0 && (errno == EINTR || errno == EAGAIN))
-            continue;
-        if (n < 0)
-            return reached::yes;
-        if (n == 0)
-            break;
-        answer.append(piece.data(), static_cast<std::size_t>(n));
-    }
-    out = parse_tag_answer(answer);
-    return reached::yes;
 }
 
 } // namespace
@@ -105,13 +59,12 @@ tag_origin tag_origin::of(const settings &from, const paths &where) {
 }
 
 known_tags ask_tags(const qube_name &qube, const tag_origin &origin) {
-    known_tags out;
-    if (!origin.qubesd.empty() && ask_qubesd(qube, origin.qubesd, out) == reached::yes)
-        return out;
+    if (!origin.qubesd.empty())
+        if (const auto answer = ask_qubesd(origin.qubesd, "admin.vm.tag.List", qube.text()))
+            return *answer ? parse_tag_answer(**answer) : std::nullopt;
     if (origin.program.empty())
         return std::nullopt;
-    const auto listed = run_helper({origin.program, qube.text()}, largest_answer,
-                                   std::chrono::milliseconds(answer_limit_ms));
+    const auto listed = run_helper({origin.program, qube.text()}, largest_answer, answer_limit);
     return listed && listed->exit_code == 0 ? parse_lines(listed->untrusted_output) : std::nullopt;
 }
 

@@ -9,7 +9,7 @@
 
 #include <qvmremote/host/environment.hpp>
 
-#include "base/helper.hpp"
+#include "common/helper.hpp"
 #include "serve/connection.hpp"
 
 namespace qvmremote::dom0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "base/helper.hpp"
+#include "common/helper.hpp"
 
 #include <array>
 #include <cerrno>
@@ -15,10 +15,10 @@
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/unique_fd.hpp>
 
-namespace qvmremote::dom0 {
+namespace qvmremote {
 
 host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size_t limit,
-                                        std::chrono::milliseconds time) {
+                                        std::chrono::milliseconds time, helper_messages messages) {
     int fds[2];
     if (::pipe2(fds, O_CLOEXEC) != 0)
         return host::failed("cannot make a pipe", errno);
@@ -27,7 +27,7 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     host::child_plan plan;
     plan.argv = std::move(argv);
     plan.out = write_end.get();
-    plan.err = STDERR_FILENO;
+    plan.err = messages == helper_messages::shown ? STDERR_FILENO : -1;
     // In our group: a Ctrl-C of the administrator ends the program too.
     plan.group = host::child_group::ours;
     auto process = host::child::start(plan);
@@ -83,4 +83,4 @@ host::outcome<helper_result> run_helper(std::vector<std::string> argv, std::size
     return out;
 }
 
-} // namespace qvmremote::dom0
+} // namespace qvmremote
