@@ -141,6 +141,9 @@ class admission {
     /// The level of a qube, in one word.
     [[nodiscard]] std::string level(const qube_name &qube) const;
 
+    /// Why no request of this peer is let in now, whatever it asks; nothing when requests are let in.
+    [[nodiscard]] std::optional<refusal> shut(const peer &from) const;
+
     /// Why a request cannot run, if that is certain before all of it is here. admit() decides again.
     [[nodiscard]] std::optional<refusal> hopeless(const peer &from, const envelope &what) const;
 
@@ -169,9 +172,6 @@ class admission {
     /// go on.
     [[nodiscard]] std::optional<errc> why_over(const qube_name &qube,
                                                const digest256 &key_mark) const;
-
-    /// Why no request of this peer is let in now; nothing when requests are let in.
-    [[nodiscard]] std::optional<refusal> shut(const peer &from) const;
 
     /// Whether policy, as it is now, still lets a job run that it has let in. Calls `on_answer` at once
     /// or later.

@@ -11,6 +11,7 @@
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "common/installed.hpp"
 #include "execute/execution.hpp"
 
 namespace qvmremote::dom0 {
@@ -389,15 +390,28 @@ void connection::on_request(const server_event &event, std::uint64_t now_ms) {
     request->begin(event.data.size());
 }
 
+// What any qube with a key may know, as lines KEY: VALUE (doc/PROTOCOL.md, "Status").
+std::string connection::status() const {
+    std::string out =
+        "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
+        "\nlevel: " + context_.admission.level(from_.name) +
+        "\nrunning: " + std::to_string(context_.scheduler.running(from_.name.text())) +
+        "\nwaiting: " + std::to_string(context_.scheduler.waiting(from_.name.text())) +
+        "\nversion: " QVMREMOTE_VERSION "\ntime: " +
+        std::to_string(host::local_time::now().seconds) + "\n";
+    if (const auto why = context_.admission.shut(from_))
+        out += "refuses: " + (why->text.empty() ? std::string(message(why->reason)) : why->text) +
+               "\n";
+    else if (!context_.records.trouble().empty())
+        out += "refuses: " + std::string(message(errc::not_recorded)) + "\n";
+    return out;
+}
+
 void connection::answer_directly(std::uint32_t number, const candidate &asked) {
     const envelope &header = *asked.header;
     stream_.accept(number, header.timeout_s, false);
     if (header.kind == request_kind::status) {
-        const std::string text =
-            "qube: " + from_.name.text() + "\ntransport: " + from_.transport +
-            "\nlevel: " + context_.admission.level(from_.name) +
-            "\nrunning: " + std::to_string(context_.scheduler.running(from_.name.text())) +
-            "\nwaiting: " + std::to_string(context_.scheduler.waiting(from_.name.text())) + "\n";
+        const std::string text = status();
         const auto room = stream_.prepare_output(number, text.size());
         std::copy_n(text.begin(), room.size(), room.begin());
         stream_.commit_output(number, frame_type::stdout_data, room.size());

@@ -83,6 +83,7 @@ class connection : public std::enable_shared_from_this<connection> {
     void handle(const server_event &event, std::uint64_t now_ms);
     void on_request(const server_event &event, std::uint64_t now_ms);
     void answer_directly(std::uint32_t number, const candidate &asked);
+    [[nodiscard]] std::string status() const;
     void answer_about_job(std::uint32_t number, candidate asked);
     void pass_to_reader(job_session &reader, const server_event &event);
     template <class Call>

@@ -144,8 +144,8 @@ class daemon final : public coordinator {
                            overrides{options_.vm, options_.transport});
         if (auto loaded = admission_->reload(settings_.qubes, protocols(settings_)); !loaded)
             return loaded;
-        if (const std::string trouble = policy_trouble(*admission_); !trouble.empty())
-            std::fputs(trouble.c_str(), stderr);
+        for (const std::string &sentence : policy_trouble(*admission_))
+            std::fprintf(stderr, "policy: %s\n", sentence.c_str());
         service_ = std::make_shared<service>(*this, loop_, *log_, *records_, *admission_,
                                              approvals_, children_);
         if (auto ready = prepare_scripts(

@@ -9,6 +9,8 @@
 #include <pwd.h>
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/sanitize.hpp>
 
@@ -24,10 +26,43 @@ namespace qvmremote::dom0 {
 
 namespace {
 
+using nlohmann::ordered_json;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr seconds watch_limit{50};
+
+// The same for people.
+std::string status_text(const ordered_json &now) {
+    std::string out;
+    const auto line = [&](const char *key) {
+        const ordered_json &value = now[key];
+        out += std::string(key) + ": " +
+               (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
+    };
+    for (const char *const key :
+         {"version", "pid", "transport", "streams", "running", "jobs", "containment"})
+        line(key);
+    if (now["dry_run"].get<bool>())
+        out += "dry-run: nothing is run\n";
+    if (now["draining"].get<bool>())
+        out += "draining: ends when what runs has ended\n";
+    if (now["panic"].get<bool>())
+        out += "panic: nothing runs before qvm-remote-dom0 resume\n";
+    if (now["trouble"] != "")
+        line("trouble");
+    for (const ordered_json &sentence : now["policy"])
+        out += "policy: " + sentence.get<std::string>() + "\n";
+    for (const ordered_json &q : now["qubes"])
+        out += "qube " + q["qube"].get<std::string>() + ": " +
+               (q["connected"].get<bool>()
+                    ? "running=" + q["running"].dump() + " waiting=" + q["waiting"].dump()
+                    : "not connected") +
+               "\n";
+    for (const ordered_json &sentence : now["unserved"])
+        out += sentence.get<std::string>() + "\n";
+    return out;
+}
 
 } // namespace
 
@@ -116,8 +151,13 @@ void operators_desk::answer(std::string_view request, const requester &who,
     (this->*at->run)(request, who, std::move(respond));
 }
 
-void operators_desk::on_status(std::string_view, const requester &, control_server::reply respond) {
-    respond(status());
+// status [json]
+void operators_desk::on_status(std::string_view request, const requester &,
+                               control_server::reply respond) {
+    const ordered_json now = status();
+    respond(request == "status json"
+                ? now.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n"
+                : status_text(now));
 }
 
 void operators_desk::on_reload(std::string_view, const requester &, control_server::reply respond) {
@@ -264,42 +304,45 @@ void operators_desk::on_panic(std::string_view, const requester &who,
     respond(marked ? "ok\n" : for_terminal(marked.error().what) + "\n");
 }
 
-std::string operators_desk::status() const {
-    std::string out =
-        "version: " QVMREMOTE_VERSION "\npid: " + std::to_string(::getpid()) +
-        "\ntransport: " + ways_.text() +
-        "\nstreams: " + std::to_string(context_.connections.size()) +
-        "\nrunning: " + std::to_string(context_.execution.running.size()) +
-        "\njobs: " + std::to_string(jobs_.running()) + " running; " +
-        (jobs_.groups() ? std::string("they outlive this daemon")
-                        : "they end with this daemon: " + for_terminal(jobs_.groups().why_none)) +
-        "\ncontainment: " + for_terminal(home_.describe()) + "\n";
-    if (options_.dry_run)
-        out += "dry-run: nothing is run\n";
-    if (context_.draining)
-        out += "draining: ends when what runs has ended\n";
-    if (is_panic(options_.where))
-        out += "panic: nothing runs before qvm-remote-dom0 resume\n";
-    if (const std::string trouble = context_.records.trouble(); !trouble.empty())
-        out += "trouble: " + for_terminal(trouble) + "\n";
-    out += policy_trouble(context_.admission);
-    std::set<std::string> qubes;
+ordered_json operators_desk::status() const {
+    auto qubes = ordered_json::array();
+    std::set<std::string> connected;
     for (const auto &c : context_.connections)
-        qubes.insert(c->from().name.text());
-    for (const std::string &qube : qubes)
-        out += "qube " + qube + ": running=" + std::to_string(context_.scheduler.running(qube)) +
-               " waiting=" + std::to_string(context_.scheduler.waiting(qube)) + "\n";
+        connected.insert(c->from().name.text());
+    for (const std::string &qube : connected)
+        qubes.push_back({{"qube", qube},
+                         {"connected", true},
+                         {"running", context_.scheduler.running(qube)},
+                         {"waiting", context_.scheduler.waiting(qube)}});
     std::set<std::string> missing;
     for (const auto &way : ways_.all())
         if (way->transport.takes_peers())
             for (const std::string &qube : way->peers)
-                if (!qubes.contains(qube))
+                if (!connected.contains(qube))
                     missing.insert(qube);
     for (const std::string &qube : missing)
-        out += "qube " + qube + ": not connected\n";
-    for (const std::string &sentence : unserved_())
-        out += sentence + "\n";
-    return out;
+        qubes.push_back({{"qube", qube}, {"connected", false}, {"running", 0}, {"waiting", 0}});
+    return {{"version", QVMREMOTE_VERSION},
+            {"pid", ::getpid()},
+            {"transport", ways_.text()},
+            {"streams", context_.connections.size()},
+            {"running", context_.execution.running.size()},
+            {"jobs", std::to_string(jobs_.running()) + " running; " +
+                         (jobs_.groups()
+                              ? std::string("they outlive this daemon")
+                              : "they end with this daemon: " +
+                                    for_terminal(jobs_.groups().why_none))},
+            {"jobs_running", jobs_.running()},
+            {"jobs_outlive", static_cast<bool>(jobs_.groups())},
+            {"containment", for_terminal(home_.describe())},
+            {"cgroups", static_cast<bool>(home_)},
+            {"dry_run", options_.dry_run},
+            {"draining", context_.draining},
+            {"panic", is_panic(options_.where)},
+            {"trouble", for_terminal(context_.records.trouble())},
+            {"policy", policy_trouble(context_.admission)},
+            {"qubes", std::move(qubes)},
+            {"unserved", unserved_()}};
 }
 
 } // namespace qvmremote::dom0

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <boost/asio/steady_timer.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include <qvmremote/host/failure.hpp>
 
@@ -69,7 +70,7 @@ class operators_desk {
     void on_job_cancel(std::string_view request, const requester &who, reply respond);
 
     [[nodiscard]] std::string questions() const;
-    [[nodiscard]] std::string status() const;
+    [[nodiscard]] nlohmann::ordered_json status() const;
     [[nodiscard]] const char *why_no_operator(const requester &who) const;
 
     service &context_;

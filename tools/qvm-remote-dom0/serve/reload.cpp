@@ -81,15 +81,15 @@ void report_settings(const settings &config, const keyring &keys, event_log &log
         log.write(log_category::info, for_log(text));
 }
 
-std::string policy_trouble(const admission &by) {
-    std::string out;
+std::vector<std::string> policy_trouble(const admission &by) {
+    std::vector<std::string> out;
     if (const std::string broken = by.trouble(); !broken.empty())
-        out += "policy: broken, nothing new is let in: " + for_terminal(broken) + "\n";
+        out.push_back("broken, nothing new is let in: " + for_terminal(broken));
     for (const std::string &qube : by.without_rules())
-        out += "policy: " + qube +
-               " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level\n";
+        out.push_back(
+            qube + " has a key and no policy: qvm-remote-dom0 migrate, once, or authorize --level");
     for (const std::string &sentence : by.unusable_accounts())
-        out += "policy: " + for_terminal(sentence) + "\n";
+        out.push_back(for_terminal(sentence));
     return out;
 }
 

@@ -42,8 +42,8 @@ struct reloaded {
 /// Logs what unserved() returns, and the warnings of the settings.
 void report_settings(const settings &config, const keyring &keys, event_log &log);
 
-/// What is wrong with the policy, one line for each mistake, for status and stderr.
-[[nodiscard]] std::string policy_trouble(const admission &by);
+/// What is wrong with the policy, one sentence for each mistake, for status and stderr.
+[[nodiscard]] std::vector<std::string> policy_trouble(const admission &by);
 
 /// QVM_REMOTE_PROTOCOL and QVM_REMOTE_NOTIFY.
 [[nodiscard]] std::string protocols(const settings &config);
