@@ -55,6 +55,8 @@ constexpr cli::subcommand<handler> subcommands[] = {
      "verify [--heads FILE|-] | show SERIAL | export [--since SERIAL] [--format json|text] | "
      "rotate",
      "check the audit log, read it, or begin a new file of it", audit},
+    {"doctor", "[--fix] [--json]",
+     "check every part and every qube that has a key: the cause and the remedy", doctor},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
     {"disable", "", "stop it, now and for the boots to come", disable},
 };
@@ -78,13 +80,13 @@ std::string out_of_place(const paths &where, std::string_view verb) {
 }
 
 // Runs the subcommand that the words begin with.
-int administer(const paths &where, std::span<char *> words) {
+int administer(const daemon_options &how, std::span<char *> words) {
     for (const auto &c : subcommands) {
         if (c.name != std::string_view(words[0]))
             continue;
-        if (const std::string why = out_of_place(where, c.name); !why.empty())
+        if (const std::string why = out_of_place(how.where, c.name); !why.empty())
             return fail_with(why);
-        return c.run({where, words.subspan(1), cli::usage_of(this_program.name, c)});
+        return c.run({how.where, words.subspan(1), cli::usage_of(this_program.name, c), how});
     }
     return cli::wrong_call(this_program.name,
                            "there is no subcommand '" + for_terminal(words[0], 64) + "'");
@@ -122,5 +124,5 @@ int main(int argc, char **argv) {
         cli::print_version(this_program);
         return 0;
     }
-    return typed->words.empty() ? serve(typed->how) : administer(typed->how.where, typed->words);
+    return typed->words.empty() ? serve(typed->how) : administer(typed->how, typed->words);
 }

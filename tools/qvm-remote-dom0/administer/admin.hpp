@@ -12,6 +12,7 @@
 #include <qvmremote/host/failure.hpp>
 
 #include "base/settings.hpp"
+#include "serve/daemon_options.hpp"
 
 namespace qvmremote::dom0 {
 
@@ -20,6 +21,7 @@ struct invocation {
     paths where;
     std::span<char *> arguments; ///< after the subcommand's name
     std::string usage;           ///< what to say when they are wrong
+    const daemon_options &how;   ///< the options before the subcommand
 };
 
 int authorize(const invocation &);
@@ -37,6 +39,9 @@ int disable(const invocation &);
 // policy_admin.cpp
 int policy_command(const invocation &);
 int migrate(const invocation &);
+
+// doctor/command.cpp
+int doctor(const invocation &);
 
 // operator_commands.cpp
 int approvals_command(const invocation &);
