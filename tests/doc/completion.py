@@ -34,7 +34,8 @@ esac""",
 
 # A typed line, whose last word is completed; and the candidates.
 LINES = [
-    ("qvm-remote ", "key ping status queue log history"),
+    ("qvm-remote ", "key ping status job queue log history doctor"),
+    ("qvm-remote doctor ", "--fix --json"),
     ("qvm-remote h", "history"),
     ("qvm-remote --tr", "--transport"),
     ("qvm-remote --", "--timeout --no-stdin --exec --script --tty --shell --escape --dry-run --no-wait --transport "

@@ -30,7 +30,7 @@ AGENT = os.path.join(BUILD, "tools/qvm-remote-agent/qvm-remote-agent")
 CLOCK = os.path.join(BUILD, "tests/standin/clock-off.so")
 VERSION = open(os.path.join(os.path.dirname(__file__), "../../version"), encoding="ascii").read().strip()
 ANY = ("mock", "qvm-run", "qrexec")
-DOCTORS = ("dom0",)
+DOCTORS = ("dom0", "qube")
 CGROUP = None  # a cgroup that this test may divide
 
 
@@ -146,14 +146,13 @@ def moved(path):
 # --- in the qube ---
 
 
-@fault("qube", "broken key: the key {home}/auth.key can be read by others; chmod 600 {home}/auth.key")
+@fault("qube", "broken key: others have access to the key {home}/auth.key; chmod 600 {home}/auth.key")
 def wrong_mode_of_the_key(d):
     with mode_of(d.home + "/auth.key", 0o640):
         yield
 
 
-@fault("qube", "broken key: there is no key for ... at {home}/auth.key; make one with `qvm-remote key gen` and register "
-               "it in dom0 with `qvm-remote-dom0 authorize`")
+@fault("qube", "broken key: there is no key at {home}/auth.key; qvm-remote key gen; then, in dom0: qvm-remote-dom0 authorize")
 def no_key(d):
     with moved(d.home + "/auth.key"):
         yield
@@ -168,14 +167,15 @@ def key_is_a_symbolic_link(d):
 
 
 @fault("qube", "broken key: {home}/auth.key: this is not a key: it ends after 10 digits; a key is 64 digits of 0-9 and a-f, "
-               "without 0x, sign or separators; remove the file, then `qvm-remote key import` or `qvm-remote key gen`")
+               "without 0x, sign or separators: remove the file, then `qvm-remote key import` or `qvm-remote key gen`; "
+               "remove the file, then qvm-remote key gen")
 def cut_key(d):
     with moved(d.home + "/auth.key"), written(d.home + "/auth.key", KEY[:10] + "\n"):
         yield
 
 
 @fault("qube", "broken dom0: refused: token does not verify (not confirmed by dom0); is this qube authorized in dom0 with "
-               "the key that `qvm-remote key show` prints?")
+               "the key that `qvm-remote key show` prints?; in dom0: qvm-remote-dom0 doctor")
 def foreign_key(d):
     with moved(d.home + "/auth.key"), written(d.home + "/auth.key", KEY[::-1] + "\n"):
         yield
@@ -220,8 +220,8 @@ exec {CLIENT} "$@"' sh "$@"
     d.client = CLIENT
 
 
-@fault("qube", "warning settings: {home}/config: QVM_REMOTE_TRANPORT is not a setting and is ignored; did you mean "
-               "QVM_REMOTE_TRANSPORT?; correct the names, or remove the lines")
+@fault("qube", "warning settings: warning: {home}/config: QVM_REMOTE_TRANPORT is not a setting and is ignored; did you mean "
+               "QVM_REMOTE_TRANSPORT?; correct the name, or remove the line")
 def misspelt_setting(d):
     with written(d.home + "/config", "QVM_REMOTE_TRANPORT=qrexec\n"):
         yield

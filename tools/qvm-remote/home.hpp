@@ -28,6 +28,7 @@ class home {
     [[nodiscard]] std::string audit_log() const { return directory_ + "/audit.log"; }
     [[nodiscard]] std::string history() const { return directory_ + "/history"; }
     [[nodiscard]] std::string queue() const { return directory_ + "/queue"; }
+    [[nodiscard]] std::string agent_socket() const { return directory_ + "/agent.sock"; }
     [[nodiscard]] std::string config_file() const { return directory_ + "/config"; }
 
     /// This file exists after the first verified answer of protocol 2.

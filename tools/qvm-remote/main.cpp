@@ -41,7 +41,17 @@ constexpr cli::subcommand<handler> subcommands[] = {
     {"log", "[N]", "the last N lines of the log of this user's commands (20)", log_command},
     {"history", "[N] | show ID", "the last N commands (20), or all that is recorded of one",
      history_command},
+    {"doctor", "[--fix] [--json]", "check every link of the way to dom0: the cause and the remedy",
+     doctor_command},
 };
+
+const cli::subcommand<handler> *subcommand_of(const arguments &typed) {
+    if (typed.may_be_subcommand && !typed.words.empty())
+        for (const auto &c : subcommands)
+            if (c.name == std::string_view(typed.words[0]))
+                return &c;
+    return nullptr;
+}
 
 void print_help(std::FILE *to) { cli::print_help<handler>(to, this_program, subcommands); }
 
@@ -73,13 +83,12 @@ int main(int argc, char **argv) {
     const auto where = home::find();
     if (!where)
         return fail_with(where.error().what);
-    if (!add_settings(typed->how, *where))
+    const auto *const subcommand = subcommand_of(*typed);
+    if (!(subcommand && subcommand->run == doctor_command) && !add_settings(typed->how, *where))
         return 1;
-    if (typed->may_be_subcommand && !typed->words.empty())
-        for (const auto &c : subcommands)
-            if (c.name == std::string_view(typed->words[0]))
-                return c.run({typed->how, *where, typed->words.subspan(1),
-                              cli::usage_of(this_program.name, c)});
+    if (subcommand)
+        return subcommand->run({typed->how, *where, typed->words.subspan(1),
+                                cli::usage_of(this_program.name, *subcommand)});
     if (typed->lacks_command()) {
         print_help(typed->exec ? stderr : stdout);
         return typed->exec ? 1 : 0;

@@ -38,7 +38,8 @@ std::string own_directory() {
     return std::filesystem::read_symlink("/proc/self/exe", ec).parent_path().string();
 }
 
-// The build directory, if this program runs from there: the other programs are below it.
+} // namespace
+
 std::string build_directory() {
     constexpr std::string_view place = "/tools/qvm-remote";
     std::string directory = own_directory();
@@ -48,7 +49,6 @@ std::string build_directory() {
     return directory;
 }
 
-// A program that runs from its build directory takes the plug-ins that were built with it.
 std::string plugin_directory(const settings &how) {
     if (!how.plugin_directory.empty())
         return how.plugin_directory;
@@ -56,6 +56,8 @@ std::string plugin_directory(const settings &how) {
     return !build_directory().empty() && ::access(built.c_str(), F_OK) == 0 ? built
                                                                             : QVMREMOTE_PLUGIN_DIR;
 }
+
+namespace {
 
 // A qvm-remote-dom0 with a directory of its own. It serves one qube, "mock", over a socket there.
 class private_daemon {
@@ -156,6 +158,10 @@ class private_daemon {
 
 } // namespace
 
+bool has_compiled_in_transport(const settings &how) {
+    return how.transport == "qvm-run" && how.plugin_directory.empty();
+}
+
 bool has_daemon(const settings &how) {
     const auto options = host::options_of(how.values, how.transport);
     return std::any_of(options.begin(), options.end(),
@@ -168,9 +174,7 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
     };
     access out;
     auto options = host::options_of(how.values, how.transport);
-    const bool has_socket = std::any_of(options.begin(), options.end(),
-                                        [](const auto &o) { return o.first == "socket"; });
-    if (how.transport == "mock" && !has_socket) {
+    if (how.transport == "mock" && !has_daemon(how)) {
         const auto program = private_daemon::program();
         if (!program)
             return refuse(program.error(), 1);
@@ -189,7 +193,7 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
     }
     // The default transport is compiled in: it only opens a socket, and loading a plug-in takes longer.
     auto opened =
-        how.transport == "qvm-run" && how.plugin_directory.empty()
+        has_compiled_in_transport(how)
             ? host::transport::from_table(&qvmremote_transport_qvm_run, host::role::qube, options)
             : host::transport::load(plugin_directory(how), how.transport, host::role::qube,
                                     options);

@@ -28,6 +28,16 @@ struct settings {
     bool quiet = false;
 };
 
+/// The build directory, if this program runs from there, or "": the other programs are below it.
+[[nodiscard]] std::string build_directory();
+
+/// Where the transports are. A program that runs from its build directory takes the plug-ins that
+/// were built with it.
+[[nodiscard]] std::string plugin_directory(const settings &how);
+
+/// Whether the transport is the one that is compiled in, so that no plug-in is loaded.
+[[nodiscard]] bool has_compiled_in_transport(const settings &how);
+
 /// A transport and the key. Destroy it after the streams that came from it.
 struct access {
     /// The daemon of the mock transport, if no socket is set. It ends with this object.

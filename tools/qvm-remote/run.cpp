@@ -165,7 +165,26 @@ void pin(const home &where) {
 
 } // namespace
 
-void complain(const std::string &what) { std::fprintf(stderr, "qvm-remote: %s\n", what.c_str()); }
+namespace {
+std::optional<std::vector<std::string>> held;
+}
+
+void complain(const std::string &what) {
+    if (held)
+        held->push_back(what);
+    else
+        std::fprintf(stderr, "qvm-remote: %s\n", what.c_str());
+}
+
+held_complaints::held_complaints() { held.emplace(); }
+held_complaints::~held_complaints() { held.reset(); }
+
+std::string held_complaints::text() const {
+    std::string out;
+    for (const std::string &line : *held)
+        out += (out.empty() ? "" : "; ") + line;
+    return out;
+}
 
 namespace {
 
@@ -565,10 +584,6 @@ tl::expected<std::vector<job_row>, int> list_jobs(const settings &how, const hom
     return out;
 }
 
-namespace {
-
-// Sends a request that runs no command. `answer` becomes dom0's text: escape it before you print
-// it. Protocol 1 has no text. `over` becomes the name of the transport or protocol.
 int converse(const settings &how, const home &where, request_kind kind, std::string &answer,
              std::uint64_t &took_ms, std::string &over) {
     if (!catch_signals()) {
@@ -632,8 +647,6 @@ int converse(const settings &how, const home &where, request_kind kind, std::str
         explain(result, 0);
     return result.exit_code() == 0 ? 0 : 1;
 }
-
-} // namespace
 
 int ping(const settings &how, const home &where) {
     std::string answer;

@@ -45,7 +45,25 @@ struct job_run {
 [[nodiscard]] tl::expected<std::vector<job_row>, int> list_jobs(const settings &how,
                                                                 const home &where);
 
+/// Sends a request that runs no command. Returns 0, or 1 after it has complained. `answer` becomes
+/// dom0's text: escape it before you print it. Protocol 1 has no text. `over` becomes the name of the
+/// transport or protocol.
+[[nodiscard]] int converse(const settings &how, const home &where, request_kind kind,
+                           std::string &answer, std::uint64_t &took_ms, std::string &over);
+
 /// Prints "qvm-remote: " and one line on stderr.
 void complain(const std::string &what);
+
+/// While it lives, complain() keeps its lines here and prints nothing. There is one at a time.
+class held_complaints {
+  public:
+    held_complaints();
+    ~held_complaints();
+    held_complaints(const held_complaints &) = delete;
+    held_complaints &operator=(const held_complaints &) = delete;
+
+    /// The lines, with "; " between them. They are printable.
+    [[nodiscard]] std::string text() const;
+};
 
 } // namespace qvmremote::qube

@@ -122,7 +122,10 @@ TEST_CASE("doctor: a qube with which nothing is wrong, and each fault alone") {
         const char *want;
         void (*spoil)(qube_facts &);
     } rows[] = {
-        {"key broken", [](auto &f) { f.key_problem = host::failure{"there is none", ENOENT}; }},
+        {"key broken",
+         [](auto &f) {
+             f.key_problem = host::failure{"there is none", ENOENT};
+         }},
         {"key broken", [](auto &f) { f.key_problem = failure(); }},
         {"key broken fixable",
          [](auto &f) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The subcommands with files of their own: keys, jobs, queue, log and history of this user.
+/// The subcommands with files of their own: keys, jobs, queue, log and history of this user, and the
+/// doctor.
 
 #pragma once
 
@@ -25,6 +26,8 @@ int job_command(const invocation &);
 int queue_command(const invocation &);
 int log_command(const invocation &);
 int history_command(const invocation &);
+/// It reads the settings itself, since it says what is wrong with them.
+int doctor_command(const invocation &);
 
 /// Prints the message and returns 1.
 [[nodiscard]] int fail_with(const std::string &what);
