@@ -29,10 +29,12 @@ from charts import bench_charts
 from houses import Installed, clear
 from qrexec import bench_qrexec
 from ssh import Ssh
+from terminal import bench_terminal
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PARTS = {"protocol": parts.bench_protocol, "start": parts.bench_start,
          "embedded": parts.bench_embedded, "many": parts.bench_many, "bulk": parts.bench_bulk,
+         "terminal": bench_terminal,
          "idle": load.bench_idle, "flood": load.bench_flood, "neighbour": load.bench_neighbour,
          "history": parts.bench_history, "charts": bench_charts, "old": parts.bench_protocol1, "mock": parts.bench_mock,
          "admission": lambda _: bench_admission(program("admission"), SCRATCH, 100 if args.quick else 500,
@@ -81,7 +83,7 @@ def main():
         with contextlib.ExitStack() as stack:
             state = types.SimpleNamespace(programs=Installed(), ssh=None)
             about = machine(state.programs.client)
-            if {"start", "bulk"} & chosen.keys():
+            if {"start", "bulk", "terminal"} & chosen.keys():
                 state.ssh = Ssh()
                 stack.callback(state.ssh.stop)
             for name, part in chosen.items():
