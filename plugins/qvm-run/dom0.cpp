@@ -27,7 +27,10 @@ namespace {
 
 constexpr std::size_t checks_at_once = 8; // each is a Python program
 constexpr std::size_t most_problems = 64;
-constexpr ms close_limit = 1'000;
+// When the host closes the plug-in: how long children may pass on what they hold, and how long they may
+// take to end after SIGTERM.
+constexpr ms close_limit = 5'000;
+constexpr ms term_limit = 1'000;
 
 // The login shell of the qube's user reads this. Every shell must understand it (sh, zsh, csh,
 // fish), so it is one simple command on one line, and its single-quoted word has no quote,
@@ -95,20 +98,27 @@ caller::caller(settings options, ms (*now)())
 }
 
 caller::~caller() {
-    for (auto &[number, each] : jobs_) {
+    for (auto &[number, each] : jobs_)
         cut(each);
+    // The last bytes for a qube may still be in its child. The child passes them on, then reads the
+    // end of the stream and ends.
+    forget_ended(close_limit);
+    for (auto &[number, each] : jobs_)
         each.process.signal(SIGTERM);
-    }
-    const ms end = qvmremote::host::boottime_ms() + close_limit;
+    forget_ended(term_limit);
+    // The destructor of a child that has not ended kills it.
+}
+
+// Waits for the ends of the children, at most `patience` in all.
+void caller::forget_ended(ms patience) {
+    const ms end = qvmremote::host::boottime_ms() + patience;
     for (auto at = jobs_.begin(); at != jobs_.end();) {
         const ms now = qvmremote::host::boottime_ms();
         pollfd ended{at->second.process.descriptor(), POLLIN, 0};
         const int got = ::poll(&ended, 1, now < end ? static_cast<int>(end - now) : 0);
         if (got < 0 && errno == EINTR)
             continue;
-        // If the child has not ended, its destructor kills it.
-        static_cast<void>(at->second.process.take_end());
-        at = jobs_.erase(at);
+        at = at->second.process.take_end() ? jobs_.erase(at) : std::next(at);
     }
 }
 

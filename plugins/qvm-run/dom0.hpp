@@ -126,6 +126,7 @@ class caller {
     void check(const std::string &name, qube &of);
     void start(const std::string &name, qube &of, bool is_check);
     void cut(job &which);
+    void forget_ended(ms patience);
     void drop(job &which);
     void read_err(job &which);
     void process_ended(jobs::iterator which);

@@ -251,3 +251,15 @@ TEST_CASE("with 64 open calls nothing is due and nothing to do, and close ends t
     CHECK(::waitpid(-1, nullptr, WNOHANG) == -1); // no child is left, ended or not
     CHECK(errno == ECHILD);
 }
+
+TEST_CASE("close lets a child pass on what it holds") {
+    machine m;
+    const std::string passed = m.dir() / "passed";
+    m.does("work", "echo hello\nsleep 0.5\nexec cat >" + passed + "\n");
+    fake_qubesd qubesd(m.how.qubesd);
+    const unique_fd events = m.start_with(qubesd, {"work"}, listing({{"work", "Running"}}));
+    const taken_stream s = m.next_stream();
+    send(s.socket, "the last words");
+    m.c.reset();
+    CHECK(text_of(passed) == "the last words");
+}
