@@ -192,7 +192,7 @@ def a_shell_with_jobs(f):
 @case
 def a_size_and_its_changes(f):
     f.start()
-    t = Terminal(f, "--tty", "trap 'stty size' WINCH; stty size; until read -t 0.1 x; do :; done; exit 7")
+    t = Terminal(f, "--tty", "trap 'stty size' WINCH; stty size; until read -t 0; do sleep 0.1; done; exit 7")
     t.see(b"24 80\r\n")
     for columns, rows in ((100, 30), (40, 10), (300, 80)):
         time.sleep(0.3)  # bash loses a signal while it runs the trap of that signal
