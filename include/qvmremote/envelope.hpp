@@ -392,9 +392,10 @@ struct envelope {
         return std::monostate{};
     }
 
-  private:
+    /// Offsets of fields in the header: of the features, and of the size of the terminal.
     static constexpr std::size_t features_at = 24, size_at = 28;
 
+  private:
     // Counts a NUL after each word.
     [[nodiscard]] static std::size_t packed_size(std::span<const std::string> words) {
         std::size_t out = words.size();

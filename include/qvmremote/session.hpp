@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -111,6 +112,54 @@ struct run_end {
     }
 }
 
+/// How much wider than limits::window the windows of several sessions may be together, in bytes. It
+/// bounds what peers that stop to read can make this end hold (I4). It outlives the windows.
+class window_pool {
+  public:
+    /// What is taken here is also taken from `whole`, which may be null.
+    explicit window_pool(std::size_t n, window_pool *whole = nullptr) noexcept
+        : left_(n), whole_(whole) {}
+    window_pool(const window_pool &) = delete;
+    window_pool &operator=(const window_pool &) = delete;
+
+    /// Takes at most `most` bytes; returns how many.
+    [[nodiscard]] std::size_t take(std::size_t most) noexcept;
+    void give_back(std::size_t n) noexcept;
+
+  private:
+    std::size_t left_;
+    window_pool *whole_;
+};
+
+/// The receiving end of one direction of a session: how much the other end may send, and how much of
+/// it was passed on and is not given back as credit yet (doc/PROTOCOL.md, "Credit").
+class receive_window {
+  public:
+    /// The window stays as wide as it is opened if `wider` is null.
+    explicit receive_window(window_pool *wider = nullptr) noexcept : wider_(wider) {}
+    receive_window(receive_window &&other) noexcept { *this = std::move(other); }
+    receive_window &operator=(receive_window &&other) noexcept;
+    ~receive_window();
+
+    /// Lets the other end send `n` bytes more than now.
+    void open(std::size_t n) noexcept {
+        credit_ += n;
+        size_ += n;
+    }
+    [[nodiscard]] std::size_t credit() const noexcept { return credit_; }
+    /// Counts bytes that came. False if they are more than the credit.
+    [[nodiscard]] bool take(std::size_t n) noexcept;
+    /// Counts bytes that were passed on. Returns the credit to send now, or 0: small amounts are
+    /// collected. A window whose data is passed on again and again grows to limits::widest_window.
+    [[nodiscard]] std::size_t pass_on(std::size_t n) noexcept;
+
+  private:
+    window_pool *wider_ = nullptr;
+    std::size_t size_ = 0, credit_ = 0, owed_ = 0;
+    std::size_t passed_ = 0; // since the window last grew
+    std::size_t taken_ = 0;  // from the pool
+};
+
 /// What both ends of a stream share: cutting the input into frames, and building the output.
 class stream_end {
   public:
@@ -186,8 +235,9 @@ struct server_event {
 class server_stream : public stream_end {
   public:
     /// `peer` is the qube's name as the transport proves it, at most 255 bytes. `features` are the
-    /// abilities that HELLO announces.
-    server_stream(std::string_view peer, std::uint32_t features, std::uint64_t now_ms);
+    /// abilities that HELLO announces. `wider` bounds how wide the windows for stdin may become.
+    server_stream(std::string_view peer, std::uint32_t features, std::uint64_t now_ms,
+                  window_pool *wider = nullptr);
 
     /// The next event; nothing when more bytes are needed. An error ends the stream: close it, and
     /// treat all its sessions as closed. Until the preamble has come, call next() without new bytes
@@ -277,8 +327,7 @@ class server_stream : public stream_end {
         std::optional<frame_authenticator> to_dom0{}, to_qube{};
         std::string body{};
         std::uint32_t body_left = 0;
-        std::size_t stdin_credit = 0;
-        std::size_t stdin_owed = 0;
+        receive_window stdin_window{};
         std::size_t output_credit = limits::window;
         std::uint64_t stdout_bytes = 0, stderr_bytes = 0;
         bool stdin_open = false;
@@ -307,6 +356,7 @@ class server_stream : public stream_end {
     [[nodiscard]] std::size_t open_challenges(std::uint64_t now_ms);
 
     std::uint64_t preamble_deadline_;
+    window_pool *wider_;
     std::size_t skipped_ = 0;
     bool announced_ = false;
     bool queue_only_ = false;
@@ -409,8 +459,7 @@ class client_stream : public stream_end {
         std::string body{};
         bool stdin_live = false, pending = false, takes_notices = false;
         std::size_t stdin_credit = 0;
-        std::size_t output_window = limits::window;
-        std::size_t output_owed = 0;
+        receive_window output_window{};
         std::uint64_t stdout_bytes = 0, stderr_bytes = 0;
     };
 
@@ -436,6 +485,10 @@ class client_stream : public stream_end {
     std::optional<std::uint32_t> features_;
     digest256 t_{};
     std::size_t opens_ = 0;
+    // A stream may have one session with the widest window; what more is taken waits in the agent.
+    // It has an address of its own, because the stream can be moved.
+    std::unique_ptr<window_pool> wider_ =
+        std::make_unique<window_pool>(limits::widest_window - limits::window);
     std::map<std::uint32_t, session> sessions_;
 };
 

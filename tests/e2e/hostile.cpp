@@ -218,7 +218,8 @@ void suite::lying_client() {
         return all;
     });
     lie("CREDIT beyond the window", false, [](forger &key, std::mt19937 &random) {
-        return key.number(frame_type::credit, static_cast<std::uint32_t>(random()) | 1);
+        std::uniform_int_distribution<std::uint32_t> any(limits::widest_window);
+        return key.number(frame_type::credit, any(random));
     });
     lie("CREDIT for nothing", false,
         [](forger &key, std::mt19937 &) { return key.number(frame_type::credit, 0); });

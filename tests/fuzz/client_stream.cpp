@@ -38,7 +38,8 @@ class machine {
         std::optional<session_keys> keys;
         bool requested = false, accepted = false;
         std::uint64_t out = 0, err = 0;
-        std::size_t window = limits::window;
+        std::size_t held = 0; // bytes of output that were not passed on
+        std::uint64_t passed = 0;
         bytes last_sealed; // the payload of the newest frame that dom0 sealed
         frame_type last_type{};
     };
@@ -120,9 +121,8 @@ class machine {
                 stream_.send_signal(number, 2);
             return;
         case 14: {
-            const std::size_t n = limits::window - s.window;
-            stream_.grant_output(number, n);
-            s.window += n;
+            stream_.grant_output(number, s.held);
+            s.passed += std::exchange(s.held, 0);
             return;
         }
         default:
@@ -239,16 +239,18 @@ class machine {
             break;
         case kind::stdout_data:
         case kind::stderr_data:
-            require(s.accepted && event.data.size() <= s.window);
+            s.held += event.data.size();
+            require(s.accepted &&
+                    s.held <=
+                        (s.passed < 4 * limits::window ? limits::window : limits::widest_window));
             require(std::equal(event.data.begin(), event.data.end(), s.last_sealed.begin(),
                                s.last_sealed.end()));
-            s.window -= event.data.size();
             (event.what == kind::stdout_data ? s.out : s.err) += event.data.size();
             return;
         default:
             require(s.accepted);
         }
-        require(stream_.stdin_credit(number) <= limits::window);
+        require(stream_.stdin_credit(number) <= limits::widest_window);
     }
 
     program input_;

@@ -248,7 +248,7 @@ class machine {
         case kind::resize:
             return require(s.accepted);
         case kind::credit:
-            return require(s.accepted && stream_.output_credit(number) <= limits::window);
+            return require(s.accepted && stream_.output_credit(number) <= limits::widest_window);
         case kind::signal:
             return require(s.accepted && is_forwarded_signal(event.number));
         case kind::closed:

@@ -42,7 +42,7 @@ constexpr std::uint64_t socket_again_ms = 1'000;
 constexpr std::size_t congested_at = 128 * 1024;
 // A client is dropped when more bytes than this wait for it. dom0 never sends a client more than
 // its sessions have credit for.
-constexpr std::size_t most_unread = 2 * 1024 * 1024;
+constexpr std::size_t most_unread = 4 * 1024 * 1024;
 constexpr std::size_t chunk = 256 * 1024;
 // How many bytes of one client are read at once. This is more than a frame, so that a whole frame
 // always fits.

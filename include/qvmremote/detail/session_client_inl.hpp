@@ -96,16 +96,12 @@ inline void client_stream::grant_output(std::uint32_t number, std::size_t n) {
     const auto found = sessions_.find(number);
     if (found == sessions_.end())
         return;
-    session &s = found->second;
-    s.output_owed += n;
-    assert(s.output_window + s.output_owed <= limits::window);
-    if (s.output_owed < limits::window / 4)
+    const std::size_t credit = found->second.output_window.pass_on(n);
+    if (credit == 0)
         return;
     std::array<std::uint8_t, 4> payload;
-    store_u32(payload.data(), static_cast<std::uint32_t>(s.output_owed));
-    put_tagged(*s.to_dom0, number, frame_type::credit, payload);
-    s.output_window += s.output_owed;
-    s.output_owed = 0;
+    store_u32(payload.data(), static_cast<std::uint32_t>(credit));
+    put_tagged(*found->second.to_dom0, number, frame_type::credit, payload);
 }
 
 inline void client_stream::close(std::uint32_t number) {
@@ -161,6 +157,8 @@ inline result<std::optional<client_event>> client_stream::take(const frame_view 
         --opens_;
         session s;
         std::copy(untrusted.begin(), untrusted.end(), s.fresh.begin());
+        s.output_window = receive_window(wider_.get());
+        s.output_window.open(limits::window);
         sessions_.emplace(number, std::move(s));
         return client_event{.what = kind::challenged, .session = number};
     }
@@ -275,7 +273,8 @@ inline result<std::optional<client_event>> client_stream::take_authentic(std::ui
             return broken(number, errc::bad_frame);
         if (!running && !s.body.empty())
             return send_body(number, s, *more);
-        if ((!running && !(s.pending && s.stdin_live)) || *more > limits::window - s.stdin_credit)
+        if ((!running && !(s.pending && s.stdin_live)) ||
+            *more > limits::widest_window - s.stdin_credit)
             return broken(number, errc::credit_exceeded);
         s.stdin_credit += *more;
         return client_event{.what = kind::stdin_ready, .session = number};
@@ -292,9 +291,8 @@ inline result<std::optional<client_event>> client_stream::take_authentic(std::ui
     case frame_type::stderr_data: {
         if (!running || payload.empty())
             return broken(number, errc::bad_frame);
-        if (payload.size() > s.output_window)
+        if (!s.output_window.take(payload.size()))
             return broken(number, errc::credit_exceeded);
-        s.output_window -= payload.size();
         const bool is_stdout = type == frame_type::stdout_data;
         (is_stdout ? s.stdout_bytes : s.stderr_bytes) += payload.size();
         return client_event{.what = is_stdout ? kind::stdout_data : kind::stderr_data,

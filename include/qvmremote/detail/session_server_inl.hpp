@@ -14,9 +14,9 @@
 namespace qvmremote {
 
 inline server_stream::server_stream(std::string_view peer, std::uint32_t features,
-                                    std::uint64_t now_ms)
+                                    std::uint64_t now_ms, window_pool *wider)
     : stream_end(token_size + limits::request_header),
-      preamble_deadline_(now_ms + limits::preamble_ms) {
+      preamble_deadline_(now_ms + limits::preamble_ms), wider_(wider) {
     assert(peer.size() <= 255);
     byte_writer w(hello_);
     w.u16(protocol_version);
@@ -86,7 +86,7 @@ inline result<server_stream::header_verified> server_stream::verify(const server
         reader_.raise_limit(limits::frame);
         auto decoded = request_verifier::decode(*header);
         if (decoded && (**decoded).features & ~features_)
-            decoded = fail(errc::unsupported, 24);
+            decoded = fail(errc::unsupported, envelope::features_at);
         if (!decoded) {
             refuse(event.session, decoded.error().code, {});
             return tl::unexpected(decoded.error());
@@ -143,10 +143,10 @@ inline void server_stream::notify(std::uint32_t number, std::string_view text) {
 inline void server_stream::collect_stdin(std::uint32_t number, std::size_t more) {
     session &s = at(number);
     assert(s.stage == phase::waiting || s.stage == phase::collecting);
-    assert(more > 0 && s.stdin_credit + more <= limits::window);
+    assert(more > 0 && s.stdin_window.credit() + more <= limits::window);
     s.stage = phase::collecting;
     s.stdin_open = true;
-    s.stdin_credit += more;
+    s.stdin_window.open(more);
     put_u32(s, number, frame_type::credit, static_cast<std::uint32_t>(more));
 }
 
@@ -155,11 +155,12 @@ inline void server_stream::accept(std::uint32_t number, std::uint32_t timeout_s,
     assert(s.stage == phase::waiting);
     s.stage = phase::running;
     s.stdin_open = stdin_live;
-    s.stdin_credit = stdin_live ? limits::window : 0;
+    s.stdin_window = receive_window(wider_);
+    s.stdin_window.open(stdin_live ? limits::window : 0);
     bytes payload;
     byte_writer w(payload);
     w.u32(timeout_s);
-    w.u32(static_cast<std::uint32_t>(s.stdin_credit));
+    w.u32(static_cast<std::uint32_t>(s.stdin_window.credit()));
     put_tagged(*s.to_qube, number, frame_type::accepted, payload);
 }
 
@@ -191,13 +192,8 @@ inline void server_stream::output_eof(std::uint32_t number, frame_type stream_eo
 
 inline void server_stream::grant_stdin(std::uint32_t number, std::size_t n) {
     session &s = at(number);
-    s.stdin_owed += n;
-    assert(s.stdin_credit + s.stdin_owed <= limits::window);
-    if (s.stdin_owed < limits::window / 4 || !s.stdin_open)
-        return;
-    s.stdin_credit += s.stdin_owed;
-    put_u32(s, number, frame_type::credit, static_cast<std::uint32_t>(s.stdin_owed));
-    s.stdin_owed = 0;
+    if (const std::size_t credit = s.stdin_window.pass_on(n); credit > 0 && s.stdin_open)
+        put_u32(s, number, frame_type::credit, static_cast<std::uint32_t>(credit));
 }
 
 inline void server_stream::position(std::uint32_t number, const job_offsets &at) {
@@ -286,15 +282,16 @@ inline result<bool> server_stream::find_preamble(std::uint64_t now_ms) {
     return true;
 }
 
-// Ends a session whose frames do not hold what they must.
+// Ends a session after a wrong frame: sends CLOSE with the reason, and returns an event if the caller
+// knows the session.
 inline std::optional<server_event> server_stream::drop(std::uint32_t number, errc reason) {
     const auto found = sessions_.find(number);
-    const bool known_to_host = found->second.stage >= phase::waiting;
+    const bool known_to_caller = found->second.stage >= phase::waiting;
     sessions_.erase(found);
     bytes payload;
     byte_writer(payload).u16(static_cast<std::uint16_t>(reason));
     put_plain(number, frame_type::close, payload);
-    if (!known_to_host)
+    if (!known_to_caller)
         return std::nullopt;
     return server_event{.what = server_event::kind::closed, .session = number, .reason = reason};
 }
@@ -306,10 +303,10 @@ inline result<std::optional<server_event>> server_stream::take(const frame_view 
     const std::uint32_t number = frame.header.session;
     if (rule_of(type)->from == sender::dom0)
         return fail(errc::unknown_frame);
-    auto of_stream = take_stream_frame(frame);
-    if (!of_stream)
-        return tl::unexpected(of_stream.error());
-    if (*of_stream) {
+    auto handled = take_stream_frame(frame);
+    if (!handled)
+        return tl::unexpected(handled.error());
+    if (*handled) {
         if (type == frame_type::pong)
             return server_event{.what = kind::pong};
         return std::nullopt;
@@ -339,25 +336,25 @@ inline result<std::optional<server_event>> server_stream::take(const frame_view 
         return fail(errc::bad_frame);
     const auto found = sessions_.find(number);
     if (found == sessions_.end()) {
-        // The client may not know yet that the session is over. Answer a request, because its
-        // client would otherwise wait for ever.
+        // The client may not know yet that the session is over. Reject a request, because its
+        // sender would otherwise wait forever. Ignore other frames.
         if (type == frame_type::request)
             reject(number, errc::challenge_stale, {});
         return std::nullopt;
     }
     session &s = found->second;
     if (type == frame_type::close) {
-        const bool known_to_host = s.stage >= phase::waiting;
+        const bool known_to_caller = s.stage >= phase::waiting;
         sessions_.erase(found);
-        if (!known_to_host)
+        if (!known_to_caller)
             return std::nullopt;
         return server_event{.what = kind::closed, .session = number};
     }
     if (type == frame_type::request) {
         if (s.stage != phase::challenged)
             return drop(number, errc::challenge_stale);
-        // After a token has verified on the stream, the reader accepts larger frames, so check the
-        // size here.
+        // The reader accepts larger frames after verify() has accepted a token on this stream, so
+        // check the size of a request here.
         if (frame.untrusted_payload.size() > token_size + limits::request_header)
             return drop(number, errc::frame_too_large);
         s.stage = phase::requested;
@@ -397,9 +394,8 @@ inline result<std::optional<server_event>> server_stream::take_authentic(std::ui
     case frame_type::stdin_data:
         if (!s.stdin_open || payload.empty())
             return drop(number, errc::unknown_frame);
-        if (payload.size() > s.stdin_credit)
+        if (!s.stdin_window.take(payload.size()))
             return drop(number, errc::credit_exceeded);
-        s.stdin_credit -= payload.size();
         return server_event{.what = kind::stdin_data, .session = number, .data = payload};
     case frame_type::stdin_eof:
         if (!s.stdin_open || !payload.empty())
@@ -428,7 +424,7 @@ inline result<std::optional<server_event>> server_stream::take_authentic(std::ui
         return server_event{.what = kind::detach, .session = number};
     case frame_type::credit: {
         const auto more = r.u32();
-        if (!more || r.left() != 0 || *more == 0 || *more > limits::window - s.output_credit)
+        if (!more || r.left() != 0 || *more == 0 || *more > limits::widest_window - s.output_credit)
             return drop(number, errc::credit_exceeded);
         s.output_credit += *more;
         return server_event{.what = kind::credit, .session = number};

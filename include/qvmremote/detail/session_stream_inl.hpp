@@ -7,10 +7,67 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <utility>
 
 #include <qvmremote/session.hpp>
 
 namespace qvmremote {
+
+inline std::size_t window_pool::take(std::size_t most) noexcept {
+    std::size_t got = std::min(most, left_);
+    if (whole_)
+        got = whole_->take(got);
+    left_ -= got;
+    return got;
+}
+
+inline void window_pool::give_back(std::size_t n) noexcept {
+    left_ += n;
+    if (whole_)
+        whole_->give_back(n);
+}
+
+inline receive_window &receive_window::operator=(receive_window &&other) noexcept {
+    std::swap(wider_, other.wider_);
+    std::swap(size_, other.size_);
+    std::swap(credit_, other.credit_);
+    std::swap(owed_, other.owed_);
+    std::swap(passed_, other.passed_);
+    std::swap(taken_, other.taken_);
+    return *this;
+}
+
+inline receive_window::~receive_window() {
+    if (taken_ > 0)
+        wider_->give_back(taken_);
+}
+
+inline bool receive_window::take(std::size_t n) noexcept {
+    if (n > credit_)
+        return false;
+    credit_ -= n;
+    return true;
+}
+
+inline std::size_t receive_window::pass_on(std::size_t n) noexcept {
+    // So often the whole window must have passed before it grows: a short command gets no more.
+    constexpr std::size_t earned_after = 4;
+    owed_ += n;
+    passed_ += n;
+    assert(credit_ + owed_ <= size_);
+    if (owed_ < size_ / 4)
+        return 0;
+    std::size_t credit = std::exchange(owed_, 0);
+    if (wider_ && size_ < limits::widest_window && passed_ >= earned_after * size_) {
+        const std::size_t more = wider_->take(std::min(size_, limits::widest_window - size_));
+        size_ += more;
+        taken_ += more;
+        credit += more;
+        passed_ = 0;
+    }
+    credit_ += credit;
+    return credit;
+}
 
 inline void stream_end::ping(std::uint64_t cookie) {
     std::array<std::uint8_t, 8> payload;

@@ -205,6 +205,66 @@ TEST_CASE("stdin and output arrive unchanged, with credit used up and given agai
     CHECK(s.qube.count(client_kind::ended) == 1);
 }
 
+TEST_CASE("a window grows with what is passed on, as far as its pool allows") {
+    constexpr std::size_t kib = 1024;
+    window_pool whole(1024 * kib);
+    window_pool pool(1536 * kib, &whole);
+    // Takes all that the window allows and passes it on, so often.
+    const auto stream = [](receive_window &w, int windows) {
+        for (int i = 0; i < windows; ++i) {
+            const std::size_t n = w.credit();
+            REQUIRE(w.take(n));
+            CHECK_FALSE(w.take(1));
+            static_cast<void>(w.pass_on(n));
+        }
+        return w.credit();
+    };
+    receive_window narrow;
+    narrow.open(limits::window);
+    CHECK(stream(narrow, 100) == 256 * kib); // without a pool
+    {
+        receive_window first(&pool), second(&pool);
+        first.open(limits::window);
+        second.open(limits::window);
+        CHECK(stream(first, 3) == 256 * kib);
+        CHECK(stream(first, 1) == 512 * kib);
+        CHECK(stream(first, 3) == 512 * kib);
+        CHECK(stream(first, 1) == limits::widest_window);
+        CHECK(stream(first, 100) == limits::widest_window);
+        CHECK(stream(second, 4) == 512 * kib);
+        CHECK(stream(second, 100) == 512 * kib); // the whole pool is taken
+    }
+    CHECK(pool.take(2048 * kib) == 1024 * kib); // all that both took is there again
+    CHECK(whole.take(1) == 0);
+    pool.give_back(1024 * kib);
+    CHECK(whole.take(2048 * kib) == 1024 * kib);
+    CHECK(pool.take(1) == 0);
+}
+
+TEST_CASE("a stream that is read gets a wider window, one that is not keeps what it has") {
+    running s(make_request(request_kind::shell, "cat", true));
+    const std::string text(100'000, 'x');
+    const auto unread = [&] {
+        s.qube.grants = false;
+        while (s.dom0.stream.output_credit(1) > 0)
+            s.dom0.write(1, text);
+        std::size_t before = s.qube.output(client_kind::stdout_data).size();
+        carry(s.qube, s.dom0);
+        return s.qube.output(client_kind::stdout_data).size() - before;
+    };
+    CHECK(unread() == limits::window);
+    s.qube.stream.grant_output(1, limits::window);
+    s.qube.grants = true;
+    for (int i = 0; i < 60; ++i) {
+        carry(s.qube, s.dom0);
+        s.dom0.write(1, text);
+    }
+    carry(s.qube, s.dom0);
+    const std::size_t wide = unread();
+    CHECK(wide > 3 * limits::window);
+    CHECK(wide <= limits::widest_window);
+}
+
 TEST_CASE("many sessions at the same time, each with a reader that has stopped") {
     qube_end qube;
     dom0_end dom0;

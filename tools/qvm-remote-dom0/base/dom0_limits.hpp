@@ -20,6 +20,9 @@ inline constexpr std::uint64_t audit_per_qube = 256 * 1024 * 1024; ///< of one q
 inline constexpr std::uint64_t job_output = 10 * 1024 * 1024;      ///< kept of one job
 inline constexpr std::uint64_t jobs_output = 1024 * 1024 * 1024;   ///< kept of a qube's jobs
 inline constexpr std::uint64_t event_log_file = 32 * 1024 * 1024;  ///< one earlier file is kept
+/// How much the windows for stdin may grow: of the commands of one qube together, and of all qubes.
+inline constexpr std::size_t wider_windows_per_qube = 1536 * 1024;
+inline constexpr std::size_t wider_windows = 8 * 1024 * 1024;
 
 // Counts.
 inline constexpr std::size_t streams_per_qube = 128;     ///< open streams

@@ -465,7 +465,7 @@ void execution::stdin_data(bytes_view data) {
     }
     stdin_size_.saw(stdin_.native_handle(), data.size());
     in_line_ = data.back() != '\n' && data.back() != '\r';
-    if (stdin_backlog_.empty()) {
+    if (stdin_backlog_.size() == 0) {
         const ssize_t n = ::write(stdin_.native_handle(), data.data(), data.size());
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
             drop_stdin();
@@ -479,7 +479,7 @@ void execution::stdin_data(bytes_view data) {
     }
     if (data.empty())
         return;
-    stdin_backlog_.append(as_text(data));
+    stdin_backlog_.put(data);
     write_stdin();
 }
 
@@ -492,13 +492,13 @@ void execution::write_stdin() {
                           self->stdin_waiting_ = false;
                           if (ec || !self->stdin_.is_open())
                               return;
-                          std::string &left = self->stdin_backlog_;
-                          const ssize_t n =
-                              ::write(self->stdin_.native_handle(), left.data(), left.size());
+                          out_buffer &left = self->stdin_backlog_;
+                          const ssize_t n = ::write(self->stdin_.native_handle(),
+                                                    left.pending().data(), left.size());
                           std::size_t done = 0;
                           if (n > 0) {
                               done = static_cast<std::size_t>(n);
-                              left.erase(0, done);
+                              left.consume(done);
                           } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
                               done = left.size();
                               self->drop_stdin();
@@ -507,7 +507,8 @@ void execution::write_stdin() {
                               self->port_->grant_stdin(done);
                               self->port_->flush();
                           }
-                          if (!left.empty())
+                          left.release_if_empty();
+                          if (left.size() > 0)
                               self->write_stdin();
                           else if (self->stdin_ended_)
                               self->drop_stdin();
@@ -517,8 +518,8 @@ void execution::write_stdin() {
 void execution::stdin_eof() {
     stdin_ended_ = true;
     if (terminal_ && stdin_.is_open()) // a terminal has no end of input, but a key for it
-        stdin_backlog_ += terminal_->end_of_input(in_line_);
-    if (stdin_backlog_.empty())
+        stdin_backlog_.put(as_bytes(terminal_->end_of_input(in_line_)));
+    if (stdin_backlog_.size() == 0)
         drop_stdin();
     else
         write_stdin();
@@ -527,7 +528,8 @@ void execution::stdin_eof() {
 void execution::drop_stdin() {
     boost::system::error_code ignored;
     stdin_.close(ignored);
-    stdin_backlog_.clear();
+    stdin_backlog_.consume(stdin_backlog_.size());
+    stdin_backlog_.release_if_empty();
 }
 
 void execution::signal(int number) {

@@ -109,7 +109,7 @@ class execution : public std::enable_shared_from_this<execution> {
     bool stdin_ended_ = false;
     bool stdin_waiting_ = false;
     host::bulk_pipe stdin_size_;
-    std::string stdin_backlog_; // at most limits::window: the client has no credit for more
+    out_buffer stdin_backlog_; // at most limits::widest_window: the client has no credit for more
     std::uint64_t stdin_bytes_ = 0;
     bool in_line_ = false; // something came on stdin since the last newline
     std::array<output, 2> outputs_;

@@ -20,8 +20,10 @@
 
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/scheduler.hpp>
+#include <qvmremote/session.hpp>
 
 #include "base/containment.hpp"
+#include "base/dom0_limits.hpp"
 #include "base/log.hpp"
 #include "decide/account.hpp"
 #include "decide/admission.hpp"
@@ -81,6 +83,12 @@ struct service : std::enable_shared_from_this<service> {
     /// that it leaves the slot to others, and waits for another one when its body has come.
     std::uint64_t body_patience_ms = 60'000;
 
+    /// What the windows for stdin may still grow.
+    [[nodiscard]] window_pool &wider_windows_of(const std::string &qube) {
+        return wider_windows_of_.try_emplace(qube, limits::wider_windows_per_qube, &wider_windows_)
+            .first->second;
+    }
+
     std::set<std::shared_ptr<connection>> connections;
     job_table *jobs = nullptr; ///< null where nothing is to be detached
 
@@ -89,6 +97,10 @@ struct service : std::enable_shared_from_this<service> {
 
     /// How many requests of each qube keep something large without a slot (waiting_place).
     std::map<std::string, std::size_t> places_of;
+
+  private:
+    window_pool wider_windows_{limits::wider_windows};
+    std::map<std::string, window_pool> wider_windows_of_;
 };
 
 /// One of the scheduler's slots. The destructor gives it back.

@@ -360,7 +360,7 @@ class client::running {
     }
 
     // One of the two output streams, with the bytes that its sink has not taken yet. They are at
-    // most limits::window, since dom0 gets credit only for bytes that a sink took.
+    // most limits::widest_window, since dom0 gets credit only for bytes that a sink took.
     struct lane {
         std::string pending;
         bool ended = false;
