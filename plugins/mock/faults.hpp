@@ -124,7 +124,7 @@ class faulty_pipe {
         return static_cast<std::size_t>(
             std::min<std::uint64_t>(capacity - held_, std::min(cut_at_, stall_at_) - taken_));
     }
-    /// Whether nothing is held, and nothing more will be taken from the writer.
+    /// Whether all bytes before the place of the stall were given.
     [[nodiscard]] bool is_stalled() const noexcept { return taken_ == stall_at_ && held_ == 0; }
     [[nodiscard]] bool is_cut() const noexcept { return taken_ == cut_at_; }
     [[nodiscard]] bool is_ended() const noexcept { return ended_; }
@@ -145,7 +145,7 @@ class faulty_pipe {
                 else if (m.kind == fault_kind::duplicate)
                     ++copies;
                 else
-                    keep(std::exchange(made, {now + delay_ + moment, {}}));
+                    keep(std::exchange(made, {made.due + moment, {}}));
             }
             made.data.append(static_cast<std::size_t>(copies), byte);
             ++taken_;
@@ -154,7 +154,7 @@ class faulty_pipe {
     }
     void end() noexcept { ended_ = true; }
 
-    /// When the next bytes are due; nothing when none are held.
+    /// When the next bytes are due; nullopt when no bytes are held.
     [[nodiscard]] std::optional<clock::time_point> due() const noexcept {
         return chunks_.empty() ? std::nullopt : std::optional(chunks_.front().due);
     }

@@ -3,20 +3,22 @@
 // they took.
 //
 //   launch [OPTIONS] -- PIPELINE -- PIPELINE ...     one round runs each pipeline once
-//   launch --fdatasync FILE --count N                appends 512 bytes and syncs, N times
+//   launch --fdatasync FILE --count N                times N syncs, each after 512 bytes; removes FILE
 //   launch --create DIRECTORY --count N              makes N empty files
 //
-// A PIPELINE is `[NAME=VALUE]... WORD... [| [NAME=VALUE]... WORD...]...`; its stdin and stdout are
-// /dev/null. Its time is from before the first start until all of it has ended. JSON on stdout.
+// A PIPELINE is `[NAME=VALUE]... WORD... [| [NAME=VALUE]... WORD...]...`. Its first stdin and its last
+// stdout are /dev/null. Its time is from before its first program starts until all of them have ended.
+// JSON on stdout.
 //   --count N     rounds (or runs, with --parallel)
-//   --warmup N    rounds before that, which do not count
-//   --parallel N  N runs at a time, of pipelines of one stage, taken in turn
-//   --ready       a daemon: measures the time until READY=1, then ends it with SIGTERM
-//   --samples     prints each time, in the order of the runs
+//   --warmup N    rounds before them, of which no time is kept
+//   --parallel N  keeps N runs going, and takes the pipelines in turn; each has one stage
+//   --ready       a daemon: measures the time until its first notification, then ends it with SIGTERM
+//   --samples     also prints each time, in the order of the runs
 // After SIGTERM it starts nothing more, and prints what it has measured.
 
 #include "timing.hpp"
 
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <map>
@@ -79,7 +81,11 @@ void run_until_ready(pipeline &what, bool counts) {
     const pid_t pid = start(daemon, -1, -1);
     char text[64];
     pollfd wait{ready, POLLIN, 0};
-    const bool came = ::poll(&wait, 1, 300'000) == 1 && ::recv(ready, text, sizeof text, 0) > 0;
+    int got = 0;
+    do
+        got = ::poll(&wait, 1, 300'000);
+    while (got < 0 && errno == EINTR);
+    const bool came = got == 1 && ::recv(ready, text, sizeof text, 0) > 0;
     const double took = now_us() - begin;
     ::kill(pid, SIGTERM);
     if (!finish(pid, what.peaks[0]) || !came)
@@ -93,11 +99,11 @@ void run_until_ready(pipeline &what, bool counts) {
 
 // `count` runs, never more than `limit` at once.
 void run_parallel(std::vector<pipeline> &all, int count, int limit) {
-    struct going {
+    struct started_run {
         pipeline *of;
         double begin;
     };
-    std::map<pid_t, going> running;
+    std::map<pid_t, started_run> running;
     int started = 0;
     while ((started < count && !has_to_end) || !running.empty()) {
         while (started < count && !has_to_end && static_cast<int>(running.size()) < limit) {
@@ -165,7 +171,7 @@ int main(int argc, char **argv) {
         const std::string_view option = argv[i];
         const auto value = [&] {
             if (i + 1 >= argc)
-                die("a value is missing");
+                die(std::string(option) + " needs a value");
             return argv[++i];
         };
         if (option == "--count")
@@ -204,12 +210,14 @@ int main(int argc, char **argv) {
         }
     }
     if (all.empty())
-        die("nothing to run");
+        die("no PIPELINE is given");
     for (pipeline &p : all) {
         p.peaks.resize(p.stages.size());
         for (const stage &s : p.stages)
             if (s.words.empty())
-                die("an empty command");
+                die("a PIPELINE has a stage without a command");
+        if ((ready || parallel > 0) && p.stages.size() > 1)
+            die("with --ready and --parallel, a PIPELINE has one stage");
     }
     ::signal(SIGTERM, [](int) { has_to_end = 1; });
     const double begin = now_us();
@@ -218,7 +226,8 @@ int main(int argc, char **argv) {
     else
         for (int round = -warmup; round < count && !has_to_end; ++round)
             for (pipeline &p : all)
-                ready ? run_until_ready(p, round >= 0) : run_once(p, round >= 0);
+                if (!has_to_end)
+                    ready ? run_until_ready(p, round >= 0) : run_once(p, round >= 0);
     std::printf("{\"wall_us\":%.1f,\"rows\":[", now_us() - begin);
     for (const pipeline &p : all) {
         std::printf("%s%s,\"failed\":%d,\"peak_kib\":[", &p == &all[0] ? "" : ",",

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages of the programs after a mistake of a user or an operator: they say the cause and what to do.
+"""Messages of the programs after a mistake of a user or an operator: each names the cause and the remedy.
 Usage: messages.py BUILD-DIRECTORY [CASE...]
 """
 
@@ -79,7 +79,7 @@ def a_misspelt_setting_is_named_once(f):
     got = f.run("true", env={"QVM_REMOTE_OTHER": "1"})
     check(got.returncode == 0 and b"did you mean QVM_REMOTE_TRANSPORT?" in got.stderr
           and b"QVM_REMOTE_OWN_COLOR is not a setting" in got.stderr and b"OTHER" not in got.stderr, got)
-    # An option of the transport that is set.
+    # The transport 'own' has this setting.
     config(f, "QVM_REMOTE_OWN_COLOR=red\n")
     check(b"not a setting" not in f.run("true", env={"QVM_REMOTE_TRANSPORT": "own"}).stderr, "an option of 'own'")
 
@@ -92,7 +92,8 @@ def the_agent_warns_of_a_misspelt_setting_too(f):
                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     line = agent.stderr.readline()
     agent.terminate()
-    rest = agent.communicate(timeout=HANG)[1]
+    rest = agent.stderr.read()
+    agent.wait(HANG)
     check(line.startswith(b"qvm-remote-agent: warning: ") and b"did you mean QVM_REMOTE_HISTORY_MIB?" in line, line)
     check(b"not a setting" not in rest, rest)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The start of the virtual machine, with programs in qemu's place: which accelerator is taken, and what
-is said when none works."""
+"""Tests the start of the virtual machine with a script in qemu's place: which accelerators are tried, and
+which line of qemu is reported when none works."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ ROWS = [
     ("kvm-aborts", ["kvm", "tcg"], "guest with tcg"),
     ("kvm-refuses", ["kvm", "tcg"], "guest with tcg"),
     ("all-abort", ["kvm", "tcg"], "error: failed to set MSR 0x10a to 0x0"),
-    # A guest that has begun is not begun again: what it said would count twice.
+    # A guest that has printed a line is not started again, because what it printed would count twice.
     ("guest-dies", ["kvm"], "first line of the guest"),
 ]
 

@@ -32,21 +32,22 @@ host::outcome<void> event_log::reopen() {
     return {};
 }
 
-bool event_log::keeps_its_name() const {
-    struct stat open = {}, named = {};
-    return ::fstat(fd_.get(), &open) == 0 && ::lstat(path_.c_str(), &named) == 0 &&
-           open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+bool event_log::path_names_open_file() const {
+    struct stat opened = {}, named = {};
+    return ::fstat(fd_.get(), &opened) == 0 && ::lstat(path_.c_str(), &named) == 0 &&
+           opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
 }
 
 void event_log::put(std::string_view text) {
     if (text.empty())
         return;
-    if (!keeps_its_name()) {
-        // After a failure the open file stays in use, and the next line tries again.
+    if (!path_names_open_file()) {
+        // If this fails, the open file stays in use, and the next put() tries again.
         [[maybe_unused]] const auto opened = reopen();
     }
-    if (size_ >= limits::event_log_file) {
-        // After a failure the open file stays in use, and the next line tries again.
+    // If the open file has another name, this would give its old name to a file of another program.
+    if (size_ >= limits::event_log_file && path_names_open_file()) {
+        // If this fails, the open file grows, and the next put() tries again.
         [[maybe_unused]] const int renamed = std::rename(path_.c_str(), (path_ + ".1").c_str());
         [[maybe_unused]] const auto opened = reopen();
     }
@@ -60,10 +61,10 @@ void event_log::put(std::string_view text) {
 void event_log::write(log_category category, std::string_view text) { begin().add(category, text); }
 
 void event_log::write_for(const std::string &peer, log_category category, std::string_view text) {
-    const bool counts = gate_.due_ms().has_value();
+    const bool was_counting = gate_.due_ms().has_value();
     if (gate_.take(peer, {}, true, host::boottime_ms()))
         write(category, text);
-    else if (!counts && on_counting_)
+    else if (!was_counting && on_counting_)
         on_counting_();
 }
 

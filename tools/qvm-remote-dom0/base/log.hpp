@@ -56,7 +56,7 @@ class event_log {
     event_log(std::string path, bool echo) : path_(std::move(path)), echo_(echo) {}
     void put(std::string_view text);
 
-    [[nodiscard]] bool keeps_its_name() const;
+    [[nodiscard]] bool path_names_open_file() const;
 
     std::string path_;
     host::unique_fd fd_;
