@@ -11,7 +11,7 @@
 
 #include <doctest/doctest.h>
 
-using namespace qvmremote::dom0;
+using namespace qvmremote;
 using namespace std::chrono_literals;
 
 namespace {
