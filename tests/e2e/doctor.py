@@ -247,20 +247,26 @@ def record_that_others_can_read(d):
         yield
 
 
-@fault("qube", "broken queue: {home}/queue is a symbolic link; rm {home}/queue", over=("qvm-run",))
-def queue_is_a_symbolic_link(d):
+def linked_queue(d):
+    # A running agent would make the queue again before the link is there.
+    d.f.stop()
+    eventually(lambda: not d.house.has_agent("work"), "the agent's end")
     with moved(d.home + "/queue") as there:
         os.symlink(there, d.home + "/queue")
         yield
         os.unlink(d.home + "/queue")
+    d.house.start()
+    d.house.wait_for_agent("work")
+
+
+@fault("qube", "broken queue: {home}/queue is a symbolic link; rm {home}/queue", over=("qvm-run",))
+def queue_is_a_symbolic_link(d):
+    yield from linked_queue(d)
 
 
 @fault("dom0", "broken work: files: symbolic links in its ~/.qvm-remote: queue; remove them in the qube", over=("qvm-run",))
 def queue_is_a_symbolic_link_seen_from_dom0(d):
-    with moved(d.home + "/queue") as there:
-        os.symlink(there, d.home + "/queue")
-        yield
-        os.unlink(d.home + "/queue")
+    yield from linked_queue(d)
 
 
 @fault("qube", "broken agent: no agent is installed here, and none listens at {home}/agent.sock; install the package "
@@ -270,12 +276,11 @@ def no_agent(d):
     shutil.copy(CLIENT, d.client)
     path = d.house.machine.read("qubes", "work", "path")
     d.house.machine.write("", "qubes", "work", "path")
-    os.kill(d.house.links("work")["agent"], signal.SIGKILL)
-    eventually(lambda: not d.house.has_agent("work"), "the agent's end")
+    end_call(d)
     yield
     d.client = CLIENT
     d.house.machine.write(path, "qubes", "work", "path")
-    os.kill(d.house.machine.running("work")[0][1], signal.SIGKILL)
+    end_call(d)
     d.house.wait_for_agent("work")
 
 
@@ -283,6 +288,15 @@ def no_agent(d):
                "template", over=("qvm-run",))
 def no_agent_seen_from_dom0(d):
     yield from no_agent(d)
+
+
+def end_call(d):
+    """Ends what runs in the qube for dom0's call; dom0 calls again within a second or two."""
+    eventually(lambda: d.house.machine.running("work"), "a call")
+    for _, process in d.house.machine.running("work"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    eventually(lambda: not d.house.has_agent("work"), "the agent's end")
 
 
 def old_agent_in(d):
@@ -307,13 +321,11 @@ def old_agent_in(d):
 def old_agent(d):
     path = d.house.machine.read("qubes", "work", "path")
     d.house.machine.write(old_agent_in(d) + "\n", "qubes", "work", "path")
-    os.kill(d.house.links("work")["agent"], signal.SIGKILL)
-    eventually(lambda: not d.house.has_agent("work"), "the agent's end")
+    end_call(d)
     d.house.wait_for_agent("work")
     yield
     d.house.machine.write(path, "qubes", "work", "path")
-    os.kill(d.house.links("work")["agent"], signal.SIGKILL)
-    eventually(lambda: not d.house.has_agent("work"), "the agent's end")
+    end_call(d)
     d.house.wait_for_agent("work")
 
 
@@ -577,8 +589,7 @@ def no_qvm_run(d):
 @fault("dom0", "broken work: call: it runs and cannot be called: ...; qvm-run work true", over=("qvm-run",))
 def qube_that_refuses_calls(d):
     d.house.machine.set_faults("work", "refuse")
-    os.kill(d.house.links("work")["agent"], signal.SIGKILL)
-    eventually(lambda: not d.house.has_agent("work"), "the agent's end")
+    end_call(d)
     yield
     d.house.machine.set_faults("work", "")
     d.restart()
@@ -638,7 +649,7 @@ def fixes_take_rights_away_and_make_directories(f):
     os.chmod(d.path("var/log/qvm-remote"), 0o711)
     expected = {"qube": {"directory", "key", "records"}, "dom0": {"keys", "key", "audit"}}
     if f.transport == "qvm-run":
-        shutil.rmtree(d.home + "/queue")
+        os.chmod(d.home + "/queue/pending", 0o755)
         expected["qube"].add("queue")
     for who in DOCTORS:
         equal({one["check"] for one in getattr(d, who)() if one["fixable"]}, expected[who])
@@ -649,6 +660,15 @@ def fixes_take_rights_away_and_make_directories(f):
                        (d.path("var/log/qvm-remote"), 0o700)):
         equal((path, stat.S_IMODE(os.stat(path).st_mode)), (path, mode))
     d.wait_until_well()
+    if f.transport == "qvm-run":
+        equal(stat.S_IMODE(os.stat(d.home + "/queue/pending").st_mode), 0o700)
+        f.stop()
+        eventually(lambda: not d.house.has_agent("work"), "the agent's end")
+        shutil.rmtree(d.home + "/queue")
+        equal([one["check"] for one in d.qube("--fix") if one["fixed"]], ["queue"])
+        equal(sorted(os.listdir(d.home + "/queue")), ["pending", "results", "running"])
+        d.house.start()
+        d.wait_until_well()
     # What others could have written to is theirs, perhaps: dom0's doctor leaves it.
     key = d.path("etc/qubes/remote.d/work.key")
     os.chmod(key, 0o666)

@@ -134,7 +134,8 @@ facts gather(const settings &typed, const home &where) {
     how.quiet = false;
     {
         const held_complaints said;
-        (add_settings(how, where) ? out.settings_warning : out.settings_problem) = said.text();
+        const bool is_read = add_settings(how, where);
+        (is_read ? out.settings_warning : out.settings_problem) = said.text();
     }
     const bool ready = out.settings_problem.empty();
     out.transport = how.transport;
