@@ -24,12 +24,12 @@ ROOT = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.pat
 # order of its own; programs and plug-ins stand on host/.
 FLOORS = [
     {"error", "limits", "quota", "transport_abi", "transport_choice"},
-    {"bytes", "scheduler"},
-    {"digest", "amounts"},
+    {"bytes", "fault", "scheduler"},
+    {"amounts", "base64", "digest"},
     {"sanitize", "secret", "command_id", "frame", "config", "escapes"},
     {"job"},
-    {"display", "envelope", "history", "queue", "route"},
-    {"token", "policy", "audit", "request"},
+    {"display", "envelope", "history", "queue", "route", "utf8"},
+    {"token", "policy", "audit", "json", "request", "terminal_filter"},
     {"session"},
     {"qvmremote"},
 ]

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""doc/PROTOCOL.md says what the headers say: frames, reasons, limits, and vectors that exist.
+"""doc/PROTOCOL.md says what the headers say: frames, reasons, limits, and vectors that exist; doc/JSON.md the names of errors.
 
 QVMREMOTE_TEST_ACCEPT=1 writes the table of reasons anew and reports a skip (77).
 """
@@ -37,7 +37,7 @@ def table(document, name):
 
 def compare(what, documented, actual):
     for missing in [r for r in actual if r not in documented]:
-        wrong.append(f"{what}: PROTOCOL.md lacks {missing}")
+        wrong.append(f"{what}: the document lacks {missing}")
     for extra in [r for r in documented if r not in actual]:
         wrong.append(f"{what}: the headers do not say {extra}")
 
@@ -63,6 +63,12 @@ if os.environ.get("QVMREMOTE_TEST_ACCEPT") == "1":
         f.write(before + marker + "\n".join(lines) + "\n" + after)
     sys.exit(77)
 compare("reasons", table(document, "reasons"), reasons)
+
+faults = []
+for row in x_rows(read("include", "qvmremote", "fault.hpp"), "QVMREMOTE_FAULTS"):
+    name, text = re.match(r'(\w+), "(.*)"$', row).groups()
+    faults.append([f"`{name}`", text])
+compare("names of errors", table(read("doc", "JSON.md"), "faults"), faults)
 
 limits = {}
 for name, value in re.findall(r"inline constexpr \S+ (\w+) = ([^;]+);",
