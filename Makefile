@@ -7,7 +7,8 @@ MESON ?= meson
 # What a fresh Debian 12 lacks (of A|B, one). libboost1.81-dev takes the place of the 1.74 headers.
 PROGRAM_PACKAGES = g++ meson ninja-build pkg-config cmake 'libboost1.81-dev|libboost1.83-dev' libssl-dev \
 	libexpected-dev nlohmann-json3-dev libsqlite3-dev python3
-PACKAGES = $(PROGRAM_PACKAGES) doctest-dev openssl pandoc strace busybox qemu-system-x86 dbus spin ccache
+PACKAGES = $(PROGRAM_PACKAGES) doctest-dev openssl pandoc strace busybox qemu-system-x86 dbus spin \
+	ccache python3-jsonschema
 DEB_PACKAGES = build-essential dpkg-dev debhelper libzstd-dev zlib1g-dev
 RPM_PACKAGES = rpm rpmlint cpio
 PACKAGE_CHECK_PACKAGES = lintian debootstrap systemd systemd-container makepkg python3-yaml

@@ -86,10 +86,13 @@ class Program:
         self.ends = []  # "SUBCOMMAND --" where a command follows
         self.takes_command = bool(re.search(r"^(?:Usage:|  +)[^\n]* COMMAND\b", text.split("\n\n")[0], re.M))
         for left, words in rows(text, "Options"):
+            left, _, choice = left.removesuffix("]").partition("[=")  # --name[=WORD]
             names, _, kind = left.partition(" ") if left.startswith("--") else left.replace(", ", ",").partition(" ")
             for option in names.split(","):
                 self.about[option] = words
                 self.option("", option, kind)
+            if choice:
+                self.about[f"{left}={choice}"] = words
         if self.takes_command:
             self.ends.append(" --")
         self.options[":0:"] = list(self.about)
@@ -104,6 +107,10 @@ class Program:
             self.place(":0:").words.append(subcommand)
             for way in ways(arguments):
                 self.way(subcommand, way)
+            if "--json" in self.about:  # each subcommand takes it too
+                for key in [k for k in self.options if k.startswith(f"{subcommand}:*")]:
+                    self.options[key].append("--json")
+                self.options.setdefault(f"{subcommand}:*", ["--json"])
         if not self.options[":0:"] or not self.subcommands:
             sys.exit(f"{name}: its help has no options or no subcommands")
 

@@ -73,7 +73,8 @@ def tables(program):
     for key, name, argument, words in re.findall(
             r"\{('.'|(?:cli::)?opt_\w+),\s*" + string + r',\s*(nullptr|"[^"]*"),\s*' + string + r"\}", block("options")):
         left = (f"-{key[1]}, " if key[0] == "'" else "") + "--" + name
-        options[left + ("" if argument == "nullptr" else " " + argument.strip('"'))] = unquote(words)
+        value = "" if argument == "nullptr" else argument.strip('"')
+        options[left + (" " if value and not value.startswith("[=") else "") + value] = unquote(words)
     subcommands = {}
     for name, arguments, words in re.findall(
             r"\{" + string + r",\s*" + string + r",\s*" + string + r",\s*\w+\}", block("subcommands")):

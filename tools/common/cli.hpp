@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,7 +27,8 @@ namespace qvmremote::cli {
 struct option {
     int key;
     const char *name;
-    const char *argument; ///< the name of its value in the help; nullptr if it takes none
+    const char *argument; ///< the name of its value in the help; nullptr if it takes none, and
+                          ///< "[=WORD]" if WORD may follow
     const char *help;
 };
 
@@ -74,10 +76,22 @@ struct standard_options {
     [[nodiscard]] bool any() const noexcept { return help || version; }
 };
 
+/// A program may set what prints the errors of a command line.
+inline void (*report_wrong_call)(const std::string &what) = nullptr;
+
 /// Prints what is wrong with the command line, and where to read more. Returns 1.
 inline int wrong_call(const char *program, const std::string &what) {
-    std::fprintf(stderr, "%s: %s; see %s --help\n", program, what.c_str(), program);
+    const std::string line = what + "; see " + program + " --help";
+    if (report_wrong_call)
+        report_wrong_call(line);
+    else
+        std::fprintf(stderr, "%s: %s\n", program, line.c_str());
     return 1;
+}
+
+/// Whether an option's value may be left out.
+[[nodiscard]] inline bool has_optional_value(const option &o) {
+    return o.argument && *o.argument == '[';
 }
 
 /// An option of the bash programs before 1.0 that a subcommand has replaced.
@@ -125,6 +139,9 @@ namespace detail {
             return name + " takes no value";
         if (key == ':')
             return name + " needs a value: give a " + found->argument;
+        if (has_optional_value(*found))
+            return name + " may have the value " +
+                   std::string(found->argument + 2, std::strlen(found->argument) - 3);
         if (found->argument && value.empty())
             return name + " has an empty value: leave it out, or give a " + found->argument;
         return name + " does not belong here";
@@ -170,7 +187,11 @@ template <class Take>
             if (o.argument)
                 letters.push_back(':');
         }
-        longs.push_back({o.name, o.argument ? required_argument : no_argument, nullptr, o.key});
+        longs.push_back({o.name,
+                         has_optional_value(o) ? optional_argument
+                         : o.argument          ? required_argument
+                                               : no_argument,
+                         nullptr, o.key});
     }
     longs.push_back({});
     ::optind = 0;
@@ -214,7 +235,7 @@ inline void print_help(std::FILE *to, const program &p) {
             left += "    ";
         left += std::string("--") + o.name;
         if (o.argument)
-            left += std::string(" ") + o.argument;
+            left += (has_optional_value(o) ? "" : " ") + std::string(o.argument);
         detail::print_row(to, left, o.help);
     }
 }

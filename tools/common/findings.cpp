@@ -85,29 +85,40 @@ std::string row_of(const named_finding &one) {
     return out + "\n";
 }
 
+void write_findings(json_writer &to, const std::vector<named_finding> &all) {
+    to.text("version", QVMREMOTE_VERSION);
+    to.text("state", name(worst_of(all)));
+    to.begin_array("findings");
+    for (const named_finding &one : all) {
+        to.begin();
+        to.text("check", one.check);
+        if (!one.qube.empty())
+            to.text("qube", one.qube);
+        to.text("state", name(one.what.state));
+        to.text("cause", one.what.cause);
+        to.text("remedy", one.what.remedy);
+        to.flag("fixable", one.what.fixable);
+        to.flag("fixed", one.fixed);
+        to.end();
+    }
+    to.end();
+}
+
 std::string json_of(const std::vector<named_finding> &all,
                     const std::vector<std::string> &warnings) {
-    const auto quoted = [](std::string_view value) { return '"' + for_json(value) + '"'; };
-    const auto text = [&](std::string_view key, std::string_view value) {
-        return quoted(key) + ":" + quoted(value);
-    };
-    const auto flag = [&](std::string_view key, bool value) {
-        return quoted(key) + (value ? ":true" : ":false");
-    };
-    std::string out = "{\"result\":{" + text("version", QVMREMOTE_VERSION) + "," +
-                      text("state", name(worst_of(all))) + ",\"findings\":[";
-    for (const named_finding &one : all) {
-        out += (&one == all.data() ? "{" : ",{") + text("check", one.check) + ",";
-        if (!one.qube.empty())
-            out += text("qube", one.qube) + ",";
-        out += text("state", name(one.what.state)) + "," + text("cause", one.what.cause) + "," +
-               text("remedy", one.what.remedy) + "," + flag("fixable", one.what.fixable) + "," +
-               flag("fixed", one.fixed) + "}";
-    }
-    out += "]},\"exit_code\":" + std::to_string(exit_code_of(all)) + ",\"warnings\":[";
+    std::string out;
+    json_writer to(out);
+    to.begin();
+    to.begin("result");
+    write_findings(to, all);
+    to.end();
+    to.number("exit_code", exit_code_of(all));
+    to.begin_array("warnings");
     for (const std::string &one : warnings)
-        out += (&one == warnings.data() ? "" : ",") + quoted(one);
-    return out + "]}\n";
+        to.text(one);
+    to.end();
+    to.end();
+    return out + "\n";
 }
 
 file_facts look_at(std::string path) {

@@ -18,6 +18,7 @@
 #include <sys/types.h>
 
 #include <qvmremote/host/failure.hpp>
+#include <qvmremote/json.hpp>
 
 namespace qvmremote {
 
@@ -92,6 +93,9 @@ inline constexpr int exit_broken = 3;
 
 /// One row for people, with its newline.
 [[nodiscard]] std::string row_of(const named_finding &one);
+
+/// The members of "result" for programs (doc/schema/doctor.schema.json).
+void write_findings(json_writer &to, const std::vector<named_finding> &all);
 
 /// All of it for programs: one JSON object, with a newline (doc/schema/doctor.schema.json). The
 /// warnings are lines that were printed for people.

@@ -19,6 +19,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "common/qube_settings.hpp"
+#include "report.hpp"
 
 namespace qvmremote::qube {
 
@@ -34,6 +35,7 @@ enum : int {
     opt_no_wait,
     opt_detach,
     opt_input,
+    opt_json,
     opt_plugins
 };
 
@@ -50,6 +52,8 @@ constexpr cli::option options[] = {
      "end with the command's first process, whatever it left running may still write"},
     {opt_detach, "detach", nullptr, "run COMMAND as a job: print its ID and return; see `job`"},
     {opt_input, "input", nullptr, "with --detach: `job attach` can type into it"},
+    {opt_json, "json", "[=lines]",
+     "print one JSON object at the end, or one for each piece of output"},
     {opt_transport, "transport", "TRANSPORT", "how to reach dom0: qvm-run, qrexec or mock"},
     {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
     {'v', "verbose", nullptr, "say more on standard error"},
@@ -65,6 +69,8 @@ constexpr cli::old_option old_options[] = {
 };
 
 int wrong_call(const std::string &what) { return cli::wrong_call(this_program.name, what); }
+
+void report_wrong_call(const std::string &what) { complain(fault::usage, what); }
 
 // The values of options, as text, until all options are known.
 struct option_texts {
@@ -109,6 +115,11 @@ bool take(int key, const char *value, arguments &out, option_texts &texts) {
         return out.request.what.detach = true;
     case opt_input:
         return out.request.what.job_input = true;
+    case opt_json:
+        if (*value != '\0' && value != std::string_view("lines"))
+            return false;
+        report::instance().set_form(*value != '\0' ? report_form::lines : report_form::object);
+        return true;
     case opt_transport:
         out.how.transport = value;
         return true;
@@ -149,6 +160,8 @@ std::string check(arguments &out, const option_texts &texts) {
                    "' is not an escape character: use one character, ^X or none";
         out.request.escape = chosen->character;
     }
+    if (out.request.what.tty && report::instance().is_json())
+        return "--json and a terminal exclude each other: leave one of them out";
     if (texts.shell && (out.exec || !out.script.empty() || !out.words.empty()))
         return "--shell takes no command: use --tty with one";
     if (out.request.what.tty && !texts.shell && out.words.empty() && out.script.empty())
@@ -176,9 +189,10 @@ host::outcome<std::string> read_script(const std::string &path) {
     }
     auto text = host::read_all(path.empty() ? STDIN_FILENO : file.get(), limits::command);
     if (!text && text.error().error_number == EFBIG)
-        return host::failed(
+        return tl::unexpected(host::failure{
             "the script exceeds the size limit of 1 MiB: send it to a file in dom0 by standard "
-            "input (qvm-remote 'cat >FILE' <SCRIPT), and run that");
+            "input (qvm-remote 'cat >FILE' <SCRIPT), and run that",
+            EFBIG});
     return text;
 }
 
@@ -197,22 +211,23 @@ void add_terminal_variables(host::command &command) {
 // Prints why the request is not sent to dom0.
 void say_why_not(const error &why, command_form form) {
     if (why.code == errc::command_empty)
-        wrong_call(std::string(message(why.code)));
+        complain(why.code, std::string(message(why.code)) + "; see qvm-remote --help");
     else if (why.code == errc::binary_content)
-        complain("byte " + std::to_string(why.offset + 1) +
-                 " of the command is NUL; run a binary with --script FILE");
+        complain(why.code, "byte " + std::to_string(why.offset + 1) +
+                               " of the command is NUL; run a binary with --script FILE");
     else if (why.code == errc::argument_too_large)
-        complain("word " + std::to_string(why.offset + 1) + ": " + std::string(message(why.code)) +
-                 "; send data by standard input");
+        complain(why.code, "word " + std::to_string(why.offset + 1) + ": " +
+                               std::string(message(why.code)) + "; send data by standard input");
     else if (form == command_form::line)
-        complain(std::string(message(why.code)) +
-                 "; put it into a file and use --script, or send data by standard input");
+        complain(why.code,
+                 std::string(message(why.code)) +
+                     "; put it into a file and use --script, or send data by standard input");
     else
-        complain(std::string(message(why.code)) +
-                 (why.code == errc::command_too_large && form == command_form::script
-                      ? ", its arguments included"
-                      : "") +
-                 "; send data by standard input");
+        complain(why.code, std::string(message(why.code)) +
+                               (why.code == errc::command_too_large && form == command_form::script
+                                    ? ", its arguments included"
+                                    : "") +
+                               "; send data by standard input");
 }
 
 } // namespace
@@ -233,6 +248,7 @@ bool arguments::lacks_command() const {
 std::optional<arguments> read_arguments(int argument_count, char **argument_values) {
     arguments out;
     option_texts texts;
+    cli::report_wrong_call = report_wrong_call;
     out.typed = cli::modernized(old_options, argument_count, argument_values, this_program.name);
     const int argc = static_cast<int>(out.typed.size()) - 1;
     char **const argv = out.typed.data();
@@ -240,8 +256,9 @@ std::optional<arguments> read_arguments(int argument_count, char **argument_valu
         options, argc, argv,
         [&](int key, const char *value) { return take(key, value, out, texts); }, "LRD");
     if (texts.refused != 0) {
-        complain(std::string("there is no -") + static_cast<char>(texts.refused) +
-                 ": dom0 has no network, so no port is forwarded to it or from it");
+        complain(fault::usage,
+                 std::string("there is no -") + static_cast<char>(texts.refused) +
+                     ": dom0 has no network, so no port is forwarded to it or from it");
         return std::nullopt;
     }
     if (first < 0)
@@ -267,10 +284,10 @@ std::optional<arguments> read_arguments(int argument_count, char **argument_valu
 bool add_settings(settings &how, const home &where) {
     auto values = read_qube_settings(where.config_file(), [&](const std::string &warning) {
         if (!how.quiet)
-            complain(warning);
+            warn(warning);
     });
     if (!values) {
-        complain(values.error().what);
+        complain(fault::bad_settings, values.error().what);
         return false;
     }
     how.values = std::move(*values);
@@ -280,7 +297,8 @@ bool add_settings(settings &how, const home &where) {
     if (version == "1" || version == "2") {
         how.version = version == "1" ? allowed_protocol::one : allowed_protocol::two;
     } else if (version != "auto") {
-        wrong_call("QVM_REMOTE_PROTOCOL is '" + for_terminal(version, 64) + "': use auto, 1 or 2");
+        complain(fault::bad_settings, "QVM_REMOTE_PROTOCOL is '" + for_terminal(version, 64) +
+                                          "': use auto, 1 or 2; see qvm-remote --help");
         return false;
     }
     if (how.plugin_directory.empty())
@@ -297,7 +315,9 @@ std::optional<run_request> request_of(const arguments &typed) {
     if (!typed.script.empty() || typed.words.empty()) {
         auto text = read_script(typed.script);
         if (!text) {
-            complain(text.error().what);
+            complain(text.error().error_number == EFBIG ? error_name(errc::command_too_large)
+                                                        : fault::bad_script,
+                     text.error().what);
             return std::nullopt;
         }
         command.text = std::move(*text);

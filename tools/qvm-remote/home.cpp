@@ -78,6 +78,10 @@ host::outcome<secret> home::load_key() const {
     return key;
 }
 
+fault home::fault_of_key(const host::failure &why) noexcept {
+    return why.error_number == ENOENT ? fault::key_missing : fault::key_unusable;
+}
+
 host::outcome<void> home::store_key(const secret &key) const {
     if (auto made = host::make_directories(directory_, 0700); !made)
         return made;

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include <qvmremote/command_id.hpp>
+#include <qvmremote/fault.hpp>
 #include <qvmremote/host/client.hpp>
 #include <qvmremote/host/failure.hpp>
 #include <qvmremote/host/unique_fd.hpp>
@@ -40,6 +41,8 @@ class home {
 
     /// The key; the failure names the user, the path and what to do.
     [[nodiscard]] host::outcome<secret> load_key() const;
+    /// The name of a failure of load_key().
+    [[nodiscard]] static fault fault_of_key(const host::failure &why) noexcept;
     /// Writes a new key, 0600 from its first byte, and removes the record of protocol 2.
     [[nodiscard]] host::outcome<void> store_key(const secret &key) const;
 

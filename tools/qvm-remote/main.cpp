@@ -14,19 +14,13 @@
 #include "common/begin.hpp"
 #include "common/cli.hpp"
 #include "home.hpp"
+#include "report.hpp"
 #include "run.hpp"
 
 using namespace qvmremote;
 using namespace qvmremote::qube;
 
 namespace {
-
-int ping_command(const invocation &in) {
-    return in.words.empty() ? ping(in.how, in.where) : fail_with(in.usage);
-}
-int status_command(const invocation &in) {
-    return in.words.empty() ? status(in.how, in.where) : fail_with(in.usage);
-}
 
 using handler = int (*)(const invocation &);
 
@@ -63,36 +57,54 @@ void fill_standard_descriptors() {
             std::abort();
 }
 
-} // namespace
+// A subcommand takes --json after its words too, as those of qvm-remote-dom0 do.
+std::span<char *> without_json(std::span<char *> words) {
+    if (words.empty() || words.back() != std::string_view("--json"))
+        return words;
+    report::instance().set_form(report_form::object);
+    return words.first(words.size() - 1);
+}
 
-int main(int argc, char **argv) {
-    fill_standard_descriptors();
-    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT}); // as ssh does: nohup and `&` ignore these
-    ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
+int run(int argc, char **argv) {
     auto typed = read_arguments(argc, argv);
     if (!typed)
         return 1;
     if (typed->standard.help) {
+        report::instance().set_form(report_form::text);
         print_help(stdout);
         return 0;
     }
     if (typed->standard.version) {
-        cli::print_version(this_program);
+        if (report::instance().is_json())
+            report::instance().result().text("version", QVMREMOTE_VERSION);
+        else
+            cli::print_version(this_program);
         return 0;
     }
     const auto where = home::find();
     if (!where)
-        return fail_with(where.error().what);
+        return fail_with(fault::no_home, where.error().what);
     const auto *const subcommand = subcommand_of(*typed);
     if (!(subcommand && subcommand->run == doctor_command) && !add_settings(typed->how, *where))
         return 1;
     if (subcommand)
-        return subcommand->run({typed->how, *where, typed->words.subspan(1),
+        return subcommand->run({typed->how, *where, without_json(typed->words.subspan(1)),
                                 cli::usage_of(this_program.name, *subcommand)});
+    if (typed->lacks_command() && report::instance().is_json())
+        return fail_with(errc::command_empty, "there is no command; see qvm-remote --help");
     if (typed->lacks_command()) {
         print_help(typed->exec ? stderr : stdout);
         return typed->exec ? 1 : 0;
     }
     auto request = request_of(*typed);
     return request ? run_remote(typed->how, *where, std::move(*request)) : 1;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    fill_standard_descriptors();
+    begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT}); // as ssh does: nohup and `&` ignore these
+    ::prctl(PR_SET_DUMPABLE, 0); // a key passes through this memory: no core dump holds it
+    return report::instance().end(run(argc, argv));
 }

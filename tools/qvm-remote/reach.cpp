@@ -169,26 +169,26 @@ bool has_daemon(const settings &how) {
 }
 
 tl::expected<access, no_access> open_access(const settings &how, const home &where) {
-    const auto refuse = [](const host::failure &why, int exit_code) {
-        return tl::unexpected(no_access{why.what, exit_code});
+    const auto refuse = [](error_name name, const host::failure &why, int exit_code) {
+        return tl::unexpected(no_access{name, why.what, exit_code});
     };
     access out;
     auto options = host::options_of(how.values, how.transport);
     if (how.transport == "mock" && !has_daemon(how)) {
         const auto program = private_daemon::program();
         if (!program)
-            return refuse(program.error(), 1);
+            return refuse(fault::transport_unusable, program.error(), 1);
         auto daemon = std::make_shared<private_daemon>();
         auto key = daemon->start(*program, plugin_directory(how));
         if (!key)
-            return refuse(key.error(), 255);
+            return refuse(fault::unreachable, key.error(), 255);
         out.key.emplace(std::move(*key));
         options.emplace_back("socket", daemon->socket());
         out.private_daemon = std::move(daemon);
     } else {
         auto key = where.load_key();
         if (!key)
-            return refuse(key.error(), 1);
+            return refuse(home::fault_of_key(key.error()), key.error(), 1);
         out.key.emplace(std::move(*key));
     }
     // The default transport is compiled in: it only opens a socket, and loading a plug-in takes longer.
@@ -198,7 +198,7 @@ tl::expected<access, no_access> open_access(const settings &how, const home &whe
             : host::transport::load(plugin_directory(how), how.transport, host::role::qube,
                                     options);
     if (!opened)
-        return refuse(opened.error(), 1);
+        return refuse(fault::transport_unusable, opened.error(), 1);
     out.transport.emplace(std::move(*opened));
     return out;
 }
@@ -233,9 +233,14 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
                 why += "; dom0 has used protocol 2 with this key before, so protocol 1 is not "
                        "used: if dom0 now has a program without protocol 2, remove " +
                        where.pin_file();
-            if (next == next_way::too_late && is_call(how.transport))
+            const int code = exit_code_of(next, error, terms);
+            if (code == 124)
                 why = "command timed out: " + why;
-            return tl::unexpected(no_access{why, exit_code_of(next, error, terms)});
+            return tl::unexpected(no_access{code == 124 ? fault::timed_out
+                                            : code == 126 && is_call(how.transport)
+                                                ? fault::qubes_denied
+                                                : fault::unreachable,
+                                            why, code});
         }
         if (is_call(how.transport)) {
             if (!shown)
@@ -248,7 +253,8 @@ tl::expected<route, no_access> find_route(const settings &how, const home &where
         // Ask a transport again at once if it waits by itself.
         if (::poll(&signal, 1, terms.has_queue() ? agent_look_ms : 0) > 0 &&
             ::read(signal_fd, &number, 1) == 1)
-            return tl::unexpected(no_access{"interrupted before a command was sent", 128 + number});
+            return tl::unexpected(no_access{fault::interrupted,
+                                            "interrupted before a command was sent", 128 + number});
     }
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 
 #include <qvmremote/config.hpp>
+#include <qvmremote/fault.hpp>
 #include <qvmremote/host/client.hpp>
 #include <qvmremote/host/transport.hpp>
 #include <qvmremote/transport_choice.hpp>
@@ -48,8 +49,9 @@ struct access {
 
 /// Why there is no way to dom0, and the exit code for that.
 struct no_access {
+    error_name name;
     std::string what;
-    int exit_code = 255;
+    int exit_code;
 };
 
 /// Whether the mock transport has the socket of a daemon, so that it starts none.

@@ -13,6 +13,7 @@
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
+#include <qvmremote/queue.hpp>
 
 #include "common/queue_files.hpp"
 
@@ -89,7 +90,7 @@ void recorder::output(bool is_stdout, bytes_view data) {
     l.text.append(as_text(data.first(std::min(room, data.size()))));
     l.bytes += data.size();
     if (l.bytes > limits::recorded_output)
-        l.text.append("\n[truncated at " + std::to_string(limits::recorded_output) + " bytes]\n");
+        l.text.append(queue_cut_mark);
     if (l.text.size() >= spill_at)
         spill(l);
 }

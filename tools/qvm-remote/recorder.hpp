@@ -32,6 +32,7 @@ class recorder {
     /// Writes DONE or TIMEOUT and the exit code, and gives the directory its name.
     void finish(const host::run_result &result, std::uint32_t timeout_s);
 
+    [[nodiscard]] const std::string &id() const noexcept { return id_; }
     /// Why the record is not complete; empty when it is.
     [[nodiscard]] const std::string &problem() const noexcept { return problem_; }
 

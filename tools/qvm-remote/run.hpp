@@ -27,10 +27,6 @@ struct run_request {
 /// Runs a command and returns its exit code.
 [[nodiscard]] int run_remote(const settings &how, const home &where, run_request request);
 
-/// Asks whether dom0 answers, and for its status. Returns 0, or 1 with the reason on stderr.
-[[nodiscard]] int ping(const settings &how, const home &where);
-[[nodiscard]] int status(const settings &how, const home &where);
-
 /// A request about a job, and what it is connected to.
 struct job_run {
     job_request about;
@@ -45,25 +41,20 @@ struct job_run {
 [[nodiscard]] tl::expected<std::vector<job_row>, int> list_jobs(const settings &how,
                                                                 const home &where);
 
-/// Sends a request that runs no command. Returns 0, or 1 after it has complained. `answer` becomes
-/// dom0's text: escape it before you print it. Protocol 1 has no text. `over` becomes the name of the
-/// transport or protocol.
-[[nodiscard]] int converse(const settings &how, const home &where, request_kind kind,
-                           std::string &answer, std::uint64_t &took_ms, std::string &over);
+/// What comes of a request that runs no command.
+struct answer_of_dom0 {
+    std::string untrusted_text; ///< protocol 1 has none
+    int protocol = 2;
+    std::uint64_t took_ms = 0;
 
-/// Prints "qvm-remote: " and one line on stderr.
-void complain(const std::string &what);
-
-/// While it lives, complain() keeps its lines here and prints nothing. There is one at a time.
-class held_complaints {
-  public:
-    held_complaints();
-    ~held_complaints();
-    held_complaints(const held_complaints &) = delete;
-    held_complaints &operator=(const held_complaints &) = delete;
-
-    /// The lines, with "; " between them. They are printable.
-    [[nodiscard]] std::string text() const;
+    /// The name of the transport or protocol, for people.
+    [[nodiscard]] std::string over(const settings &how) const {
+        return protocol == 1 ? "protocol 1" : how.transport;
+    }
 };
+
+/// Sends a request that runs no command. The exit code after it has reported why there is no answer.
+[[nodiscard]] tl::expected<answer_of_dom0, int> converse(const settings &how, const home &where,
+                                                         request_kind kind);
 
 } // namespace qvmremote::qube

@@ -3,8 +3,8 @@
 
 namespace qvmremote::qube {
 
-int fail_with(const std::string &what) {
-    complain(what);
+int fail_with(error_name name, const std::string &what) {
+    complain(name, what);
     return 1;
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "home.hpp"
+#include "report.hpp"
 #include "run.hpp"
 
 namespace qvmremote::qube {
@@ -21,6 +22,8 @@ struct invocation {
     std::string usage;       ///< what to say when they are wrong
 };
 
+int ping_command(const invocation &);
+int status_command(const invocation &);
 int key_command(const invocation &);
 int job_command(const invocation &);
 int queue_command(const invocation &);
@@ -29,7 +32,7 @@ int history_command(const invocation &);
 /// It reads the settings itself, since it says what is wrong with them.
 int doctor_command(const invocation &);
 
-/// Prints the message and returns 1.
-[[nodiscard]] int fail_with(const std::string &what);
+/// Reports the error and returns 1.
+[[nodiscard]] int fail_with(error_name name, const std::string &what);
 
 } // namespace qvmremote::qube

@@ -13,28 +13,28 @@
 namespace qvmremote::qube {
 
 int doctor_command(const invocation &in) {
-    bool wants_fix = false, json = false;
+    bool wants_fix = false;
     for (const std::string_view word : in.words) {
         if (word != "--fix" && word != "--json")
-            return fail_with(in.usage);
-        (word == "--fix" ? wants_fix : json) = true;
+            return fail_with(fault::usage, in.usage);
+        if (word == "--json")
+            report::instance().set_form(report_form::object);
+        else
+            wants_fix = true;
     }
     std::vector<named_finding> all;
-    std::vector<std::string> warnings;
     facts now = gather(in.how, in.where);
     examine(checks(), now, {}, all);
     if (wants_fix) {
-        for (const host::failure &why : fix(checks(), now)) {
-            complain(why.what);
-            warnings.push_back(why.what);
-        }
+        for (const host::failure &why : fix(checks(), now))
+            warn(why.what);
         const auto before = std::exchange(all, {});
         now = gather(in.how, in.where);
         examine(checks(), now, {}, all);
         mark_fixed(before, all);
     }
-    if (json)
-        std::fputs(json_of(all, warnings).c_str(), stdout);
+    if (report::instance().is_json())
+        write_findings(report::instance().result(), all);
     else
         for (const named_finding &one : all)
             std::fputs(row_of(one).c_str(), stdout);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -19,10 +20,39 @@ namespace {
 
 using verb = job_request::verb;
 
+void write_list(json_writer &to, const std::vector<job_row> &rows) {
+    to.begin_array("jobs");
+    for (const job_row &row : rows) {
+        to.begin();
+        to.text("id", row.id);
+        to.text("state", row.state);
+        if (row.exit >= 0)
+            to.number("exit_code", row.exit);
+        to.text("started", row.started);
+        to.number("seconds", static_cast<std::int64_t>(row.seconds));
+        to.flag("tty", row.tty);
+        to.text("command", row.shown);
+        for (const auto &[name, bytes, gone] : {std::tuple{"stdout", row.written.out, row.gone.out},
+                                                {"stderr", row.written.err, row.gone.err}}) {
+            to.begin(name);
+            to.number("bytes", static_cast<std::int64_t>(bytes));
+            if (gone > 0)
+                to.number("skipped", static_cast<std::int64_t>(gone));
+            to.end();
+        }
+        to.end();
+    }
+    to.end();
+}
+
 int print_list(const invocation &in) {
     const auto rows = list_jobs(in.how, in.where);
     if (!rows)
         return rows.error();
+    if (report::instance().is_json()) {
+        write_list(report::instance().result(), *rows);
+        return 0;
+    }
     std::size_t widest = 2;
     for (const job_row &row : *rows)
         widest = std::max(widest, row.id.size());
@@ -57,11 +87,11 @@ int job_command(const invocation &in) {
     const auto &words = in.words;
     const std::string_view name = words.empty() ? std::string_view("list") : words[0];
     if (name == "list")
-        return words.size() <= 1 ? print_list(in) : fail_with(in.usage);
+        return words.size() <= 1 ? print_list(in) : fail_with(fault::usage, in.usage);
     const bool follows = name == "logs" && words.size() == 3 && words[1] == std::string_view("-f");
     const bool is_known = name == "attach" || name == "logs" || name == "wait" || name == "cancel";
     if (!is_known || words.size() != (follows ? 3u : 2u))
-        return fail_with(in.usage);
+        return fail_with(fault::usage, in.usage);
     job_run request;
     request.about.what = name == "attach"   ? verb::attach
                          : name == "wait"   ? verb::wait
@@ -70,13 +100,13 @@ int job_command(const invocation &in) {
                                             : verb::logs;
     auto id = command_id::parse(words.back());
     if (!id)
-        return fail_with("'" + for_terminal(words.back(), 80) +
-                         "' is not the ID of a job: see "
-                         "qvm-remote job list");
+        return fail_with(errc::bad_command_id, "'" + for_terminal(words.back(), 80) +
+                                                   "' is not the ID of a job: see "
+                                                   "qvm-remote job list");
     request.about.id = std::move(*id);
     if (request.about.what == verb::attach) {
         request.reads_stdin = !is_null(STDIN_FILENO);
-        if (::isatty(STDIN_FILENO)) {
+        if (::isatty(STDIN_FILENO) && !report::instance().is_json()) {
             const auto rows = list_jobs(in.how, in.where);
             if (!rows)
                 return rows.error();

@@ -26,17 +26,30 @@ void print_key_hint(const secret &key) {
                  key.fingerprint().c_str());
 }
 
+// Says which key this user has now.
+void show_fingerprint(const home &where, const secret &key) {
+    if (!report::instance().is_json()) {
+        std::printf("%s\n", key.fingerprint().c_str());
+        return;
+    }
+    json_writer &to = report::instance().result();
+    to.text("fingerprint", key.fingerprint());
+    to.text("file", where.key_file());
+}
+
 int key_generate(const home &where) {
     if (::access(where.key_file().c_str(), F_OK) == 0)
-        return fail_with("there is a key already at " + where.key_file() +
-                         ": remove that file first to replace it; dom0 knows this qube by it");
+        return fail_with(fault::key_exists,
+                         "there is a key already at " + where.key_file() +
+                             ": remove that file first to replace it; dom0 knows this qube by it");
     secret_bytes<32> random;
     if (::getrandom(random.value().data(), random.value().size(), 0) != 32)
-        return fail_with("the kernel has no random bytes yet: try again in a minute");
+        return fail_with(fault::local_failure,
+                         "the kernel has no random bytes yet: try again in a minute");
     const secret key = secret::from_random(random);
     if (auto stored = where.store_key(key); !stored)
-        return fail_with(stored.error().what);
-    std::printf("%s\n", key.fingerprint().c_str());
+        return fail_with(fault::local_failure, stored.error().what);
+    show_fingerprint(where, key);
     if (::isatty(STDERR_FILENO))
         print_key_hint(key);
     return 0;
@@ -45,7 +58,12 @@ int key_generate(const home &where) {
 int key_show(const settings &how, const home &where) {
     auto key = where.load_key();
     if (!key)
-        return fail_with(key.error().what);
+        return fail_with(home::fault_of_key(key.error()), key.error().what);
+    if (report::instance().is_json()) {
+        report::instance().result().text("key", as_text(key->text()));
+        show_fingerprint(where, *key);
+        return 0;
+    }
     const bytes_view text = key->text();
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::printf("\n");
@@ -58,22 +76,22 @@ int key_show(const settings &how, const home &where) {
 int key_import(const home &where, std::span<char *> words) {
     std::string text;
     if (!words.empty()) {
-        complain("warning: a key on the command line can be read in the list of processes; give it "
-                 "on standard input instead");
+        warn("warning: a key on the command line can be read in the list of processes; give it "
+             "on standard input instead");
         text = words[0];
         OPENSSL_cleanse(words[0], std::strlen(words[0]));
     } else {
         auto read = host::read_all(STDIN_FILENO, 256);
         if (!read)
-            return fail_with("cannot read the key: " + read.error().what);
+            return fail_with(fault::local_failure, "cannot read the key: " + read.error().what);
         text = std::move(*read);
     }
     const auto key = read_key(std::move(text));
     if (!key)
-        return fail_with(key.error().what);
+        return fail_with(errc::bad_key, key.error().what);
     if (auto stored = where.store_key(*key); !stored)
-        return fail_with(stored.error().what);
-    std::printf("%s\n", key->fingerprint().c_str());
+        return fail_with(fault::local_failure, stored.error().what);
+    show_fingerprint(where, *key);
     return 0;
 }
 
@@ -88,7 +106,7 @@ int key_command(const invocation &in) {
         return key_show(in.how, in.where);
     if (verb == "import" && words.size() <= 2)
         return key_import(in.where, words.subspan(1));
-    return fail_with(in.usage);
+    return fail_with(fault::usage, in.usage);
 }
 
 } // namespace qvmremote::qube

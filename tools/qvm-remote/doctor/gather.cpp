@@ -21,6 +21,7 @@
 
 #include "arguments.hpp"
 #include "common/installed.hpp"
+#include "report.hpp"
 
 namespace qvmremote::qube {
 
@@ -160,9 +161,13 @@ facts gather(const settings &typed, const home &where) {
     dom0_facts &dom0 = out.dom0.emplace();
     dom0.asked_at = ::time(nullptr);
     const held_complaints said;
-    if (converse(how, where, request_kind::status, dom0.untrusted_answer, dom0.took_ms,
-                 dom0.over) != 0)
+    if (const auto answer = converse(how, where, request_kind::status)) {
+        dom0.untrusted_answer = answer->untrusted_text;
+        dom0.took_ms = answer->took_ms;
+        dom0.over = answer->over(how);
+    } else {
         dom0.failure = said.text().empty() ? "dom0 did not answer" : said.text();
+    }
     dom0.answered_at = ::time(nullptr);
     return out;
 }
