@@ -128,6 +128,33 @@ def the_waiting_line_stays_in_the_foreground(f):
     equal((seen, out), (b"", b"x\n"))
 
 
+CONTROLS = b"\x1b[31mred\x1b]0;title\x07\x1b[6n \xe2\x82\xac\x9b\xc2\x9b\rover\tx\xff\n"
+SHOWN = b"\\x1b[31mred\\x1b]0;title\\x07\\x1b[6n \xe2\x82\xac\\x9b\\xc2\\x9b\\x0dover\tx\\xff\r\n"
+
+
+@case
+def output_cannot_control_a_terminal(f):
+    f.start()
+    octal = "".join(f"\\{byte:03o}" for byte in CONTROLS)
+    equal(on_terminal(f, f"printf '{octal}'")[0], SHOWN)
+    equal(on_terminal(f, f"printf '{octal}' >&2")[0], SHOWN)
+    equal(on_terminal(f, f"printf '{octal}'; printf '{octal}' >&2", keep_stdout=True), (SHOWN, CONTROLS))
+    equal(on_terminal(f, f"printf '{octal}'", env={"LC_ALL": "C"})[0], SHOWN.replace(b"\xe2\x82\xac", b"\\xe2\\x82\\xac"))
+    equal(on_terminal(f, "--tty", f"printf '{octal}'")[0], CONTROLS.replace(b"\n", b"\r\r\n"))
+    # A character in two pieces, and one of which the command writes only the half.
+    equal(on_terminal(f, r"printf '\342'; sleep 0.3; printf '\202\254'; printf '\342\202'")[0], b"\xe2\x82\xac\\xe2\\x82")
+    # The terminal is full all the time, and the command has closed its output before the end.
+    size = 300_000
+    seen, _ = on_terminal(f, f"head -c {size} /dev/zero | tr '\\0' '\\33'; exec >&- 2>&-; sleep 1")
+    equal(seen == b"\\x1b" * size, True)
+    # Its record is shown in the same way.
+    f.run(f"printf '{octal}'")
+    ident = f.run("history", "1").stdout.split()[1].decode()
+    seen, _ = on_terminal(f, "history", "show", ident)
+    check(b"--- out\r\n" + SHOWN + b"--- err" in seen, seen)
+    check(b"--- out\n" + CONTROLS + b"--- err" in f.run("history", "show", ident).stdout, "a pipe gets it raw")
+
+
 @case
 def records_that_cannot_be_written_change_nothing(f):
     f.start()

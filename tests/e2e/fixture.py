@@ -158,7 +158,7 @@ def eventually(condition, what):
         time.sleep(0.01)
 
 
-def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True, stdout=None):
+def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True, stdout=None, env=None):
     """Runs the client on its own terminal. Returns what it writes there, and what it writes to stdout."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -176,7 +176,7 @@ def on_terminal(f, *words, columns=80, keep_stdout=False, foreground=True, stdou
             os.tcsetpgrp(2, other)
 
     p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=stdout or (subprocess.PIPE if keep_stdout else slave), stderr=slave,
-                preexec_fn=take_terminal)
+                env=env, preexec_fn=take_terminal)
     os.close(slave)
     seen, end = b"", time.monotonic() + HANG
     while p.poll() is None or select.select([master], [], [], 0)[0]:

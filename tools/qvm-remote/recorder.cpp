@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <utility>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,6 +24,7 @@ namespace qvmremote::qube {
 namespace {
 
 constexpr std::size_t spill_at = 64 * 1024;
+constexpr std::size_t filter_piece = 4 * 1024; // so that a stopped terminal stops us soon
 
 } // namespace
 
@@ -127,7 +130,53 @@ void recorder::finish(const host::run_result &result, std::uint32_t timeout_s) {
     append_audit(timed_out ? line_timeout(now, id_, timeout_s) : line_done(now, id_, exit));
 }
 
+void recorded_sink::begin() {
+    if (!std::exchange(has_begun_, true) && ::isatty(fd_))
+        filter_.emplace(shows_utf8());
+}
+
+std::size_t recorded_sink::write(bytes_view data) {
+    begin();
+    if (!filter_)
+        return inner_.take(data);
+    std::size_t done = 0;
+    while (done < data.size() && drain()) {
+        const bytes_view piece = data.subspan(done, std::min(data.size() - done, filter_piece));
+        filter_->push(shown_, as_text(piece));
+        done += piece.size();
+    }
+    static_cast<void>(drain());
+    return done;
+}
+
+// Writes what the terminal takes now. Returns whether nothing is left.
+bool recorded_sink::drain() {
+    while (!shown_.empty()) {
+        const std::size_t n = inner_.take(as_bytes(shown_));
+        if (n == 0)
+            return false;
+        shown_.erase(0, n);
+    }
+    return true;
+}
+
+void recorded_sink::finish(int signal_fd) {
+    if (!filter_)
+        return;
+    filter_->end(shown_);
+    while (!drain() && !inner_.broken()) {
+        pollfd fds[2] = {{inner_.blocked_on(), POLLOUT, 0}, {signal_fd, POLLIN, 0}};
+        ::poll(fds, 2, -1);
+        std::uint8_t number = 0;
+        if (fds[1].revents != 0 && ::read(signal_fd, &number, 1) == 1 && number != SIGWINCH)
+            return;
+    }
+}
+
 void recorded_sink::end() {
+    begin();
+    if (filter_) // nobody waits for the end of a terminal
+        return;
     // The reader of our output sees its end when the command closes it, not only when the command ends.
     inner_.end();
     ::close(fd_);

@@ -5,12 +5,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include <qvmremote/command_id.hpp>
 #include <qvmremote/host/client.hpp>
 #include <qvmremote/host/unique_fd.hpp>
+#include <qvmremote/terminal_filter.hpp>
 
 #include "home.hpp"
 #include "terminal.hpp"
@@ -59,16 +61,20 @@ class recorder {
     std::string problem_;
 };
 
-/// A sink that records what it passes on.
+/// A sink that records what it passes on. A terminal gets it through a terminal_filter, unless it is
+/// to be raw; a pipe and a file get every byte as it is.
 class recorded_sink final : public host::output_sink {
   public:
     recorded_sink(int fd, recorder *to, waiting_line *line)
         : inner_(fd), to_(to), line_(line), is_stdout_(fd == 1), fd_(fd) {}
 
+    /// Call it before the first output: the command has this terminal.
+    void be_raw() noexcept { has_begun_ = true; }
+
     [[nodiscard]] std::size_t take(bytes_view data) override {
         if (line_ && !data.empty())
             line_->stop(); // output must not be on the same row
-        const std::size_t n = inner_.take(data);
+        const std::size_t n = write(data);
         if (line_ && n > 0)
             line_->forget();
         if (to_)
@@ -79,9 +85,19 @@ class recorded_sink final : public host::output_sink {
     [[nodiscard]] bool broken() const override { return inner_.broken(); }
     [[nodiscard]] int error() const noexcept { return inner_.error(); }
     void end() override;
+    /// After the last output: waits until a terminal has taken all of it, or for a signal whose number
+    /// comes from `signal_fd`.
+    void finish(int signal_fd);
 
   private:
+    void begin();
+    [[nodiscard]] std::size_t write(bytes_view data);
+    [[nodiscard]] bool drain();
+
     host::descriptor_sink inner_;
+    bool has_begun_ = false;
+    std::optional<terminal_filter> filter_;
+    std::string shown_; // has passed the filter, and the terminal has not taken it yet
     recorder *to_;
     waiting_line *line_;
     bool is_stdout_;

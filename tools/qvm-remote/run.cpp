@@ -118,6 +118,7 @@ class shown_run {
 
     // This terminal becomes the command's terminal when dom0 reports that the command runs.
     void use_terminal(std::optional<std::uint8_t> escape) {
+        out_.be_raw();
         session_.emplace(signal_pipe[1], escape);
         io_.size = [this] { return session_->size(); };
         io_.filter = &*session_;
@@ -128,6 +129,8 @@ class shown_run {
     int finish(const host::run_result &result, std::uint32_t timeout_s,
                const std::optional<known_reason> &why = {}, bool needs_jobs = false) {
         line_.stop();
+        out_.finish(signal_pipe[0]);
+        err_.finish(signal_pipe[0]);
         session_.reset();
         record_.finish(result, timeout_s);
         const int sink_error = json_out_       ? report::instance().out().error()

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 #include <string_view>
 
 #include <fcntl.h>
@@ -26,6 +28,13 @@ std::size_t width_of(int terminal) {
 }
 
 } // namespace
+
+bool shows_utf8() {
+    for (const char *const name : {"LC_ALL", "LC_CTYPE", "LANG"})
+        if (const char *const value = std::getenv(name); value && *value != '\0')
+            return ::strcasestr(value, "utf-8") || ::strcasestr(value, "utf8");
+    return false;
+}
 
 waiting_line::waiting_line(bool wanted) : begin_ms_(host::boottime_ms()) {
     if (wanted)

@@ -12,6 +12,9 @@
 
 namespace qvmremote::qube {
 
+/// Whether this user's terminals show UTF-8, as the locale says.
+[[nodiscard]] bool shows_utf8();
+
 /// One row that shows how long the user has waited, and for what. It is drawn only while this program
 /// is in the foreground of the terminal on standard error. It is cut to the terminal's width. It never
 /// blocks: a stopped terminal (Ctrl-S) does not delay the command.

@@ -15,8 +15,10 @@
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/queue.hpp>
 #include <qvmremote/sanitize.hpp>
+#include <qvmremote/terminal_filter.hpp>
 
 #include "common/cli.hpp"
+#include "terminal.hpp"
 
 namespace qvmremote::qube {
 
@@ -98,20 +100,19 @@ int log_command(const invocation &in) {
 
 namespace {
 
-// Prints recorded output: unchanged to a pipe or a file, escaped on a terminal.
+// Prints recorded output: unchanged to a pipe or a file, filtered on a terminal.
 void print_recorded(const std::string &path) {
     auto text = host::read_text(path, 2 * limits::recorded_output);
     if (!text)
         return;
-    if (!::isatty(STDOUT_FILENO)) {
-        std::fwrite(text->data(), 1, text->size(), stdout);
-        return;
+    if (::isatty(STDOUT_FILENO)) {
+        terminal_filter filter(shows_utf8());
+        std::string shown;
+        filter.push(shown, *text);
+        filter.end(shown);
+        *text = std::move(shown);
     }
-    for (std::string_view left = *text; !left.empty();) {
-        const std::size_t end = left.find('\n');
-        std::printf("%s\n", for_terminal(left.substr(0, end)).c_str());
-        left.remove_prefix(end == left.npos ? left.size() : end + 1);
-    }
+    std::fwrite(text->data(), 1, text->size(), stdout);
 }
 
 // All that is recorded of a command. The recorder marks output that it has cut.
