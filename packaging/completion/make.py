@@ -108,8 +108,9 @@ class Program:
             for way in ways(arguments):
                 self.way(subcommand, way)
             if "--json" in self.about:  # each subcommand takes it too
-                for key in [k for k in self.options if k.startswith(f"{subcommand}:*")]:
-                    self.options[key].append("--json")
+                for key, options in self.options.items():
+                    if key.startswith(f"{subcommand}:*") and "--json" not in options:
+                        options.append("--json")
                 self.options.setdefault(f"{subcommand}:*", ["--json"])
         if not self.options[":0:"] or not self.subcommands:
             sys.exit(f"{name}: its help has no options or no subcommands")

@@ -6,7 +6,6 @@ Usage: machines.py BUILD-DIRECTORY [CASE...]
 """
 
 import base64
-import glob
 import json
 import os
 import random
@@ -20,46 +19,12 @@ import time
 
 from fixture import CLIENT, HANG, KEY, case, check, equal, eventually, main, operator
 from policies import begin
+from schema import SCHEMAS, USED, validate
 
-try:
-    import jsonschema
-except ImportError:
-    print("skipped: python3-jsonschema is not installed")
-    sys.exit(77)
-
-SCHEMAS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../doc/schema")
 LIMIT = 10 << 20
 EVERY_BYTE = bytes(range(256))
 # Text that a careless writer of JSON gets wrong.
 HOSTILE = "\0\x01\b\t\n\f\r\x1b[2J\"\\/</script>\x7f\x80\x9b\u2028\u2029\u202e\ufeff\ufffe\U0010ffff\u00e9\u20ac\U0001f600"
-
-
-def strict(schema):
-    """The schema, which takes no member that it does not name."""
-    if isinstance(schema, list):
-        return [strict(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    out = {key: strict(value) for key, value in schema.items()}
-    if schema.get("type") == "object" and "properties" in schema:
-        out["additionalProperties"] = False
-    return out
-
-
-def load_schemas():
-    """By name. Each one gets a copy of what they share, since how other files are found depends on the validator."""
-    found = {}
-    for path in glob.glob(os.path.join(SCHEMAS, "*.schema.json")):
-        with open(path, encoding="utf-8") as f:
-            schema = json.loads(f.read().replace('"common.schema.json#/', '"#/'))
-        jsonschema.Draft202012Validator.check_schema(schema)
-        found[os.path.basename(path).removesuffix(".schema.json")] = strict(schema)
-    shared = found.pop("common")["$defs"]
-    return {name: {**schema, "$defs": shared} for name, schema in found.items()}
-
-
-SCHEMA = load_schemas()
-SEEN = set()  # schemas that something was validated against
 
 
 def is_sanitized():
@@ -76,9 +41,7 @@ def parse(line, schema):
     text = line.decode("utf-8")
     check(not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202e]", text), text[:500])
     value = json.loads(text, object_pairs_hook=no_duplicates)
-    errors = sorted(jsonschema.Draft202012Validator(SCHEMA[schema]).iter_errors(value), key=str)
-    check(not errors, f"{schema}: {errors[0].message[:500] if errors else ''}: {text[:1000]}")
-    SEEN.add(schema)
+    validate(schema, value)
     return value
 
 
@@ -252,6 +215,38 @@ def subcommands(f):
     equal(len(one(f.run("log", "-n", "2", "--json"), "log")["result"]["lines"]), 2)
     values, _ = lines(f.run("--json=lines", "true"))
     equal(values[-1]["warnings"], [])
+
+
+@case
+def jobs(f):
+    f.start()
+    made = run(f, "--detach", f"echo out; echo err >&2; printf '\\377'; kill -9 $$")
+    equal((made["exit_code"], made["result"]["end"], error(made)), (0, "detached", None))
+    ident = made["result"]["id"]
+    ended = one(f.run("job", "wait", ident, "--json"), "job")
+    equal((ended["exit_code"], ended["result"]["end"], ended["result"]["id"]), (137, "signalled", ident))
+    got = one(f.run("--json", "job", "logs", ident), "job")["result"]
+    equal((content(got["stdout"]), content(got["stderr"])), (b"out\n\xff", b"err\n"))
+    values, streams = lines(f.run("--json=lines", "job", "logs", "-f", ident))
+    equal((streams, values[-1]["result"]["end"]), ({"stdout": b"out\n\xff", "stderr": b"err\n"}, "signalled"))
+    listed = one(f.run("job", "list", "--json"), "job")["result"]["jobs"]
+    equal([(j["id"], j["state"], j["exit_code"], j["tty"]) for j in listed], [(ident, "signalled", 137, False)])
+    equal((listed[0]["stdout"], listed[0]["stderr"]), ({"bytes": 5}, {"bytes": 4}))
+    for words, name in ((("wait", "no-such"), "no_job"), (("wait", "../x"), "bad_command_id"), (("x",), "usage")):
+        equal(error(one(f.run("job", *words, "--json"), "job")), name)
+    running = run(f, "--detach", "sleep 100")["result"]["id"]
+    check("exit_code" not in [j for j in one(f.run("job", "--json"), "job")["result"]["jobs"] if j["id"] == running][0],
+          "an exit code of a job that runs")
+    one(f.run("job", "cancel", running, "--json"), "job")
+
+
+@case
+def doctor(f):
+    f.start()
+    got = one(f.run("doctor", "--json"), "doctor")
+    check(got["result"]["findings"], got)
+    equal(one(f.run("--json", "doctor"), "doctor")["result"]["state"], got["result"]["state"])
+    equal(error(one(f.run("--json", "doctor", "x"), "doctor")), "usage")
 
 
 @case
@@ -458,7 +453,7 @@ def protocol_1(f):
 @case
 def every_schema_was_used(f):
     if len(sys.argv) == 2:  # all cases ran
-        equal(sorted(SEEN), sorted(SCHEMA))
+        equal(sorted(USED), sorted(SCHEMAS))
 
 
 main()

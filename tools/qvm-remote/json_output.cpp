@@ -125,15 +125,26 @@ void add_event(host::run_state state, std::string_view untrusted_text) {
     static_cast<void>(report::instance().flush());
 }
 
-void write_end(json_writer &to, const host::run_result &r) {
+void report_run(const run_identity &run, const host::run_result &r, json_sink &out,
+                json_sink &err) {
+    out.end();
+    err.end(); // these may be lines, so they come before the result begins
+    json_writer &to = report::instance().result();
+    using kind = host::run_result::kind;
+    to.text("transport", run.transport);
+    to.number("protocol", run.protocol);
+    to.text("id", run.id);
     to.text("end", cause_of(r));
-    if (r.how == host::run_result::kind::ended && r.end.cause == end_cause::exited)
+    if (r.how == kind::ended && r.end.cause == end_cause::exited)
         to.number("status", r.end.value);
-    if (r.how == host::run_result::kind::ended && r.end.cause == end_cause::signalled)
+    if (r.how == kind::ended && r.end.cause == end_cause::signalled)
         to.number("signal", r.end.value);
     if (r.signal != 0)
         to.number("forwarded_signal", r.signal);
     to.flag("may_have_run", r.may_have_run);
+    to.number("took_ms", static_cast<std::int64_t>(run.took_ms));
+    out.write(to);
+    err.write(to);
 }
 
 } // namespace qvmremote::qube

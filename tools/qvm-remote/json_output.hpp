@@ -46,7 +46,15 @@ class json_sink final : public host::output_sink {
 /// sent, otherwise what dom0 says, and may be empty.
 void add_event(host::run_state state, std::string_view untrusted_text);
 
-/// Members of the result: how the command ended.
-void write_end(json_writer &to, const host::run_result &r);
+/// What a run was, besides how it ended.
+struct run_identity {
+    std::string transport;
+    int protocol;
+    std::string id;
+    std::uint64_t took_ms;
+};
+
+/// Reports a command's result, after the last of its output.
+void report_run(const run_identity &run, const host::run_result &r, json_sink &out, json_sink &err);
 
 } // namespace qvmremote::qube

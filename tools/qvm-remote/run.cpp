@@ -141,7 +141,8 @@ class shown_run {
         else
             explain(result, sink_error, needs_jobs);
         if (json_out_)
-            add_result(result);
+            report_run({how_.transport, protocol_, result.id, host::boottime_ms() - begin_ms_},
+                       result, *json_out_, *json_err_);
         if (!record_.problem().empty() && !quiet_)
             warn("the history is not complete: " + record_.problem());
         if (result.how == host::run_result::kind::sink_broken && sink_error != EPIPE)
@@ -150,19 +151,6 @@ class shown_run {
     }
 
   private:
-    void add_result(const host::run_result &result) {
-        json_out_->end();
-        json_err_->end();
-        json_writer &to = report::instance().result();
-        to.text("transport", how_.transport);
-        to.number("protocol", protocol_);
-        to.text("id", result.id);
-        write_end(to, result);
-        to.number("took_ms", static_cast<std::int64_t>(host::boottime_ms() - begin_ms_));
-        json_out_->write(to);
-        json_err_->write(to);
-    }
-
     void changed(host::run_state state, std::string_view untrusted_text) {
         if (report::instance().has_lines())
             add_event(state, state == host::run_state::sent ? record_.id() : untrusted_text);
@@ -397,7 +385,8 @@ class about_job {
         io_.stdin_fd = request.reads_stdin ? STDIN_FILENO : -1;
         io_.changed = [this](host::run_state state, std::string_view untrusted_text) {
             if (report::instance().has_lines())
-                add_event(state, untrusted_text);
+                add_event(state, state == host::run_state::sent ? request_.about.id->text()
+                                                                : untrusted_text);
             if (state == host::run_state::running && session_)
                 session_->begin();
             if (state == host::run_state::noticed)
@@ -414,6 +403,7 @@ class about_job {
                          " are gone, since it wrote more than dom0 keeps]");
         };
         if (request.has_terminal) {
+            out_.be_raw();
             session_.emplace(signal_pipe[1], request.escape);
             io_.size = [this] { return session_->size(); };
             io_.filter = &*session_;
@@ -454,16 +444,13 @@ class about_job {
     // After the last output.
     void close(const host::run_result *result) {
         line_.stop();
+        out_.finish(signal_pipe[0]);
+        err_.finish(signal_pipe[0]);
         session_.reset();
-        if (!json_out_ || !result)
-            return;
-        json_out_->end();
-        json_err_->end();
-        json_writer &to = report::instance().result();
-        to.text("id", request_.about.id->text());
-        write_end(to, *result);
-        json_out_->write(to);
-        json_err_->write(to);
+        if (json_out_ && result)
+            report_run(
+                {how_.transport, 2, request_.about.id->text(), host::boottime_ms() - begin_ms_},
+                *result, *json_out_, *json_err_);
     }
 
     static constexpr const char *no_agent =
@@ -473,6 +460,7 @@ class about_job {
     const settings &how_;
     const home &where_;
     job_run &request_;
+    std::uint64_t begin_ms_ = host::boottime_ms();
     waiting_line line_;
     recorded_sink out_{STDOUT_FILENO, nullptr, &line_}, err_{STDERR_FILENO, nullptr, &line_};
     std::optional<json_sink> json_out_, json_err_; // these, with --json
