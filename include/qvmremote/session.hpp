@@ -457,7 +457,7 @@ class client_stream : public stream_end {
         phase stage = phase::challenged;
         std::optional<frame_authenticator> to_dom0{}, to_qube{};
         std::string body{};
-        bool stdin_live = false, pending = false, takes_notices = false;
+        bool stdin_live = false, pending = false, takes_notices = false, asked_to_detach = false;
         std::size_t stdin_credit = 0;
         receive_window output_window{};
         std::uint64_t stdout_bytes = 0, stderr_bytes = 0;

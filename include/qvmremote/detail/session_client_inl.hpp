@@ -55,6 +55,7 @@ inline result<std::monostate> client_stream::send_request(std::uint32_t number, 
         s.body = std::move(what.body);
     s.stdin_live = what.stdin_live;
     s.takes_notices = (what.features & feature::notices) != 0;
+    s.asked_to_detach = what.detach;
     bytes payload(token.begin(), token.end());
     payload.insert(payload.end(), header->begin(), header->end());
     put_plain(number, frame_type::request, payload);
@@ -89,6 +90,7 @@ inline void client_stream::send_resize(std::uint32_t number, std::uint16_t colum
 }
 
 inline void client_stream::send_detach(std::uint32_t number) {
+    at(number).asked_to_detach = true;
     put_tagged(authentic(number), number, frame_type::detach, {});
 }
 
@@ -317,7 +319,8 @@ inline result<std::optional<client_event>> client_stream::take_authentic(std::ui
                     std::string(as_text(payload.subspan(r.offset())))};
         // A result is complete or it is an error (I10).
         if (end.stdout_bytes != s.stdout_bytes || end.stderr_bytes != s.stderr_bytes ||
-            name(end.cause) == "unknown")
+            name(end.cause) == "unknown" ||
+            (end.cause == end_cause::detached && !s.asked_to_detach))
             return broken(number, errc::incomplete);
         sessions_.erase(number);
         return client_event{.what = kind::ended, .session = number, .end = std::move(end)};

@@ -20,6 +20,7 @@ TEST_CASE("I10: a result is complete or it is an error") {
         {"largest count", end_payload(1, 0, UINT64_MAX, 0), errc::incomplete},
         {"cause 0", end_payload(0, 0, 3, 0), errc::incomplete},
         {"unknown cause", end_payload(8, 0, 3, 0), errc::incomplete},
+        {"detached, for which nobody asked", end_payload(7, 0, 3, 0), errc::incomplete},
         {"empty", {}, errc::bad_frame},
         {"cut", bytes(20, 1), errc::bad_frame},
         {"too many words", end_payload(1, 0, 3, 0) + bytes(513, 'x'), errc::bad_frame},
