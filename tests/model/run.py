@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 
-MODEL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "protocol.pml")
+HERE = os.path.dirname(os.path.abspath(__file__))
+MODEL = os.path.join(HERE, "protocol.pml")
+JOBS = os.path.join(HERE, "jobs.pml")
 DEPTH = 10000
 MEMORY_MIB = 2048
 
@@ -73,16 +75,39 @@ FAULTS = [
     ("ANY_SEQUENCE|UNCOUNTED", "success has an END that matches", {**OUTPUT, "pieces": 1}),
 ]
 
+# The same for jobs.pml.
+JOB_PROPERTIES = {
+    "an ID runs once": "executions<=1",
+    "the secret is there before the launch": "files",
+    "one END": "end_lines==1",
+    "one owner of the output": "writers",
+    "END says what the keeper has written": "end_is_real==end_file",
+}
+JOB_GOALS = [
+    ("a job ends under a later daemon", 1),
+    ("the keeper is killed", 2),
+    ("the outcome is unknown after a restart", 3),
+]
+JOB_FAULTS = [
+    ("J_ENDS_ALL", "END says what the keeper has written"),
+    ("J_LAUNCHES_AGAIN", "an ID runs once"),
+    ("J_SPARES_STRANGER", "END says what the keeper has written"),
+    ("J_END_FORGOTTEN", "END says what the keeper has written"),
+    ("J_END_TWICE", "one END"),
+    ("J_TWO_WRITERS", "one owner of the output"),
+    ("J_LATE_FILES", "the secret is there before the launch"),
+]
 
-def build(directory):
+
+def build(directory, model=MODEL):
     """The search program. pan.c's own warnings are its generator's."""
-    subprocess.run(["spin", "-a", MODEL], cwd=directory, check=True)
+    subprocess.run(["spin", "-a", model], cwd=directory, check=True)
     subprocess.run(["gcc", "-w", "-O1", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MIB}",
                     "-o", "pan", "pan.c"], cwd=directory, check=True)
 
 
-def constants():
-    with open(MODEL, encoding="utf-8") as f:
+def constants(model=MODEL):
+    with open(model, encoding="utf-8") as f:
         return {name: int(value) for name, value in re.findall(r"#define ([A-Z_]+) +(\d+)", f.read())}
 
 
@@ -136,6 +161,19 @@ def main():
             else:
                 tell(failed is None, f"{names} does no harm with {bounds['pieces']} piece of output" +
                      (f"; failed: {failed}" if failed else ""), states)
+    numbers = constants(JOBS)
+    print(f"Jobs: {numbers['JOB_LIVES']} lives of the daemon, each of which may end at any step", flush=True)
+    with tempfile.TemporaryDirectory(prefix="qvm-remote-model-") as directory:
+        build(directory, JOBS)
+        failed, states = search(directory, {})
+        tell(failed is None, "every property of a job holds" + (f": not {failed}" if failed else ""), states)
+        for what, goal in JOB_GOALS:
+            failed, states = search(directory, {}, goal=goal)
+            tell(failed is not None and f"goal == {goal}" in failed, f"can happen: {what}", states)
+        for name, wanted in JOB_FAULTS:
+            failed, states = search(directory, {}, numbers[name])
+            tell(failed is not None and JOB_PROPERTIES[wanted] in failed, f"{name} is caught: {wanted}" +
+                 (f"; failed: {failed}" if failed and JOB_PROPERTIES[wanted] not in failed else ""), states)
     print(f"{time.monotonic() - begin:.0f} s")
     sys.exit(1 if bad else 0)
 
