@@ -65,6 +65,8 @@ CAMPAIGNS = [
      line("^.* results were whole.*$")),
     ("kills", 1, lambda s: [e2e("kills"), f"seconds={s}"], [e2e("kills"), "500"],
      line("^.* results were whole.*$")),
+    ("jobs", 1, lambda s: script("jobs_kills.py", "--transport", "mock", "ROUNDS=1000000", f"SECONDS={s}"),
+     script("jobs_kills.py", "--transport", "mock", "ROUNDS=300"), line("^ *([0-9]+ rounds.*)$")),
     ("journal", 1, lambda s: script("audit.py", "ROUNDS=1000000", f"SECONDS={s}", KILLED),
      script("audit.py", "ROUNDS=1000", "SECONDS=600", KILLED), line("killed .*$")),
     ("kept", 2, lambda s: script("kept.py", "COUNT=1000000000", f"SECONDS={s}"),

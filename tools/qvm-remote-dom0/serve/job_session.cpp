@@ -118,36 +118,43 @@ void job_session::pump() {
     if (over_ || !port_ || std::exchange(pumping_, true))
         return;
     const auto self = shared_from_this();
-    send_text();
-    if (lanes_) {
-        if (about_.what != job_request::verb::logs && !job_->end)
-            context_.jobs->watch(*job_, *this); // first, so that nothing that comes now is missed
-        bool more = true;
-        for (int pieces = 0; more && !port_->stalled() && pieces < most_pieces; ++pieces) {
-            more = false;
-            for (lane &one : *lanes_)
-                more = (!port_->stalled() && send_some(one)) || more;
-        }
-        port_->flush();
-        if (more && !port_->stalled())
-            boost::asio::post(context_.loop, [weak = weak_from_this()] {
-                if (const auto alive = weak.lock())
-                    alive->pump();
-            });
-        if (more || port_->stalled()) {
-            pumping_ = false;
-            return;
-        }
-    }
+    const bool is_done = send_what_is_there();
     pumping_ = false;
-    using verb = job_request::verb;
-    if (!text_.empty())
+    if (over_ || !is_done) // flush() may have found that the stream is gone
         return;
+    using verb = job_request::verb;
     if (about_.what == verb::list || about_.what == verb::logs)
         return end({.cause = end_cause::exited});
-    if (!job_->end)
-        return;
-    end(about_.what == verb::cancel ? run_end{.cause = end_cause::exited} : job_->end->how);
+    if (job_->end)
+        end(about_.what == verb::cancel ? run_end{.cause = end_cause::exited} : job_->end->how);
+}
+
+// Returns whether all that is there now was sent.
+bool job_session::send_what_is_there() {
+    send_text();
+    if (over_ || !text_.empty())
+        return false;
+    if (!lanes_)
+        return true;
+    if (about_.what != job_request::verb::logs && !job_->end)
+        context_.jobs->watch(*job_, *this); // first, so that nothing that comes now is missed
+    bool more = true;
+    for (int pieces = 0; more && !port_->stalled() && pieces < most_pieces; ++pieces) {
+        more = false;
+        for (lane &one : *lanes_)
+            more = (!port_->stalled() && send_some(one)) || more;
+    }
+    const bool stalled = port_->stalled();
+    port_->flush();
+    if (over_)
+        return false;
+    // Nobody calls again when flush() has made room.
+    if ((more || stalled) && !port_->stalled())
+        boost::asio::post(context_.loop, [weak = weak_from_this()] {
+            if (const auto alive = weak.lock())
+                alive->pump();
+        });
+    return !more && !stalled;
 }
 
 // Returns whether there may be more of this stream.
@@ -170,13 +177,15 @@ bool job_session::send_some(lane &of) {
 }
 
 void job_session::send_text() {
-    while (!text_.empty() && !port_->stalled()) {
+    while (!over_ && !text_.empty() && !port_->stalled()) {
         const auto room = port_->prepare_output(std::min(text_.size(), limits::frame));
         std::copy_n(text_.begin(), room.size(), room.begin());
         port_->commit_output(true, room.size());
         text_.erase(0, room.size());
+        port_->flush();
     }
-    port_->flush();
+    if (!over_)
+        port_->flush();
 }
 
 void job_session::on_input(host::outcome<host::unique_fd> input) {
@@ -209,6 +218,7 @@ void job_session::stdin_data(bytes_view data) {
 }
 
 void job_session::write_input() {
+    const auto self = shared_from_this();
     while (!backlog_.empty() && input_.is_open()) {
         const ssize_t n = ::write(input_.native_handle(), backlog_.data(), backlog_.size());
         if (n < 0 && errno == EINTR)
@@ -233,6 +243,8 @@ void job_session::write_input() {
             port_->grant_stdin(done);
             port_->flush();
         }
+        if (over_)
+            return;
         if (n < 0)
             drop_input(); // the job does not read any more
     }

@@ -64,6 +64,7 @@ class job_session final : public job_watcher, public std::enable_shared_from_thi
     void cancel_job();
     [[nodiscard]] bool open_output();
     void pump();
+    [[nodiscard]] bool send_what_is_there();
     [[nodiscard]] bool send_some(lane &of);
     void send_text();
     void write_input();
