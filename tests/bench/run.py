@@ -27,6 +27,7 @@ import parts
 from admission import bench_admission
 from charts import bench_charts
 from houses import Installed, clear
+from jobs import bench_jobs
 from qrexec import bench_qrexec
 from ssh import Ssh
 from terminal import bench_terminal
@@ -39,6 +40,7 @@ PARTS = {"protocol": parts.bench_protocol, "start": parts.bench_start,
          "history": parts.bench_history, "charts": bench_charts, "old": parts.bench_protocol1, "mock": parts.bench_mock,
          "admission": lambda _: bench_admission(program("admission"), SCRATCH, 100 if args.quick else 500,
                                                 row),
+         "jobs": bench_jobs,
          "qrexec": lambda _: bench_qrexec(BUILD, SCRATCH, ROUNDS)}
 
 
