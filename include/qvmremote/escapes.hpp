@@ -17,11 +17,11 @@
 namespace qvmremote {
 
 /// Finds the escapes in typed text. An escape is the escape character at the beginning of a line,
-/// followed by `.` (leave), Ctrl-Z (suspend), `?` (help), or the escape character again, which
+/// followed by `.` (leave), `d` (detach), Ctrl-Z (suspend), `?` (help), or the escape character again, which
 /// sends it once. If another character follows, both are sent as typed.
 class escape_scanner {
   public:
-    enum class action : std::uint8_t { none, leave, suspend, help };
+    enum class action : std::uint8_t { none, leave, suspend, help, detach };
     struct step {
         std::size_t used;    ///< bytes of `typed` that were read
         std::size_t written; ///< bytes in `to`, to be sent
@@ -66,6 +66,7 @@ class escape_scanner {
         return c == '.'      ? action::leave
                : c == ctrl_z ? action::suspend
                : c == '?'    ? action::help
+               : c == 'd'    ? action::detach
                              : action::none;
     }
 

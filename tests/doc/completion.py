@@ -38,7 +38,7 @@ LINES = [
     ("qvm-remote doctor ", "--fix --json"),
     ("qvm-remote h", "history"),
     ("qvm-remote --tr", "--transport"),
-    ("qvm-remote --", "--timeout --no-stdin --exec --script --tty --shell --escape --dry-run --no-wait --json --json=lines "
+    ("qvm-remote --", "--timeout --no-stdin --exec --script --tty --shell --escape --dry-run --no-wait --detach --input --json --json=lines "
                       "--transport --plugin-dir --verbose --quiet --help --version"),
     ("qvm-remote --transport q", "qvm-run qrexec"),
     ("qvm-remote --transport qrexec k", "key"),
@@ -49,7 +49,7 @@ LINES = [
     ("qvm-remote --script ", PATHS),
     ("qvm-remote --script a.txt ", PATHS),
     ("qvm-remote --exec ", PATHS),
-    ("qvm-remote --exec -", "-t --timeout -n --no-stdin --exec --script --tty --shell -e --escape --dry-run --no-wait "
+    ("qvm-remote --exec -", "-t --timeout -n --no-stdin --exec --script --tty --shell -e --escape --dry-run --no-wait --detach --input "
                             "--json --json=lines --transport --plugin-dir -v --verbose -q --quiet -h --help --version"),
     ("qvm-remote --exec cat a", "a.txt"),
     ("qvm-remote --exec key ", PATHS),

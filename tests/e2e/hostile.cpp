@@ -634,6 +634,7 @@ void suite::run() {
     flooding_client();
     stalling_client();
     late_body(*withheld);
+    jobs();
     rights(); // this starts the daemon again
     replayed_ids();
 }

@@ -123,6 +123,9 @@ class suite {
     void late_body(attacker &withheld);
     bool has_no_slot();
 
+    // hostile_jobs.cpp
+    void jobs();
+
     // hostile_rights.cpp
     void rights();
     void questions();

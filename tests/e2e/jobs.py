@@ -4,14 +4,19 @@
 Usage: jobs.py BUILD-DIRECTORY --transport mock|qvm-run|qrexec [CASE...]
 """
 
+import fcntl
 import functools
 import glob
 import os
+import pty
 import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import fixture
@@ -134,6 +139,9 @@ def every_form_of_a_command_can_be_a_job(f):
     ident = detach(f, stdin=b"echo from stdin; echo $QVM_REMOTE_ID")
     equal(job(f, "logs", "-f", ident), b"from stdin\n" + ident.encode() + b"\n")
     # What cannot be started is an end of the job, not of the request.
+    for _ in range(20):  # some end before the daemon looks again
+        ident = detach(f, "exit 5")
+        equal(f.run("job", "wait", ident).returncode, 5)
     ident = detach(f, "--exec", "no-such-program")
     equal(f.run("job", "wait", ident).returncode, 127)
     equal(rows(f)[ident], ("not_found", "127"))
@@ -375,9 +383,20 @@ def panic_revoke_and_policy_end_jobs(f):
     f.daemon = None
     check(survivors(mark), "it outlives the daemon")
     equal(f.dom0("panic").returncode, 0)
+    eventually(lambda: not survivors(mark), "the tree ends without a daemon")
     start(f)
-    eventually(lambda: not survivors(mark), "the tree ends")
-    eventually(lambda: len(ends(f, ident)) == 1, "END")
+    over(ident, "panicked")
+    equal(f.dom0("resume").returncode, 0)
+
+    # A daemon that hangs is killed, and the jobs too.
+    ident = fresh()
+    f.daemon.send_signal(signal.SIGSTOP)
+    equal(f.dom0("panic").returncode, 0)
+    eventually(lambda: not survivors(mark), "the tree ends although the daemon hangs")
+    f.daemon.wait(fixture.HANG)
+    f.daemon = None
+    start(f)
+    over(ident, "panicked")
     equal(f.dom0("resume").returncode, 0)
 
     ident = fresh()
@@ -499,6 +518,102 @@ def what_answers_at_the_socket_of_a_keeper_must_be_the_keeper(f):
     equal([e["reason"] for e in ends(f, ident)], ["outcome_unknown"])
     eventually(lambda: not survivors(f"QVM_REMOTE_ID={ident}"), "the tree ends")
     equal(f.run("job", "wait", ident).returncode, 126)
+
+
+class Typist:
+    """The client on a terminal of its own."""
+
+    def __init__(self, f, *words):
+        self.control, self.other = pty.openpty()
+        fcntl.ioctl(self.other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.modes = termios.tcgetattr(self.other)
+        self.shown = b""
+        self.program = subprocess.Popen([fixture.CLIENT, *words], env=f.env(TERM="xterm"), stdin=self.other,
+                                        stdout=self.other, stderr=self.other, preexec_fn=fixture.at_a_terminal)
+
+    def type(self, text):
+        os.write(self.control, text)
+
+    def wait_for(self, text):
+        end = time.monotonic() + fixture.HANG
+        while text not in self.shown:
+            check(time.monotonic() < end, f"{text} is not shown, but {self.shown[-300:]}")
+            if select.select([self.control], [], [], 0.1)[0]:
+                self.shown += os.read(self.control, 4096)
+
+    def end(self):
+        """The exit code; the modes of the terminal are what they were."""
+        code = self.program.wait(fixture.HANG)
+        while select.select([self.control], [], [], 0.1)[0]:
+            self.shown += os.read(self.control, 4096)
+        equal(termios.tcgetattr(self.other), self.modes)
+        os.close(self.control)
+        os.close(self.other)
+        return code
+
+
+@case
+def a_job_with_a_terminal(f):
+    start(f)
+    ident = detach(f, "--tty", "test -t 0 && test -t 1 && tty >/dev/null && echo is-a-terminal; read -r line; "
+                               "echo got-$line; stty size; read -r line; exit 6")
+    eventually(lambda: b"is-a-terminal" in job(f, "logs", ident), "output")
+    t = Typist(f, "job", "attach", ident)
+    t.wait_for(b"is-a-terminal")
+    t.type(b"one\r")
+    t.wait_for(b"got-one")
+    t.wait_for(b"30 100")
+    t.type(b"~.")
+    equal(t.end(), 255)
+    check(b"goes on" in t.shown, t.shown)
+    restart(f, signal.SIGKILL)
+    equal(rows(f)[ident], ("running", "-"))
+    t = Typist(f, "job", "attach", ident)
+    t.wait_for(b"got-one")
+    t.type(b"two\r")
+    equal(t.end(), 6)
+    equal([e["exit"] for e in ends(f, ident)], [6])
+
+
+@case
+def a_terminal_becomes_a_job(f):
+    start(f)
+    mark = f"job-mark-tilde-{os.getpid()}"
+    t = Typist(f, "--tty", f"export MARK={mark}; PS1='ready> ' bash --norc")
+    t.wait_for(b"ready> ")
+    t.type(b"sleep 1000 & X=5; echo a$X\r")
+    t.wait_for(b"a5\r\n")
+    t.type(b"\r~d")
+    equal(t.end(), 0)
+    ident = re.search(rb"goes on as job (\S+):", t.shown)
+    check(ident, t.shown)
+    ident = ident[1].decode()
+    equal(rows(f)[ident], ("running", "-"))
+    equal((len(starts(f, ident)), len(ends(f, ident))), (1, 0))
+    for path in survivors(mark):
+        with open(os.path.join(os.path.dirname(path), "cgroup"), encoding="ascii") as g:
+            check(f.jobs_group + "/job-" in g.read(), "the processes moved")
+    restart(f)
+    t = Typist(f, "job", "attach", ident)
+    t.type(b"echo b$X; jobs\r")
+    t.wait_for(b"b5\r\n")
+    t.wait_for(b"sleep 1000")
+    t.type(b"exit 8\r")
+    equal(t.end(), 8)
+    equal(survivors(mark), [])
+    equal([e["exit"] for e in ends(f, ident)], [8])
+    equal(os.listdir(os.path.join(f.root, "run/qvm-remote/jobs")), [])
+
+
+@case(outlives=False, only_mock=True)
+def a_terminal_that_cannot_become_a_job_goes_on(f):
+    start(f, QVM_REMOTE_JOBS_CGROUP="/none-here")
+    t = Typist(f, "--tty", "PS1='ready> ' bash --norc")
+    t.wait_for(b"ready> ")
+    t.type(b"~d")
+    t.wait_for(b"it cannot go on as a job")
+    t.type(b"exit 4\r")
+    equal(t.end(), 4)
 
 
 if __name__ == "__main__":

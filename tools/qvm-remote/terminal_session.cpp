@@ -150,6 +150,8 @@ std::size_t terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) 
         switch (done.what) {
         case escape_scanner::action::leave:
             return leave;
+        case escape_scanner::action::detach:
+            return detach;
         case escape_scanner::action::suspend:
             stop(SIGTSTP);
             break;
@@ -167,7 +169,8 @@ void terminal_session::show_help() const {
     const std::string e = escape_ < 0x20 ? std::string("^") + static_cast<char>(escape_ + 0x40)
                                          : std::string(1, static_cast<char>(escape_));
     const std::string text = e + "?\r\nEscapes, each at the beginning of a line:\r\n " + e +
-                             ".   end the command and leave\r\n " + e +
+                             ".   end the command and leave; leave a job\r\n " + e +
+                             "d   leave the command running as a job\r\n " + e +
                              "^Z  suspend qvm-remote\r\n " + e + "?   this text\r\n " + e + e +
                              "   send the character itself\r\n";
     [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());

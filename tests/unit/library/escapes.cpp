@@ -24,7 +24,7 @@ std::string sent(std::string_view keys, std::size_t piece,
             CHECK(step.used > 0);
             out.append(as_text(bytes_view(room).first(step.written)));
             typed = typed.subspan(step.used);
-            constexpr const char *names[] = {"", "<leave>", "<suspend>", "<help>"};
+            constexpr const char *names[] = {"", "<leave>", "<suspend>", "<help>", "<detach>"};
             out += names[static_cast<std::size_t>(step.what)];
         }
     }

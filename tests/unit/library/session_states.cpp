@@ -21,6 +21,7 @@ TEST_CASE("I1: authentic stdin, signals and bodies are refused in a wrong state"
         {"resize before accept", frame_type::resize, {0, 80, 0, 25}, errc::unknown_frame},
         {"credit before accept", frame_type::credit, {0, 0, 0, 1}, errc::unknown_frame},
         {"body that nobody asked for", frame_type::body, {'x'}, errc::unknown_frame},
+        {"detach before accept", frame_type::detach, {}, errc::unknown_frame},
     };
     for (const row &r : before) {
         CAPTURE(r.name);
@@ -44,6 +45,7 @@ TEST_CASE("I1: authentic stdin, signals and bodies are refused in a wrong state"
         {"real-time signal", frame_type::signal, {64}, errc::bad_value},
         {"two signals", frame_type::signal, {15, 15}, errc::bad_value},
         {"half a size", frame_type::resize, {0, 80}, errc::bad_value},
+        {"detach without a terminal", frame_type::detach, {}, errc::unknown_frame},
         {"credit of nothing", frame_type::credit, u32_bytes(0), errc::credit_exceeded},
         {"credit past the widest window", frame_type::credit,
          u32_bytes(limits::widest_window - limits::window + 1), errc::credit_exceeded},

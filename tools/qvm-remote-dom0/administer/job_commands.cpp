@@ -223,7 +223,8 @@ class job_viewer {
             const auto step = scanner_.push(left, passed);
             left = left.subspan(step.used);
             if (!send(bytes_view(passed.data(), step.written)) ||
-                step.what == escape_scanner::action::leave)
+                step.what == escape_scanner::action::leave ||
+                step.what == escape_scanner::action::detach)
                 return false;
         }
         return true;

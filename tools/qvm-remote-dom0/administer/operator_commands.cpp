@@ -27,6 +27,7 @@
 #include "administer/question_screen.hpp"
 #include "administer/typed_answer.hpp"
 #include "decide/panic.hpp"
+#include "execute/job_link.hpp"
 #include "serve/control.hpp"
 
 namespace qvmremote::dom0 {
@@ -250,6 +251,9 @@ int panic(const invocation &in) {
     if (!obeyed)
         if (const auto pid = daemon_pid(in.where); pid && ::kill(*pid, SIGKILL) == 0)
             std::fprintf(stderr, "qvm-remote-dom0: the daemon did not obey and was killed\n");
+    // Jobs outlive it.
+    if (!obeyed)
+        kill_jobs(in.where.job_sockets(), errc::panicked);
     if (!marked && !obeyed)
         return fail_with(marked.error());
     if (const auto recorded = record_admin(in.where, "panic", {}, {}); !recorded)

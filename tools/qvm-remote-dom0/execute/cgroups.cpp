@@ -120,6 +120,13 @@ void for_each_group_below(const std::string &directory, Take take) {
         take(directory + "/" + name);
 }
 
+// The processes in a group and in the groups below it, one a line.
+[[nodiscard]] std::string processes_in(const std::string &directory) {
+    std::string out = text_of(directory + "/cgroup.procs").value_or(std::string());
+    for_each_group_below(directory, [&](const std::string &below) { out += processes_in(below); });
+    return out;
+}
+
 [[nodiscard]] bool remove_group(const std::string &directory) {
     if (::rmdir(directory.c_str()) == 0 || errno == ENOENT)
         return true;
@@ -339,6 +346,21 @@ bool command_cgroup::out_of_memory() const {
 void command_cgroup::kill() const noexcept {
     if (!path_.empty())
         (void)put(path_ + "/cgroup.kill", "1");
+}
+
+bool command_cgroup::take(pid_t pid) const noexcept {
+    return put(path_ + "/cgroup.procs", std::to_string(pid));
+}
+
+bool command_cgroup::take_all_from(const command_cgroup &other) const {
+    constexpr int most_passes = 100; // a process may fork while we look
+    for (int pass = 0; pass < most_passes; ++pass) {
+        const std::string left = processes_in(other.path_);
+        if (left.empty())
+            return true;
+        for_each_line(left, [&](std::string_view pid) { (void)put(path_ + "/cgroup.procs", pid); });
+    }
+    return false;
 }
 
 bool command_cgroup::remove() const { return path_.empty() || remove_group(path_); }

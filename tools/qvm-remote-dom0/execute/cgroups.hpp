@@ -82,6 +82,11 @@ class command_cgroup {
     [[nodiscard]] bool out_of_memory() const;
     /// Sends KILL to everything in it and below, at once, so that no fork can escape.
     void kill() const noexcept;
+    /// Moves the processes of another group here, and those that they start meanwhile. False when some
+    /// stay there.
+    [[nodiscard]] bool take_all_from(const command_cgroup &other) const;
+    /// Moves one process here.
+    [[nodiscard]] bool take(pid_t pid) const noexcept;
     /// Removes it, with groups that the command made below it, when no process is left in it. Returns
     /// whether it is gone.
     [[nodiscard]] bool remove() const;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "execute/command_tree.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <utility>
+#include <vector>
 
 #include <sys/resource.h>
 #include <unistd.h>
@@ -20,8 +22,8 @@ namespace {
 
 int command_tree::start(preparation &p, const cgroup_home &home) noexcept {
     host::unique_fd group;
-    if (group_) {
-        auto opened = group_.limit(p.most, home).and_then([&] { return group_.open(); });
+    if (*group_) {
+        auto opened = group_->limit(p.most, home).and_then([&] { return group_->open(); });
         if (!opened) {
             const int why = opened.error().error_number;
             return why == ENOENT ? EIO : why; // ENOENT must mean that the program does not exist
@@ -44,12 +46,12 @@ std::optional<command_tree::first_end> command_tree::reap_ended() {
     while ((pid = reap(status)) > 0)
         if (pid == first_) {
             first_ = 0; // another process or group may get this number now
-            out = first_end{status, false, memory_is_bounded_ && group_.out_of_memory()};
+            out = first_end{status, false, memory_is_bounded_ && group_->out_of_memory()};
         }
     childless_ = pid < 0;
     if (out)
         out->tree_empty = childless_;
-    if (childless_ && !(over_ = group_.remove()))
+    if (childless_ && !(over_ = group_->remove()))
         kill(); // processes in the group that were never below us
     return out;
 }
@@ -91,11 +93,26 @@ void command_tree::act() {
     if (!killing_ || !clock_.due())
         return;
     kill_all();
-    over_ = childless_ && group_.remove();
+    over_ = childless_ && group_->remove();
+}
+
+bool command_tree::move_to(const command_cgroup &group) {
+    const command_cgroup &old = *std::exchange(group_, &group);
+    if (old)
+        return group.take_all_from(old) && old.remove();
+    // Without a group, a process that was started meanwhile is found in the next pass.
+    std::vector<pid_t> moved;
+    for (bool more = true; std::exchange(more, false);)
+        for (const pid_t pid : processes_below(::getpid()))
+            if (std::find(moved.begin(), moved.end(), pid) == moved.end()) {
+                moved.push_back(pid);
+                more = group.take(pid) || more;
+            }
+    return true;
 }
 
 void command_tree::kill_all() {
-    group_.kill();
+    group_->kill();
     // A signal to a group is atomic with respect to fork, so this alone ends most trees, however
     // fast they grow.
     if (first_ != 0)

@@ -22,7 +22,8 @@ class command_tree {
     /// How long the processes have between SIGTERM and SIGKILL.
     static constexpr std::uint64_t grace_ms = 2000;
 
-    explicit command_tree(const command_cgroup &group) noexcept : group_(group) {}
+    /// Borrows the group.
+    explicit command_tree(const command_cgroup &group) noexcept : group_(&group) {}
 
     /// Starts the command in its group, within its limits. Returns 0, or errno; ENOENT only means
     /// that the program does not exist. Closing our copies of its descriptors is left to the caller.
@@ -52,6 +53,10 @@ class command_tree {
         return killing_ ? clock_.next() : kill_at_ms_;
     }
 
+    /// Moves all processes to another group, which exists, and removes the group that they were in.
+    /// Borrows the new one. Returns false when that is not possible; then they are to be killed.
+    [[nodiscard]] bool move_to(const command_cgroup &group);
+
     /// Whether no process is left and the group is removed.
     [[nodiscard]] bool is_over() const noexcept { return over_; }
     [[nodiscard]] bool was_killed() const noexcept { return killing_; }
@@ -59,7 +64,7 @@ class command_tree {
   private:
     void kill_all();
 
-    const command_cgroup &group_;
+    const command_cgroup *group_;
     pid_t first_ = 0; // 0 once it is reaped
     bool memory_is_bounded_ = false;
     bool childless_ = false;

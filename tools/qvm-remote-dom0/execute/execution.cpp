@@ -598,32 +598,7 @@ void execution::cancel(errc why) {
     settle();
 }
 
-void execution::finish() {
-    if (finished_)
-        return;
-    finished_ = true;
-    const auto self = shared_from_this();
-    limit_timer_.cancel();
-    patience_timer_.cancel();
-    leave_timer_.cancel();
-    eof_timer_.cancel();
-    drop_stdin();
-    close_outputs();
-    script_ = {};
-    if (control_.is_open())
-        (void)control_.release(); // child_ closes it
-    child_.reset();
-
-    const std::uint64_t duration_ms = host::boottime_ms() - started_ms_;
-    run_end ended = *end_;
-    if (port_) {
-        ended = port_->end(std::move(ended), {started_at_.timestamp(), duration_ms});
-        port_->flush();
-    } else {
-        ended.stdout_bytes = outputs_[0].bytes;
-        ended.stderr_bytes = outputs_[1].bytes;
-    }
-
+void execution::record_end(const run_end &ended, std::uint64_t duration_ms) {
     journal_entry entry;
     entry.kind = audit_kind::end;
     entry.peer = what_.from().name.text();
@@ -655,6 +630,36 @@ void execution::finish() {
                   subject + " exit=" + std::to_string(ended.exit_code()) +
                       " duration=" + std::to_string(duration_ms) + "ms");
     }
+}
+
+void execution::finish() {
+    if (finished_)
+        return;
+    finished_ = true;
+    const auto self = shared_from_this();
+    limit_timer_.cancel();
+    patience_timer_.cancel();
+    leave_timer_.cancel();
+    eof_timer_.cancel();
+    drop_stdin();
+    close_outputs();
+    script_ = {};
+    if (control_.is_open())
+        (void)control_.release(); // child_ closes it
+    child_.reset();
+
+    const std::uint64_t duration_ms = host::boottime_ms() - started_ms_;
+    run_end ended = *end_;
+    if (port_) {
+        ended = port_->end(std::move(ended), {started_at_.timestamp(), duration_ms});
+        port_->flush();
+    } else {
+        ended.stdout_bytes = outputs_[0].bytes;
+        ended.stderr_bytes = outputs_[1].bytes;
+    }
+
+    if (!goes_on_)
+        record_end(ended, duration_ms);
     port_.reset();
     context_.running.erase(self);
     context_.on_end();

@@ -25,6 +25,8 @@
 
 namespace qvmremote::dom0 {
 
+class job_table;
+
 /// Runs an admitted request and reports on its session. The whole process tree ends (I9) when the
 /// command has ended, when its time is up, or when the session is gone.
 class execution : public std::enable_shared_from_this<execution> {
@@ -42,6 +44,9 @@ class execution : public std::enable_shared_from_this<execution> {
     void signal(int number);
     void resize(std::uint16_t columns, std::uint16_t rows);
     void more_output(); ///< credit came, or the stream drained
+    /// Lets a command in a terminal go on as a job, and ends the session. `jobs` is null where there are
+    /// none. When that is not possible, the client is told why.
+    void go_on_as_job(job_table *jobs, const digest256 &key_mark);
 
     /// The session is over on the qube's side, so nothing is reported any more.
     void abandon();
@@ -85,6 +90,8 @@ class execution : public std::enable_shared_from_this<execution> {
     [[nodiscard]] bool takes_what_is_there() const;
     void take_what_is_there();
     void terminate();
+    [[nodiscard]] host::outcome<void> hand_over(job_table *jobs, const digest256 &key_mark);
+    void record_end(const run_end &ended, std::uint64_t duration_ms);
     void on_time_limit();
     void terminate_because(end_cause cause, std::uint32_t value, std::string text);
     void finish();
@@ -125,6 +132,7 @@ class execution : public std::enable_shared_from_this<execution> {
     bool time_is_up_ = false; // the time-out has passed
     bool finished_ = false;
     bool told_to_end_ = false; // by a signal
+    bool goes_on_ = false;     // as a job
 };
 
 } // namespace qvmremote::dom0

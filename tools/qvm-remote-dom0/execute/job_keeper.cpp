@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -41,7 +42,7 @@ constexpr std::size_t most_links = 16;
 class job_keeper {
   public:
     job_keeper(std::vector<unique_fd> received, preparation &p)
-        : p_(p), job_(*p.job), group_(job_.home, job_.name), tree_(group_),
+        : job_(*p.job), group_(job_.home, job_.name), tree_(group_),
           control_(std::move(received[0])),
           null_(std::move(received[1])), files_{std::move(received[2]), std::move(received[3])},
           end_file_(std::move(received[received.size() - 2])),
@@ -52,9 +53,20 @@ class job_keeper {
             control_.reset(); // the daemon's end is not ours
     }
 
-    void run() {
+    // For a command that runs already.
+    job_keeper(std::vector<unique_fd> received, const job_launch &job, command_tree tree)
+        : job_(job), group_(job_.home, job_.name),
+          tree_(std::move(tree)), files_{std::move(received[2]), std::move(received[3])},
+          end_file_(std::move(received[4])), listener_(std::move(received[5])),
+          recorder_(files_[0].get(), files_[1].get(),
+                    std::max(job_.kept_bytes, job_recorder::least_kept)) {
+        terminal_.emplace(terminal::of(std::move(received[0]), std::move(received[1])));
+    }
+
+    void run(preparation &p) {
         started_ms_ = host::boottime_ms();
-        const int why = start();
+        memory_bytes_ = p.most.memory_bytes;
+        const int why = start(p);
         null_.reset();
         if (why == 0)
             watch();
@@ -62,8 +74,17 @@ class job_keeper {
             end_ = run_end{.cause = why == ENOENT ? end_cause::not_found : end_cause::not_started,
                            .value = static_cast<std::uint32_t>(why)};
         write_end();
-        for (const link &one : links_)
-            send_one(one.fd.get(), job_report{job_report::ended, 0});
+    }
+
+    void go_on() {
+        started_ms_ = host::boottime_ms();
+        if (take_over())
+            watch();
+        else
+            end_ = run_end{.cause = end_cause::cancelled,
+                           .value = static_cast<std::uint32_t>(errc::unsupported),
+                           .text = "it could not go on as a job"};
+        write_end();
     }
 
   private:
@@ -74,36 +95,63 @@ class job_keeper {
     };
 
     // Returns 0 or errno.
-    [[nodiscard]] int start() {
-        if (job_.home) {
-            if (auto joined = join_keepers(job_.home); !joined)
-                return not_missing(joined.error().error_number);
-            if (auto made = group_.make(); !made)
-                return not_missing(made.error().error_number);
-        }
+    [[nodiscard]] int start(preparation &p) {
+        if (const int why = enter_group(); why != 0)
+            return why;
         std::array<unique_fd, 3> theirs;
-        if (const int why = p_.terminal ? open_terminal() : open_pipes(theirs); why != 0)
+        if (p.terminal) {
+            auto made = terminal::open(job_.columns, job_.rows,
+                                       p.user ? std::optional(p.user->uid) : std::nullopt);
+            if (!made)
+                return not_missing(made.error().error_number);
+            terminal_.emplace(std::move(*made));
+        }
+        if (const int why = p.terminal ? open_terminal() : open_pipes(theirs); why != 0)
             return why;
         for (std::size_t i = 0; i < 3; ++i)
-            p_.descriptors[i].first = p_.terminal ? terminal_->of_command() : theirs[i].get();
-        const int why = tree_.start(p_, job_.home);
-        if (why == 0 && job_.timeout_s != 0)
-            limit_ms_ = now_ms() + std::uint64_t{job_.timeout_s} * 1000;
+            p.descriptors[i].first = p.terminal ? terminal_->of_command() : theirs[i].get();
+        const int why = tree_.start(p, job_.home);
+        if (why == 0)
+            begin_time_limit();
         return why;
+    }
+    // The same for a command that runs. The daemon has made its group, with its limits. If it cannot
+    // become a job, it is ended.
+    [[nodiscard]] bool take_over() {
+        if (join_keepers(job_.home) && tree_.move_to(group_) && open_terminal() == 0) {
+            begin_time_limit();
+            return true;
+        }
+        tree_.kill();
+        while (!tree_.is_over()) {
+            wait_for(std::span<pollfd>(), tree_.wake_ms());
+            if (child_ended)
+                (void)tree_.reap_ended();
+            tree_.act();
+        }
+        return false;
+    }
+    [[nodiscard]] int enter_group() {
+        if (!job_.home)
+            return 0;
+        if (auto joined = join_keepers(job_.home); !joined)
+            return not_missing(joined.error().error_number);
+        if (auto made = group_.make(); !made)
+            return not_missing(made.error().error_number);
+        return 0;
+    }
+    void begin_time_limit() {
+        if (job_.timeout_s != 0)
+            limit_ms_ = now_ms() + std::uint64_t{job_.timeout_s} * 1000;
     }
     // ENOENT must mean that the program does not exist.
     [[nodiscard]] static int not_missing(int why) noexcept { return why == ENOENT ? EIO : why; }
 
     [[nodiscard]] int open_terminal() {
-        auto made = terminal::open(job_.columns, job_.rows,
-                                   p_.user ? std::optional(p_.user->uid) : std::nullopt);
-        if (!made)
-            return not_missing(made.error().error_number);
-        auto reading = made->end();
-        auto writing = made->end();
+        auto reading = terminal_->end();
+        auto writing = terminal_->end();
         if (!reading || !writing)
             return EMFILE;
-        terminal_.emplace(std::move(*made));
         outputs_[0] = std::move(*reading);
         input_ = std::move(*writing);
         return 0;
@@ -192,7 +240,7 @@ class job_keeper {
                        : run_end{.cause = end_cause::exited,
                                  .value = static_cast<std::uint32_t>(WEXITSTATUS(how.wait_status))};
             if (how.out_of_memory)
-                end_->text = "it needed more than the " + std::to_string(p_.most.memory_bytes) +
+                end_->text = "it needed more than the " + std::to_string(memory_bytes_) +
                              " bytes of memory that dom0 allows";
         }
         input_.reset();
@@ -246,8 +294,9 @@ class job_keeper {
         if (!fd || ::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &who, &length) != 0 ||
             (who.uid != 0 && who.uid != ::geteuid()))
             return;
-        if (send_one(fd.get(), job_hello{.secret = job_.secret}))
-            links_.push_back({std::move(fd)});
+        // Whoever has closed it already may have left an order.
+        send_one(fd.get(), job_hello{.secret = job_.secret});
+        links_.push_back({std::move(fd)});
     }
 
     void take_orders() {
@@ -325,9 +374,10 @@ class job_keeper {
         // If the disk is full, nobody knows how it ended.
         (void)host::write_all(end_file_.get(), as_text(out.encode()));
         ::shutdown(listener_.get(), SHUT_RDWR);
+        for (const link &one : links_)
+            send_one(one.fd.get(), job_report{job_report::ended, 0});
     }
 
-    preparation &p_;
     const job_launch job_;
     const command_cgroup group_;
     command_tree tree_;
@@ -342,6 +392,7 @@ class job_keeper {
     std::vector<link> links_;
     std::optional<run_end> end_;
     std::uint64_t started_ms_ = 0;
+    std::uint64_t memory_bytes_ = 0; // its limit
     std::uint64_t limit_ms_ = never, leave_at_ms_ = never;
     bool exited_ = false; // the first process
     bool leaves_ = false;
@@ -353,7 +404,13 @@ class job_keeper {
 void keep_job(std::vector<unique_fd> received, preparation &p) noexcept {
     // It is large, and there is only one in a process.
     auto self = std::make_unique<job_keeper>(std::move(received), p);
-    self->run();
+    self->run(p);
+}
+
+void go_on_as_job(std::vector<unique_fd> received, const job_launch &job,
+                  command_tree tree) noexcept {
+    auto self = std::make_unique<job_keeper>(std::move(received), job, std::move(tree));
+    self->go_on();
 }
 
 } // namespace qvmremote::dom0

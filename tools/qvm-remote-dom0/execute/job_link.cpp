@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include <qvmremote/digest.hpp>
+#include <qvmremote/host/files.hpp>
 #include <qvmremote/host/unix_socket.hpp>
 
 #include "execute/keeper_wire.hpp"
@@ -68,6 +70,15 @@ host::outcome<void> job_link::check(const cgroup_home &jobs) {
     if (!is_there || !process || ::poll(&ended, 1, 0) != 0)
         return host::failed("its keeper is not in the group of keepers", EPERM);
     return {};
+}
+
+void kill_jobs(const std::string &sockets, errc why) {
+    for (const std::string &name : host::names_in(sockets).value_or(std::vector<std::string>{})) {
+        job_record of;
+        of.name = name;
+        if (const auto link = job_link::connect(sockets, of))
+            link->order(job_order::kill, static_cast<int>(why));
+    }
 }
 
 bool job_link::is_hello(bytes_view message, const ucred &sender) noexcept {

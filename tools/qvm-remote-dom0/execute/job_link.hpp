@@ -30,6 +30,9 @@ namespace qvmremote::dom0 {
 [[nodiscard]] host::outcome<host::unique_fd> listen_for_job(const std::string &sockets,
                                                             const std::string &name);
 
+/// Ends every job whose keeper has a socket there, for a reason of dom0's, when no daemon does it.
+void kill_jobs(const std::string &sockets, errc why);
+
 class job_link {
   public:
     /// Connects to the socket of this job. Fails when nobody listens there.

@@ -114,15 +114,15 @@ void job_table::read_job(const qube_name &qube, int directory, const command_id 
     if (const auto request = record->request())
         one->tty = request->tty;
     one->end = files->ended();
-    if (!one->end)
-        if (auto link = job_link::connect(where_.job_sockets(), *record)) {
-            if (link->check(groups_)) {
-                one->link.emplace(std::move(*link));
-            } else {
-                link->await_end(ending_keeper_ms); // without a cgroup, it ends by itself now
-                one->end = files->ended();
-            }
-        }
+    if (!one->end) {
+        auto link = job_link::connect(where_.job_sockets(), *record);
+        if (link && link->check(groups_))
+            one->link.emplace(std::move(*link));
+        else if (link)
+            link->await_end(ending_keeper_ms); // without a cgroup, it ends by itself now
+        if (!one->link)
+            one->end = files->ended(); // its keeper may just have written it
+    }
     measure(*one, *files);
     jobs_[key(qube.text(), id.text())] = std::move(one);
 }
@@ -201,9 +201,8 @@ host::outcome<void> job_table::make_room(const qube_name &qube) {
     return {};
 }
 
-host::outcome<job *> job_table::prepare(const peer &from, const qvmremote::request &what,
+host::outcome<job *> job_table::prepare(const peer &from, const envelope &header,
                                         const digest256 &key_mark) {
-    const envelope &header = what.header;
     if (auto room = make_room(from.name); !room)
         return tl::unexpected(room.error());
     auto directory = directory_of(from.name, true);
@@ -256,6 +255,7 @@ host::outcome<job *> job_table::prepare(const peer &from, const qvmremote::reque
 
 void job_table::forget(job &what) {
     --running_;
+    tidy(what);
     remove(what);
 }
 
@@ -285,55 +285,109 @@ void job_table::start(job &what, const admitted &request) {
     finish(what);
 }
 
-host::outcome<void> job_table::launch_job(job &what, const admitted &request) {
-    const auto files = files_of(what);
-    const auto record = files ? files->record() : tl::unexpected(files.error());
+// Opens what a keeper gets, and fills in what each job has.
+host::outcome<job_table::opened> job_table::open_for_keeper(const job &what) const {
+    opened out;
+    auto files = files_of(what);
+    if (!files)
+        return tl::unexpected(files.error());
+    auto record = files->record();
     if (!record)
         return tl::unexpected(record.error());
-    const auto directory = directory_of(what.qube, false);
-    if (!directory)
-        return tl::unexpected(directory.error());
-    const unique_fd job_directory(::openat(directory->get(), what.id.text().c_str(),
-                                           O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    const unique_fd out(::openat(job_directory.get(), "out", O_RDWR | O_NOFOLLOW | O_CLOEXEC));
-    const unique_fd err(::openat(job_directory.get(), "err", O_RDWR | O_NOFOLLOW | O_CLOEXEC));
-    const unique_fd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-    if (!out || !err || !null)
+    const int in = files->directory.get();
+    out.out.reset(::openat(in, "out", O_RDWR | O_NOFOLLOW | O_CLOEXEC));
+    out.err.reset(::openat(in, "err", O_RDWR | O_NOFOLLOW | O_CLOEXEC));
+    if (!out.out || !out.err)
         return host::failed("cannot open the files of a job", errno);
+    auto listener = listen_for_job(where_.job_sockets(), what.name);
+    if (!listener)
+        return tl::unexpected(listener.error());
+    out.files = std::move(*files);
+    out.record = std::move(*record);
+    out.listener = std::move(*listener);
+    out.launch = {.name = what.name,
+                  .secret = out.record.secret,
+                  .home = groups_,
+                  .kept_bytes = most_.job_bytes,
+                  .end = out.files.end.get(),
+                  .listener = out.listener.get()};
+    return out;
+}
+
+host::outcome<void> job_table::connect(job &what, const job_record &record) {
+    auto link = job_link::connect(where_.job_sockets(), record);
+    if (!link)
+        return tl::unexpected(link.error());
+    what.link.emplace(std::move(*link));
+    return {};
+}
+
+host::outcome<void> job_table::launch_job(job &what, const admitted &request) {
+    auto files = open_for_keeper(what);
+    if (!files)
+        return tl::unexpected(files.error());
+    const unique_fd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    if (!null)
+        return host::failed("cannot open /dev/null", errno);
     const containment bounds = within(request.bounds(), context_->ceiling);
     auto command = launch_of(request, *context_, bounds, script_name(what));
     if (!command)
         return tl::unexpected(command.error());
-    const auto listener = listen_for_job(where_.job_sockets(), what.name);
-    if (!listener)
-        return tl::unexpected(listener.error());
     const envelope &header = request.request();
     launch &how = command->what;
     how.in = null.get();
-    how.out = out.get();
-    how.err = err.get();
-    how.job = job_launch{.name = what.name,
-                         .secret = record->secret,
-                         .home = groups_,
-                         .kept_bytes = most_.job_bytes,
-                         .output_bytes = bounds.output_bytes,
-                         .timeout_s = request.terms().timeout_s,
-                         .takes_input = request.terms().input == stdin_mode::live,
-                         .ends_with_first = header.ends_with_first_process(),
-                         .columns = header.columns,
-                         .rows = header.rows,
-                         .end = files->end.get(),
-                         .listener = listener->get()};
+    how.out = files->out.get();
+    how.err = files->err.get();
+    how.job = files->launch;
+    how.job->output_bytes = bounds.output_bytes;
+    how.job->timeout_s = request.terms().timeout_s;
+    how.job->takes_input = request.terms().input == stdin_mode::live;
+    how.job->ends_with_first = header.ends_with_first_process();
+    how.job->columns = header.columns;
+    how.job->rows = header.rows;
+    // Connect first: a short job ends, and its keeper too, before we could do it.
+    if (auto connected = connect(what, files->record); !connected)
+        return connected;
     auto started = context_->children.launch(how);
-    if (!started)
+    if (!started) {
+        what.link.reset();
         return tl::unexpected(started.error());
+    }
     if (!groups_)
         what.held.emplace(std::move(*started));
-    auto link = job_link::connect(where_.job_sockets(), *record);
-    if (!link)
-        return tl::unexpected(link.error());
-    what.link.emplace(std::move(*link));
     command->script.leave();
+    return {};
+}
+
+host::outcome<void> job_table::go_on(job &what, const running_command &command) {
+    const resources most = within(command.request.bounds(), context_->ceiling).most;
+    if ((most.memory_bytes != 0 && !groups_.memory) || (most.pids != 0 && !groups_.pids) ||
+        (most.cpu_percent != 0 && !groups_.cpu))
+        return host::failed("its limits cannot be kept in " + groups_.name);
+    const command_cgroup group(groups_, what.name);
+    if (auto made = group.make(); !made)
+        return made;
+    if (auto limited = group.limit(most, groups_); !limited)
+        return limited;
+    auto files = open_for_keeper(what);
+    if (!files)
+        return tl::unexpected(files.error());
+    files->launch.output_bytes = command.output_bytes;
+    files->launch.timeout_s = command.timeout_s;
+    if (!command.script.empty()) // its new name tells the next daemon that it is in use
+        ::rename(command.script.c_str(), (where_.scripts() + "/" + script_name(what)).c_str());
+    // Connect first: once the keeper has the message, nothing may fail any more.
+    if (auto connected = connect(what, files->record); !connected)
+        return connected;
+    if (auto sent = command.process.go_on_as(
+            files->launch, {command.in.ours(), command.in.of_command(), files->out.get(),
+                            files->err.get(), files->files.end.get(), files->listener.get()});
+        !sent) {
+        what.link.reset();
+        return sent;
+    }
+    what.serial = command.request.serial();
+    await_events(what);
     return {};
 }
 

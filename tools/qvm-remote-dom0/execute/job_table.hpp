@@ -32,6 +32,7 @@
 #include "execute/execution_context.hpp"
 #include "execute/job_files.hpp"
 #include "execute/job_link.hpp"
+#include "execute/terminal.hpp"
 #include "record/id_index.hpp"
 
 namespace qvmremote::dom0 {
@@ -94,12 +95,23 @@ class job_table {
     [[nodiscard]] const cgroup_home &groups() const noexcept { return groups_; }
 
     /// Before START: makes the job's files and its secret. Fails when the qube has too many jobs.
-    [[nodiscard]] host::outcome<job *> prepare(const peer &from, const qvmremote::request &what,
+    [[nodiscard]] host::outcome<job *> prepare(const peer &from, const envelope &what,
                                                const digest256 &key_mark);
     /// START was not written, so there is no job.
     void forget(job &what);
     /// After START. A job that cannot be started ends at once.
     void start(job &what, const admitted &request);
+
+    /// Instead of start(): a command that runs in a terminal goes on as a job.
+    struct running_command {
+        const admitted &request;
+        child &process;
+        const terminal &in;
+        std::uint64_t output_bytes; ///< how much it may still write; 0: no limit
+        std::uint32_t timeout_s;    ///< how long it may still run; 0: no limit
+        const std::string &script;  ///< the file that it runs from; empty: none
+    };
+    [[nodiscard]] host::outcome<void> go_on(job &what, const running_command &command);
 
     [[nodiscard]] job *find(const qube_name &qube, const command_id &id);
     /// The jobs of one qube, or of all; those that began first come first.
@@ -144,6 +156,14 @@ class job_table {
     void read_job(const qube_name &qube, int directory, const command_id &id);
     [[nodiscard]] host::outcome<void> make_room(const qube_name &qube);
     [[nodiscard]] host::outcome<void> launch_job(job &what, const admitted &request);
+    struct opened {
+        job_files files;
+        host::unique_fd out, err, listener;
+        job_record record;
+        job_launch launch;
+    };
+    [[nodiscard]] host::outcome<opened> open_for_keeper(const job &what) const;
+    [[nodiscard]] host::outcome<void> connect(job &what, const job_record &record);
     void remove(job &what);
     void await_events(job &what);
     void on_events(job &what);

@@ -53,7 +53,7 @@ class keeper {
 
     void fail(int error_number) noexcept { send_report({child_event::failed, error_number, 0}); }
 
-    // Waits until no process of the tree is left. Returns whether it ended by itself.
+    // Waits until no process of the tree is left. Returns whether it ended by itself, and not as a job.
     bool watch() {
         while (!tree_.is_over()) {
             std::array<pollfd, 1> watched{{{deaf_ ? -1 : control_.get(), POLLIN, 0}}};
@@ -63,8 +63,8 @@ class keeper {
                     send_report({child_event::exited, end->wait_status,
                                  (end->tree_empty ? flag_empty : 0) |
                                      (end->out_of_memory ? flag_out_of_memory : 0)});
-            if (watched[0].revents != 0)
-                take_order();
+            if (watched[0].revents != 0 && !take_order())
+                return false;
             tree_.act();
         }
         send_report({child_event::empty, 0, 0});
@@ -74,11 +74,25 @@ class keeper {
   private:
     void send_report(const report &what) noexcept { send_one(control_.get(), what); }
 
-    void take_order() {
+    // Returns false when the command went on as a job, and has ended.
+    bool take_order() {
         order received{};
+        const ssize_t waiting =
+            ::recv(control_.get(), nullptr, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+        if (waiting > static_cast<ssize_t>(sizeof received)) {
+            auto message = take_message(control_.get(), MSG_DONTWAIT);
+            const auto job = message ? take_job(message->block) : std::nullopt;
+            if (job && message->received.size() == 6) {
+                control_.reset();
+                go_on_as_job(std::move(message->received), *job, std::move(tree_));
+                return false;
+            }
+            tree_.kill();
+            return true;
+        }
         const ssize_t n = receive(control_.get(), &received, sizeof received);
         if (n < 0 && errno == EAGAIN)
-            return;
+            return true;
         if (n != sizeof received) {
             // Reports are still sent: the daemon may only have closed its side for writing.
             deaf_ = true;
@@ -88,6 +102,7 @@ class keeper {
         } else {
             tree_.signal(received);
         }
+        return true;
     }
 
     unique_fd control_;

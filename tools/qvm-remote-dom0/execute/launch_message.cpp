@@ -177,6 +177,47 @@ const char *why_not(const launch &command) {
     return nullptr;
 }
 
+namespace {
+
+// One message with descriptors. Returns as sendmsg does.
+[[nodiscard]] ssize_t send_message(int socket, bytes &block, const std::vector<int> &descriptors) {
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary{};
+    const std::size_t size = descriptors.size() * sizeof(int);
+    iovec part{block.data(), block.size()};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = ancillary.data();
+    message.msg_controllen = CMSG_SPACE(size);
+    cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(size);
+    std::memcpy(CMSG_DATA(header), descriptors.data(), size);
+    return ::sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+} // namespace
+
+host::outcome<void> send_job(int control, const job_launch &job,
+                             const std::array<int, 6> &descriptors) {
+    bytes block;
+    byte_writer to(block);
+    to.u8(0); // see take_message
+    put_job(to, job);
+    if (send_message(control, block, {descriptors.begin(), descriptors.end()}) < 0)
+        return host::failed("its keeper does not answer", errno);
+    return {};
+}
+
+std::optional<job_launch> take_job(bytes_view block) {
+    byte_reader from(block);
+    std::optional<job_launch> out;
+    if (!take_job(from, out) || from.left() != 0)
+        return {};
+    return out;
+}
+
 host::outcome<void> send_launch(int socket, int control, const launch &command) {
     bytes block;
     byte_writer to(block);
@@ -203,22 +244,8 @@ host::outcome<void> send_launch(int socket, int control, const launch &command) 
         block.resize(1);
     }
 
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * most_descriptors)> ancillary{};
-    const std::size_t size = descriptors.size() * sizeof(int);
-    iovec part{block.data(), block.size()};
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = ancillary.data();
-    message.msg_controllen = CMSG_SPACE(size);
-    cmsghdr *header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(size);
-    std::memcpy(CMSG_DATA(header), descriptors.data(), size);
-
     for (bool waited = false;;) {
-        if (::sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        if (send_message(socket, block, descriptors) >= 0)
             break;
         if (errno == EINTR)
             continue;

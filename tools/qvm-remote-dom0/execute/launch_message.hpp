@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -30,6 +31,15 @@ struct launch_message {
     std::vector<host::unique_fd> received;
     bytes_view block;
 };
+
+/// Makes a job of a command that runs in a terminal: sends `control`'s keeper what it needs, and these
+/// descriptors, in this order: both ends of the terminal, the job's out, err and end, and its
+/// listener. Does not wait.
+[[nodiscard]] host::outcome<void> send_job(int control, const job_launch &job,
+                                           const std::array<int, 6> &descriptors);
+
+/// Reads such a block.
+[[nodiscard]] std::optional<job_launch> take_job(bytes_view block);
 
 /// Receives a launch; nothing when the daemon is gone. The next call overwrites the block.
 [[nodiscard]] std::optional<launch_message> take_message(int socket, int flags);

@@ -27,8 +27,15 @@ class terminal {
     [[nodiscard]] static host::outcome<terminal> open(std::uint16_t columns, std::uint16_t rows,
                                                       std::optional<uid_t> owner);
 
+    /// From both ends.
+    [[nodiscard]] static terminal of(host::unique_fd ours, host::unique_fd command) {
+        return {std::move(ours), std::move(command)};
+    }
+
     /// Makes another descriptor of our end, which does not block.
     [[nodiscard]] host::outcome<host::unique_fd> end() const;
+    /// Borrowed: our end, which blocks.
+    [[nodiscard]] int ours() const noexcept { return ours_.get(); }
     /// Borrowed: the command's end.
     [[nodiscard]] int of_command() const noexcept { return command_.get(); }
 

@@ -269,6 +269,11 @@ void child::terminate() noexcept {
 
 void child::kill() noexcept { ::shutdown(control_.get(), SHUT_WR); }
 
+host::outcome<void> child::go_on_as(const job_launch &job,
+                                    const std::array<int, 6> &descriptors) noexcept {
+    return send_job(control_.get(), job, descriptors);
+}
+
 host::outcome<warden> warden::start() { return start(cgroup_home()); }
 
 host::outcome<warden> warden::start(const cgroup_home &home) {

@@ -20,6 +20,7 @@
 
 #pragma once
 
+#include <array>
 #include <optional>
 #include <utility>
 
@@ -71,6 +72,11 @@ class child {
 
     /// Sends KILL to the whole tree until nothing is left.
     void kill() noexcept;
+
+    /// Lets a command in a terminal go on as a job (launch_message.hpp, send_job). After that this may be
+    /// destroyed: the command goes on.
+    [[nodiscard]] host::outcome<void> go_on_as(const job_launch &job,
+                                               const std::array<int, 6> &descriptors) noexcept;
 
   private:
     friend class warden;

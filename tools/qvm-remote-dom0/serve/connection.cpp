@@ -321,6 +321,8 @@ void connection::handle(const server_event &event, std::uint64_t now_ms) {
         return request->abandon(event.reason);
     case kind::resize:
         return request->resize(event.columns, event.rows);
+    case kind::detach:
+        return request->detach();
     default:
         return;
     }

@@ -106,7 +106,7 @@ bool request_pipeline::prepare_job(const verified<request> &what) {
         give_up({errc::unsupported, {}});
         return false;
     }
-    auto made = context_.jobs->prepare(from_, *what, key_mark_);
+    auto made = context_.jobs->prepare(from_, header, key_mark_);
     if (!made) {
         give_up({errc::busy, made.error().what});
         return false;
@@ -224,6 +224,7 @@ void request_pipeline::on_decision(tl::expected<approval, errc> decision) {
     if (!decision)
         return give_up({decision.error(), {}});
     consent_.by = std::move(*decision);
+    was_asked_ = true;
     wait_for_slot(step::waiting_again, consent_.collected.value_or("").size());
     port_->flush();
 }
@@ -256,6 +257,12 @@ void request_pipeline::signal(int number) {
 void request_pipeline::resize(std::uint16_t columns, std::uint16_t rows) {
     if (const auto command = running_.lock())
         command->resize(columns, rows);
+}
+
+void request_pipeline::detach() {
+    // An operator who allowed it saw a command that ends with its session.
+    if (const auto command = running_.lock())
+        command->go_on_as_job(was_asked_ ? nullptr : context_.jobs, key_mark_);
 }
 
 void request_pipeline::more_output() {

@@ -84,6 +84,8 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     void stdin_eof();
     void signal(int number);
     void resize(std::uint16_t columns, std::uint16_t rows);
+    /// The command in the terminal shall go on as a job.
+    void detach();
     /// There is room for output again.
     void more_output();
     /// Call it when the sender is gone: nothing is sent any more, and a running command ends.
@@ -189,6 +191,7 @@ class request_pipeline : public std::enable_shared_from_this<request_pipeline> {
     std::optional<standing_question> question_;
     std::optional<boost::asio::steady_timer> step_timer_;
     consent consent_;
+    bool was_asked_ = false; // an operator allowed it
 };
 
 } // namespace qvmremote::dom0

@@ -338,10 +338,12 @@ class client::running {
         finish(kind::interrupted);
     }
     void detach() {
-        if (what_.about || (c_.machine_.features().value_or(0) & feature::jobs) == 0)
+        if (what_.about) // a job is left, and goes on
             return give_up();
-        c_.machine_.send_detach(session_);
-        stdin_ended_ = true;
+        if ((c_.machine_.features().value_or(0) & feature::jobs) != 0)
+            c_.machine_.send_detach(session_);
+        else if (io_.changed)
+            io_.changed(run_state::noticed, "this dom0 has no jobs");
     }
     void take_position(const job_offsets &at) {
         const job_offsets gone{at.out - std::min(at.out, result_.reached.out),
