@@ -92,7 +92,7 @@ LINES = [
     ("qvm-remote-dom0 approvals show 17 --", "--json"),
     ("qvm-remote-dom0 policy ", "check lint"),
     ("qvm-remote-dom0 policy check w", "work"),
-    ("qvm-remote-dom0 policy check --", "--exec --script --argument --"),
+    ("qvm-remote-dom0 policy check --", "--exec --script --tty --argument --"),
     ("qvm-remote-dom0 policy check --script a", "a.txt"),
     ("qvm-remote-dom0 policy check --argument f", "full"),
     ("qvm-remote-dom0 policy check work -- ", PATHS),

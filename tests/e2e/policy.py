@@ -242,7 +242,7 @@ def the_same_words_mean_the_same_to_both(f):
         with open(name, "wb") as s:
             s.write(data)
     begin(f, f"work script:sha256:{hashlib.sha256(text).hexdigest()} allow\nwork exec:echo * allow\n"
-             "work exec:echo ask\n")
+             "work exec:echo ask\nwork exec:uname allow tty=yes\n")
     rows = [
         (["--", "echo", "a"], 0), (["--", "echo  a"], 0), (["--", " echo", "a "], 0), (["--", "echo", "a b"], 126),
         (["--", "echo"], 3), (["--", ""], 1), (["--", " ", "\t"], 1), (["--", "echo", ""], 3), (["--", "-n"], 126),
@@ -250,6 +250,7 @@ def the_same_words_mean_the_same_to_both(f):
         (["--exec", "--", "echo", ""], 126), (["--exec", "--", "--", "a"], 126),
         (["--script", path, "--"], 0), (["--script", path, "--", ""], 126), (["--script", path, "--", "a"], 126),
         (["--script", empty, "--"], 1), (["--", text.decode()], 126),
+        (["--tty", "--", "echo", "a"], 126), (["--tty", "--", "uname"], 0), (["--tty", "--exec", "--", "uname"], 0),
     ]
     for words, want in rows:
         at = words.index("--")
@@ -258,6 +259,24 @@ def the_same_words_mean_the_same_to_both(f):
         got = f.run("--dry-run", *words, stdin=b"")
         equal((words, got.returncode), (words, 126 if want == 3 else want))
         equal((words, b"would be asked" in got.stderr), (words, want == 3))
+
+
+@case
+def what_is_refused_before_policy_is_the_same_to_both(f):
+    begin(f, "work level:full allow\n")
+
+    def both(code, why):
+        said, got = f.dom0("policy", "check", "work", "--", "true"), f.run("--dry-run", "true")
+        equal((said.returncode, got.returncode), (code, code))
+        check(why in said.stdout and why in got.stderr, (said, got))
+    both(0, b"")
+    equal(f.dom0("panic").returncode, 0)
+    both(126, b"an operator in dom0 has stopped everything (panic)")
+    equal(f.dom0("resume").returncode, 0)
+    write(f, "QVM_REMOTE_VMS=dev\n", "remote.conf")
+    both(126, b"dom0 does not serve this qube")
+    write(f, None, "remote.conf")
+    both(0, b"")
 
 
 @case

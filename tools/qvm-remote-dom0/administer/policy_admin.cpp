@@ -18,7 +18,9 @@
 
 #include "administer/admin.hpp"
 #include "decide/account.hpp"
+#include "decide/admission.hpp"
 #include "decide/keyring.hpp"
+#include "decide/panic.hpp"
 #include "decide/policy_files.hpp"
 #include "decide/tags.hpp"
 
@@ -83,7 +85,7 @@ host::outcome<envelope> request_of_words(const std::vector<const char *> &words,
 }
 
 int check(const invocation &in) {
-    bool exec = false, is_command = false;
+    bool exec = false, tty = false, is_command = false;
     std::string script, argument;
     std::vector<const char *> plain, words;
     for (std::size_t i = 1; i < in.arguments.size(); ++i) {
@@ -95,6 +97,8 @@ int check(const invocation &in) {
             is_command = true;
         else if (word == "--exec")
             exec = true;
+        else if (word == "--tty")
+            tty = true;
         else if ((word == "--script" || word == "--argument") && has_value) {
             const std::string_view value = in.arguments[++i];
             if (value.empty())
@@ -112,20 +116,25 @@ int check(const invocation &in) {
     auto qube = named_qube(plain[0]);
     if (!qube)
         return fail_with(qube.error());
-    const auto request = request_of_words(words, exec, script, in.usage);
+    auto request = request_of_words(words, exec, script, in.usage);
     if (!request)
         return fail_with(request.error());
+    request->tty = tty;
     const auto rules = policy_files(in.where.policy()).load();
     if (!rules)
         return fail_with(rules.error());
+    const auto values = load_settings(in.where, in.how.vm, in.how.transport);
+    if (!values)
+        return fail_with(values.error());
     peer who{*qube, {}, argument, std::nullopt};
-    if (rules->uses_tags()) {
-        const auto values = load_settings(in.where, {}, {});
-        if (!values)
-            return fail_with(values.error());
+    if (rules->uses_tags())
         who.tags = ask_tags(*qube, tag_origin::of(*values, in.where));
-    }
     verdict decided = decide(who, *request, *rules, grants{}, host::boottime_ms());
+    // The daemon looks at these first (admission::shut).
+    if (is_panic(in.where) || !lists(*values, *qube)) {
+        decided = verdict{};
+        decided.why = is_panic(in.where) ? message(errc::panicked) : not_served;
+    }
     if (decided.what != policy_action::deny && !decided.how.user.empty())
         if (const auto as = account_of_rule(decided.how.user, decided.how.full); !as) {
             decided.what = policy_action::deny;

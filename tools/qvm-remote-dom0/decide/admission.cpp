@@ -296,6 +296,10 @@ verdict admission::judge(const peer &from, const envelope &what,
     return decision;
 }
 
+bool lists(const settings &by, const qube_name &qube) {
+    return !by.qubes || std::find(by.qubes->begin(), by.qubes->end(), qube) != by.qubes->end();
+}
+
 std::optional<refusal> admission::shut(const peer &from) const {
     const qube_name &qube = from.name;
     if (is_panic(where_))
@@ -305,14 +309,9 @@ std::optional<refusal> admission::shut(const peer &from) const {
                        "dom0's policy is broken, or its remote.conf: see qvm-remote-dom0 status in "
                        "dom0"};
     const auto &now = on_disk_->values();
-    const bool is_listed =
-        !now || !now->qubes ||
-        std::find(now->qubes->begin(), now->qubes->end(), qube) != now->qubes->end();
-    if (!served_.contains(qube.text()) || !is_listed ||
-        (now && !now->transports.serves(from.transport, qube.text())))
-        return refusal{errc::denied,
-                       "dom0 does not serve this qube: see QVM_REMOTE_VMS and QVM_REMOTE_TRANSPORT "
-                       "in dom0's remote.conf"};
+    if (!served_.contains(qube.text()) ||
+        (now && (!lists(*now, qube) || !now->transports.serves(from.transport, qube.text()))))
+        return refusal{errc::denied, std::string(not_served)};
     if (std::find(without_rules_.begin(), without_rules_.end(), qube.text()) !=
         without_rules_.end())
         return refusal{errc::denied,

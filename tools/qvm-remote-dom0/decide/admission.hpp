@@ -102,6 +102,11 @@ struct candidate {
     digest256 key_mark; ///< SHA-256 of the key, to check later whether it is still registered
 };
 
+/// Whether a qube is on the list of those that are served, or there is no list.
+[[nodiscard]] bool lists(const settings &by, const qube_name &qube);
+inline constexpr std::string_view not_served = "dom0 does not serve this qube: see QVM_REMOTE_VMS "
+                                               "and QVM_REMOTE_TRANSPORT in dom0's remote.conf";
+
 class admission {
   public:
     admission(const paths &where, const keyring &keys, const policy_files &policies,
