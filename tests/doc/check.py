@@ -120,7 +120,7 @@ def check_tables(program):
         for left, words in table.items():
             if shown.get(left, words) != words:
                 problem(f"{program} --help", f"'{left}' says '{shown[left]}', not '{words}'")
-            if left in terms and not terms[left].startswith(words):
+            if left in terms and not terms[left].startswith(plain(words)):
                 problem(MAN[program], f"'{left}' does not begin with '{words}'")
 
 

@@ -38,8 +38,8 @@ LINES = [
     ("qvm-remote doctor ", "--fix --json"),
     ("qvm-remote h", "history"),
     ("qvm-remote --tr", "--transport"),
-    ("qvm-remote --", "--timeout --no-stdin --exec --script --tty --shell --escape --dry-run --no-wait --detach --input --json --json=lines "
-                      "--transport --plugin-dir --verbose --quiet --help --version"),
+    ("qvm-remote --", "--timeout --no-stdin --exec --script --tty --shell --escape --dry-run --no-wait --detach "
+                      "--input --json --json=lines --transport --plugin-dir --verbose --quiet --help --version"),
     ("qvm-remote --transport q", "qvm-run qrexec"),
     ("qvm-remote --transport qrexec k", "key"),
     ("qvm-remote -t ", ""),
@@ -49,8 +49,8 @@ LINES = [
     ("qvm-remote --script ", PATHS),
     ("qvm-remote --script a.txt ", PATHS),
     ("qvm-remote --exec ", PATHS),
-    ("qvm-remote --exec -", "-t --timeout -n --no-stdin --exec --script --tty --shell -e --escape --dry-run --no-wait --detach --input "
-                            "--json --json=lines --transport --plugin-dir -v --verbose -q --quiet -h --help --version"),
+    ("qvm-remote --exec -", "-t --timeout -n --no-stdin --exec --script --tty --shell -e --escape --dry-run --no-wait "
+                            "--detach --input --json --json=lines --transport --plugin-dir -v --verbose -q --quiet -h --help --version"),
     ("qvm-remote --exec cat a", "a.txt"),
     ("qvm-remote --exec key ", PATHS),
     ("qvm-remote --tty vi d", "directory"),
@@ -92,7 +92,7 @@ LINES = [
     ("qvm-remote-dom0 approvals show 17 --", "--json"),
     ("qvm-remote-dom0 policy ", "check lint"),
     ("qvm-remote-dom0 policy check w", "work"),
-    ("qvm-remote-dom0 policy check --", "--exec --script --tty --argument --"),
+    ("qvm-remote-dom0 policy check --", "--exec --script --argument --"),
     ("qvm-remote-dom0 policy check --script a", "a.txt"),
     ("qvm-remote-dom0 policy check --argument f", "full"),
     ("qvm-remote-dom0 policy check work -- ", PATHS),
