@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 
 #include "administer/admin.hpp"
 #include "administer/audit_commands.hpp"
+#include "administer/report.hpp"
 #include "common/begin.hpp"
 #include "common/cli.hpp"
 #include "execute/cgroups.hpp"
@@ -36,11 +38,9 @@ constexpr cli::subcommand<handler> subcommands[] = {
      "authorize, list it in remote.conf, reload the daemon", connect},
     {"disconnect", "VM", "revoke, take it off the list, empty its queue, reload the daemon",
      disconnect},
-    {"keys", "[--json]", "list the qubes that have a key, with its fingerprint", keys},
+    {"keys", "", "list the qubes that have a key, with its fingerprint", keys},
     {"status", "", "what the running daemon is doing", status},
-    {"approvals",
-     "[list [--json]] | watch | show SERIAL [--json] | allow SERIAL [DIGEST] [--for MIN] | "
-     "deny SERIAL",
+    {"approvals", "[list] | watch | show SERIAL | allow SERIAL [DIGEST] [--for MIN] | deny SERIAL",
      "requests that wait for your word", approvals_command},
     {"jobs", "[list] | attach VM ID | logs [-f] VM ID | wait VM ID | cancel VM ID",
      "the jobs of all qubes: list them, read one, type into it, end it", jobs_command},
@@ -56,7 +56,7 @@ constexpr cli::subcommand<handler> subcommands[] = {
      "verify [--heads FILE|-] | show SERIAL | export [--since SERIAL] [--format json|text] | "
      "rotate",
      "check the audit log, read it, or begin a new file of it", audit},
-    {"doctor", "[--fix] [--json]",
+    {"doctor", "[--fix]",
      "check every part and every qube that has a key: the cause and the remedy", doctor},
     {"enable", "", "start the daemon now and at every boot, after a typed yes", enable},
     {"disable", "", "stop it, now and for the boots to come", disable},
@@ -80,8 +80,22 @@ std::string out_of_place(const paths &where, std::string_view verb) {
     return std::string(verb) + " needs root: sudo qvm-remote-dom0 " + std::string(verb);
 }
 
+// Whether the last word is --json, which may stand there too. After "--" a word is a command's.
+bool ends_with_json(std::span<char *> words) {
+    const auto is = [](const char *wanted) {
+        return [wanted](std::string_view word) { return word == wanted; };
+    };
+    return is("--json")(words.back()) && std::none_of(words.begin(), words.end(), is("--"));
+}
+
 // Runs the subcommand that the words begin with.
 int administer(const daemon_options &how, std::span<char *> words) {
+    if (!words.empty() && ends_with_json(words)) {
+        words = words.first(words.size() - 1);
+        report::instance().use_json();
+    }
+    if (words.empty())
+        return cli::wrong_call(this_program.name, "--json needs a subcommand");
     for (const auto &c : subcommands) {
         if (c.name != std::string_view(words[0]))
             continue;
@@ -114,9 +128,12 @@ int main(int argc, char **argv) {
     ::prctl(PR_SET_DUMPABLE, 0);
     begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT});
     ::signal(SIGPIPE, SIG_DFL); // `audit export | head` ends as any program would
+    cli::report_wrong_call = [](const std::string &what) { fail_with("usage", what); };
     const auto typed = read_command_line(argc, argv);
     if (!typed)
-        return 1;
+        return report::instance().end(1);
+    if (typed->json)
+        report::instance().use_json();
     if (typed->standard.help) {
         cli::print_help<handler>(stdout, this_program, subcommands);
         return 0;
@@ -125,5 +142,7 @@ int main(int argc, char **argv) {
         cli::print_version(this_program);
         return 0;
     }
-    return typed->words.empty() ? serve(typed->how) : administer(typed->how, typed->words);
+    if (typed->words.empty() && !typed->json)
+        return serve(typed->how);
+    return report::instance().end(administer(typed->how, typed->words));
 }

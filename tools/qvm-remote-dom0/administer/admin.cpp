@@ -30,6 +30,7 @@
 
 #include "administer/audit_commands.hpp"
 #include "administer/moment.hpp"
+#include "administer/report.hpp"
 #include "administer/typed_answer.hpp"
 #include "common/cli.hpp"
 #include "common/helper.hpp"
@@ -41,14 +42,19 @@
 
 namespace qvmremote::dom0 {
 
-int fail_with(const std::string &what) {
-    std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
+int fail_with(std::string_view name, const std::string &what) {
+    report::instance().say(name, what);
     return 1;
+}
+int fail_with(const std::string &what) {
+    return fail_with(what.starts_with("usage: ") ? "usage" : "local_failure", what);
 }
 int fail_with(const host::failure &why) {
     const bool not_root = why.error_number == EACCES && ::geteuid() != 0;
     return fail_with(why.what + (not_root ? ": run this as root" : ""));
 }
+
+int no_answer(const host::failure &why) { return fail_with("unreachable", why.what); }
 
 host::outcome<qube_name> named_qube(std::string_view typed) {
     auto qube = qube_name::parse(typed);
@@ -70,6 +76,8 @@ std::string daemon_says(std::string_view answer) {
 }
 
 namespace {
+
+using nlohmann::ordered_json;
 
 // Whether the operator types the expected word, at a terminal or through a pipe.
 bool confirmed(const char *prompt, std::string_view expected) {
@@ -267,6 +275,13 @@ host::outcome<secret> key_of(const newcomer &who) {
     return key;
 }
 
+void show_key(const qube_name &qube, const secret &key) {
+    if (report::instance().is_json())
+        report::instance().result() = {{"qube", qube.text()}, {"fingerprint", key.fingerprint()}};
+    else
+        std::printf("%s %s\n", qube.text().c_str(), key.fingerprint().c_str());
+}
+
 int let_in(const invocation &in, const char *verb, bool listed) {
     const auto who = read_newcomer(in);
     if (!who)
@@ -299,7 +314,9 @@ int let_in(const invocation &in, const char *verb, bool listed) {
         if (auto done = set_listed(in.where, who->qube, true); !done)
             return fail_with(done.error());
     tell_daemon(in.where);
-    std::printf("%s %s\n", who->qube.text().c_str(), key->fingerprint().c_str());
+    show_key(who->qube, *key);
+    if (report::instance().is_json() && !keeps)
+        report::instance().result()["level"] = to;
     return 0;
 }
 
@@ -317,6 +334,8 @@ int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
                              ? "'" + qube.text() +
                                    "' has no key here: qvm-remote-dom0 keys lists them"
                              : removed.error().what);
+    if (report::instance().is_json())
+        report::instance().result()["qube"] = qube.text();
     return forgotten ? 0 : fail_with(forgotten.error());
 }
 
@@ -347,14 +366,36 @@ constexpr const char *recover_queue =
     ": >results/$i.out && printf 130 >results/.$i.exit && mv results/.$i.exit results/$i.exit &&\n"
     "rm -f \"$f\" && echo $i || exit; done";
 
+// The entry of a qube in the object of `queue`: what is counted is a number, other lines are texts.
+ordered_json queue_entry(const qube_name &qube, const std::vector<std::string_view> &lines) {
+    ordered_json out = {{"qube", qube.text()}, {"runs", true}};
+    auto texts = ordered_json::array();
+    for (const std::string_view line : lines) {
+        const std::size_t blank = std::min(line.find(' '), line.size());
+        const std::string word(line.substr(0, blank));
+        const auto number =
+            parse_decimal<std::uint64_t>(line.substr(std::min(blank + 1, line.size())));
+        if (number &&
+            (word == "pending" || word == "running" || word == "results" || word == "removed"))
+            out[word] = *number;
+        else
+            texts.push_back(for_terminal(line));
+    }
+    out["lines"] = std::move(texts);
+    return out;
+}
+
 // Runs one of these texts in a qube and prints its output, line by line.
 int in_queue_of(const qube_name &qube, const char *text) {
     const auto said = run_helper(call_into(qube, text), 1 << 20, call_limit);
     if (!said)
         return fail_with(qube.text() + ": " + said.error().what);
-    const std::string_view output = said->untrusted_output;
-    for (const std::string_view line : tail_lines(output, SIZE_MAX))
-        std::printf("%s: %s\n", qube.text().c_str(), for_terminal(line).c_str());
+    const auto lines = tail_lines(said->untrusted_output, SIZE_MAX);
+    if (report::instance().is_json())
+        report::instance().result()["qubes"].push_back(queue_entry(qube, lines));
+    else
+        for (const std::string_view line : lines)
+            std::printf("%s: %s\n", qube.text().c_str(), for_terminal(line).c_str());
     if (said->exit_code != 0)
         return fail_with(qube.text() + ": qvm-run ended with " + std::to_string(said->exit_code) +
                          ": start the qube, then try again");
@@ -401,7 +442,7 @@ int rotate_key(const invocation &in) {
         return fail_with(done.error());
     tell_daemon(in.where);
     const auto used = run_helper(call_into(*qube, use_key), 256, call_limit);
-    std::printf("%s %s\n", qube->text().c_str(), key->fingerprint().c_str());
+    show_key(*qube, *key);
     if (!used || used->exit_code != 0)
         return fail_with("the qube still uses its old key, which is good for 24 hours more: there, "
                          "mv ~/.qvm-remote/.auth.key.new ~/.qvm-remote/auth.key");
@@ -463,6 +504,9 @@ int queue(const invocation &in) {
             run_helper({"qvm-check", "--quiet", "--running", qube.text()}, 4096, call_limit);
         if (!running)
             code = fail_with(running.error());
+        else if (running->exit_code != 0 && report::instance().is_json())
+            report::instance().result()["qubes"].push_back(
+                {{"qube", qube.text()}, {"runs", false}, {"lines", ordered_json::array()}});
         else if (running->exit_code != 0)
             std::printf("%s: not running\n", qube.text().c_str());
         else
@@ -472,18 +516,15 @@ int queue(const invocation &in) {
 }
 
 int keys(const invocation &in) {
-    bool json = false;
-    for (const char *argument : in.arguments) {
-        if (argument != std::string_view("--json"))
-            return fail_with(in.usage);
-        json = true;
-    }
+    if (!in.arguments.empty())
+        return fail_with(in.usage);
+    const bool json = report::instance().is_json();
     const keyring ring(in.where.keys());
     auto qubes = ring.list();
     if (!qubes)
         return fail_with(qubes.error());
     const auto rules = policy_files(in.where.policy()).load();
-    auto out = nlohmann::ordered_json::array();
+    auto out = ordered_json::array();
     int code = rules ? 0 : fail_with(rules.error());
     for (const qube_name &qube : *qubes) {
         auto key = ring.load(qube);
@@ -504,23 +545,34 @@ int keys(const invocation &in) {
                            {"fingerprint", fingerprint},
                            {"level", level},
                            {"protocol", 2},
-                           {"last_used", last ? nlohmann::ordered_json(when) : nullptr}});
+                           {"last_used", last ? ordered_json(when) : nullptr}});
         else
             std::printf("%-31s %s %s 2 %s\n", qube.text().c_str(), fingerprint.c_str(),
                         level.c_str(), when.c_str());
     }
-    if (json)
+    if (json) { // a list, as it was before the other subcommands had --json
+        report::instance().has_own_form();
         std::printf("%s\n", out.dump(2).c_str());
+    }
     return code;
 }
 
 int status(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with(in.usage);
-    auto answer = ask_daemon(in.where, "status");
+    const bool json = report::instance().is_json();
+    const auto answer = ask_daemon(in.where, json ? "status json" : "status");
     if (!answer)
-        return fail_with(answer.error());
-    std::fputs(answer->c_str(), stdout);
+        return no_answer(answer.error());
+    if (!json) {
+        std::fputs(answer->c_str(), stdout);
+        return 0;
+    }
+    auto fields = ordered_json::parse(*answer, nullptr, false);
+    if (!fields.is_object())
+        return fail_with(name(errc::unsupported), "the daemon that runs is of an older version; "
+                                                  "systemctl restart qvm-remote-dom0");
+    report::instance().result() = std::move(fields);
     return 0;
 }
 
@@ -537,9 +589,14 @@ int log(const invocation &in) {
     if (!now && !(before && now.error().error_number == ENOENT))
         return fail_with(now.error());
     const std::string text = before.value_or("") + now.value_or("");
+    if (report::instance().is_json())
+        report::instance().result()["lines"] = ordered_json::array();
     // Not for_terminal: the daemon has escaped the text already, so backslashes would be doubled.
     for (const std::string_view line : tail_lines(text, *lines))
-        std::printf("%s\n", preview(line, sanitized_text).c_str());
+        if (const std::string shown = preview(line, sanitized_text); report::instance().is_json())
+            report::instance().result()["lines"].push_back(shown);
+        else
+            std::printf("%s\n", shown.c_str());
     return 0;
 }
 

@@ -53,9 +53,13 @@ int jobs_command(const invocation &);
 
 // For all of them.
 
-/// Prints what went wrong; returns 1.
+/// Print what went wrong; return 1. Without a name it is a wrong call for a text that begins with
+/// "usage: ", and else a failure of this machine.
+int fail_with(std::string_view name, const std::string &what);
 int fail_with(const std::string &what);
 int fail_with(const host::failure &why);
+/// For a failure of ask_daemon.
+int no_answer(const host::failure &why);
 /// The name of a qube as people type it.
 [[nodiscard]] host::outcome<qube_name> named_qube(std::string_view typed);
 /// Makes a running daemon read its files again. It is not an error when no daemon runs.

@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include <qvmremote/audit.hpp>
 #include <qvmremote/history.hpp>
 #include <qvmremote/host/files.hpp>
@@ -22,6 +24,7 @@
 #include <qvmremote/limits.hpp>
 #include <qvmremote/sanitize.hpp>
 
+#include "administer/report.hpp"
 #include "common/cli.hpp"
 #include "common/helper.hpp"
 #include "record/admin_records.hpp"
@@ -143,12 +146,12 @@ int verify(const invocation &in, const std::string &heads_file) {
         return fail_with(files.error());
     audit_verifier verifier(heads ? std::move(*heads) : std::vector<audit_head>());
     const auto bad = [](const std::string &place, std::uint64_t serial, std::string_view what) {
-        std::fprintf(stderr,
-                     "qvm-remote-dom0: %s (serial %llu) %.*s\n"
-                     "qvm-remote-dom0: keep all files of the log, and find out who changed them as "
-                     "root; to begin a new log, move them away\n",
-                     place.c_str(), static_cast<unsigned long long>(serial),
-                     static_cast<int>(what.size()), what.data());
+        report::instance().say(name(errc::chain_broken), place + " (serial " +
+                                                             std::to_string(serial) + ") " +
+                                                             std::string(what));
+        report::instance().say(name(errc::chain_broken),
+                               "keep all files of the log, and find out who changed them as root; "
+                               "to begin a new log, move them away");
         return 1;
     };
     std::string place, first_place;
@@ -172,10 +175,9 @@ int verify(const invocation &in, const std::string &heads_file) {
         if (lines.torn() && n + 1 < files->size())
             return bad(place, verifier.last() + 1, "ends within a line: its end is missing");
         if (lines.torn() && !is_written(in.where))
-            std::fprintf(stderr,
-                         "qvm-remote-dom0: %s ends within a line, as after a crash; the "
-                         "daemon removes that part when it starts\n",
-                         f.path.c_str());
+            report::instance().say("local_failure",
+                                   f.path + " ends within a line, as after a crash; the daemon "
+                                            "removes that part when it starts");
     }
     if (const auto fault = verifier.finish(); fault == audit_fault::cut)
         return bad(place, verifier.last(),
@@ -183,10 +185,24 @@ int verify(const invocation &in, const std::string &heads_file) {
                        std::to_string(verifier.noted()));
     else if (fault)
         return bad(first_place, verifier.first(), message(*fault));
+    const std::uint64_t lines = verifier.last() == 0 ? 0 : verifier.last() - verifier.first() + 1;
+    if (report::instance().is_json()) {
+        auto &result = report::instance().result();
+        result = {{"lines", lines},
+                  {"files", files->size()},
+                  {"first", verifier.first()},
+                  {"last", verifier.last()},
+                  {"head", verifier.hash()}};
+        if (heads)
+            result["heads"] = {{"compared", verifier.compared()}, {"last", verifier.noted()}};
+        else
+            report::instance().say("local_failure",
+                                   "heads are not compared: " + heads.error().what);
+        return 0;
+    }
     std::printf("good: %llu lines in %zu files, serial %llu to %llu, head %s\n",
-                static_cast<unsigned long long>(
-                    verifier.last() == 0 ? 0 : verifier.last() - verifier.first() + 1),
-                files->size(), static_cast<unsigned long long>(verifier.first()),
+                static_cast<unsigned long long>(lines), files->size(),
+                static_cast<unsigned long long>(verifier.first()),
                 static_cast<unsigned long long>(verifier.last()),
                 std::string(verifier.hash()).c_str());
     if (!heads)
@@ -259,9 +275,16 @@ host::outcome<void> each_from(const paths &where, std::uint64_t from, See see) {
 }
 
 int show(const invocation &in, std::uint64_t serial) {
+    const bool json = report::instance().is_json();
+    const auto show_record = [&](const audit_entry &entry, std::string_view line) {
+        if (!json)
+            return print_fields(entry);
+        report::instance().result()["records"].push_back(
+            nlohmann::ordered_json::parse(line, nullptr, false));
+    };
     bool found = false, ended = false;
     std::optional<std::uint64_t> start; // the serial of the START whose END is wanted
-    const auto look = [&](const audit_entry &entry, std::string_view) {
+    const auto look = [&](const audit_entry &entry, std::string_view line) {
         const auto of = entry.number("of");
         if (!found) {
             if (entry.serial != serial)
@@ -271,16 +294,17 @@ int show(const invocation &in, std::uint64_t serial) {
                 start = static_cast<std::uint64_t>(*of);
                 return false;
             }
-            print_fields(entry);
+            show_record(entry, line);
             if (entry.kind == name(audit_kind::start))
                 start = serial;
             return start.has_value();
         }
         if (entry.kind != name(audit_kind::end) || !of || !std::cmp_equal(*of, *start))
             return true;
-        std::printf("\n");
-        print_fields(entry);
-        if (entry.text("cause") == "unknown")
+        if (!json)
+            std::printf("\n");
+        show_record(entry, line);
+        if (entry.text("cause") == "unknown" && !json)
             std::printf("outcome unknown: the daemon ended while this ran\n");
         ended = true;
         return false;
@@ -292,9 +316,11 @@ int show(const invocation &in, std::uint64_t serial) {
                                : fail_with("this END does not name a START before it: run "
                                            "qvm-remote-dom0 audit verify");
     if (!found)
-        return fail_with("there is no record with serial " + std::to_string(serial) +
-                         ": qvm-remote-dom0 audit export lists them");
-    if (start && !ended)
+        return fail_with("no_record", "there is no record with serial " + std::to_string(serial) +
+                                          ": qvm-remote-dom0 audit export lists them");
+    if (json)
+        report::instance().result()["running"] = start && !ended && is_written(in.where);
+    else if (start && !ended)
         std::printf("\n%s\n", is_written(in.where)
                                   ? "no END yet: it is running"
                                   : "no END: outcome unknown, since no daemon is running");
@@ -302,6 +328,7 @@ int show(const invocation &in, std::uint64_t serial) {
 }
 
 int export_from(const invocation &in, std::uint64_t since, bool as_text) {
+    report::instance().has_own_form();
     const auto print = [&](const audit_entry &entry, std::string_view line) {
         if (as_text)
             print_line(entry);
@@ -319,7 +346,8 @@ int export_from(const invocation &in, std::uint64_t since, bool as_text) {
 int rotate(const invocation &in) {
     const auto answer = ask_daemon(in.where, "audit rotate");
     if (!answer)
-        return fail_with(answer.error().what + ": only the daemon begins a new file");
+        return fail_with("unreachable",
+                         answer.error().what + ": only the daemon begins a new file");
     return *answer == "ok\n" ? 0 : fail_with(daemon_says(*answer));
 }
 

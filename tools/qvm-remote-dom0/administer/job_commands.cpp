@@ -22,6 +22,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "administer/admin.hpp"
+#include "administer/report.hpp"
 #include "execute/job_files.hpp"
 #include "execute/job_link.hpp"
 #include "execute/terminal.hpp"
@@ -40,7 +41,7 @@ constexpr int lost_keeper_ms = 100, lost_keeper_tries = 100;
 int list_jobs(const invocation &in) {
     const auto answer = ask_daemon(in.where, "jobs", answer_seconds, longest_list);
     if (!answer)
-        return fail_with(answer.error().what);
+        return no_answer(answer.error());
     struct row {
         std::string qube;
         job_row of;
@@ -55,6 +56,23 @@ int list_jobs(const invocation &in) {
         rows.push_back({for_terminal(line.substr(0, tab), 31), std::move(*parsed)});
         widest[0] = std::max(widest[0], rows.back().qube.size());
         widest[1] = std::max(widest[1], rows.back().of.id.size());
+    }
+    if (report::instance().is_json()) {
+        auto &all = report::instance().result()["jobs"] = nlohmann::ordered_json::array();
+        for (const auto &[qube, one] : rows)
+            all.push_back({{"qube", qube},
+                           {"id", for_terminal(one.id)},
+                           {"state", for_terminal(one.state)},
+                           {"started", for_terminal(one.started)},
+                           {"seconds", one.seconds},
+                           {"stdout_bytes", one.written.out},
+                           {"stderr_bytes", one.written.err},
+                           {"tty", one.tty},
+                           {"command", for_terminal(one.shown)}});
+        for (std::size_t i = 0; i < rows.size(); ++i)
+            if (rows[i].of.exit >= 0)
+                all[i]["exit"] = rows[i].of.exit;
+        return 0;
     }
     const auto print = [&](const std::string &qube, const std::string &id, const std::string &state,
                            const std::string &exit, const std::string &started,
@@ -276,10 +294,13 @@ int jobs_command(const invocation &in) {
         const auto answer =
             ask_daemon(in.where, "job-cancel " + qube->text() + " " + id->text(), answer_seconds);
         if (!answer)
-            return fail_with(answer.error().what);
+            return no_answer(answer.error());
         return *answer == "ok\n" ? 0
                                  : fail_with(for_terminal(answer->substr(0, answer->find('\n'))));
     }
+    if (report::instance().is_json())
+        return fail_with("usage: --json belongs to jobs list and jobs cancel: the others pass on "
+                         "what a job writes");
     job_viewer viewer(in.where,
                       verb == "attach"             ? how_long::attached
                       : verb == "logs" && !follows ? how_long::now

@@ -25,6 +25,7 @@
 #include "administer/admin.hpp"
 #include "administer/audit_commands.hpp"
 #include "administer/question_screen.hpp"
+#include "administer/report.hpp"
 #include "administer/typed_answer.hpp"
 #include "decide/panic.hpp"
 #include "execute/job_link.hpp"
@@ -61,15 +62,16 @@ void print(const std::vector<std::string> &rows) {
 int send_command(const invocation &in, const std::string &request) {
     const auto answer = ask_daemon(in.where, request);
     if (!answer)
-        return fail_with(answer.error().what);
+        return no_answer(answer.error());
     return *answer == "ok\n" ? 0 : fail_with(for_terminal(answer->substr(0, answer->find('\n'))));
 }
 
-int list(const invocation &in, bool json) {
+int list(const invocation &in) {
     const auto answer = ask_daemon(in.where, "approvals");
     if (!answer)
-        return fail_with(answer.error().what);
-    if (json) {
+        return no_answer(answer.error());
+    if (report::instance().is_json()) {
+        report::instance().has_own_form();
         std::fputs(answer->c_str(), stdout);
         return 0;
     }
@@ -94,16 +96,18 @@ host::outcome<whole_question> read_question(const invocation &in, std::uint64_t 
     return whole_question{std::move(found[0]), std::move(*answer)};
 }
 
-int show(const invocation &in, std::uint64_t serial, bool json) {
+int show(const invocation &in, std::uint64_t serial) {
     const auto q = read_question(in, serial);
     if (!q)
         return fail_with(q.error());
-    if (json)
+    if (report::instance().is_json()) {
+        report::instance().has_own_form();
         std::fputs(q->line.c_str(), stdout);
-    else if (const auto rows = rows_of(q->fields, terminal_width()); !is_interactive())
+    } else if (const auto rows = rows_of(q->fields, terminal_width()); !is_interactive()) {
         print(rows);
-    else
+    } else {
         static_cast<void>(show_by_pages(rows));
+    }
     return 0;
 }
 
@@ -147,13 +151,15 @@ bool answer_at_terminal(const invocation &in, std::uint64_t serial) {
 
 // Shows each new question, until the input or the daemon ends.
 int watch(const invocation &in) {
-    const bool asks = is_interactive();
+    const bool json = report::instance().is_json();
+    const bool asks = is_interactive() && !json;
+    report::instance().has_own_form();
     std::string version = "-";
     std::set<std::uint64_t> seen;
     for (;;) {
         const auto answer = ask_daemon(in.where, "wait " + version, poll_seconds);
         if (!answer)
-            return fail_with(answer.error().what);
+            return no_answer(answer.error());
         const std::size_t end = answer->find('\n');
         if (end == std::string::npos)
             return fail_with("the daemon has ended: systemctl start qvm-remote-dom0");
@@ -164,7 +170,9 @@ int watch(const invocation &in) {
                 continue;
             if (asks && !answer_at_terminal(in, serial))
                 return 0;
-            if (!asks)
+            if (json)
+                std::printf("%s\n", dumped(q).c_str());
+            else if (!asks)
                 print(rows_of(q, terminal_width()));
             std::fflush(stdout);
         }
@@ -222,15 +230,16 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
 int approvals_command(const invocation &in) {
     const auto &words = in.arguments;
     const std::string_view verb = words.empty() ? std::string_view("list") : words[0];
-    const bool json = !words.empty() && words.back() == std::string_view("--json");
-    if (verb == "list" && words.size() <= (json ? 2u : 1u))
-        return list(in, json);
+    if (verb == "list" && words.size() <= 1)
+        return list(in);
     if (verb == "watch" && words.size() == 1)
         return watch(in);
     const auto serial =
         words.size() > 1 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
-    if (serial && verb == "show" && words.size() == (json ? 3u : 2u))
-        return show(in, *serial, json);
+    if (serial && verb == "show" && words.size() == 2)
+        return show(in, *serial);
+    if (serial && report::instance().is_json())
+        report::instance().result()["serial"] = *serial;
     if (serial && verb == "deny" && words.size() == 2)
         return send_command(in, "deny " + std::to_string(*serial));
     if (serial && verb == "allow")
@@ -250,15 +259,18 @@ int panic(const invocation &in) {
     // This kills a daemon that does not obey, with everything that it runs.
     if (!obeyed)
         if (const auto pid = daemon_pid(in.where); pid && ::kill(*pid, SIGKILL) == 0)
-            std::fprintf(stderr, "qvm-remote-dom0: the daemon did not obey and was killed\n");
+            fail_with("the daemon did not obey and was killed");
     // Jobs outlive it.
     if (!obeyed)
         kill_jobs(in.where.job_sockets(), errc::panicked);
     if (!marked && !obeyed)
         return fail_with(marked.error());
     if (const auto recorded = record_admin(in.where, "panic", {}, {}); !recorded)
-        std::fprintf(stderr, "qvm-remote-dom0: %s\n", recorded.error().what.c_str());
-    std::printf("stopped; no command runs until qvm-remote-dom0 resume\n");
+        fail_with(recorded.error().what);
+    if (report::instance().is_json())
+        report::instance().result()["panic"] = true;
+    else
+        std::printf("stopped; no command runs until qvm-remote-dom0 resume\n");
     return 0;
 }
 
@@ -273,6 +285,8 @@ int resume(const invocation &in) {
     if (const auto cleared = clear_panic(in.where); !cleared)
         return fail_with(cleared.error());
     tell_daemon(in.where);
+    if (report::instance().is_json())
+        report::instance().result()["panic"] = false;
     return 0;
 }
 

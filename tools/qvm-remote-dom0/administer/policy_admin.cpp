@@ -9,6 +9,8 @@
 
 #include <sys/stat.h>
 
+#include <nlohmann/json.hpp>
+
 #include <qvmremote/host/clock.hpp>
 #include <qvmremote/host/files.hpp>
 #include <qvmremote/limits.hpp>
@@ -17,6 +19,7 @@
 #include <qvmremote/sanitize.hpp>
 
 #include "administer/admin.hpp"
+#include "administer/report.hpp"
 #include "decide/account.hpp"
 #include "decide/admission.hpp"
 #include "decide/keyring.hpp"
@@ -28,31 +31,44 @@ namespace qvmremote::dom0 {
 
 namespace {
 
+using nlohmann::ordered_json;
+
 // Exit codes of `policy check`. Others are 0 for allow and 1 for a wrong call.
 constexpr int exit_ask = 3;
 constexpr int exit_deny = 126;
 
-void print(const char *key, std::string_view value) {
-    std::printf("%s: %s\n", key, for_terminal(value).c_str());
+// One row of the answer; with --json a member of the object, with a value of its own.
+void tell(const char *key, std::string_view text, const ordered_json &value) {
+    if (report::instance().is_json())
+        report::instance().result()[key] = value;
+    else
+        std::printf("%s: %s\n", key, for_terminal(text).c_str());
+}
+void tell(const char *key, const std::string &text) { tell(key, text, text); }
+void tell(const char *key, std::uint64_t number, const char *unit = "") {
+    tell(key, std::to_string(number) + unit, number);
 }
 
-void print_terms(const run_terms &terms, const envelope &request) {
-    print("runs", terms.argv.empty() ? "in bash" : "without a shell");
-    print("timeout", terms.timeout_s == 0 ? "none" : std::to_string(terms.timeout_s) + " s");
-    print("stdin", !request.stdin_live                    ? "closed"
-                   : terms.input == stdin_mode::live      ? "live"
-                   : terms.input == stdin_mode::collected ? "collected first"
-                                                          : "closed");
+void tell_terms(const run_terms &terms, const envelope &request) {
+    tell("runs", terms.argv.empty() ? "in bash" : "without a shell");
+    if (terms.timeout_s != 0)
+        tell("timeout", terms.timeout_s, " s");
+    else if (!report::instance().is_json())
+        tell("timeout", "none");
+    tell("stdin", !request.stdin_live                    ? "closed"
+                  : terms.input == stdin_mode::live      ? "live"
+                  : terms.input == stdin_mode::collected ? "collected first"
+                                                         : "closed");
     if (!terms.user.empty())
-        print("user", terms.user);
+        tell("user", terms.user);
     if (terms.memory)
-        print("memory", std::to_string(*terms.memory));
+        tell("memory", *terms.memory);
     if (terms.pids)
-        print("pids", std::to_string(*terms.pids));
+        tell("pids", *terms.pids);
     if (terms.cpu)
-        print("cpu", std::to_string(*terms.cpu) + "%");
+        tell("cpu", *terms.cpu, "%");
     if (terms.output)
-        print("output", std::to_string(*terms.output));
+        tell("output", *terms.output);
 }
 
 // The request that qvm-remote makes from the same words. The command's standard input is not known
@@ -125,7 +141,7 @@ int check(const invocation &in) {
         return fail_with(rules.error());
     const auto values = load_settings(in.where, in.how.vm, in.how.transport);
     if (!values)
-        return fail_with(values.error());
+        return fail_with("bad_settings", values.error().what);
     peer who{*qube, {}, argument, std::nullopt};
     if (rules->uses_tags())
         who.tags = ask_tags(*qube, tag_origin::of(*values, in.where));
@@ -140,13 +156,13 @@ int check(const invocation &in) {
             decided.what = policy_action::deny;
             decided.why = as.error().what;
         }
-    print("verdict", name(decided.what));
-    print("rule", decided.rule);
+    tell("verdict", std::string(name(decided.what)));
+    tell("rule", decided.rule);
     if (!decided.why.empty())
-        print("why", decided.why);
+        tell("why", decided.why);
     if (decided.what == policy_action::deny)
         return exit_deny;
-    print_terms(decided.how, *request);
+    tell_terms(decided.how, *request);
     return decided.allowed() ? 0 : exit_ask;
 }
 
@@ -158,17 +174,31 @@ int lint(const invocation &in) {
         return fail_with(files.error());
     const std::size_t count = files->size();
     const auto rules = policy::parse(std::move(*files), shipped_levels());
+    const bool json = report::instance().is_json();
     const auto list = [&](const char *kind, const std::vector<policy_problem> &problems) {
+        auto &all = report::instance().result()[kind + std::string("s")];
+        all = ordered_json::array();
         for (const policy_problem &p : problems)
-            std::printf("%s/%s: %s\n", policies.directory().c_str(),
-                        for_terminal(p.text(), 1024).c_str(), kind);
+            if (json)
+                all.push_back({{"file", p.file},
+                               {"line", p.line},
+                               {"column", p.column},
+                               {"message", p.what}});
+            else
+                std::printf("%s/%s: %s\n", policies.directory().c_str(),
+                            for_terminal(p.text(), 1024).c_str(), kind);
     };
     if (!rules) {
         list("error", rules.error());
         return 1;
     }
     list("warning", rules->doubts());
-    std::printf("%zu files, %zu rules\n", count, rules->rules().size());
+    if (json) {
+        report::instance().result()["files"] = count;
+        report::instance().result()["rules"] = rules->rules().size();
+    } else {
+        std::printf("%zu files, %zu rules\n", count, rules->rules().size());
+    }
     return 0;
 }
 
@@ -186,11 +216,16 @@ int policy_command(const invocation &in) {
 int migrate(const invocation &in) {
     if (!in.arguments.empty())
         return fail_with(in.usage);
+    const bool json = report::instance().is_json();
     struct stat st {};
     if (::lstat(in.where.migrated().c_str(), &st) == 0) {
         // A second migration would give full access again to a qube whose policy was removed.
-        std::printf("already done: the migration runs only once; qvm-remote-dom0 authorize VM "
-                    "--level LEVEL gives a qube access\n");
+        if (json)
+            report::instance().result() = {{"already_done", true},
+                                           {"qubes", ordered_json::array()}};
+        else
+            std::printf("already done: the migration runs only once; qvm-remote-dom0 authorize VM "
+                        "--level LEVEL gives a qube access\n");
         return 0;
     }
     const policy_files policies(in.where.policy());
@@ -200,12 +235,17 @@ int migrate(const invocation &in) {
     const auto qubes = keyring(in.where.keys()).list();
     if (!qubes)
         return fail_with(qubes.error());
+    if (json)
+        report::instance().result() = {{"already_done", false}, {"qubes", ordered_json::array()}};
     for (const qube_name &qube : *qubes) {
         if (has_rules(*rules, qube))
             continue;
         if (auto written = policies.write_level(qube, access_level::full); !written)
             return fail_with(written.error());
-        std::printf("%s: level full, as before: it IS dom0\n", qube.text().c_str());
+        if (json)
+            report::instance().result()["qubes"].push_back(qube.text());
+        else
+            std::printf("%s: level full, as before: it IS dom0\n", qube.text().c_str());
     }
     if (auto made = host::make_directories(in.where.state_directory(), 0700); !made)
         return fail_with(made.error());

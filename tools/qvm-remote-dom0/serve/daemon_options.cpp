@@ -20,7 +20,8 @@ enum : int {
     opt_wait,
     opt_dry_run,
     opt_transport,
-    opt_plugins
+    opt_plugins,
+    opt_json
 };
 
 constexpr cli::option options[] = {
@@ -33,6 +34,7 @@ constexpr cli::option options[] = {
     {opt_transport, "transport", "TRANSPORT", "mock, qvm-run or qrexec, whatever remote.conf says"},
     {opt_plugins, "plugin-dir", "DIR", "where the transports are installed"},
     {opt_root, "root", "DIR", "keep every file below DIR, which must be yours and closed (tests)"},
+    {opt_json, "json", nullptr, "with a subcommand: print one JSON object, for programs"},
     {'h', "help", nullptr, "show this and end"},
     {cli::opt_version, "version", nullptr, "show the version and end"},
 };
@@ -73,6 +75,8 @@ bool take(int key, const char *value, command_line &out, option_texts &texts) {
     case opt_plugins:
         out.how.plugin_directory = value;
         return true;
+    case opt_json:
+        return out.json = true;
     case opt_root:
         texts.root = value;
         return true;

@@ -6,6 +6,7 @@
 
 #include "administer/admin.hpp"
 #include "administer/doctor/facts.hpp"
+#include "administer/report.hpp"
 #include "common/findings.hpp"
 
 namespace qvmremote::dom0 {
@@ -31,12 +32,9 @@ void examine_all(const daemon_options &how, examined &out) {
 } // namespace
 
 int doctor(const invocation &in) {
-    bool wants_fix = false, json = false;
-    for (const std::string_view word : in.arguments) {
-        if (word != "--fix" && word != "--json")
-            return fail_with(in.usage);
-        (word == "--fix" ? wants_fix : json) = true;
-    }
+    const bool wants_fix = in.arguments.size() == 1 && in.arguments[0] == std::string_view("--fix");
+    if (!in.arguments.empty() && !wants_fix)
+        return fail_with(in.usage);
     std::vector<std::string> warnings;
     examined now;
     examine_all(in.how, now);
@@ -53,11 +51,13 @@ int doctor(const invocation &in) {
         examine_all(in.how, now);
         mark_fixed(before, now.all);
     }
-    if (json)
+    if (report::instance().is_json()) {
+        report::instance().has_own_form(); // it is the same, made by what both doctors share
         std::fputs(json_of(now.all, warnings).c_str(), stdout);
-    else
+    } else {
         for (const named_finding &one : now.all)
             std::fputs(row_of(one).c_str(), stdout);
+    }
     return exit_code_of(now.all);
 }
 

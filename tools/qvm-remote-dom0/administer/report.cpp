@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "administer/report.hpp"
+
+#include <cstdio>
+
+namespace qvmremote::dom0 {
+
+using nlohmann::ordered_json;
+
+report &report::instance() {
+    static report only;
+    return only;
+}
+
+void report::say(std::string_view name, const std::string &what) {
+    std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
+    lines_.push_back({std::string(name), what});
+}
+
+int report::end(int code) {
+    if (!is_json_ || has_own_form_)
+        return code;
+    ordered_json out;
+    if (!result_.is_null())
+        out["result"] = result_;
+    out["exit_code"] = code;
+    auto first_warning = lines_.begin();
+    if (code != 0 && !lines_.empty()) {
+        out["error"] = {{"name", lines_.front().name}, {"message", lines_.front().text}};
+        ++first_warning;
+    }
+    out["warnings"] = ordered_json::array();
+    for (; first_warning != lines_.end(); ++first_warning)
+        out["warnings"].push_back(first_warning->text);
+    std::printf("%s\n", dumped(out).c_str());
+    return std::fflush(stdout) == 0 ? code : 255;
+}
+
+std::string dumped(const ordered_json &value) {
+    return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
+} // namespace qvmremote::dom0
