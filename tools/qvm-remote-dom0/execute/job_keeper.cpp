@@ -100,11 +100,8 @@ class job_keeper {
             return why;
         std::array<unique_fd, 3> theirs;
         if (p.terminal) {
-            auto made = terminal::open(job_.columns, job_.rows,
-                                       p.user ? std::optional(p.user->uid) : std::nullopt);
-            if (!made)
-                return not_missing(made.error().error_number);
-            terminal_.emplace(std::move(*made));
+            if (const int why = make_terminal(p); why != 0)
+                return why;
         }
         if (const int why = p.terminal ? open_terminal() : open_pipes(theirs); why != 0)
             return why;
@@ -114,6 +111,15 @@ class job_keeper {
         if (why == 0)
             begin_time_limit();
         return why;
+    }
+    // Not inlined, because gcc 12 then warns that the error, which is not there, is freed.
+    [[nodiscard, gnu::noinline]] int make_terminal(const preparation &p) {
+        auto made = terminal::open(job_.columns, job_.rows,
+                                   p.user ? std::optional(p.user->uid) : std::nullopt);
+        if (!made)
+            return not_missing(made.error().error_number);
+        terminal_.emplace(std::move(*made));
+        return 0;
     }
     // The same for a command that runs. The daemon has made its group, with its limits. If it cannot
     // become a job, it is ended.
