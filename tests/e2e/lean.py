@@ -23,7 +23,9 @@ from fixture import CLIENT, HANG, Fixture  # noqa: E402
 
 
 LIBRARIES = {"libc.so.6", "libcrypto.so.3"}
-LOADED_BYTES = 1_720_000  # size of the program's loaded segments in the file
+# Size of the program's loaded segments in the file. It was 1 705 000 before jobs, doctor and --json; a plain command
+# touches none of their pages.
+LOADED_BYTES = 2_200_000
 # 62 of them read the dispositions of the signals, since no call reads all at once.
 CALLS_VERSION = 110
 CALLS_TRUE = 285
