@@ -453,7 +453,7 @@ def protocol_1(f):
 @case
 def every_schema_was_used(f):
     if len(sys.argv) == 2:  # all cases ran
-        equal(sorted(USED), sorted(SCHEMAS))
+        equal(sorted(USED), sorted(name for name in SCHEMAS if not name.startswith("dom0-")))  # those: dom0_json.py
 
 
 main()
