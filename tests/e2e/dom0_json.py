@@ -46,7 +46,7 @@ def each_subcommand_prints_one_object(f):
     check(ask(house, "key", "rotate", "dev")["fingerprint"] != fingerprint, "the same key")
     equal(ask(house, "status", "status")["qubes"][0], {"qube": "dev", "connected": True, "running": 0, "waiting": 0})
     results = os.path.join(house.machine.home("work"), ".qvm-remote", "queue", "results")
-    with open(os.path.join(results, "20260101-000000-1-0000000a.exit"), "w", encoding="ascii") as e:
+    with open(os.path.join(results, "20260101-000000-1-0000000a.exit"), "w", encoding="utf-8") as e:
         e.write("0")
     entries = {q["qube"]: q for q in ask(house, "queue", "queue")["qubes"]}
     equal((entries["work"]["results"], entries["off"]["runs"]), (1, False))
@@ -57,7 +57,7 @@ def each_subcommand_prints_one_object(f):
     shown = ask(house, "audit-show", "audit", "show", str(serial))
     equal([(one["kind"], one.get("exit")) for one in shown["records"]], [("START", None), ("END", 3)])
     heads = os.path.join(f.path, "heads")
-    with open(heads, "w", encoding="ascii") as h:
+    with open(heads, "w", encoding="utf-8") as h:
         h.write("".join(f"qvm-remote audit head {one['n']} {one['h']}\n" for one in f.audit()[-1:]))
     last = ask(house, "audit-verify", "audit", "verify", "--heads", heads)
     check(last["lines"] > 3, last)
