@@ -112,6 +112,8 @@ class Program:
                     if key.startswith(f"{subcommand}:*") and "--json" not in options:
                         options.append("--json")
                 self.options.setdefault(f"{subcommand}:*", ["--json"])
+        # The first pattern that fits counts, so those of a verb stand before those of all verbs.
+        self.options = dict(sorted(self.options.items(), key=lambda item: item[0].endswith(":*")))
         if not self.options[":0:"] or not self.subcommands:
             sys.exit(f"{name}: its help has no options or no subcommands")
 
