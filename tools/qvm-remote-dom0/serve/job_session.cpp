@@ -39,7 +39,9 @@ void job_session::begin() {
     if (!context_.jobs)
         return refuse(errc::unsupported);
     std::size_t &readers = context_.readers_of[from_.name.text()];
-    if (readers >= limits::readers_per_qube)
+    // A job can be cancelled however many read.
+    const std::size_t more = about_.what == verb::cancel ? limits::running_per_qube : 0;
+    if (readers >= limits::readers_per_qube + more)
         return refuse(errc::busy, "too many requests of this qube read its jobs");
     ++readers;
     counted_ = true;
