@@ -34,12 +34,12 @@ namespace {
 
 using host::unique_fd;
 
-constexpr int answer_seconds = 10;
+constexpr int jobs_answer_seconds = 10;
 constexpr std::size_t longest_list = 64 * 1024 * 1024;
 constexpr int lost_keeper_ms = 100, lost_keeper_tries = 100;
 
 int list_jobs(const invocation &in) {
-    const auto answer = ask_daemon(in.where, "jobs", answer_seconds, longest_list);
+    const auto answer = ask_daemon(in.where, "jobs", jobs_answer_seconds, longest_list);
     if (!answer)
         return no_answer(answer.error());
     struct row {
@@ -291,8 +291,8 @@ int jobs_command(const invocation &in) {
     if (!qube || !id)
         return fail_with(in.usage);
     if (verb == "cancel") {
-        const auto answer =
-            ask_daemon(in.where, "job-cancel " + qube->text() + " " + id->text(), answer_seconds);
+        const auto answer = ask_daemon(in.where, "job-cancel " + qube->text() + " " + id->text(),
+                                       jobs_answer_seconds);
         if (!answer)
             return no_answer(answer.error());
         return *answer == "ok\n" ? 0

@@ -96,7 +96,7 @@ host::outcome<whole_question> read_question(const invocation &in, std::uint64_t 
     return whole_question{std::move(found[0]), std::move(*answer)};
 }
 
-int show(const invocation &in, std::uint64_t serial) {
+int show_question(const invocation &in, std::uint64_t serial) {
     const auto q = read_question(in, serial);
     if (!q)
         return fail_with(q.error());
@@ -237,7 +237,7 @@ int approvals_command(const invocation &in) {
     const auto serial =
         words.size() > 1 ? qvmremote::parse_decimal<std::uint64_t>(words[1]) : std::nullopt;
     if (serial && verb == "show" && words.size() == 2)
-        return show(in, *serial);
+        return show_question(in, *serial);
     if (serial && report::instance().is_json())
         report::instance().result()["serial"] = *serial;
     if (serial && verb == "deny" && words.size() == 2)

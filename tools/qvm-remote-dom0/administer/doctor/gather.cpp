@@ -42,7 +42,7 @@ using nlohmann::json;
 using namespace std::string_literals;
 
 constexpr int daemon_answers_within_s = 5;
-constexpr std::chrono::seconds call_limit{15};
+constexpr std::chrono::seconds probe_limit{15};
 constexpr std::size_t longest_probe = 4096;
 
 // Fixed text for the shell in a qube. Each line that it prints is a word and a value. It reads no
@@ -212,7 +212,7 @@ std::optional<bool> runs(const machine_facts &machine, const settings &values,
         return std::nullopt;
     const std::string check = option_of(values, "qvm-run", "qvm-check", "/usr/bin/qvm-check");
     const auto checked = run_helper({check, "--quiet", "--running", qube.text()}, longest_probe,
-                                    call_limit, helper_messages::dropped);
+                                    probe_limit, helper_messages::dropped);
     return checked ? std::optional(checked->exit_code == 0) : std::nullopt;
 }
 
@@ -244,7 +244,7 @@ host::outcome<probe_facts> ask_qube(const settings &values, const qube_name &qub
     const std::int64_t asked_at = ::time(nullptr);
     const auto said =
         run_helper({program, "--no-gui", "--no-autostart", "--pass-io", qube.text(), probe},
-                   longest_probe, call_limit, helper_messages::dropped);
+                   longest_probe, probe_limit, helper_messages::dropped);
     if (!said)
         return tl::unexpected(said.error());
     if (said->exit_code != 0)
