@@ -17,8 +17,8 @@
 namespace qvmremote {
 
 /// Finds the escapes in typed text. An escape is the escape character at the beginning of a line,
-/// followed by `.` (leave), `d` (detach), Ctrl-Z (suspend), `?` (help), or the escape character again, which
-/// sends it once. If another character follows, both are sent as typed.
+/// followed by `.` (leave), `d` (detach), Ctrl-Z (suspend), `?` (help), or the escape character
+/// again, which sends it once. If another character follows, both are sent as typed.
 class escape_scanner {
   public:
     enum class action : std::uint8_t { none, leave, suspend, help, detach };

@@ -30,10 +30,10 @@ namespace qvmremote {
     X(timed_out, "the command did not end, or dom0 did not answer, within the time-out")           \
     X(interrupted, "a signal ended it")                                                            \
     X(stream_broke, "the stream to dom0 broke, so the result is not complete")                       \
-    X(program_not_found, "there is no such program in dom0")                                       \
+    X(program_not_found, "dom0 has no such program")                                               \
     X(program_not_started, "dom0 could not start the program")                                     \
     X(killed_by_signal, "a signal killed the command in dom0")                                     \
-    X(no_record, "there is no record of it")                                                       \
+    X(no_record, "the command has no record here")                                                 \
     X(local_failure, "a file or another part of this machine failed")
 // clang-format on
 

@@ -10,13 +10,13 @@
 namespace qvmremote::limits {
 
 // Sizes, in bytes: each is the most that is accepted or kept.
-inline constexpr std::size_t command = 1024 * 1024;      ///< a command text or script
-inline constexpr std::size_t request_header = 16 * 1024; ///< signed header of a request
-inline constexpr std::size_t frame = 64 * 1024;          ///< payload of a frame, its tag included
-inline constexpr std::size_t command_id = 128;           ///< an ID, as in protocol 1
-inline constexpr std::size_t qube_name = 31;             ///< what Qubes allows for a local qube
-inline constexpr std::size_t preamble_skip = 64 * 1024;  ///< printed by a login profile before it
-inline constexpr std::size_t window = 256 * 1024;        ///< data sent without new credit, at first
+inline constexpr std::size_t command = 1024 * 1024;       ///< a command text or script
+inline constexpr std::size_t request_header = 16 * 1024;  ///< signed header of a request
+inline constexpr std::size_t frame = 64 * 1024;           ///< payload of a frame, its tag included
+inline constexpr std::size_t command_id = 128;            ///< an ID, as in protocol 1
+inline constexpr std::size_t qube_name = 31;              ///< what Qubes allows for a local qube
+inline constexpr std::size_t preamble_skip = 64 * 1024;   ///< bytes before the preamble
+inline constexpr std::size_t window = 256 * 1024;         ///< data without new credit, at first
 inline constexpr std::size_t widest_window = 1024 * 1024; ///< the same, after much was passed on
 inline constexpr std::size_t inline_body = 12 * 1024; ///< a body of this size is sent in the header
 inline constexpr std::size_t reason_text = 512;       ///< text in a REFUSED, PENDING or END frame
@@ -31,10 +31,8 @@ inline constexpr std::size_t policy_line = 8 * 1024;    ///< one line of policy
 inline constexpr std::size_t collected_stdin = 1024 * 1024; ///< input that an operator approves
 inline constexpr std::size_t qube_tag = 255;                ///< the name of a tag in a policy
 inline constexpr std::size_t audit_line = 32 * 1024;        ///< one line, newline included
-inline constexpr std::size_t audit_argument =
-    8 * 1024; ///< a whole argv as recorded, before escaping
-inline constexpr std::size_t waiting_headers_per_qube =
-    1024 * 1024;                                                ///< headers of requests that wait
+inline constexpr std::size_t audit_argument = 8 * 1024; ///< an argv in a record, before escaping
+inline constexpr std::size_t waiting_headers_per_qube = 1024 * 1024; ///< of waiting requests
 inline constexpr std::size_t waiting_headers = 8 * 1024 * 1024; ///< the same for all qubes together
 inline constexpr std::size_t argument = 131071; ///< one argument: MAX_ARG_STRLEN without its NUL
 
@@ -58,7 +56,6 @@ inline constexpr std::uint64_t beginning_ms = 100;           ///< how long a com
 inline constexpr std::uint64_t challenge_ms = 30'000;        ///< how long a challenge is valid
 inline constexpr std::uint64_t preamble_ms = 30'000;         ///< how long the preamble may take
 inline constexpr std::uint64_t policy_seconds = 366 * 86400; ///< the longest ttl= and timeout=
-inline constexpr std::int64_t id_clock_skew_s =
-    26 * 3600; ///< of the time in an ID from dom0's clock
+inline constexpr std::int64_t id_clock_skew_s = 26 * 3600;   ///< of an ID's time from dom0's clock
 
 } // namespace qvmremote::limits

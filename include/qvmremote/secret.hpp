@@ -12,6 +12,7 @@
 
 #include <openssl/crypto.h>
 
+#include <qvmremote/base64.hpp>
 #include <qvmremote/bytes.hpp>
 #include <qvmremote/digest.hpp>
 #include <qvmremote/error.hpp>
@@ -105,18 +106,9 @@ class secret {
     /// "SHA256:" and the base64 of the text's SHA-256 without padding, as ssh-keygen -l prints it.
     /// People compare it at both ends. It is a hash, so it shows no digit of the key.
     [[nodiscard]] std::string fingerprint() const {
-        constexpr char alphabet[] =
-            "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        const digest256 hash = sha256(text_.view());
         std::string out = "SHA256:";
-        std::uint32_t bits = 0;
-        int held = 0;
-        for (const std::uint8_t b : hash) {
-            bits = bits << 8 | b;
-            for (held += 8; held >= 6; held -= 6)
-                out.push_back(alphabet[bits >> (held - 6) & 63]);
-        }
-        out.push_back(alphabet[bits << (6 - held) & 63]);
+        append_base64(out, sha256(text_.view()));
+        out.pop_back(); // 32 bytes have one '=' of padding
         return out;
     }
 

@@ -16,6 +16,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 
 #include <qvmremote/bytes.hpp>
@@ -113,12 +114,12 @@ struct run_end {
 }
 
 /// How much wider than limits::window the windows of several sessions may be together, in bytes. It
-/// bounds what peers that stop to read can make this end hold (I4). It outlives the windows.
+/// bounds what peers that stop to read can make this end hold (I4).
 class window_pool {
   public:
     /// What is taken here is also taken from `whole`, which may be null.
-    explicit window_pool(std::size_t n, window_pool *whole = nullptr) noexcept
-        : left_(n), whole_(whole) {}
+    explicit window_pool(std::size_t n, std::shared_ptr<window_pool> whole = {}) noexcept
+        : left_(n), whole_(std::move(whole)) {}
     window_pool(const window_pool &) = delete;
     window_pool &operator=(const window_pool &) = delete;
 
@@ -128,15 +129,17 @@ class window_pool {
 
   private:
     std::size_t left_;
-    window_pool *whole_;
+    std::shared_ptr<window_pool> whole_;
 };
 
 /// The receiving end of one direction of a session: how much the other end may send, and how much of
 /// it was passed on and is not given back as credit yet (doc/PROTOCOL.md, "Credit").
 class receive_window {
   public:
-    /// The window stays as wide as it is opened if `wider` is null.
-    explicit receive_window(window_pool *wider = nullptr) noexcept : wider_(wider) {}
+    /// The window stays as wide as it is opened if `wider` is null. It keeps the pool, since a stream
+    /// may outlive the part of a program that made the pool.
+    explicit receive_window(std::shared_ptr<window_pool> wider = {}) noexcept
+        : wider_(std::move(wider)) {}
     receive_window(receive_window &&other) noexcept { *this = std::move(other); }
     receive_window &operator=(receive_window &&other) noexcept;
     ~receive_window();
@@ -154,7 +157,7 @@ class receive_window {
     [[nodiscard]] std::size_t pass_on(std::size_t n) noexcept;
 
   private:
-    window_pool *wider_ = nullptr;
+    std::shared_ptr<window_pool> wider_;
     std::size_t size_ = 0, credit_ = 0, owed_ = 0;
     std::size_t passed_ = 0; // since the window last grew
     std::size_t taken_ = 0;  // from the pool
@@ -237,7 +240,7 @@ class server_stream : public stream_end {
     /// `peer` is the qube's name as the transport proves it, at most 255 bytes. `features` are the
     /// abilities that HELLO announces. `wider` bounds how wide the windows for stdin may become.
     server_stream(std::string_view peer, std::uint32_t features, std::uint64_t now_ms,
-                  window_pool *wider = nullptr);
+                  std::shared_ptr<window_pool> wider = {});
 
     /// The next event; nothing when more bytes are needed. An error ends the stream: close it, and
     /// treat all its sessions as closed. Until the preamble has come, call next() without new bytes
@@ -356,7 +359,7 @@ class server_stream : public stream_end {
     [[nodiscard]] std::size_t open_challenges(std::uint64_t now_ms);
 
     std::uint64_t preamble_deadline_;
-    window_pool *wider_;
+    std::shared_ptr<window_pool> wider_;
     std::size_t skipped_ = 0;
     bool announced_ = false;
     bool queue_only_ = false;
@@ -486,9 +489,8 @@ class client_stream : public stream_end {
     digest256 t_{};
     std::size_t opens_ = 0;
     // A stream may have one session with the widest window; what more is taken waits in the agent.
-    // It has an address of its own, because the stream can be moved.
-    std::unique_ptr<window_pool> wider_ =
-        std::make_unique<window_pool>(limits::widest_window - limits::window);
+    std::shared_ptr<window_pool> wider_ =
+        std::make_shared<window_pool>(limits::widest_window - limits::window);
     std::map<std::uint32_t, session> sessions_;
 };
 

@@ -63,6 +63,7 @@ LINES = [
     ("qvm-remote --j", "--json --json=lines"),
     ("qvm-remote key gen -", "--json"),
     ("qvm-remote ping ", "--json"),
+    ("qvm-remote job logs -", "-f --json"),
     ("qvm-remote queue c", "clean"),
     ("qvm-remote log ", "--json"),
     ("qvm-remote history ", "show"),

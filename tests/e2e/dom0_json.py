@@ -65,6 +65,11 @@ def each_subcommand_prints_one_object(f):
     check(any("exit=3" in line for line in ask(house, "log", "log", "30")["lines"]), "no DONE")
     equal(ask(house, "migrate", "migrate")["qubes"], [])
     equal(ask(house, "jobs", "jobs")["jobs"], [])
+    job = house.run("work", "--detach", "echo out; exit 4").stdout.decode().strip()
+    equal(house.run("work", "job", "wait", job).returncode, 4)
+    (row,) = ask(house, "jobs", "jobs", "list")["jobs"]
+    equal((row["qube"], row["id"], row["state"], row["exit_code"], row["stdout"], row["tty"]),
+          ("work", job, "exited", 4, {"bytes": 4}, False))
     equal(ask(house, "panic", "panic"), {"panic": True})
     equal(ask(house, "policy-check", "policy", "check", "work", "--", "true", code=126)["why"],
           "an operator in dom0 has stopped everything (panic)")

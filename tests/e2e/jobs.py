@@ -521,14 +521,14 @@ def what_answers_at_the_socket_of_a_keeper_must_be_the_keeper(f):
 
 
 class Typist:
-    """The client on a terminal of its own."""
+    """The client, or dom0's program, on a terminal of its own."""
 
-    def __init__(self, f, *words):
+    def __init__(self, f, *words, program=fixture.CLIENT):
         self.control, self.other = pty.openpty()
         fcntl.ioctl(self.other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.modes = termios.tcgetattr(self.other)
         self.shown = b""
-        self.program = subprocess.Popen([fixture.CLIENT, *words], env=f.env(TERM="xterm"), stdin=self.other,
+        self.program = subprocess.Popen([program, *words], env=f.env(TERM="xterm"), stdin=self.other,
                                         stdout=self.other, stderr=self.other, preexec_fn=fixture.at_a_terminal)
 
     def type(self, text):
@@ -573,6 +573,35 @@ def a_job_with_a_terminal(f):
     t.type(b"two\r")
     equal(t.end(), 6)
     equal([e["exit"] for e in ends(f, ident)], [6])
+
+
+@case
+def an_operator_attaches_in_dom0(f):
+    start(f)
+    ident = detach(f, "--tty", "PS1='ready> ' bash --norc")
+    eventually(lambda: b"ready> " in job(f, "logs", ident), "output")
+
+    def attach():
+        t = Typist(f, "--root", f.root, "jobs", "attach", "work", ident, program=fixture.DAEMON)
+        t.wait_for(b"ready> ")
+        return t
+
+    t = attach()
+    t.type(b"X=5; echo a$X\r")
+    t.wait_for(b"a5\r\n")
+    t.type(b"\r~.")
+    equal(t.end(), 0)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        t = attach()
+        t.type(b"echo b$X\r")
+        t.wait_for(b"b5\r\n")  # so it is attached
+        t.program.send_signal(number)
+        equal((number, t.end()), (number, 128 + number))
+    equal(rows(f)[ident], ("running", "-"))
+    t = attach()
+    t.type(b"exit 8\r")
+    equal(t.end(), 8)
+    equal([e["exit"] for e in ends(f, ident)], [8])
 
 
 @case

@@ -247,7 +247,7 @@ def scriptlets():
     # Where systemctl is called: never to start or enable, and never so that rpm waits for the daemon,
     # which waits for its commands, of which rpm may be one.
     for line in re.findall(r"systemctl (.*?) >", text):
-        check(line == "daemon-reload" or re.fullmatch(
+        check(line in ("daemon-reload", "--no-block stop qvm-remote-jobs.service") or re.fullmatch(
             r"--no-block (try-restart|disable --now) qvm-remote-dom0\.service", line), f"systemctl {line}")
     check("python" not in text, "no Python in scriptlets")
 

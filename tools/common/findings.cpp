@@ -38,6 +38,10 @@ finding doubtful(std::string cause, std::string remedy) {
 finding broken(std::string cause, std::string remedy) {
     return {health::broken, std::move(cause), std::move(remedy)};
 }
+finding fixable(finding it) {
+    it.fixable = true;
+    return it;
+}
 finding broken(const host::failure &why, const std::string &otherwise) {
     // The contract of host::open_trusted: such a message ends with the command that repairs it.
     constexpr std::string_view run = "; run: ";

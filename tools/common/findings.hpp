@@ -40,6 +40,8 @@ struct finding {
 [[nodiscard]] finding good(std::string what);
 [[nodiscard]] finding doubtful(std::string cause, std::string remedy);
 [[nodiscard]] finding broken(std::string cause, std::string remedy);
+/// The same finding, which `--fix` mends.
+[[nodiscard]] finding fixable(finding it);
 /// With the remedy that the failure names (host::open_trusted), or else the other one.
 [[nodiscard]] finding broken(const host::failure &why, const std::string &otherwise);
 

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <qvmremote/history.hpp>
 #include <qvmremote/sanitize.hpp>
 
 #include "explain.hpp"
@@ -503,13 +504,17 @@ tl::expected<std::vector<job_row>, int> list_jobs(const settings &how, const hom
         return tl::unexpected(done.result.exit_code());
     }
     std::vector<job_row> out;
-    for (std::string_view left = done.out; !left.empty();) {
-        const std::size_t end = std::min(left.find('\n'), left.size());
-        if (auto row = job_row::parse(left.substr(0, end)))
+    for (const std::string_view line : tail_lines(done.out, SIZE_MAX))
+        if (auto row = job_row::parse(line))
             out.push_back(std::move(*row));
-        left.remove_prefix(std::min(end + 1, left.size()));
-    }
     return out;
+}
+
+std::optional<std::string_view> answer_of_dom0::value(std::string_view key) const {
+    for (const std::string_view line : tail_lines(untrusted_text, SIZE_MAX))
+        if (line.starts_with(key) && line.substr(key.size()).starts_with(": "))
+            return line.substr(key.size() + 2);
+    return std::nullopt;
 }
 
 tl::expected<answer_of_dom0, int> converse(const settings &how, const home &where,

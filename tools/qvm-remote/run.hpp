@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <qvmremote/config.hpp>
@@ -51,6 +52,8 @@ struct answer_of_dom0 {
     [[nodiscard]] std::string over(const settings &how) const {
         return protocol == 1 ? "protocol 1" : how.transport;
     }
+    /// The value of the line "KEY: VALUE" of a status, untrusted; nothing if there is none.
+    [[nodiscard]] std::optional<std::string_view> value(std::string_view key) const;
 };
 
 /// Sends a request that runs no command. The exit code after it has reported why there is no answer.

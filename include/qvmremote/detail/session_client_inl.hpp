@@ -159,7 +159,7 @@ inline result<std::optional<client_event>> client_stream::take(const frame_view 
         --opens_;
         session s;
         std::copy(untrusted.begin(), untrusted.end(), s.fresh.begin());
-        s.output_window = receive_window(wider_.get());
+        s.output_window = receive_window(wider_);
         s.output_window.open(limits::window);
         sessions_.emplace(number, std::move(s));
         return client_event{.what = kind::challenged, .session = number};

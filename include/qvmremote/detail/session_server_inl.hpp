@@ -14,9 +14,9 @@
 namespace qvmremote {
 
 inline server_stream::server_stream(std::string_view peer, std::uint32_t features,
-                                    std::uint64_t now_ms, window_pool *wider)
+                                    std::uint64_t now_ms, std::shared_ptr<window_pool> wider)
     : stream_end(token_size + limits::request_header),
-      preamble_deadline_(now_ms + limits::preamble_ms), wider_(wider) {
+      preamble_deadline_(now_ms + limits::preamble_ms), wider_(std::move(wider)) {
     assert(peer.size() <= 255);
     byte_writer w(hello_);
     w.u16(protocol_version);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The loader of plug-ins: transport::load, and the check of a plug-in's file. It is not in transport.hpp, since only it needs
-/// Boost.DLL.
+/// The loader of plug-ins: transport::load, and the check of a plug-in's file. It is not in
+/// transport.hpp, since only it needs Boost.DLL.
 
 #pragma once
 

@@ -207,8 +207,8 @@ TEST_CASE("stdin and output arrive unchanged, with credit used up and given agai
 
 TEST_CASE("a window grows with what is passed on, as far as its pool allows") {
     constexpr std::size_t kib = 1024;
-    window_pool whole(1024 * kib);
-    window_pool pool(1536 * kib, &whole);
+    const auto whole = std::make_shared<window_pool>(1024 * kib);
+    auto pool = std::make_shared<window_pool>(1536 * kib, whole);
     // Takes all that the window allows and passes it on, so often.
     const auto stream = [](receive_window &w, int windows) {
         for (int i = 0; i < windows; ++i) {
@@ -223,7 +223,7 @@ TEST_CASE("a window grows with what is passed on, as far as its pool allows") {
     narrow.open(limits::window);
     CHECK(stream(narrow, 100) == 256 * kib); // without a pool
     {
-        receive_window first(&pool), second(&pool);
+        receive_window first(pool), second(pool);
         first.open(limits::window);
         second.open(limits::window);
         CHECK(stream(first, 3) == 256 * kib);
@@ -234,11 +234,20 @@ TEST_CASE("a window grows with what is passed on, as far as its pool allows") {
         CHECK(stream(second, 4) == 512 * kib);
         CHECK(stream(second, 100) == 512 * kib); // the whole pool is taken
     }
-    CHECK(pool.take(2048 * kib) == 1024 * kib); // all that both took is there again
-    CHECK(whole.take(1) == 0);
-    pool.give_back(1024 * kib);
-    CHECK(whole.take(2048 * kib) == 1024 * kib);
-    CHECK(pool.take(1) == 0);
+    CHECK(pool->take(2048 * kib) == 1024 * kib); // all that both took is there again
+    CHECK(whole->take(1) == 0);
+    pool->give_back(1024 * kib);
+    CHECK(whole->take(2048 * kib) == 1024 * kib);
+    CHECK(pool->take(1) == 0);
+    whole->give_back(1024 * kib);
+
+    // Who made the pool may be gone before the last window is, as when dom0's daemon ends.
+    receive_window last(pool);
+    last.open(limits::window);
+    CHECK(stream(last, 4) == 512 * kib);
+    pool.reset();
+    { const receive_window gone = std::move(last); }
+    CHECK(whole->take(2048 * kib) == 1024 * kib);
 }
 
 TEST_CASE("a stream that is read gets a wider window, one that is not keeps what it has") {

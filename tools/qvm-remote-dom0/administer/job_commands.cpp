@@ -4,14 +4,17 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/signalfd.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -33,10 +36,31 @@ namespace qvmremote::dom0 {
 namespace {
 
 using host::unique_fd;
+using nlohmann::ordered_json;
 
 constexpr int jobs_answer_seconds = 10;
 constexpr std::size_t longest_list = 64 * 1024 * 1024;
 constexpr int lost_keeper_ms = 100, lost_keeper_tries = 100;
+
+// A job as qvm-remote in its qube writes it, and the qube.
+ordered_json members_of(const std::string &qube, const job_row &of) {
+    ordered_json out = {{"qube", qube},
+                        {"id", for_terminal(of.id)},
+                        {"state", for_terminal(of.state)},
+                        {"started", for_terminal(of.started)},
+                        {"seconds", of.seconds},
+                        {"tty", of.tty},
+                        {"command", for_terminal(of.shown)}};
+    if (of.exit >= 0)
+        out["exit_code"] = of.exit;
+    for (const auto &[name, bytes, gone] : {std::tuple{"stdout", of.written.out, of.gone.out},
+                                            {"stderr", of.written.err, of.gone.err}}) {
+        out[name] = {{"bytes", bytes}};
+        if (gone > 0)
+            out[name]["skipped"] = gone;
+    }
+    return out;
+}
 
 int list_jobs(const invocation &in) {
     const auto answer = ask_daemon(in.where, "jobs", jobs_answer_seconds, longest_list);
@@ -58,20 +82,9 @@ int list_jobs(const invocation &in) {
         widest[1] = std::max(widest[1], rows.back().of.id.size());
     }
     if (report::instance().is_json()) {
-        auto &all = report::instance().result()["jobs"] = nlohmann::ordered_json::array();
+        auto &all = report::instance().result()["jobs"] = ordered_json::array();
         for (const auto &[qube, one] : rows)
-            all.push_back({{"qube", qube},
-                           {"id", for_terminal(one.id)},
-                           {"state", for_terminal(one.state)},
-                           {"started", for_terminal(one.started)},
-                           {"seconds", one.seconds},
-                           {"stdout_bytes", one.written.out},
-                           {"stderr_bytes", one.written.err},
-                           {"tty", one.tty},
-                           {"command", for_terminal(one.shown)}});
-        for (std::size_t i = 0; i < rows.size(); ++i)
-            if (rows[i].of.exit >= 0)
-                all[i]["exit"] = rows[i].of.exit;
+            all.push_back(members_of(qube, one));
         return 0;
     }
     const auto print = [&](const std::string &qube, const std::string &id, const std::string &state,
@@ -93,10 +106,17 @@ int list_jobs(const invocation &in) {
     return 0;
 }
 
-// Our terminal while a job's terminal is shown in it. The destructor restores it.
+// Our terminal while a job's terminal is shown in it. The destructor restores it, so what would end us
+// does not do so at once, but is read from a descriptor.
 class raw_terminal {
   public:
     raw_terminal() {
+        sigset_t ends_us;
+        ::sigemptyset(&ends_us);
+        for (const int number : {SIGHUP, SIGINT, SIGQUIT, SIGTERM})
+            ::sigaddset(&ends_us, number);
+        ::sigprocmask(SIG_BLOCK, &ends_us, nullptr);
+        signals_.reset(::signalfd(-1, &ends_us, SFD_CLOEXEC));
         if (::tcgetattr(STDIN_FILENO, &before_) != 0)
             return;
         termios raw = before_;
@@ -110,8 +130,18 @@ class raw_terminal {
             ::tcsetattr(STDIN_FILENO, TCSANOW, &before_);
     }
 
+    /// Borrowed; readable when a signal has come.
+    [[nodiscard]] int signals() const noexcept { return signals_.get(); }
+    /// The number of that signal.
+    [[nodiscard]] int take_signal() const noexcept {
+        signalfd_siginfo came{};
+        const bool is_whole = ::read(signals_.get(), &came, sizeof came) == sizeof came;
+        return is_whole ? static_cast<int>(came.ssi_signo) : SIGTERM;
+    }
+
   private:
     termios before_{};
+    unique_fd signals_;
     bool is_raw_ = false;
 };
 
@@ -147,11 +177,10 @@ class job_viewer {
     int run() {
         if (!files_.ended())
             connect();
-        std::optional<raw_terminal> raw;
         if (until_ == how_long::attached && link_) {
             link_->order(job_order::borrow);
             if (tty_ && ::isatty(STDIN_FILENO))
-                raw.emplace();
+                raw_.emplace();
         }
         for (int tries = 0;;) {
             if (link_)
@@ -167,7 +196,7 @@ class job_viewer {
                 return fail_with("its keeper has ended, and no daemon has found that out yet: "
                                  "systemctl start qvm-remote-dom0");
             if (!wait())
-                return 0;
+                return left_by_ == 0 ? 0 : 128 + left_by_;
         }
         const auto end = files_.ended();
         if (end->how.cause == end_cause::cancelled)
@@ -205,9 +234,14 @@ class job_viewer {
 
     // Waits for something to do. Returns false when the user leaves.
     [[nodiscard]] bool wait() {
-        std::array<pollfd, 2> watched{{{link_ ? link_->descriptor() : -1, POLLIN, 0},
-                                       {input_ ? STDIN_FILENO : -1, POLLIN, 0}}};
+        std::array<pollfd, 3> watched{{{link_ ? link_->descriptor() : -1, POLLIN, 0},
+                                       {input_ ? STDIN_FILENO : -1, POLLIN, 0},
+                                       {raw_ ? raw_->signals() : -1, POLLIN, 0}}};
         ::poll(watched.data(), watched.size(), link_ ? -1 : lost_keeper_ms);
+        if (watched[2].revents != 0) {
+            left_by_ = raw_->take_signal();
+            return false;
+        }
         while (link_) {
             auto event = link_->next();
             if (!event)
@@ -270,6 +304,8 @@ class job_viewer {
     job_record record_;
     bool tty_ = false;
     std::optional<job_link> link_;
+    std::optional<raw_terminal> raw_;
+    int left_by_ = 0; // the signal that ends us
     unique_fd input_;
     escape_scanner scanner_;
     std::array<lane, 2> lanes_{{{{}, STDOUT_FILENO, "stdout"}, {{}, STDERR_FILENO, "stderr"}}};

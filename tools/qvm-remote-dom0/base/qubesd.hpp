@@ -12,10 +12,10 @@
 
 namespace qvmremote::dom0 {
 
-/// Calls METHOD+ with a target, the name of a qube or dom0, and waits some seconds at most. Fails when qubesd cannot be asked: nobody
-/// listens at the socket, or somebody else than root or our own user does. Returns nothing when it was
-/// asked and did not answer in time, or with too much. Other qubes chose names in an answer, so it is
-/// untrusted.
+/// Calls METHOD+ with a target, the name of a qube or dom0, and waits 10 s at most. Fails when qubesd
+/// cannot be asked: nobody listens at the socket, or somebody else than root or our own user does.
+/// Returns nothing when it was asked and did not answer in time, or answered with more than 256 KiB.
+/// Names in an answer were chosen by qubes, so it is untrusted.
 [[nodiscard]] host::outcome<std::optional<std::string>>
 ask_qubesd(const std::string &socket, std::string_view method, std::string_view target);
 

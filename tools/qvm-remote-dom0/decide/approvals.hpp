@@ -45,13 +45,13 @@ struct approval {
 };
 
 /// The questions that wait, and the grants. Each question has a serial. Serials begin at a random
-/// number, so that one from before a restart of the daemon hardly ever names a question. Times are CLOCK_BOOTTIME
-/// in milliseconds, so a suspend or a change of the clock does not make an approval last longer.
+/// number, so that one from before a restart of the daemon hardly ever names a question. Times are
+/// CLOCK_BOOTTIME in milliseconds, so a suspend or a change of the clock does not make an approval
+/// last longer.
 class approvals {
   public:
     static constexpr std::uint64_t patience_ms = 60'000;
-    static constexpr std::size_t most_of_a_qube =
-        8; ///< with more, an operator would say yes unread
+    static constexpr std::size_t most_of_a_qube = 8; ///< more would be answered unread
     static constexpr std::size_t most_in_all = 64;
     static constexpr std::uint32_t longest_grant_s = 24 * 3600; ///< if the rule has no `ttl`
 

@@ -118,7 +118,7 @@ connection::connection(service &context, host::stream from, qube_name qube, std:
                                std::nullopt},
       in_(context.loop), out_(context.loop), preamble_timer_(context.loop),
       pause_timer_(context.loop), stream_(from_.name.text(), context.features, host::boottime_ms(),
-                                          &context.wider_windows_of(from_.name.text())),
+                                          context.wider_windows_of(from_.name.text())),
       heard_ms_(host::boottime_ms()) {
     set_nonblocking(from.in.get());
     set_nonblocking(from.out.get());

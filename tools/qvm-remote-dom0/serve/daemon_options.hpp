@@ -32,7 +32,7 @@ extern const cli::program this_program;
 struct command_line {
     cli::standard_options standard; ///< if one of them was typed, the rest is not checked
     daemon_options how;
-    bool json = false; ///< for a subcommand
+    bool json = false;         ///< for a subcommand
     std::vector<char *> typed; ///< all words; `words` points into them
     std::span<char *> words;   ///< a subcommand with its arguments; empty: run the daemon
 };

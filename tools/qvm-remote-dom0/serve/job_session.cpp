@@ -215,14 +215,15 @@ void job_session::stdin_data(bytes_view data) {
         return;
     }
     in_line_ = data.back() != '\n' && data.back() != '\r';
-    backlog_.append(as_text(data));
+    backlog_.put(data);
     write_input();
 }
 
 void job_session::write_input() {
     const auto self = shared_from_this();
-    while (!backlog_.empty() && input_.is_open()) {
-        const ssize_t n = ::write(input_.native_handle(), backlog_.data(), backlog_.size());
+    while (backlog_.size() > 0 && input_.is_open()) {
+        const ssize_t n =
+            ::write(input_.native_handle(), backlog_.pending().data(), backlog_.size());
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
@@ -240,7 +241,7 @@ void job_session::write_input() {
             return;
         }
         const std::size_t done = n > 0 ? static_cast<std::size_t>(n) : backlog_.size();
-        backlog_.erase(0, done);
+        backlog_.consume(done);
         if (port_ && !input_ended_) {
             port_->grant_stdin(done);
             port_->flush();
@@ -250,7 +251,8 @@ void job_session::write_input() {
         if (n < 0)
             drop_input(); // the job does not read any more
     }
-    if (input_ended_ && backlog_.empty())
+    backlog_.release_if_empty();
+    if (input_ended_ && backlog_.size() == 0)
         drop_input();
 }
 
@@ -259,14 +261,15 @@ void job_session::stdin_eof() {
         return;
     input_ended_ = true;
     if (job_->tty)
-        backlog_ += end_of_input(input_.native_handle(), in_line_);
+        backlog_.put(as_bytes(end_of_input(input_.native_handle(), in_line_)));
     write_input();
 }
 
 void job_session::drop_input() {
     boost::system::error_code ignored;
     input_.close(ignored);
-    backlog_.clear();
+    backlog_.consume(backlog_.size());
+    backlog_.release_if_empty();
     if (input_ended_ && !job_->tty)
         context_.jobs->end_input(*job_, *this);
 }

@@ -89,7 +89,7 @@ class job_session final : public job_watcher, public std::enable_shared_from_thi
     bool pumping_ = false;
 
     boost::asio::posix::stream_descriptor input_;
-    std::string backlog_; // at most limits::window
+    out_buffer backlog_; // at most limits::widest_window: the client has no credit for more
     bool input_ended_ = false;
     bool writing_ = false;
     bool in_line_ = false;

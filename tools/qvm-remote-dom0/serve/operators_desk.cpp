@@ -328,10 +328,9 @@ ordered_json operators_desk::status() const {
             {"streams", context_.connections.size()},
             {"running", context_.execution.running.size()},
             {"jobs", std::to_string(jobs_.running()) + " running; " +
-                         (jobs_.groups()
-                              ? std::string("they outlive this daemon")
-                              : "they end with this daemon: " +
-                                    for_terminal(jobs_.groups().why_none))},
+                         (jobs_.groups() ? std::string("they outlive this daemon")
+                                         : "they end with this daemon: " +
+                                               for_terminal(jobs_.groups().why_none))},
             {"jobs_running", jobs_.running()},
             {"jobs_outlive", static_cast<bool>(jobs_.groups())},
             {"containment", for_terminal(home_.describe())},

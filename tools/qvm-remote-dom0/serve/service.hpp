@@ -84,9 +84,11 @@ struct service : std::enable_shared_from_this<service> {
     std::uint64_t body_patience_ms = 60'000;
 
     /// What the windows for stdin may still grow.
-    [[nodiscard]] window_pool &wider_windows_of(const std::string &qube) {
-        return wider_windows_of_.try_emplace(qube, limits::wider_windows_per_qube, &wider_windows_)
-            .first->second;
+    [[nodiscard]] std::shared_ptr<window_pool> wider_windows_of(const std::string &qube) {
+        std::shared_ptr<window_pool> &out = wider_windows_of_[qube];
+        if (!out)
+            out = std::make_shared<window_pool>(limits::wider_windows_per_qube, wider_windows_);
+        return out;
     }
 
     std::set<std::shared_ptr<connection>> connections;
@@ -99,8 +101,9 @@ struct service : std::enable_shared_from_this<service> {
     std::map<std::string, std::size_t> places_of;
 
   private:
-    window_pool wider_windows_{limits::wider_windows};
-    std::map<std::string, window_pool> wider_windows_of_;
+    std::shared_ptr<window_pool> wider_windows_ =
+        std::make_shared<window_pool>(limits::wider_windows);
+    std::map<std::string, std::shared_ptr<window_pool>> wider_windows_of_;
 };
 
 /// One of the scheduler's slots. The destructor gives it back.

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include <qvmremote/config.hpp>
+#include <qvmremote/history.hpp>
 #include <qvmremote/sanitize.hpp>
 
 namespace qvmremote::qube {
@@ -18,32 +19,13 @@ void write_way(json_writer &to, const settings &how, const answer_of_dom0 &answe
     to.number("took_ms", static_cast<std::int64_t>(answer.took_ms));
 }
 
-// Calls `take(line)` for each line of a text.
-template <class Take>
-void for_each_line(std::string_view text, Take take) {
-    while (!text.empty()) {
-        const std::size_t end = text.find('\n');
-        take(text.substr(0, end));
-        text.remove_prefix(end == text.npos ? text.size() : end + 1);
-    }
-}
-
-// The lines of dom0's status that this version knows: "NAME: VALUE".
-void write_status(json_writer &to, std::string_view untrusted_text) {
-    const auto value_of = [&](std::string_view wanted) {
-        std::optional<std::string_view> value;
-        for_each_line(untrusted_text, [&](std::string_view line) {
-            if (const std::size_t colon = line.find(": ");
-                colon != line.npos && line.substr(0, colon) == wanted)
-                value = line.substr(colon + 2);
-        });
-        return value;
-    };
+// The lines of dom0's status that this version knows.
+void write_status(json_writer &to, const answer_of_dom0 &answer) {
     for (const std::string_view word : {"qube", "level", "version", "refuses"})
-        if (const auto value = value_of(word))
+        if (const auto value = answer.value(word))
             to.text(word, *value);
     for (const std::string_view word : {"running", "waiting", "time"})
-        if (const auto value = value_of(word))
+        if (const auto value = answer.value(word))
             if (const auto number = parse_decimal<std::int64_t>(*value))
                 to.number(word, *number);
 }
@@ -72,13 +54,13 @@ int status_command(const invocation &in) {
         return answer.error();
     if (report::instance().is_json()) {
         write_way(report::instance().result(), in.how, *answer);
-        write_status(report::instance().result(), answer->untrusted_text);
+        write_status(report::instance().result(), *answer);
         return 0;
     }
     if (answer->untrusted_text.empty())
         std::printf("dom0 answers over %s, which has no status\n", answer->over(in.how).c_str());
-    for_each_line(answer->untrusted_text,
-                  [](std::string_view line) { std::printf("%s\n", for_terminal(line).c_str()); });
+    for (const std::string_view line : tail_lines(answer->untrusted_text, SIZE_MAX))
+        std::printf("%s\n", for_terminal(line).c_str());
     return 0;
 }
 

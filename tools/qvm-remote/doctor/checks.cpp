@@ -21,11 +21,6 @@ using found = std::optional<finding>;
 constexpr const char *look_in_dom0 = "in dom0: qvm-remote-dom0 doctor";
 constexpr mode_t of_others = 077;
 
-finding fixable(finding it) {
-    it.fixable = true;
-    return it;
-}
-
 std::string shown(const file_facts &file) { return for_terminal(file.path); }
 
 found program(const facts &f) {
@@ -209,8 +204,9 @@ found dom0(const facts &f) {
                         f.agent && f.agent->installed.path.empty()
                             ? "install the package qvm-remote in the template of this qube"
                             : "update qvm-remote-dom0 in dom0");
-    return good("dom0 answers over " + f.dom0->over + " in " + std::to_string(f.dom0->took_ms) +
-                " ms; this qube is " + f.dom0->value("qube"));
+    return good("dom0 answers over " + f.dom0->over + " in " +
+                std::to_string(f.dom0->answer.took_ms) + " ms; this qube is " +
+                f.dom0->value("qube"));
 }
 
 found clock(const facts &f) {

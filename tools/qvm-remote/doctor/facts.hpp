@@ -35,10 +35,9 @@ struct agent_facts {
 struct dom0_facts {
     std::string failure; ///< why there is no answer, printable; empty: dom0 answered
     std::string over;    ///< the name of the transport, or "protocol 1"
-    std::uint64_t took_ms = 0;
-    std::string untrusted_answer;
+    answer_of_dom0 answer;
     std::int64_t asked_at = 0, answered_at = 0; ///< seconds since 1970, by the clock here
-    /// The lines "KEY: VALUE" of the answer, printable.
+    /// The value of a line of the answer, printable; empty if there is none.
     [[nodiscard]] std::string value(std::string_view key) const;
 };
 

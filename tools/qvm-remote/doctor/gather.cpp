@@ -114,13 +114,7 @@ bool may_ask(const facts &so_far, const settings &how, const home &where) {
 } // namespace
 
 std::string dom0_facts::value(std::string_view key) const {
-    for (std::string_view left = untrusted_answer; !left.empty();) {
-        std::string_view line = left.substr(0, left.find('\n'));
-        left.remove_prefix(std::min(line.size() + 1, left.size()));
-        if (line.starts_with(key) && line.substr(key.size()).starts_with(": "))
-            return for_terminal(line.substr(key.size() + 2), 256);
-    }
-    return {};
+    return for_terminal(answer.value(key).value_or(""), 256);
 }
 
 facts gather(const settings &typed, const home &where) {
@@ -161,10 +155,9 @@ facts gather(const settings &typed, const home &where) {
     dom0_facts &dom0 = out.dom0.emplace();
     dom0.asked_at = ::time(nullptr);
     const held_complaints said;
-    if (const auto answer = converse(how, where, request_kind::status)) {
-        dom0.untrusted_answer = answer->untrusted_text;
-        dom0.took_ms = answer->took_ms;
-        dom0.over = answer->over(how);
+    if (auto answer = converse(how, where, request_kind::status)) {
+        dom0.answer = std::move(*answer);
+        dom0.over = dom0.answer.over(how);
     } else {
         dom0.failure = said.text().empty() ? "dom0 did not answer" : said.text();
     }

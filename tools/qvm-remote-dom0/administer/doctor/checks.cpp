@@ -30,13 +30,6 @@ std::string joined(const std::vector<std::string> &all) {
     return out;
 }
 
-finding fixable(finding it) {
-    it.fixable = true;
-    return it;
-}
-
-// --- this machine ---
-
 found program(const machine_facts &f) {
     if (!f.program_is_ours)
         return broken(f.program_is_ours.error(), "install the package qvm-remote-dom0 again");
@@ -189,8 +182,6 @@ host::outcome<void> fix_keys(const machine_facts &f) { return narrow_mode(f.keys
 host::outcome<void> fix_audit(const machine_facts &f) {
     return narrow_mode(f.audit_directory.path, 07700);
 }
-
-// --- a qube ---
 
 found key(const qube_facts &f) {
     constexpr std::int64_t soon_s = 24 * 3600;
