@@ -65,10 +65,11 @@ def start(f, *options, **env):
     return f
 
 
-def restart(f, number=signal.SIGTERM):
+def restart(f, number=signal.SIGTERM, down=0):
     f.daemon.send_signal(number)
     f.daemon.wait(fixture.HANG)
     f.daemon = None
+    time.sleep(down)
     start(f, *f.how[0], **f.how[1])
 
 
@@ -243,7 +244,7 @@ def a_client_goes_on_after_a_restart(f):
     for number in (signal.SIGKILL, signal.SIGTERM):
         for _ in range(20):
             got += p.stdout.readline()
-        restart(f, number)
+        restart(f, number, down=1.5)  # long enough to find that there is no dom0, and no agent
     got += p.stdout.read()
     equal(p.wait(fixture.HANG), 9)
     equal(w.wait(fixture.HANG), 9)

@@ -371,6 +371,16 @@ bool is_worth_another(const host::run_result &r) {
     return r.how == kind::lost || (r.how == kind::rejected && r.reason == errc::draining);
 }
 
+// The way to dom0 for a request about jobs, which the queue of protocol 1 cannot carry.
+tl::expected<route, no_access> find_stream(const settings &how, const home &where, int signal_fd) {
+    auto by = find_route(how, where, patience_ms(0), false, signal_fd);
+    if (by && !by->stream)
+        return tl::unexpected(
+            no_access{fault::needs_protocol_2,
+                      "jobs need protocol 2, but dom0 has started no agent in this qube", 1});
+    return by;
+}
+
 class about_job {
   public:
     about_job(const settings &how, const home &where, job_run &request)
@@ -415,9 +425,7 @@ class about_job {
     tl::expected<host::run_result, no_access> run() {
         const bool may_go_on = request_.about.what != job_request::verb::cancel;
         for (std::uint64_t broke_ms = 0;;) {
-            auto by = find_route(how_, where_, patience_ms(0), false, signal_pipe[0]);
-            if (by && !by->stream)
-                return tl::unexpected(no_access{fault::needs_protocol_2, no_agent, 1});
+            auto by = find_stream(how_, where_, signal_pipe[0]);
             if (by) {
                 const bool is_private = by->way.private_daemon != nullptr;
                 host::client dom0(std::move(*by->stream), std::move(*by->way.key));
@@ -454,9 +462,6 @@ class about_job {
                 *result, *json_out_, *json_err_);
     }
 
-    static constexpr const char *no_agent =
-        "jobs need protocol 2, but dom0 has started no agent in this qube";
-
   private:
     const settings &how_;
     const home &where_;
@@ -488,9 +493,7 @@ int run_about_job(const settings &how, const home &where, job_run request) {
 }
 
 tl::expected<std::vector<job_row>, int> list_jobs(const settings &how, const home &where) {
-    auto by = find_route(how, where, patience_ms(0), false, -1);
-    if (by && !by->stream)
-        by = tl::unexpected(no_access{fault::needs_protocol_2, about_job::no_agent, 1});
+    auto by = find_stream(how, where, -1);
     if (!by) {
         complain(by.error().name, by.error().what);
         return tl::unexpected(by.error().exit_code);

@@ -76,7 +76,8 @@ class daemon final : public coordinator {
         // In this order, since running commands still use the records when they end.
         tags_.reset();
         service_->execution.running.clear();
-        service_->connections.clear();
+        for (const auto &c : std::set(service_->connections))
+            c->close(); // or it and its readers of jobs keep each other
         records_.reset();
         return exit_code_;
     }
