@@ -34,6 +34,8 @@ constexpr milliseconds leave_limit_of_terminal{500};
 constexpr milliseconds patience{5000};
 // How long to wait before reporting a stream that the command has closed: most commands end right then.
 constexpr milliseconds early_eof{100};
+// After so much from one read of a terminal, of which the kernel gives 4 KiB at most, more is there at once.
+constexpr std::size_t full_read_of_terminal = 2048;
 
 struct pipe_ends {
     host::unique_fd read, write;
@@ -364,9 +366,9 @@ void execution::watch_output(output &from) {
 void execution::read_output(output &from) {
     if (!port_)
         return;
-    // Send two large pieces in one write, since each write wakes every process on the way. Then let the
-    // others go on.
-    for (int pieces = 0; from.open && !stalled() && pieces < 2;) {
+    // Send two large pieces, or what a terminal has meanwhile, in one write, since each write wakes every
+    // process on the way. Then let the others go on.
+    for (std::size_t sent = 0; from.open && !stalled() && sent < 2 * host::bulk_pipe::large_piece;) {
         const auto room = port_->prepare_output(limits::frame);
         const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
         if (n < 0 && errno == EINTR)
@@ -389,8 +391,11 @@ void execution::read_output(output &from) {
             on_too_much_output();
             break;
         }
-        if (!exited_)
-            pieces += large ? 1 : 2;
+        if (exited_)
+            continue;
+        sent += got;
+        if (!large && !(what_.terms().tty && got >= full_read_of_terminal))
+            break;
     }
     if (!finished_ && port_)
         port_->flush();
