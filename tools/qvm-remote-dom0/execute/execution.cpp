@@ -368,7 +368,8 @@ void execution::read_output(output &from) {
         return;
     // Send two large pieces, or what a terminal has meanwhile, in one write, since each write wakes every
     // process on the way. Then let the others go on.
-    for (std::size_t sent = 0; from.open && !stalled() && sent < 2 * host::bulk_pipe::large_piece;) {
+    for (std::size_t sent = 0;
+         from.open && !stalled() && sent < 2 * host::bulk_pipe::large_piece;) {
         const auto room = port_->prepare_output(limits::frame);
         const ssize_t n = ::read(from.pipe.native_handle(), room.data(), room.size());
         if (n < 0 && errno == EINTR)
