@@ -254,106 +254,13 @@ struct envelope {
             return fail(errc::frame_too_large, limits::request_header);
         byte_reader r(header);
         envelope out;
-        const auto version = r.u16();
-        if (!version)
-            return tl::unexpected(version.error());
-        if (*version != protocol_version)
-            return fail(errc::bad_version);
-        const auto nonce = r.array<16>();
-        const auto kind = r.u8();
-        const auto flags = r.u8();
-        const auto timeout = r.u32();
-        const auto features = r.u32();
-        const auto columns = r.u16();
-        const auto rows = r.u16();
-        if (!rows)
-            return tl::unexpected(rows.error());
-        out.nonce = *nonce;
-        out.kind = static_cast<request_kind>(*kind);
-        if (name(out.kind) == "unknown")
-            return fail(errc::unsupported, 18);
-        if (*flags & ~0x0f)
-            return fail(errc::unsupported, 19);
-        out.stdin_live = *flags & 1;
-        out.tty = *flags & 2;
-        out.detach = *flags & 4;
-        out.dry_run = *flags & 8;
-        out.timeout_s = *timeout;
-        out.features = *features;
-        if (out.features & ~feature::known)
-            return fail(errc::unsupported, features_at);
-        out.columns = *columns;
-        out.rows = *rows;
-
-        const auto id_length = r.u8();
-        if (!id_length)
-            return tl::unexpected(id_length.error());
-        const std::size_t id_at = r.offset();
-        const auto id_bytes = r.take(*id_length);
-        if (!id_bytes)
-            return tl::unexpected(id_bytes.error());
-        auto id = command_id::parse(as_text(*id_bytes));
-        if (!id)
-            return fail(id.error().code, id_at + id.error().offset);
-        out.id = std::move(*id);
-
-        const std::size_t variables_at = r.offset();
-        const auto variables = r.u16();
-        if (!variables)
-            return tl::unexpected(variables.error());
-        if (*variables > limits::environment)
-            return fail(errc::bad_envelope, variables_at);
-        for (std::uint16_t i = 0; i < *variables; ++i) {
-            const std::size_t at = r.offset();
-            auto key = take_string(r);
-            if (!key)
-                return tl::unexpected(key.error());
-            auto value = take_string(r);
-            if (!value)
-                return tl::unexpected(value.error());
-            // With the same name twice, the record could show one value and the command get the other.
-            if (!is_variable_name(*key) ||
-                std::any_of(out.environment.begin(), out.environment.end(),
-                            [&](const auto &seen) { return seen.first == *key; }))
-                return fail(errc::bad_envelope, at);
-            out.environment.emplace_back(std::move(*key), std::move(*value));
-        }
-
-        const std::size_t arguments_at = r.offset();
-        const auto count = r.u16();
-        if (!count)
-            return tl::unexpected(count.error());
-        if (*count > limits::arguments)
-            return fail(errc::bad_envelope, arguments_at);
-        for (std::uint16_t i = 0; i < *count; ++i) {
-            auto argument = take_string(r);
-            if (!argument)
-                return tl::unexpected(argument.error());
-            out.arguments.push_back(std::move(*argument));
-        }
-
+        for (const auto read : {&envelope::read_fixed, &envelope::read_id,
+                                &envelope::read_environment, &envelope::read_arguments})
+            if (auto done = (out.*read)(r); !done)
+                return tl::unexpected(done.error());
         const std::size_t body_at = r.offset();
-        const auto follows = r.u8();
-        const auto length = r.u32();
-        if (!length)
-            return tl::unexpected(length.error());
-        if (*follows > 1)
-            return fail(errc::bad_envelope, body_at);
-        if (*length > limits::command)
-            return fail(errc::command_too_large, body_at + 1);
-        out.body_follows = *follows == 1;
-        out.body_length = *length;
-        if (out.body_follows) {
-            auto digest = r.array<32>();
-            if (!digest)
-                return tl::unexpected(digest.error());
-            out.body_digest = *digest;
-        } else {
-            auto text = r.take(*length);
-            if (!text)
-                return tl::unexpected(text.error());
-            out.body.assign(as_text(*text));
-        }
+        if (auto done = out.read_body(r); !done)
+            return tl::unexpected(done.error());
         if (r.left() != 0)
             return fail(errc::bad_envelope, r.offset());
         if (auto shape = out.check_shape(body_at); !shape)
@@ -437,6 +344,119 @@ struct envelope {
             return false;
         return std::all_of(text.begin(), text.end(),
                            [](char c) { return is_alnum(c) || c == '_'; });
+    }
+
+    // The parts of a header, in their order.
+    [[nodiscard]] result<std::monostate> read_fixed(byte_reader &r) {
+        const auto version = r.u16();
+        if (!version)
+            return tl::unexpected(version.error());
+        if (*version != protocol_version)
+            return fail(errc::bad_version);
+        const auto random = r.array<16>();
+        const auto what = r.u8();
+        const auto flags = r.u8();
+        const auto seconds = r.u32();
+        const auto extensions = r.u32();
+        const auto width = r.u16();
+        const auto height = r.u16();
+        if (!height)
+            return tl::unexpected(height.error());
+        nonce = *random;
+        kind = static_cast<request_kind>(*what);
+        if (name(kind) == "unknown")
+            return fail(errc::unsupported, 18);
+        if (*flags & ~0x0f)
+            return fail(errc::unsupported, 19);
+        stdin_live = *flags & 1;
+        tty = *flags & 2;
+        detach = *flags & 4;
+        dry_run = *flags & 8;
+        timeout_s = *seconds;
+        features = *extensions;
+        if (features & ~feature::known)
+            return fail(errc::unsupported, features_at);
+        columns = *width;
+        rows = *height;
+        return std::monostate{};
+    }
+    [[nodiscard]] result<std::monostate> read_id(byte_reader &r) {
+        const auto id_length = r.u8();
+        if (!id_length)
+            return tl::unexpected(id_length.error());
+        const std::size_t id_at = r.offset();
+        const auto id_bytes = r.take(*id_length);
+        if (!id_bytes)
+            return tl::unexpected(id_bytes.error());
+        auto parsed = command_id::parse(as_text(*id_bytes));
+        if (!parsed)
+            return fail(parsed.error().code, id_at + parsed.error().offset);
+        id = std::move(*parsed);
+        return std::monostate{};
+    }
+    [[nodiscard]] result<std::monostate> read_environment(byte_reader &r) {
+        const std::size_t variables_at = r.offset();
+        const auto variables = r.u16();
+        if (!variables)
+            return tl::unexpected(variables.error());
+        if (*variables > limits::environment)
+            return fail(errc::bad_envelope, variables_at);
+        for (std::uint16_t i = 0; i < *variables; ++i) {
+            const std::size_t at = r.offset();
+            auto key = take_string(r);
+            if (!key)
+                return tl::unexpected(key.error());
+            auto value = take_string(r);
+            if (!value)
+                return tl::unexpected(value.error());
+            // With the same name twice, the record could show one value and the command get the other.
+            if (!is_variable_name(*key) ||
+                std::any_of(environment.begin(), environment.end(),
+                            [&](const auto &seen) { return seen.first == *key; }))
+                return fail(errc::bad_envelope, at);
+            environment.emplace_back(std::move(*key), std::move(*value));
+        }
+        return std::monostate{};
+    }
+    [[nodiscard]] result<std::monostate> read_arguments(byte_reader &r) {
+        const std::size_t arguments_at = r.offset();
+        const auto count = r.u16();
+        if (!count)
+            return tl::unexpected(count.error());
+        if (*count > limits::arguments)
+            return fail(errc::bad_envelope, arguments_at);
+        for (std::uint16_t i = 0; i < *count; ++i) {
+            auto argument = take_string(r);
+            if (!argument)
+                return tl::unexpected(argument.error());
+            arguments.push_back(std::move(*argument));
+        }
+        return std::monostate{};
+    }
+    [[nodiscard]] result<std::monostate> read_body(byte_reader &r) {
+        const std::size_t body_at = r.offset();
+        const auto follows = r.u8();
+        const auto length = r.u32();
+        if (!length)
+            return tl::unexpected(length.error());
+        if (*follows > 1)
+            return fail(errc::bad_envelope, body_at);
+        if (*length > limits::command)
+            return fail(errc::command_too_large, body_at + 1);
+        body_follows = *follows == 1;
+        body_length = *length;
+        if (body_follows) {
+            auto digest = r.array<32>();
+            if (!digest)
+                return tl::unexpected(digest.error());
+            body_digest = *digest;
+        } else {
+            auto text = r.take(*length);
+            if (!text)
+                return tl::unexpected(text.error());
+            body.assign(as_text(*text));
+        }
+        return std::monostate{};
     }
 
     // Checks that the request has only the fields of its kind, so that no signed field is silently

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Writes JSON (RFC 8259) from bytes that can be anything, for programs that read what we print.
+/// Writes JSON (RFC 8259) for programs that read our output. Its texts may hold any bytes.
 
 #pragma once
 
@@ -16,17 +16,20 @@
 
 namespace qvmremote {
 
-/// Appends JSON without blanks to a string. Calls begin() and end() in pairs; the outermost value is
-/// an object. Names of members are our own words of [a-z0-9_]; each is written once.
+/// Appends JSON without blanks to a string. The outermost value is an object. The caller ends each
+/// begin() and begin_array() with end(). It takes the names of members from [a-z0-9_], since they
+/// are not escaped, and gives a name only once in an object.
 class json_writer {
   public:
-    /// `out` must outlive this. `spill` (may be null) is called when `out` holds much; it may take
-    /// the text away, so that a large value never is in memory as a whole.
+    /// May empty `out`.
     using spill_function = void (*)(std::string &out);
+    /// `out` must outlive the writer. text() and content() write in pieces and, after a piece, call
+    /// `spill` if `out` holds 64 KiB or more. So the JSON of a large value is never in memory as a
+    /// whole. `spill` may be null.
     explicit json_writer(std::string &out, spill_function spill = nullptr) noexcept
         : out_(out), spill_(spill) {}
 
-    /// The outermost object, or one in an array.
+    /// Begins the outermost object, or an object in an array.
     void begin() { open('{', '}'); }
     void begin(std::string_view own_name) {
         name(own_name);
@@ -36,14 +39,15 @@ class json_writer {
         name(own_name);
         begin_value('[', ']');
     }
+    /// Ends the innermost object or array.
     void end() {
         out_.push_back(closers_.back());
         closers_.pop_back();
         needs_comma_ = true;
     }
 
-    /// A text that people read, or a word of ours. A byte that is not UTF-8 becomes the character
-    /// with its number, as in for_json(): content() carries bytes.
+    /// Writes a text. A byte that is not part of valid UTF-8 becomes the character with the same number,
+    /// as in for_json(). For exact bytes, use content().
     void text(std::string_view own_name, std::string_view untrusted_text) {
         name(own_name);
         quoted(untrusted_text);
@@ -63,7 +67,8 @@ class json_writer {
         out_ += value ? "true" : "false";
         needs_comma_ = true;
     }
-    /// Bytes that are not lost: the member "text" when they are UTF-8, otherwise "base64".
+    /// Writes any bytes so that a reader gets them back: as the member "text" if they are valid UTF-8,
+    /// otherwise as the member "base64".
     void content(std::string_view untrusted_bytes) {
         if (is_utf8(untrusted_bytes))
             return text("text", untrusted_bytes);

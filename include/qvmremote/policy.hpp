@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// The one decision point (I12): the policy as text, and decide(), which says whether this peer may
-/// have this request, and how it runs. It is a pure function with an answer for every input.
+/// The one decision point (I12, doc/SECURITY.md): the policy as text, and decide(), which says whether
+/// a request of a peer runs, and how. decide() is a pure function with an answer for every input.
 
 #pragma once
 
@@ -32,11 +32,12 @@ namespace qvmremote {
 struct peer {
     qube_name name;
     std::string transport;        ///< the name of the transport that carried the request
-    std::string service_argument; ///< the argument of a qrexec call; empty, or a level
-    std::optional<std::vector<std::string>> tags; ///< nothing: unknown
+    std::string service_argument; ///< of a qrexec call; empty, or else it must be a level
+    std::optional<std::vector<std::string>> tags; ///< absent if they are unknown
 };
 
-/// The levels. Each includes those before it. `read-only` is another name for monitor.
+/// How much of dom0 a rule gives. Each level includes those before it. A rule or term is "below full"
+/// unless it comes from `level:full`. `read-only` is another name for monitor.
 enum class access_level : std::uint8_t { deny, monitor, manage, full };
 
 [[nodiscard]] constexpr std::string_view name(access_level level) noexcept {
@@ -87,7 +88,7 @@ struct policy_problem {
 struct qube_selector {
     enum class kind : std::uint8_t { name, tag, any };
     kind what = kind::any;
-    std::string text; ///< of the name or tag
+    std::string text; ///< the name or the tag; empty for any
 
     friend bool operator==(const qube_selector &, const qube_selector &) = default;
 };
@@ -99,8 +100,8 @@ struct word_pattern {
         word,    ///< `*`: one word, not empty, not beginning with `-`, without control characters
         qube,    ///< `{qube:GLOB}`: the name of a qube (never dom0); `*` in GLOB is any text
         number,  ///< `{number}`: 1 to 18 digits
-        name, ///< `{name}`: a letter or digit, then any of [A-Za-z0-9_.@:+,-]: not option or path
-        rest, ///< `**`: all words that follow, or none
+        name,    ///< `{name}`: a letter or digit, then any of [A-Za-z0-9_.@:+,-]; no option, no '/'
+        rest,    ///< `**`: all words that follow, or none
     };
     kind what = kind::literal;
     std::string text; ///< of a literal, or the glob
@@ -135,18 +136,20 @@ struct passed_variable {
     friend bool operator==(const passed_variable &, const passed_variable &) = default;
 };
 
-/// The options that follow the action. decide() says what holds if an option is absent.
+/// The options that follow the action. See decide() for what holds if an option is absent.
 struct rule_options {
-    std::optional<std::uint32_t> ttl_s;       ///< `ttl=10m`: the longest that an approval may last
-    std::optional<std::uint32_t> timeout_s;   ///< `timeout=60`: ceiling of the command's time
-    std::optional<std::string> user;          ///< `user=NAME`
-    std::optional<stdin_mode> input;          ///< `stdin=closed|collected|live`
-    std::optional<bool> tty;                  ///< `tty=yes|no`
+    std::optional<std::uint32_t> ttl_s; ///< `ttl=10m`: the longest that an approval may last
+    std::optional<std::uint32_t>
+        timeout_s;                   ///< `timeout=60`: the most seconds that the command may run
+    std::optional<std::string> user; ///< `user=NAME`
+    std::optional<stdin_mode> input; ///< `stdin=closed|collected|live`
+    std::optional<bool> tty;         ///< `tty=yes|no`
     std::vector<passed_variable> environment; ///< `env=NAME`, `env!=NAME`, one each
     std::optional<std::uint64_t> memory;      ///< `memory=512M`, in bytes
-    std::optional<std::uint32_t> pids;        ///< `pids=64`
-    std::optional<std::uint32_t> cpu;         ///< `cpu=150%`: of one processor
-    std::optional<std::uint64_t> output; ///< `output=10M`: ceiling of stdout and stderr, in bytes
+    std::optional<std::uint32_t> pids;        ///< `pids=64`: processes and threads at once
+    std::optional<std::uint32_t> cpu;         ///< `cpu=150%`: percent of one processor
+    std::optional<std::uint64_t>
+        output; ///< `output=10M`: the most bytes of stdout and stderr together
 
     friend bool operator==(const rule_options &, const rule_options &) = default;
 };
@@ -189,7 +192,7 @@ struct policy_rule {
 };
 
 /// What the levels between deny and full allow: two lists of argv patterns, compiled into the
-/// program. Without them a level allows nothing.
+/// program. A default-constructed object allows nothing.
 class level_rules {
   public:
     level_rules() = default;
@@ -199,10 +202,10 @@ class level_rules {
     [[nodiscard]] static tl::expected<level_rules, std::vector<policy_problem>>
     parse(std::string_view monitor, std::string_view manage);
 
-    /// Whether a level below full allows this argv.
+    /// Whether the level, which is below full, allows this argv.
     [[nodiscard]] bool allow(access_level level, std::span<const std::string> argv) const;
 
-    /// The patterns of a level below full.
+    /// All patterns that a level below full allows: for manage, also those of monitor.
     [[nodiscard]] std::vector<argv_pattern> lines(access_level level) const;
 
   private:
@@ -224,7 +227,8 @@ struct policy_file {
 /// - REQUEST: `level:monitor|read-only|manage|full`; `exec:PROGRAM WORD…`, each WORD a text of
 ///   [A-Za-z0-9_@%+:,./=-], `*`, `{qube:GLOB}`, `{number}`, `{name}`, or `**` as the last; `script:sha256:HEX`, for
 ///   a script of exactly these bytes; `*` for anything, but not with `allow` (write level:full).
-/// - ACTION: `allow`, `ask` or `deny`. After an exec pattern, it is the last such word.
+/// - ACTION: `allow`, `ask` or `deny`. An exec pattern may hold these words too: the last one in the
+///   line is the action.
 /// - OPTION: as in rule_options. `deny` takes none; `ttl` and `stdin=collected` need `ask`.
 ///   Below full, `env=NAME` passes only harmless variables, and `env!=NAME` any.
 ///
@@ -232,8 +236,9 @@ struct policy_file {
 /// matches decides; if none matches, the request is denied.
 class policy {
   public:
-    /// All problems, in order, or a policy. With one mistake anywhere there is no policy, because
-    /// the rest of it could allow what the bad line denies.
+    /// A policy, or the problems in order; rules are no longer read after limits::policy_problems of
+    /// them. One mistake anywhere means no policy, because the rest could allow what the bad line should
+    /// deny.
     [[nodiscard]] static tl::expected<policy, std::vector<policy_problem>>
     parse(std::vector<policy_file> files, level_rules levels);
 
@@ -249,10 +254,11 @@ class policy {
     level_rules levels_;
 };
 
-/// The argv that any shell would make of a command line; nothing if the line needs a shell. It needs
-/// one if it holds a byte outside [A-Za-z0-9_@%+:,./=-] and blanks (one newline may end it), if its
-/// first word has a `=` or `/`, or is a keyword or builtin of bash without a program of that name,
-/// or if it has more than limits::arguments words or limits::inline_body bytes.
+/// The argv that bash would make of a command line; nothing if the line holds no word or needs a shell.
+/// It needs a shell if it holds a byte other than [A-Za-z0-9_@%+:,./=-] and blanks (one newline may
+/// end it), if its first word holds `=` or `/`, if bash takes the first word as a keyword or as a
+/// builtin (echo, false, kill, printf, pwd, test and true count as programs), or if it has more than
+/// limits::arguments words or limits::inline_body bytes.
 [[nodiscard]] inline std::optional<std::vector<std::string>> simple_command(std::string_view text);
 
 /// Whether a program may run what its arguments or input say, so that its argv does not show what
@@ -262,8 +268,9 @@ class policy {
 
 /// How a request runs: what it asks for, reduced to what the rule allows.
 struct run_terms {
-    std::vector<std::string> argv; ///< runs without a shell; empty: the body runs in bash
-    std::uint32_t timeout_s = 0;   ///< 0: none
+    std::vector<std::string>
+        argv; ///< runs without a shell; empty: the body runs, in bash or as a script
+    std::uint32_t timeout_s = 0; ///< 0: none
     stdin_mode input = stdin_mode::closed;
     bool tty = false;
     std::vector<std::pair<std::string, std::string>> environment; ///< from the client
@@ -271,30 +278,34 @@ struct run_terms {
     std::optional<std::uint64_t> memory, output;                  ///< bytes
     std::optional<std::uint32_t> pids, cpu;                       ///< count, percent of a processor
     std::optional<std::uint32_t> ttl_s; ///< of an ask: the longest that an approval may last
-    bool full = false;                  ///< by full access, not by a narrower rule
-    bool may_last = false; ///< of an ask: an approval may last for a while (never if the program
-                           ///< interprets its arguments or input)
+    bool full = false;                  ///< a `level:full` rule lets it through
+    bool may_last =
+        false; ///< of an ask: an approval may last for a while. Never without an argv, in
+               ///< a terminal, or if the program interprets its arguments or input
 
     friend bool operator==(const run_terms &, const run_terms &) = default;
 };
 
 /// Names what an operator approves: SHA-256 over the peer's name, the kind, the argv or the script
-/// with its arguments, and the terms: environment, tty, user, limits and stdin (its mode, and the
-/// bytes when they were collected). Any difference in how it would run gives another digest.
+/// with its arguments, and how it runs: environment, tty, detach, dry run, user, limits, time-out,
+/// full access, and stdin (its mode, and its bytes if they were collected). The size of the terminal
+/// and the request's features are not in it.
 [[nodiscard]] inline digest256 request_digest(const peer &who, const envelope &what,
                                               const run_terms &how,
                                               std::optional<std::string_view> collected_stdin);
 
-/// What operators have granted for a while (`approvals allow --for`). An approval for one run is not
-/// a grant: the code that keeps it compares digests and calls decide() again, which must not deny.
+/// What operators have granted for a while (`approvals allow --for`). An approval for one run is not a
+/// grant and is not kept here: the caller compares its digest, and calls decide() again for a request
+/// that was approved.
 class grants {
   public:
-    /// Adds a grant until a time of CLOCK_BOOTTIME, in milliseconds. If the same request already
-    /// has a grant, the later time counts.
+    /// Adds a grant that ends at `until_ms` (CLOCK_BOOTTIME, in milliseconds). If the same request
+    /// already has a grant, the later end counts.
     void add(const qube_name &qube, const digest256 &request, std::uint64_t until_ms) {
         std::uint64_t &until = until_[{qube.text(), request}];
         until = std::max(until, until_ms);
     }
+    /// Whether there is a grant for the request that has not ended.
     [[nodiscard]] bool hold(const qube_name &qube, const digest256 &request,
                             std::uint64_t now_ms) const {
         const auto at = until_.find({qube.text(), request});
@@ -319,45 +330,49 @@ class grants {
 struct verdict {
     using action = policy_action;
     action what = action::deny;
-    std::string rule;           ///< policy_rule::reference, or "no rule matches"
-    errc reason = errc::denied; ///< of a deny or ask
-    std::string why;            ///< text for the qube; it does not reveal the policy
+    /// reference() of the rule that decided (of two, from narrower()), or a text if none did.
+    std::string rule;
+    errc reason = errc::denied; ///< of a deny; of an ask it is errc::denied
+    std::string why;            ///< text for the qube, which does not quote the rule
     run_terms how;              ///< of an ask or allow
-    bool granted = false;       ///< the rule says ask, and a grant is the answer
+    bool granted = false;       ///< the rule says ask, and a grant allows it
 
     [[nodiscard]] bool allowed() const noexcept { return what == action::allow; }
 };
 
-/// Decides. `now_ms` is dom0's CLOCK_BOOTTIME. `collected_stdin` is the input of a request that an
-/// operator is asked about, after it is known; until then a grant that covers input does not count.
+/// Decides. `now_ms` is dom0's CLOCK_BOOTTIME. `collected_stdin` is the whole input of a request that an
+/// operator is asked about. Until the caller has it, no grant is used for a request whose input is
+/// collected.
 ///
-/// - A rule below full matches an argv: that of an exec request, or of a command line that is a
-///   simple_command, which then runs without a shell. Every other command line is for bash, and
-///   only level:full or an `ask` allows it. A script can also be allowed by its digest. The digest
-///   holds only for a script: the same bytes as a command line would run in bash, whatever their
-///   `#!` names.
+/// - `exec:` and the levels below full match an argv: that of an exec request, or that of a command
+///   line that is a simple_command. Such a line then runs without a shell. Any other command line runs
+///   in bash, and only `level:full` or `* ask` lets it through. A script can also be allowed by its
+///   digest. The digest does not hold for a command line: bash would run the same bytes, whatever
+///   their `#!` names.
 /// - If tags are unknown, the first rule that could match by tag denies.
-/// - Below full, stdin is closed (under `ask`: collected), there is no tty, and nothing of the
-///   client's environment passes, unless the rule says otherwise. Under full, all that the request
-///   asks for is allowed, unless the rule says otherwise.
-/// - A terminal has live input, so `stdin=` of another kind forbids it, and so does every `ask` that
-///   does not say `tty=yes`: no operator sees what will be typed. TERM and COLORTERM pass with it.
-/// - A service argument is a level, and can only take away: what that level does not allow is
-///   denied, and what it allows runs as below full. Any other argument denies.
+/// - Without options: under `ask`, stdin is collected and there is no tty. Under `allow`, the request
+///   gets the stdin and tty that it asks for under full; below full, stdin is closed and there is no
+///   tty. The client's environment passes under full, and nothing of it below full.
+/// - A request for a terminal is denied if the rule does not give one. A terminal has live input that
+///   no operator sees beforehand, so `ask` gives one only with `tty=yes`, and `stdin=closed` and
+///   `stdin=collected` never give one. TERM and COLORTERM pass with a terminal.
+/// - A service argument is a level, and can only take away: what that level does not allow is denied,
+///   and with a level below full everything runs as below full. An argument that is not a level
+///   denies, and so does `deny`.
 ///
-/// The request may still lack a body that follows its header. Then it is decided again when it is
-/// complete. For a text of which not even the digest is known, see could_allow().
+/// The request may lack a body that follows its header. Call decide() again when it is complete. For a
+/// text of which not even the digest is known, see could_allow().
 [[nodiscard]] inline verdict decide(const peer &who, const envelope &what, const policy &rules,
                                     const grants &given, std::uint64_t now_ms,
                                     std::optional<std::string_view> collected_stdin = {});
 
-/// What both of two verdicts about one request allow: deny if one denies, else ask if one asks, with
-/// the narrower of each term. If the two rules name different accounts, neither is narrower, so that
-/// denies. Used while the policy on disk is no longer the policy that was loaded.
+/// Combines two verdicts about one request into what both allow: deny if one denies, else ask if one
+/// asks, with the narrower of each term. If both rules name an account, and not the same, the result is
+/// deny, since neither account is narrower. Used while the policy on disk differs from the loaded one.
 [[nodiscard]] inline verdict narrower(const verdict &one, const verdict &other);
 
-/// For an entry of the queue, whose text comes after its header: deny when no text could be allowed
-/// or asked about. Any other answer means: fetch the text, and then call decide().
+/// Decides about an entry of protocol 1's queue before its text is fetched: deny if no text could be
+/// allowed or asked about. For any other answer, fetch the text and call decide().
 [[nodiscard]] inline verdict could_allow(const peer &who, const policy &rules);
 
 } // namespace qvmremote

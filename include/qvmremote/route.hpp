@@ -36,12 +36,13 @@ struct route_event {
 };
 
 /// Routes frames. A client is a number that the caller chooses; it is not 0 and is not used again.
+/// Times are CLOCK_BOOTTIME in milliseconds.
 class agent_router {
   public:
     agent_router() { to_dom0_.put(preamble); }
 
-    /// What the agent itself sends to dom0, first the preamble. Send it between two frames, never
-    /// inside one.
+    /// What the agent itself sends to dom0, first the preamble. Send it between two frames, and before
+    /// the bytes that a later accept() lets pass: a CLOSE in it makes room for their OPENs.
     [[nodiscard]] out_buffer &to_dom0() noexcept { return to_dom0_; }
 
     /// The HELLO frame as dom0 sent it, which every client receives first; empty before it has
@@ -56,8 +57,9 @@ class agent_router {
     void feed(bytes_view untrusted) noexcept { input_ = untrusted; }
 
     /// What to do with the bytes; nothing when more are needed. A frame is passed on in pieces as
-    /// it comes; two pieces that are adjacent in memory may be written as one. An error ends the
-    /// stream.
+    /// it comes; two pieces for one client that are adjacent in memory may be written as one. Fails as
+    /// frame_header::decode does, with errc::unknown_frame for a frame that dom0 may not send, or with
+    /// errc::bad_frame. After an error, end the stream.
     [[nodiscard]] result<std::optional<route_event>> next(std::uint64_t now_ms) {
         for (;;) {
             if (payload_left_ > 0) {
@@ -92,7 +94,8 @@ class agent_router {
 
     // From a client.
 
-    /// How many challenges may be unused at a time, so that dom0 refuses no OPEN.
+    /// How many challenges may be unused at a time: fewer than dom0 allows, because dom0 may still count
+    /// one whose CLOSE is on its way. So dom0 refuses no OPEN.
     static constexpr std::size_t open_at_once = limits::open_challenges - 4;
 
     /// How many bytes at the beginning of `untrusted` can be sent to dom0 unchanged: whole frames
@@ -129,7 +132,7 @@ class agent_router {
             size += frame_header::size + header->length;
         }
     }
-    /// Whether the last accept() stopped at a frame that must wait for another client.
+    /// Whether the last accept() stopped at an OPEN that must wait until fewer challenges are unused.
     [[nodiscard]] bool held() const noexcept { return held_; }
 
     /// Call this when a client is gone. Closes its sessions, and drops later answers to it.
@@ -196,7 +199,7 @@ class agent_router {
         return std::nullopt;
     }
 
-    // Checks the header of a frame from dom0 and finds the client that the frame is for.
+    // Checks the header of a frame from dom0, and sets target_ and client_. The value is always true.
     [[nodiscard]] result<bool> address(const frame_header &header, std::uint64_t now_ms) {
         const frame_rule &rule = *rule_of(header.type);
         if (rule.from == sender::qube)
@@ -266,8 +269,8 @@ class agent_router {
         return true;
     }
 
-    // Whether a client may send this frame now. For a frame that it may not send, dom0 would end the
-    // stream of all clients.
+    // True if the frame may go to dom0 now, false if it must wait. An error means that this client may
+    // never send it: dom0 would end the stream of all clients, or the session is another client's.
     [[nodiscard]] result<bool> check(std::uint32_t client, const frame_header &header,
                                      std::uint64_t now_ms) {
         const frame_rule &rule = *rule_of(header.type);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Makes untrusted bytes safe for a terminal, a log, JSON, markup or a file name: one function for
-/// each sink.
+/// Makes untrusted bytes safe for a terminal, a log, JSON or markup, and checks names of files.
+///
+/// Each place where a text is shown or written has a function of its own.
 ///
 /// A hostile byte is shown, not dropped: whoever reads `\x1b[2J` sees that somebody sent it.
 
@@ -18,64 +19,71 @@
 
 namespace qvmremote {
 
-/// How many bytes a piece of untrusted text may take on a screen or in a log, by default.
+/// The default limit of the functions below: the most bytes of a result.
 inline constexpr std::size_t sanitized_text = 4096;
 
-/// For a terminal: only bytes 0x20 to 0x7e, so nothing that controls a terminal. Newline, tab and
-/// carriage return become `\n`, `\t`, `\r`, the backslash becomes `\\`, every other byte `\xNN`
-/// (two lower-case digits). If it was not cut, the text can be turned back into the bytes.
+/// Text for a terminal. The result holds only bytes 0x20 to 0x7e, so it cannot control the terminal.
+/// These bytes stay as they are, except that the backslash becomes `\\`. Newline, tab and carriage
+/// return become `\n`, `\t` and `\r`; any other byte becomes `\xNN`, with two lower-case digits.
+/// from_terminal() turns a result that was not cut back into the bytes.
 ///
-/// Here and below, a result never exceeds `limit` bytes. A result that was cut ends in `...`, and
-/// no escape is cut in two.
+/// Every function with a `limit` returns at most `limit` bytes. A longer text is cut and ends in `...`
+/// (in as many dots as fit if `limit` is below 3). No escape and no UTF-8 character is cut in two.
 [[nodiscard]] inline std::string for_terminal(std::string_view untrusted_text,
                                               std::size_t limit = sanitized_text);
 
-/// The bytes that for_terminal() shows as this text. Fails with errc::bad_value at the first byte
-/// that it cannot have written. A text that was cut is returned with its `...`.
+/// The bytes for which for_terminal() returns this text. Fails with errc::bad_value at the first byte, or
+/// at the backslash of the first escape, that for_terminal() never writes. `...` at the end is taken as
+/// three dots, since it cannot be told from a cut.
 [[nodiscard]] inline result<std::string> from_terminal(std::string_view untrusted_text);
 
-/// For one line of a log: the same set as for_terminal. It has no newline, so nobody can forge a
+/// Text for one line of a log: the same as for_terminal(). It holds no newline, so a peer cannot forge a
 /// line.
 [[nodiscard]] inline std::string for_log(std::string_view untrusted_text,
                                          std::size_t limit = sanitized_text);
 
-/// A command as the logs of protocol 1 show it (PREVIEW): the first `max_bytes` bytes, newlines as
-/// blanks, other bytes outside 0x20 to 0x7e as in for_log. A backslash stays as it is, as in the
-/// Python programs; so `\x1b` may also be four characters that somebody typed.
+/// A command as the records of protocol 1 show it (PREVIEW): its first `max_bytes` bytes, with a blank
+/// for each newline. Other bytes outside 0x20 to 0x7e are escaped as in for_log(), so the result has at
+/// most 4 * `max_bytes` bytes. No `...` marks a cut. A backslash is not escaped, as in the Python
+/// programs: `\x1b` in the result may also be four characters of the command.
 [[nodiscard]] inline std::string preview(std::string_view untrusted_text, std::size_t max_bytes);
 
-/// For the inside of a JSON string (RFC 8259); the caller writes the quotes. Valid UTF-8 passes
-/// (no overlong form, no surrogate, nothing above U+10FFFF), except `"`, `\`, the controls (C0,
-/// DEL, C1), U+2028, U+2029 and the marks that change the direction of text. These are escaped.
+/// Text for the inside of a JSON string (RFC 8259); the caller writes the quotes. Valid UTF-8 passes (no
+/// overlong form, no surrogate, nothing above U+10FFFF), except `"`, `\`, the controls (C0, DEL, C1),
+/// U+2028, U+2029 and the marks that change the direction of text. These become `\"`, `\\`, `\n`, `\t`,
+/// `\r` or `\uNNNN`.
 ///
-/// A byte NN that is not part of valid UTF-8 becomes `\u00NN`. A reader cannot tell it from the
-/// character U+00NN, since JSON cannot carry a byte. A caller that needs the exact bytes also
-/// records their digest.
+/// A byte NN that is not part of valid UTF-8 becomes `\u00NN`, since JSON cannot carry a byte. After
+/// parsing, it looks like the character U+00NN. If the exact bytes matter, write them in base64
+/// (json_writer::content), or add their digest.
 [[nodiscard]] inline std::string for_json(std::string_view untrusted_text,
                                           std::size_t limit = std::string_view::npos);
 
-/// For text between tags, or in a quoted attribute, of HTML and Pango markup: as for_terminal, and
-/// `& < > " '` as `&amp; &lt; &gt; &quot; &#39;`. Bytes outside ASCII are shown as `\xNN`, not as
-/// numeric references: Pango refuses a whole text because of one `&#x1b;` or one bad UTF-8
-/// sequence, and with a `?` instead two different commands would look alike to an operator.
+/// Text between tags, or in a quoted attribute, of HTML or Pango markup: as for_terminal(), and `&`, `<`,
+/// `>`, `"`, `'` become `&amp;`, `&lt;`, `&gt;`, `&quot;`, `&#39;`.
+///
+/// A control or a byte outside ASCII does not become a numeric reference, because Pango refuses a whole
+/// text for one `&#x1b;`. It does not become `?`, because two different commands would then look alike
+/// to an operator.
 [[nodiscard]] inline std::string for_markup(std::string_view untrusted_text,
                                             std::size_t limit = sanitized_text);
 
-/// For one component of a path. Accepts 1 to 128 of `[A-Za-z0-9._-]`, not beginning with `.` or
-/// `-`. Anything else is errc::bad_value at the first bad byte. It is not repaired, because two
-/// different names could be repaired to the same one.
+/// Checks a name that becomes one component of a path, and returns it unchanged: 1 to
+/// limits::command_id characters of `[A-Za-z0-9._-]`, not beginning with `.` or `-`. Fails with
+/// errc::bad_value at the first bad byte: at 0 if the name is empty, at limits::command_id if it is too
+/// long. A bad name is not repaired, because two different names could become the same one.
 [[nodiscard]] inline result<std::string> for_file_name(std::string_view untrusted_name);
 
 namespace detail {
 
-// Appends pieces to a string up to a limit. The first piece that is too long ends the text with
-// "..." at the last boundary that leaves room for it.
+// Appends pieces to a string, `limit` bytes in all. A piece that does not fit is left out: the text is
+// cut after the last piece that leaves room for "...", and "..." is added.
 class bounded_text {
   public:
     bounded_text(std::string &out, std::size_t limit) noexcept
         : out_(out), start_(out.size()), keep_(out.size()), limit_(limit) {}
 
-    // False when the piece was too long: nothing may be added any more.
+    // Returns false if the piece did not fit. Then add nothing more.
     [[nodiscard]] bool add(std::string_view piece) {
         if (piece.size() > limit_ - used()) {
             out_.resize(keep_);
@@ -88,7 +96,7 @@ class bounded_text {
         return true;
     }
 
-    // The same for text that may be cut at any byte.
+    // Adds a text that may be cut after any byte.
     [[nodiscard]] bool add_run(std::string_view run) {
         if (used() + run.size() + dots.size() <= limit_)
             return add(run);
@@ -113,8 +121,8 @@ class bounded_text {
 
 inline constexpr char hex_digits[] = "0123456789abcdef";
 
-// Shared by the sinks that take only printable ASCII. `replacement(c)` is the text for a byte in
-// that sink, or empty for the common rule.
+// Escapes untrusted bytes as printable ASCII. `replacement(c)` returns the text for a byte, or an empty
+// text for the usual form: printable ASCII as it is, `\n`, `\t`, `\r`, and `\xNN` for any other byte.
 template <class Replacement>
 [[nodiscard]] std::string escape_bytes(std::string_view untrusted_text, std::size_t limit,
                                        Replacement replacement) {
@@ -138,7 +146,7 @@ template <class Replacement>
             return out;
         run = i + 1;
     }
-    // The text ends here, whether it was cut or not.
+    // Nothing follows, so it does not matter whether this was cut.
     static_cast<void>(text.add_run(untrusted_text.substr(run)));
     return out;
 }
@@ -148,7 +156,7 @@ struct utf8_character {
     std::size_t length; // 0: the text does not begin with a valid sequence
 };
 
-// The first character, by table 3-7 of the Unicode standard. The text is not empty.
+// The first character, by table 3-7 of the Unicode standard (well-formed UTF-8). `text` must not be empty.
 [[nodiscard]] constexpr utf8_character decode_utf8(std::string_view text) noexcept {
     const auto lead = static_cast<std::uint8_t>(text[0]);
     if (lead < 0x80)
@@ -169,16 +177,16 @@ struct utf8_character {
     return {code, length};
 }
 
-// What controls a screen or is invisible: the controls, the line separators, and the marks that
-// show text in another order than it has ("Trojan Source", CVE-2021-42574).
+// The characters that for_json() escapes although they are valid: `"`, `\`, the controls (C0, DEL, C1),
+// U+2028, U+2029, and the marks that change the direction of text ("Trojan Source", CVE-2021-42574).
+// Other invisible characters, such as U+200B, pass.
 [[nodiscard]] constexpr bool is_json_escaped(std::uint32_t code) noexcept {
     return code < 0x20 || code == '"' || code == '\\' || (code >= 0x7f && code <= 0x9f) ||
            code == 0x61c || code == 0x200e || code == 0x200f ||
            (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
 }
 
-// for_json, appended to a string: the audit log builds a line from many such texts. False when the
-// text was cut.
+// Appends what for_json() returns; `limit` counts only that. Returns false if the text was cut.
 [[nodiscard]] inline bool append_json(std::string &out, std::string_view untrusted_text,
                                       std::size_t limit) {
     bounded_text text(out, limit);
@@ -243,11 +251,13 @@ inline result<std::string> from_terminal(std::string_view untrusted_text) {
             ++i;
             continue;
         }
-        const int high = escape.size() == 4 && kind == 'x' ? hex_value(escape[2]) : -1;
-        const int low = high < 0 ? -1 : hex_value(escape[3]);
-        if (low < 0)
+        const auto digit = [](char c) { return c >= 'A' && c <= 'F' ? -1 : hex_value(c); };
+        const int high = escape.size() == 4 && kind == 'x' ? digit(escape[2]) : -1;
+        const int low = high < 0 ? -1 : digit(escape[3]);
+        const char byte = static_cast<char>(high * 16 + low);
+        if (low < 0 || detail::is_printable(byte) || byte == '\n' || byte == '\t' || byte == '\r')
             return fail(errc::bad_value, i);
-        out.push_back(static_cast<char>(high * 16 + low));
+        out.push_back(byte);
         i += 3;
     }
     return out;

@@ -21,7 +21,7 @@ VALGRIND = ("valgrind -q --leak-check=full --show-leak-kinds=definite --errors-f
 
 # Valgrind turns vfork into fork, so the new process cannot say why exec failed. Forty clients under
 # valgrind take longer than the hang guard.
-LEFT_OUT = ["-exit_codes", "-forty_clients_at_once"]
+LEFT_OUT = ["-exit_codes", "-a_script_runs_in_the_interpreter_that_it_names", "-forty_clients_at_once"]
 
 
 def main():
@@ -34,9 +34,11 @@ def main():
                     ignore=shutil.ignore_patterns("*.p"))
     shutil.copy(os.path.join(HERE, "valgrind.supp"), place)
     for name in ("qvm-remote", "qvm-remote-dom0"):
-        path = os.path.join(place, name)
+        where = os.path.join("tools", name, name)
+        path = os.path.join(place, where)
+        os.makedirs(os.path.dirname(path))
         with open(path, "w") as f:
-            f.write(f"#!/bin/sh\nexec {VALGRIND}{place}/valgrind.supp --log-file={logs}/{name}.%p {BUILD}/{name} \"$@\"\n")
+            f.write(f"#!/bin/sh\nexec {VALGRIND}{place}/valgrind.supp --log-file={logs}/{name}.%p {BUILD}/{where} \"$@\"\n")
         os.chmod(path, 0o755)
     common = os.path.join(HERE, "common.py")
     env = dict(os.environ, QVMREMOTE_REQUESTS=os.environ.get("QVMREMOTE_REQUESTS", "10"))

@@ -113,7 +113,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     require(bytes_of(for_terminal(text, std::string_view::npos)) == text);
     require(from_terminal(for_terminal(text, std::string_view::npos)) == std::string(text));
     if (const auto bytes = from_terminal(text))
-        require(bytes->size() <= text.size());
+        require(for_terminal(*bytes, std::string_view::npos) == text);
     require(for_markup(text, limit).find_first_of("<>\"'") == std::string::npos);
     check_json(for_json(text));
     check_json(for_json(text, limit));

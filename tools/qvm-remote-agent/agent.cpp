@@ -515,8 +515,10 @@ class loop {
             write_client(number, c);
     }
 
+    // The router's own frames go first: a CLOSE among them makes room for an OPEN in `data`.
     void write_dom0(bytes_view data) {
-        if (to_dom0_.size() == 0 && router_.to_dom0().size() == 0) {
+        take_own_frames();
+        if (to_dom0_.size() == 0) {
             const ssize_t n = data.empty() ? 0 : ::write(out_, data.data(), data.size());
             if (n > 0)
                 data = data.subspan(static_cast<std::size_t>(n));
@@ -524,11 +526,15 @@ class loop {
         to_dom0_.put(data);
     }
 
-    // The output of the router and the carrier goes after whole frames of clients.
-    void flush() {
-        out_buffer &own = router_.to_dom0(); // first: the preamble is in it
+    void take_own_frames() {
+        out_buffer &own = router_.to_dom0();
         to_dom0_.put(own.pending());
         own.consume(own.size());
+    }
+
+    // The output of the router and the carrier goes after whole frames of clients.
+    void flush() {
+        take_own_frames(); // first: the preamble is in them
         while (carrier_ && carrier_->output().size() > 0) {
             out_buffer &files = carrier_->output();
             const bytes_view piece =

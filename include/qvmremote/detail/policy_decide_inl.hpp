@@ -39,7 +39,7 @@ inline digest256 request_digest(const peer &who, const envelope &what, const run
         put(value);
     }
     w.u8(static_cast<std::uint8_t>((how.tty ? 1 : 0) | (what.detach ? 2 : 0) |
-                                   (what.dry_run ? 4 : 0)));
+                                   (what.dry_run ? 4 : 0) | (how.full ? 8 : 0)));
     w.u32(how.timeout_s);
     put(how.user);
     put_number(how.memory);

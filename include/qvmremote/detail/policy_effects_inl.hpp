@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// Bodies of policy.hpp: which lines of a level do the same as a denied one.
+/// Part of policy::doubts() (policy.hpp): finds the lines of a level that do the same as a denied command.
 
 #pragma once
 
@@ -13,8 +13,8 @@ namespace qvmremote {
 namespace detail {
 
 // Whether a program of the levels can do to a qube what the denied one does: stop it, start it,
-// list its devices. qvm-restart does the first two, but a deny of qvm-restart denies neither of
-// them alone.
+// list its devices. qvm-restart stops and starts a qube, so it has the effect of both. A program that
+// only stops or only starts a qube does not have the effect of qvm-restart.
 [[nodiscard]] inline bool has_effect_of(std::string_view program,
                                         std::string_view denied) noexcept {
     static constexpr std::string_view stop[] = {"qvm-kill", "qvm-pause", "qvm-shutdown"};
@@ -63,8 +63,9 @@ namespace detail {
 
 // Programs that list when they get no verb.
 [[nodiscard]] inline bool lists_by_default(std::string_view program) noexcept {
-    static constexpr std::string_view known[] = {"qvm-block", "qvm-device", "qvm-pci",   "qvm-pool",
-                                                 "qvm-tags",  "qvm-usb",    "qvm-volume"};
+    static constexpr std::string_view known[] = {"qvm-block", "qvm-device", "qvm-firewall",
+                                                 "qvm-pci",   "qvm-pool",   "qvm-tags",
+                                                 "qvm-usb",   "qvm-volume"};
     return is_one_of(known, program);
 }
 
@@ -101,7 +102,8 @@ namespace detail {
             (!word.text.starts_with('-') || is_one_of(verbs, word.text)));
 }
 
-// Whether some argv matches both patterns.
+// Whether some argv matches both patterns. It misses two {qube:GLOB} that overlap without one covering
+// the other; the levels hold only {qube:*}, which covers all.
 [[nodiscard]] inline bool overlap(std::span<const word_pattern> one,
                                   std::span<const word_pattern> other) {
     for (std::size_t i = 0; i < one.size() && i < other.size(); ++i) {
@@ -145,8 +147,9 @@ class same_effect {
                 shown_.push_back(std::move(line));
     }
 
-    // The parts of a level's line that have the same effect on the same qube or thing, in each
-    // spelling of the thing. Options are ignored: the effect is the same with or without them.
+    // The patterns, within a line of a level, that have the same effect on the same qube or thing, one
+    // for each spelling of the thing; empty if the line has another effect. An option does not change
+    // the effect, except those that choose what is shown (names_something).
     [[nodiscard]] std::vector<argv_pattern> of(const argv_pattern &line) const {
         std::vector<argv_pattern> out;
         if (auto same = by_program(line)) {
@@ -166,6 +169,7 @@ class same_effect {
                known_as(program, word.text) == "list";
     }
 
+    // A thing is what a literal word names, except the verb `list` where a program lists by default.
     [[nodiscard]] static bool is_thing(std::string_view program, const word_pattern &word) {
         return word.what == kind::literal && names_something(word) &&
                !is_default_verb(program, word);
@@ -177,6 +181,7 @@ class same_effect {
         });
     }
 
+    // The part of the line that has the denied effect, if the line's program can have it.
     [[nodiscard]] std::optional<argv_pattern> by_program(argv_pattern line) const {
         const std::string &program = denied_[0].text;
         if (!has_effect_of(line[0].text, program))
@@ -198,14 +203,16 @@ class same_effect {
         return line;
     }
 
-    // Puts the denied word at its place in the line. Returns false if the line can neither name it
-    // nor show it along with others.
+    // Finds the denied word's place in the line, and puts the word there if it is the narrower one.
+    // Returns false if the line can neither name the denied word nor show it along with others.
     [[nodiscard]] bool narrow(argv_pattern &line, std::size_t index) const {
         const std::string &program = denied_[0].text;
         const word_pattern &wanted = denied_[index];
-        // A word after an option is its value, so it must follow the same option.
+        // A word after such an option is its value, so it must follow the same option.
+        static constexpr std::string_view with_value[] = {"-i",      "-n",        "-u",
+                                                          "--since", "--timeout", "--whatprovides"};
         const bool is_value = denied_[index - 1].what == kind::literal &&
-                              denied_[index - 1].text.starts_with('-') &&
+                              is_one_of(with_value, denied_[index - 1].text) &&
                               wanted.what == kind::literal && !wanted.text.starts_with('-');
         const auto at = std::find_if(line.begin() + 1, line.end(), [&](const word_pattern &word) {
             if (word.what == kind::rest)
@@ -226,7 +233,7 @@ class same_effect {
     static void add_spellings(const argv_pattern &line, const argv_pattern &same,
                               std::vector<argv_pattern> &out) {
         for (std::size_t i = 1; i < line.size(); ++i) {
-            if (line[i].what == kind::literal || same[i].what != kind::literal)
+            if (line[i].what != kind::name || same[i].what != kind::literal)
                 continue;
             const std::string other = other_spelling(line[0].text, same[i].text);
             if (other.empty())
@@ -253,7 +260,7 @@ class same_effect {
         return true;
     }
 
-    // The word of the denied pattern that stands for a qube.
+    // The word of the denied pattern that stands for a qube; nullptr if there is none.
     [[nodiscard]] const word_pattern *denied_qube() const {
         for (std::size_t i = 1; i < denied_.size(); ++i)
             for (const argv_pattern &line : shown_)
@@ -264,6 +271,7 @@ class same_effect {
         return nullptr;
     }
 
+    // The line, for the denied qube only, if it shows what the denied command shows.
     [[nodiscard]] std::optional<argv_pattern> by_what_it_shows(argv_pattern line) const {
         const auto groups = lines_that_show();
         const auto holds_both = [&](std::span<const std::string_view> group) {
@@ -285,7 +293,8 @@ class same_effect {
     }
 
     argv_pattern denied_;
-    std::vector<argv_pattern> shown_; // the lines that show what the denied one shows
+    // The lines of monitor that overlap the denied pattern; if there are none, it does not only show.
+    std::vector<argv_pattern> shown_;
 };
 
 } // namespace detail

@@ -10,14 +10,12 @@ namespace qvmremote {
 
 namespace detail {
 
+// The characters that no shell changes in a word.
 [[nodiscard]] constexpr bool is_plain(char c) noexcept {
     return is_alnum(c) || std::string_view("_@%+:,./=-").find(c) != std::string_view::npos;
 }
-[[nodiscard]] constexpr bool is_plain(std::string_view word) noexcept {
-    return std::all_of(word.begin(), word.end(), [](char c) { return is_plain(c); });
-}
 
-// `*` stands for any run of characters. The loop goes back only to the last `*`, so the time is at
+// `*` stands for any run of characters, also an empty one. The loop goes back only to the last `*`, so the time is at
 // most proportional to the product of both lengths.
 [[nodiscard]] constexpr bool glob_matches(std::string_view glob, std::string_view text) noexcept {
     std::size_t g = 0, t = 0;
@@ -41,7 +39,7 @@ namespace detail {
     return g == glob.size();
 }
 
-// Whether a word is one of those that a pattern other than a literal stands for.
+// Whether a pattern stands for this word. The pattern is neither a literal nor `**`.
 [[nodiscard]] inline bool is_of_kind(const word_pattern &pattern, const std::string &word) {
     switch (pattern.what) {
     case word_pattern::kind::word:
@@ -63,13 +61,14 @@ namespace detail {
     return false;
 }
 
-// Nearly every word of a policy is a literal, so that comparison is small enough to be inlined.
+// Whether a pattern other than `**` stands for this word. Nearly all are literals, so only that
+// comparison is here, and the function is small enough to be inlined.
 [[nodiscard]] inline bool word_matches(const word_pattern &pattern, const std::string &word) {
     return pattern.what == word_pattern::kind::literal ? word == pattern.text
                                                        : is_of_kind(pattern, word);
 }
 
-// Whether a word that fits `narrow` always fits `wide`. Neither is `**`.
+// Whether every word that fits `narrow` is known to fit `wide`. Neither is `**`.
 [[nodiscard]] inline bool takes_all_of(const word_pattern &wide, const word_pattern &narrow) {
     using kind = word_pattern::kind;
     if (narrow.what == kind::literal)
@@ -84,12 +83,14 @@ namespace detail {
                narrow.what == kind::qube;
     case kind::number:
         return narrow.what == kind::number;
-    case kind::literal:
+    case kind::literal: // without a `*`, a {qube:GLOB} stands for one name
+        return narrow.what == kind::qube && narrow.text == wide.text;
     case kind::rest:
         break;
     }
     return false;
 }
+// The same for whole patterns, which may end in `**`.
 [[nodiscard]] inline bool takes_all_of(std::span<const word_pattern> wide,
                                        std::span<const word_pattern> narrow) {
     for (std::size_t i = 0; i < wide.size(); ++i) {
@@ -115,8 +116,8 @@ inline bool matches(std::span<const word_pattern> pattern, std::span<const std::
 }
 
 inline std::optional<std::vector<std::string>> simple_command(std::string_view text) {
-    // Words that bash does not take as the name of a program. The builtins echo, false, kill,
-    // printf, pwd, test and true are not here, because there are programs that do the same.
+    // Words that bash does not take as the name of a program. The builtins echo, false, kill, printf,
+    // pwd, test and true are not here: there are programs with these names that do nearly the same.
     static constexpr std::string_view of_bash[] = {
         ".",         ":",        "alias",   "bg",      "bind",     "break",   "builtin",  "caller",
         "case",      "cd",       "command", "compgen", "complete", "compopt", "continue", "coproc",

@@ -30,7 +30,7 @@ class policy_reader {
             return wrong(1, "the file is larger than " + std::to_string(limits::policy_file) +
                                 " bytes");
         line_ = 0;
-        while (!text.empty()) {
+        while (!text.empty() && problems_.size() < limits::policy_problems) {
             ++line_;
             const std::size_t end = std::min(text.find('\n'), text.size());
             const std::string_view line = text.substr(0, end);

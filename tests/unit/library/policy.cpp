@@ -415,6 +415,8 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
                  {"find", "/", "-exec", "id"}, {"find", "/", "-okdir"}, {"sudo"}, {"ssh"},
                  {"systemd-run"}, {"qvm-run"}, {"/usr/bin/env"}, {"busybox"}, {"git"}, {"frobnicate"},
                  {"/tmp/ls"}, {"LS"}, {"systemctl"}, {"systemctl", "edit"}, {"systemctl", "-H", "x"},
+                 {"systemctl", "status", "-Hx"}, {"systemctl", "status", "x", "--host=y"},
+                 {"systemctl", "stop", "-M", "x"}, {"uniq", "x", "y"}, {"qvm-volume", "import", "x:root", "y"},
                  {"xl", "create", "x"}, {"find", "/", "-delete"}, {"sort", "--compress-program=x"}}) {
             // clang-format on
             INFO(argv[0]);
@@ -429,6 +431,7 @@ TEST_CASE("a grant is for one digest, one qube and a while") {
                                                    {"ls", "/x"},
                                                    {"qvm-ls", "--raw-list"},
                                                    {"systemctl", "restart", "x"},
+                                                   {"qvm-volume", "info", "x:root"},
                                                    {"xl", "list"}})
             CHECK_FALSE(interprets(argv));
         CHECK_FALSE(ask(rules, shell("ls; ls")).how.may_last);
@@ -459,6 +462,8 @@ TEST_CASE("every part of a request changes its digest") {
     };
     change(how.timeout_s, 5u);
     change(how.tty, true);
+    change(how.full, true);
+    change(what.detach, true);
     change(how.input, stdin_mode::live);
     change(what.dry_run, true);
     for (auto *list : {&how.argv, &what.arguments}) {
@@ -487,6 +492,15 @@ TEST_CASE("every part of a request changes its digest") {
     seen.push_back(of());
     std::sort(seen.begin(), seen.end());
     CHECK(std::adjacent_find(seen.begin(), seen.end()) == seen.end());
+}
+
+TEST_CASE("a file of mistakes is read up to the hundredth") {
+    std::string text;
+    for (int i = 0; i < 1000; ++i)
+        text += "\x01\n";
+    const auto got = policy::parse({{"50.policy", text}}, level_rules());
+    REQUIRE_FALSE(got);
+    CHECK(got.error().size() == limits::policy_problems);
 }
 
 TEST_CASE("mistakes in a policy, each with its place") {

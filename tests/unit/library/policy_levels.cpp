@@ -169,6 +169,17 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
         {"work exec:whoami deny", "work level:monitor allow", 2, "id -u", "date"},
         {"work exec:rpm -q --whatprovides bash deny", "work level:monitor allow", 1, "rpm -qa",
          "rpm -q --whatprovides zsh"},
+        // an option of the denied command that takes no value; words that are no names
+        {"work exec:qvm-shutdown --wait vault deny", "work level:manage allow", 10,
+         "qvm-kill vault", "qvm-kill dev"},
+        {"work exec:qvm-prefs --get vault memory deny", "work level:monitor allow", 8,
+         "qvm-prefs vault memory", "qvm-prefs dev memory"},
+        {"work exec:qvm-prefs sys-usb deny", "work level:monitor allow", 8,
+         "qvm-prefs sys-usb memory", "qvm-prefs sys_usb"},
+        {"work exec:journalctl -n 20 deny", "work level:monitor allow", 16, "journalctl -b -n 20",
+         "journalctl -n 21"},
+        {"work exec:qvm-firewall vault deny", "work level:monitor allow", 4,
+         "qvm-firewall vault list", "qvm-firewall dev list"},
         // xl counts like the tools of Qubes; a command that changes something shows nothing
         {"work exec:xl destroy vault deny", "work level:manage allow", 11, "qvm-kill vault",
          "qvm-kill dev"},
@@ -203,6 +214,14 @@ TEST_CASE("a deny before a level: lint prints the lines that are missing") {
         CHECK(said(whole, shell(r.one)) == action::deny);
         CHECK(said(whole, shell(r.not_one)) != action::deny);
     }
+}
+
+TEST_CASE("a line that names a qube denies what {qube:NAME} of that qube stands for") {
+    for (const policy_problem &p : parsed("work exec:qvm-shutdown {qube:vault} deny\n"
+                                          "work exec:qvm-kill vault deny\n"
+                                          "work level:manage allow")
+                                       .doubts())
+        CHECK(p.what.find("exec:qvm-kill {qube:vault} deny") == std::string::npos);
 }
 
 TEST_CASE("which commands each level holds") {

@@ -181,7 +181,8 @@ TEST_CASE("from_terminal: returns the bytes of a text, and refuses other texts")
         std::string_view text;
         std::size_t offset;
     } refused[] = {{"a\n", 1},   {"\\", 0},    {"ab\\q", 2}, {"\\x4", 0},
-                   {"\\xg0", 0}, {"\\x0g", 0}, {"\x7f", 0}};
+                   {"\\xg0", 0}, {"\\x0g", 0}, {"\x7f", 0},  {"\\x41", 0},
+                   {"\\x0a", 0}, {"\\x5c", 0}, {"\\x1B", 0}, {"\\x09", 0}};
     for (const auto &row : refused) {
         const auto got = from_terminal(row.text);
         REQUIRE_FALSE(got);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /// @file
-/// How an admitted request becomes a program, its words, its environment and its limits.
+/// Makes the launch of an admitted request: its program, argv, environment and limits.
 
 #pragma once
 
@@ -16,11 +16,15 @@
 namespace qvmremote::dom0 {
 
 struct command_launch {
-    launch what;        ///< without descriptors
-    script_file script; ///< the file that it runs from, if there is one
+    launch what; ///< complete except for its descriptors and its job, which the caller sets
+    /// The file that the command runs from; its path is empty if there is none. The destructor removes
+    /// the file, so keep this while the command runs.
+    script_file script;
 };
 
-/// `script_name` is the name of that file.
+/// `bounds` are the limits of the command, with the context's ceiling already applied. A script, or a
+/// command line too long for an argv, is written to the new file `script_name` in
+/// `context.scripts`. Fails only as script_file::make does.
 [[nodiscard]] host::outcome<command_launch> launch_of(const admitted &what,
                                                       const execution_context &context,
                                                       const containment &bounds,
