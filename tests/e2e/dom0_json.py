@@ -87,9 +87,11 @@ def failures_have_a_name(f):
     house = House(f, "work").wait_for_agent("work")
     rules(f, "work nonsense\n")
     for schema, words, name in (
-            ("key", ("authorize", "../x"), "local_failure"), ("qube", ("revoke", "nobody"), "local_failure"),
+            ("key", ("authorize", "../x"), "usage"), ("qube", ("revoke", "nobody"), "key_missing"),
+            ("key", ("rotate", "nobody"), "key_missing"), ("log", ("log", "x"), "usage"),
             ("status", ("status", "x"), "usage"), ("done", ("nonsense",), "usage"), ("done", (), "usage"),
-            ("audit-show", ("audit", "show", "99999"), "no_record"), ("done", ("approvals", "deny", "1"), "local_failure"),
+            ("audit-show", ("audit", "show", "99999"), "no_record"), ("done", ("approvals", "deny", "1"), "no_record"),
+            ("done", ("jobs", "cancel", "work", "20260101-000000-1-0000000a"), "no_record"),
             ("policy-lint", ("policy", "lint"), None)):
         got = run(house, "--json", *words)
         out = json.loads(got.stdout)

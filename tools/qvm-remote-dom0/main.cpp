@@ -128,7 +128,7 @@ int main(int argc, char **argv) {
     ::prctl(PR_SET_DUMPABLE, 0);
     begin_with_own_signals({SIGHUP, SIGINT, SIGQUIT});
     ::signal(SIGPIPE, SIG_DFL); // `audit export | head` ends as any program would
-    cli::report_wrong_call = [](const std::string &what) { fail_with("usage", what); };
+    cli::report_wrong_call = [](const std::string &what) { fail_with(fault::usage, what); };
     const auto typed = read_command_line(argc, argv);
     if (!typed)
         return report::instance().end(1);

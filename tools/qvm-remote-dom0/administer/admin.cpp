@@ -42,25 +42,27 @@
 
 namespace qvmremote::dom0 {
 
-int fail_with(std::string_view name, const std::string &what) {
+int fail_with(error_name name, const std::string &what) {
     report::instance().say(name, what);
     return 1;
 }
 int fail_with(const std::string &what) {
-    return fail_with(what.starts_with("usage: ") ? "usage" : "local_failure", what);
+    return fail_with(what.starts_with("usage: ") ? fault::usage : fault::local_failure, what);
 }
 int fail_with(const host::failure &why) {
     const bool not_root = why.error_number == EACCES && ::geteuid() != 0;
-    return fail_with(why.what + (not_root ? ": run this as root" : ""));
+    return fail_with(why.error_number == EINVAL ? fault::usage : fault::local_failure,
+                     why.what + (not_root ? ": run this as root" : ""));
 }
 
-int no_answer(const host::failure &why) { return fail_with("unreachable", why.what); }
+int no_answer(const host::failure &why) { return fail_with(fault::unreachable, why.what); }
 
 host::outcome<qube_name> named_qube(std::string_view typed) {
     auto qube = qube_name::parse(typed);
     if (!qube)
-        return host::failed("'" + for_terminal(typed, 64) + "' is " +
-                            std::string(message(qube.error().code)));
+        return tl::unexpected(host::failure{"'" + for_terminal(typed, 64) + "' is " +
+                                                std::string(message(qube.error().code)),
+                                            EINVAL});
     return std::move(*qube);
 }
 
@@ -329,11 +331,11 @@ int shut_out(const invocation &in, const qube_name &qube, const char *verb) {
         if (auto recorded = record_admin(in.where, verb, qube.text(), {}); !recorded)
             return fail_with("the key is removed, but that is not recorded: " +
                              recorded.error().what);
+    if (!removed && removed.error().error_number == ENOENT)
+        return fail_with(fault::key_missing,
+                         "'" + qube.text() + "' has no key here: qvm-remote-dom0 keys lists them");
     if (!removed)
-        return fail_with(removed.error().error_number == ENOENT
-                             ? "'" + qube.text() +
-                                   "' has no key here: qvm-remote-dom0 keys lists them"
-                             : removed.error().what);
+        return fail_with(removed.error());
     if (report::instance().is_json())
         report::instance().result()["qube"] = qube.text();
     return forgotten ? 0 : fail_with(forgotten.error());
@@ -420,9 +422,10 @@ int rotate_key(const invocation &in) {
         return fail_with(qube.error());
     const keyring ring(in.where.keys());
     if (const auto present = ring.load(*qube); !present)
-        return fail_with(present.error().error_number == ENOENT
-                             ? "'" + qube->text() + "' has no key here; authorize it first"
-                             : present.error().what);
+        return present.error().error_number == ENOENT
+                   ? fail_with(fault::key_missing,
+                               "'" + qube->text() + "' has no key here; authorize it first")
+                   : fail_with(present.error());
     auto said = run_helper(call_into(*qube, make_key), 256, call_limit);
     if (!said)
         return fail_with(said.error());
@@ -570,8 +573,8 @@ int status(const invocation &in) {
     }
     auto fields = ordered_json::parse(*answer, nullptr, false);
     if (!fields.is_object())
-        return fail_with(name(errc::unsupported), "the daemon that runs is of an older version; "
-                                                  "systemctl restart qvm-remote-dom0");
+        return fail_with(errc::unsupported, "the daemon that runs is of an older version; "
+                                            "systemctl restart qvm-remote-dom0");
     report::instance().result() = std::move(fields);
     return 0;
 }
@@ -580,8 +583,8 @@ int log(const invocation &in) {
     const std::vector<std::string_view> words(in.arguments.begin(), in.arguments.end());
     const auto lines = cli::count_of(words, 20);
     if (!lines)
-        return fail_with("'" + for_terminal(words.back(), 32) +
-                         "' is not a number of lines: use 1 or more");
+        return fail_with(fault::usage, "'" + for_terminal(words.back(), 32) +
+                                           "' is not a number of lines: use 1 or more");
     // The daemon may begin a new file at any time.
     const std::size_t most = std::size_t{*lines} * 1024 + 4096;
     const auto before = host::read_tail(in.where.log() + ".1", most);

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include <qvmremote/command_id.hpp>
+#include <qvmremote/fault.hpp>
 #include <qvmremote/host/failure.hpp>
 
 #include "base/settings.hpp"
@@ -54,8 +55,8 @@ int jobs_command(const invocation &);
 // For all of them.
 
 /// Print what went wrong; return 1. Without a name it is a wrong call for a text that begins with
-/// "usage: ", and else a failure of this machine.
-int fail_with(std::string_view name, const std::string &what);
+/// "usage: " or an error number EINVAL, and else a failure of this machine.
+int fail_with(error_name name, const std::string &what);
 int fail_with(const std::string &what);
 int fail_with(const host::failure &why);
 /// For a failure of ask_daemon.

@@ -146,10 +146,9 @@ int verify(const invocation &in, const std::string &heads_file) {
         return fail_with(files.error());
     audit_verifier verifier(heads ? std::move(*heads) : std::vector<audit_head>());
     const auto bad = [](const std::string &place, std::uint64_t serial, std::string_view what) {
-        report::instance().say(name(errc::chain_broken), place + " (serial " +
-                                                             std::to_string(serial) + ") " +
-                                                             std::string(what));
-        report::instance().say(name(errc::chain_broken),
+        report::instance().say(errc::chain_broken, place + " (serial " + std::to_string(serial) +
+                                                       ") " + std::string(what));
+        report::instance().say(errc::chain_broken,
                                "keep all files of the log, and find out who changed them as root; "
                                "to begin a new log, move them away");
         return 1;
@@ -175,7 +174,7 @@ int verify(const invocation &in, const std::string &heads_file) {
         if (lines.torn() && n + 1 < files->size())
             return bad(place, verifier.last() + 1, "ends within a line: its end is missing");
         if (lines.torn() && !is_written(in.where))
-            report::instance().say("local_failure",
+            report::instance().say(fault::local_failure,
                                    f.path + " ends within a line, as after a crash; the daemon "
                                             "removes that part when it starts");
     }
@@ -196,7 +195,7 @@ int verify(const invocation &in, const std::string &heads_file) {
         if (heads)
             result["heads"] = {{"compared", verifier.compared()}, {"last", verifier.noted()}};
         else
-            report::instance().say("local_failure",
+            report::instance().say(fault::local_failure,
                                    "heads are not compared: " + heads.error().what);
         return 0;
     }
@@ -316,8 +315,9 @@ int show(const invocation &in, std::uint64_t serial) {
                                : fail_with("this END does not name a START before it: run "
                                            "qvm-remote-dom0 audit verify");
     if (!found)
-        return fail_with("no_record", "there is no record with serial " + std::to_string(serial) +
-                                          ": qvm-remote-dom0 audit export lists them");
+        return fail_with(fault::no_record, "there is no record with serial " +
+                                               std::to_string(serial) +
+                                               ": qvm-remote-dom0 audit export lists them");
     if (json)
         report::instance().result()["running"] = start && !ended && is_written(in.where);
     else if (start && !ended)
@@ -346,7 +346,7 @@ int export_from(const invocation &in, std::uint64_t since, bool as_text) {
 int rotate(const invocation &in) {
     const auto answer = ask_daemon(in.where, "audit rotate");
     if (!answer)
-        return fail_with("unreachable",
+        return fail_with(fault::unreachable,
                          answer.error().what + ": only the daemon begins a new file");
     return *answer == "ok\n" ? 0 : fail_with(daemon_says(*answer));
 }
@@ -389,9 +389,11 @@ int audit(const invocation &in) {
         return fail_with(in.usage);
     const auto serial = parse_decimal<std::uint64_t>(since);
     if (!serial || *serial == 0)
-        return fail_with("'" + for_terminal(since, 32) + "' is not a serial: use a number above 0");
+        return fail_with(fault::usage,
+                         "'" + for_terminal(since, 32) + "' is not a serial: use a number above 0");
     if (format != "json" && format != "text")
-        return fail_with("'" + for_terminal(format, 32) + "' is not a format: use json or text");
+        return fail_with(fault::usage,
+                         "'" + for_terminal(format, 32) + "' is not a format: use json or text");
     if (verb == "verify")
         return verify(in, heads);
     if (verb == "show")

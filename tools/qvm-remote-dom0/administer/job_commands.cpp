@@ -332,7 +332,8 @@ int jobs_command(const invocation &in) {
         if (!answer)
             return no_answer(answer.error());
         return *answer == "ok\n" ? 0
-                                 : fail_with(for_terminal(answer->substr(0, answer->find('\n'))));
+                                 : fail_with(fault::no_record,
+                                             for_terminal(answer->substr(0, answer->find('\n'))));
     }
     if (report::instance().is_json())
         return fail_with("usage: --json belongs to jobs list and jobs cancel: the others pass on "

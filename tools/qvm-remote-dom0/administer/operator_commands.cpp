@@ -63,7 +63,9 @@ int send_command(const invocation &in, const std::string &request) {
     const auto answer = ask_daemon(in.where, request);
     if (!answer)
         return no_answer(answer.error());
-    return *answer == "ok\n" ? 0 : fail_with(for_terminal(answer->substr(0, answer->find('\n'))));
+    return *answer == "ok\n"
+               ? 0
+               : fail_with(fault::no_record, for_terminal(answer->substr(0, answer->find('\n'))));
 }
 
 int list(const invocation &in) {
@@ -193,7 +195,8 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
         const auto minutes = parse_positive(words.size() == 2 ? words[1] : "");
         constexpr std::uint64_t most = limits::policy_seconds / 60;
         if (!minutes || *minutes > most)
-            return fail_with("--for takes a number of minutes from 1 to " + std::to_string(most));
+            return fail_with(fault::usage,
+                             "--for takes a number of minutes from 1 to " + std::to_string(most));
         lasts = std::to_string(*minutes * 60);
     }
     const std::string number = std::to_string(serial);
@@ -203,20 +206,21 @@ int allow(const invocation &in, std::uint64_t serial, std::span<char *const> wor
             "qvm-remote-dom0 approvals show " +
             number + ", then qvm-remote-dom0 approvals allow " + number + " DIGEST");
     if (digest && digest->size() != 64)
-        return fail_with("'" + for_terminal(*digest, 80) +
-                         "' is not a digest: give the 64 digits that follow sha256 in "
-                         "qvm-remote-dom0 approvals show " +
-                         number);
+        return fail_with(fault::usage,
+                         "'" + for_terminal(*digest, 80) +
+                             "' is not a digest: give the 64 digits that follow sha256 in "
+                             "qvm-remote-dom0 approvals show " +
+                             number);
     if (!is_interactive())
         return send_command(in, "allow " + number + " " + lasts + " " + for_terminal(*digest));
     const auto q = read_question(in, serial);
     if (!q)
         return fail_with(q.error());
     if (digest && *digest != q->fields.value("digest", ""))
-        return fail_with("this is not the digest of request " + number +
-                         ": read it again with "
-                         "qvm-remote-dom0 approvals show " +
-                         number);
+        return fail_with(fault::no_record, "this is not the digest of request " + number +
+                                               ": read it again with "
+                                               "qvm-remote-dom0 approvals show " +
+                                               number);
     if (ask_at_terminal(q->fields, "after anything else it still waits") != reply::yes)
         return fail_with("request " + number +
                          " still waits; to refuse it: qvm-remote-dom0 approvals "

@@ -141,7 +141,7 @@ int check(const invocation &in) {
         return fail_with(rules.error());
     const auto values = load_settings(in.where, in.how.vm, in.how.transport);
     if (!values)
-        return fail_with("bad_settings", values.error().what);
+        return fail_with(fault::bad_settings, values.error().what);
     peer who{*qube, {}, argument, std::nullopt};
     if (rules->uses_tags())
         who.tags = ask_tags(*qube, tag_origin::of(*values, in.where));

@@ -12,9 +12,9 @@ report &report::instance() {
     return only;
 }
 
-void report::say(std::string_view name, const std::string &what) {
+void report::say(error_name name, const std::string &what) {
     std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
-    lines_.push_back({std::string(name), what});
+    lines_.push_back({std::string(name.text()), what});
 }
 
 int report::end(int code) {

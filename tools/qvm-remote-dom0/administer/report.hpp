@@ -12,6 +12,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <qvmremote/fault.hpp>
+
 namespace qvmremote::dom0 {
 
 /// There is one, since a program has one standard output.
@@ -29,7 +31,7 @@ class report {
 
     /// Prints "qvm-remote-dom0: " and the line. The first one is the error if the subcommand fails; the
     /// others are warnings. A name never changes (doc/JSON.md).
-    void say(std::string_view name, const std::string &what);
+    void say(error_name name, const std::string &what);
 
     /// With --json prints the object. Returns the exit code: `code`, unless standard output failed.
     [[nodiscard]] int end(int code);
