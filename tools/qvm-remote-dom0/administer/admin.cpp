@@ -68,7 +68,7 @@ host::outcome<qube_name> named_qube(std::string_view typed) {
 
 void tell_daemon(const paths &where) {
     if (auto answer = ask_daemon(where, "reload"); answer && *answer != "ok\n")
-        fail_with(daemon_says(*answer));
+        report::instance().warn(daemon_says(*answer));
 }
 
 std::string daemon_says(std::string_view answer) {
@@ -220,7 +220,7 @@ std::optional<newcomer> read_newcomer(const invocation &in) {
             plain.push_back(words[at++]);
     }
     const auto refuse = [](const std::string &why) {
-        static_cast<void>(fail_with(why));
+        static_cast<void>(fail_with(fault::usage, why));
         return std::nullopt;
     };
     if (plain.empty() || plain.size() > 2)

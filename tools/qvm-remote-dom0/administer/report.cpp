@@ -17,6 +17,11 @@ void report::say(error_name name, const std::string &what) {
     lines_.push_back({std::string(name.text()), what});
 }
 
+void report::warn(const std::string &what) {
+    std::fprintf(stderr, "qvm-remote-dom0: %s\n", what.c_str());
+    warnings_.push_back(what);
+}
+
 int report::end(int code) {
     if (!is_json_ || has_own_form_)
         return code;
@@ -24,14 +29,14 @@ int report::end(int code) {
     if (!result_.is_null())
         out["result"] = result_;
     out["exit_code"] = code;
-    auto first_warning = lines_.begin();
+    auto next = lines_.begin();
     if (code != 0 && !lines_.empty()) {
-        out["error"] = {{"name", lines_.front().name}, {"message", lines_.front().text}};
-        ++first_warning;
+        out["error"] = {{"name", next->name}, {"message", next->text}};
+        ++next;
     }
-    out["warnings"] = ordered_json::array();
-    for (; first_warning != lines_.end(); ++first_warning)
-        out["warnings"].push_back(first_warning->text);
+    out["warnings"] = warnings_;
+    for (; next != lines_.end(); ++next)
+        out["warnings"].push_back(next->text);
     std::printf("%s\n", dumped(out).c_str());
     return std::fflush(stdout) == 0 ? code : 255;
 }

@@ -33,6 +33,9 @@ class report {
     /// others are warnings. A name never changes (doc/JSON.md).
     void say(error_name name, const std::string &what);
 
+    /// The same for what is no failure of the subcommand, whatever its exit code.
+    void warn(const std::string &what);
+
     /// With --json prints the object. Returns the exit code: `code`, unless standard output failed.
     [[nodiscard]] int end(int code);
 
@@ -46,6 +49,7 @@ class report {
     bool has_own_form_ = false;
     nlohmann::ordered_json result_;
     std::vector<line> lines_;
+    std::vector<std::string> warnings_;
 };
 
 /// The value as one line of JSON. A byte that is not UTF-8 becomes U+FFFD.
