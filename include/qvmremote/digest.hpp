@@ -30,8 +30,8 @@ using digest256 = std::array<std::uint8_t, 32>;
 
 namespace detail {
 
-// libcrypto fails here only if it is out of memory or has no such algorithm. Then nothing that
-// authenticates may go on, not even in a release build.
+// Ends the program if `ok` is false, also in a release build. libcrypto fails only if it is out of
+// memory or lacks the algorithm, and then nothing can be authenticated.
 inline void require(bool ok) noexcept {
     if (!ok)
         std::abort();

@@ -371,8 +371,9 @@ struct verdict {
 /// deny, since neither account is narrower. Used while the policy on disk differs from the loaded one.
 [[nodiscard]] inline verdict narrower(const verdict &one, const verdict &other);
 
-/// Decides about an entry of protocol 1's queue before its text is fetched: deny if no text could be
-/// allowed or asked about. For any other answer, fetch the text and call decide().
+/// Decides before the text, the arguments or the tags are here: denies only if no request of the qube
+/// could be allowed or asked about, and does not find every such case. After any other answer, call
+/// decide() when the request is complete.
 [[nodiscard]] inline verdict could_allow(const peer &who, const policy &rules);
 
 } // namespace qvmremote

@@ -30,11 +30,12 @@ namespace qvmremote {
 inline constexpr std::array<std::uint8_t, 16> queue_preamble = {
     0, 'q', 'v', 'm', '-', 'r', 'e', 'm', 'o', 't', 'e', ' ', '1', '\r', '\n', 0xff};
 
-/// The text after an output that was cut at limits::recorded_output (COMPAT-V1.md).
+/// The text after an output that was cut at limits::recorded_output.
 inline constexpr std::string_view queue_cut_mark = "\n[truncated at 10485760 bytes]\n";
 static_assert(limits::recorded_output == 10485760);
 
-/// What both ends share: cutting the input into lines and counted bytes, and building the output.
+/// What both ends share: cutting the input into lines and the bytes that a line announces, and
+/// building the output.
 class queue_end {
   public:
     /// Gives the next input, which is borrowed until next() has returned nothing.
@@ -109,7 +110,16 @@ class queue_end {
 
 /// A message from a carrier, for dom0.
 struct queue_event {
-    enum class kind : std::uint8_t { entry, body, gone, stale, done, failed, idle, pong };
+    enum class kind : std::uint8_t {
+        entry,  ///< an entry waits: untrusted_token, length
+        body,   ///< the body that was asked for: untrusted_body
+        gone,   ///< the entry has vanished, or cannot be taken
+        stale,  ///< the entry was running when the carrier started: a daemon died
+        done,   ///< the files of the result are written
+        failed, ///< the files of the result could not be written
+        idle,   ///< every entry was announced, and dom0 has answered for each
+        pong,   ///< the answer to ping(): number
+    };
     kind what;
     std::optional<command_id> id{}; ///< of all but idle and pong
     std::string untrusted_token{};  ///< entry: 64 digits, or empty when there is none
@@ -149,6 +159,8 @@ class queue_server : public queue_end {
 
     /// Asks the carrier for the body of an entry. The event `body` or `gone` answers.
     void fetch(const command_id &id) {
+        if (asked_.size() >= most_asked) // a carrier that does not answer must not make it grow
+            asked_.erase(asked_.begin());
         asked_.insert(id.text());
         put_line("fetch", id.text());
     }
@@ -160,7 +172,7 @@ class queue_server : public queue_end {
     void ping(std::uint64_t number) { put_line("ping", std::to_string(number)); }
 
     /// Room for a piece of output, at most `most` bytes and limits::queue_output. commit_output
-    /// sends the first `n` bytes of it. Do not send anything else between the two calls.
+    /// sends the first `n` bytes of it, 1 or more. Do not send anything else between the two calls.
     [[nodiscard]] std::span<std::uint8_t> prepare_output(std::size_t most) {
         return output()
             .prepare(line_room + std::min(most, limits::queue_output))
@@ -247,7 +259,8 @@ class queue_server : public queue_end {
                });
     }
 
-    std::set<std::string> asked_; // bodies that may come; at most as many as dom0 lets run
+    static constexpr std::size_t most_asked = 1024;
+    std::set<std::string> asked_; // entries whose body was asked for and has not come yet
     std::optional<queue_event> body_;
     std::size_t body_left_ = 0;
 };

@@ -113,8 +113,8 @@ struct run_end {
     }
 }
 
-/// How much wider than limits::window the windows of several sessions may be together, in bytes. It
-/// bounds what peers that stop to read can make this end hold (I4).
+/// How many bytes the windows of several sessions may have beyond limits::window each, all together.
+/// It bounds what this end holds for readers that have stopped (I4).
 class window_pool {
   public:
     /// What is taken here is also taken from `whole`, which may be null.
@@ -252,14 +252,14 @@ class server_stream : public stream_end {
     /// Answers OPEN with a refusal.
     void reject_open(errc reason);
 
+    struct header_verified {
+        verified<envelope> header;
+        std::size_t key_index; ///< which of the `keys` given to verify()
+    };
     /// Verifies the REQUEST of `event` under any of `keys`. The challenge cannot be used again,
     /// whatever the result. On failure the refusal is already in output() and the session is gone.
     /// The error is for the log: errc::no_key, bad_token, challenge_stale, or the fault in a header
     /// that verified.
-    struct header_verified {
-        verified<envelope> header;
-        std::size_t key_index;
-    };
     [[nodiscard]] result<header_verified>
     verify(const server_event &event, std::span<const secret> keys, std::uint64_t now_ms);
 
@@ -277,7 +277,8 @@ class server_stream : public stream_end {
 
     /// Asks for `more` bytes of stdin before the command is accepted, because an operator decides
     /// about the input too. At most limits::window bytes may be outstanding. They come as
-    /// stdin_data. After stdin_eof the session waits as before; call accept() without stdin.
+    /// stdin_data. After stdin_eof the session waits as before; then call accept() with stdin_live
+    /// false.
     void collect_stdin(std::uint32_t number, std::size_t more);
 
     /// Tells the client that the command runs. `timeout_s` is its time-out in seconds, 0 for none.
@@ -295,10 +296,12 @@ class server_stream : public stream_end {
     [[nodiscard]] std::size_t output_credit(std::uint32_t number);
 
     /// Room to read output into: at most `most` bytes, and never more than a frame or the credit
-    /// allows. commit_output sends the first `n` bytes of it.
+    /// allows. commit_output sends the first `n` bytes of it, 1 or more; `stream` is stdout_data or
+    /// stderr_data.
     [[nodiscard]] std::span<std::uint8_t> prepare_output(std::uint32_t number, std::size_t most);
     void commit_output(std::uint32_t number, frame_type stream, std::size_t n);
-    /// Tells the client that the command has closed one of its streams and still runs.
+    /// Tells the client that the command has closed one of its streams and still runs. `stream_eof` is
+    /// stdout_eof or stderr_eof.
     void output_eof(std::uint32_t number, frame_type stream_eof);
 
     /// Call this after `n` bytes of stdin were written to the command, or dropped because it does
@@ -371,8 +374,8 @@ class server_stream : public stream_end {
     std::map<std::uint32_t, session> sessions_;
 };
 
-/// An event on a stream, for the qube. Texts and names are untrusted: pass them through the
-/// function of sanitize.hpp for their sink. `data` is borrowed until the next prepare() or push().
+/// An event on a stream, for the qube. Texts and names are untrusted: pass them through the function of
+/// sanitize.hpp for the place where they go. `data` is borrowed until the next prepare() or push().
 struct client_event {
     enum class kind : std::uint8_t {
         hello,       ///< text: the name that dom0 knows this qube by
@@ -414,6 +417,8 @@ class client_stream : public stream_end {
     /// The abilities that dom0 announced (namespace feature); nothing before HELLO.
     [[nodiscard]] std::optional<std::uint32_t> features() const noexcept { return features_; }
 
+    /// The next event; nothing when more bytes are needed. An error ends the stream and all its
+    /// sessions.
     [[nodiscard]] result<std::optional<client_event>> next();
 
     /// Sends the request of a session whose challenge has come. Removes features that dom0 does not
@@ -426,8 +431,9 @@ class client_stream : public stream_end {
     /// dom0 collects the input for an operator.
     [[nodiscard]] std::size_t stdin_credit(std::uint32_t number) { return at(number).stdin_credit; }
 
-    // Use the functions below only for a session that dom0 has accepted, and those for stdin only
-    // if the request has stdin_live and there is credit. Otherwise dom0 ends the session.
+    // Use the functions below only for a session that dom0 has accepted. Those for stdin may also be
+    // used while dom0 collects it; they need stdin_live in the request, and commit_stdin needs credit.
+    // Otherwise dom0 ends the session.
 
     /// Room to read stdin into, never more than a frame or the credit allows. commit_stdin sends
     /// the first `n` bytes of it.
@@ -488,7 +494,7 @@ class client_stream : public stream_end {
     std::optional<std::uint32_t> features_;
     digest256 t_{};
     std::size_t opens_ = 0;
-    // A stream may have one session with the widest window; what more is taken waits in the agent.
+    // Enough for one session of the stream to reach limits::widest_window.
     std::shared_ptr<window_pool> wider_ =
         std::make_shared<window_pool>(limits::widest_window - limits::window);
     std::map<std::uint32_t, session> sessions_;

@@ -59,7 +59,7 @@ std::size_t json_sink::take(bytes_view data) {
         kept_.append(as_text(data.first(std::min(room, data.size()))));
     } else {
         // Take nothing while the reader is slow, so that dom0 waits as it does for a pipe.
-        std::size_t done = 0;
+        std::size_t done = std::exchange(has_first_, false) && !data.empty() ? 1 : 0;
         while (done < data.size() && to.flush()) {
             const bytes_view piece =
                 data.subspan(done, std::min(data.size() - done, longest_piece));
@@ -69,7 +69,12 @@ std::size_t json_sink::take(bytes_view data) {
             kept_.erase(0, whole);
             done += piece.size();
         }
-        static_cast<void>(to.flush());
+        // While the reader has not taken all, one byte counts as not taken, so that the caller waits
+        // for the reader and calls again.
+        if (!to.flush() && done > 0) {
+            has_first_ = true;
+            --done;
+        }
         data = data.first(done);
     }
     bytes_ += data.size();

@@ -36,8 +36,9 @@ class json_sink final : public host::output_sink {
     void add_line(std::string_view untrusted_bytes);
 
     std::string name_;
-    recorder *record_; // null: nothing is recorded
-    std::string kept_; // for the object; with lines, half a character that waits for its rest
+    recorder *record_;       // null: nothing is recorded
+    std::string kept_;       // for the object; with lines, half a character that waits for its rest
+    bool has_first_ = false; // the first byte of the next take() is in a line already
     std::uint64_t bytes_ = 0; // all that came
     std::uint64_t skipped_ = 0;
 };

@@ -139,13 +139,20 @@ std::size_t recorded_sink::write(bytes_view data) {
     begin();
     if (!filter_)
         return inner_.take(data);
-    std::size_t done = 0;
+    if (data.empty())
+        return 0;
+    std::size_t done = std::exchange(has_first_, false) ? 1 : 0;
     while (done < data.size() && drain()) {
         const bytes_view piece = data.subspan(done, std::min(data.size() - done, filter_piece));
         filter_->push(shown_, as_text(piece));
         done += piece.size();
     }
-    static_cast<void>(drain());
+    // While the terminal has not taken all, one byte counts as not taken, so that the caller waits for
+    // the terminal and calls again.
+    if (!drain() && done > 0) {
+        has_first_ = true;
+        --done;
+    }
     return done;
 }
 

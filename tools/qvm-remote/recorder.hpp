@@ -24,14 +24,18 @@ namespace qvmremote::qube {
 /// synced, since that would cost a millisecond for each command.
 class recorder {
   public:
+    /// `where` must outlive the recorder. Nothing is written before begin() or finish().
     recorder(const home &where, const command_id &id, std::string command);
     ~recorder();
 
-    /// Writes SUBMIT, and makes the directory. Call it while dom0 works.
+    /// Writes SUBMIT, and makes the directory. Call it after the request was sent, so that it delays
+    /// nothing.
     void begin();
-    /// Records output. After limits::recorded_output of a stream the rest is left out, with a mark.
+    /// Records output: the first limits::recorded_output bytes of each stream, then a mark if there
+    /// were more.
     void output(bool is_stdout, bytes_view data);
-    /// Writes DONE or TIMEOUT and the exit code, and gives the directory its name.
+    /// Writes DONE, or TIMEOUT with `timeout_s`, and gives the directory its name. Calls begin() if
+    /// nobody did. A second call does nothing.
     void finish(const host::run_result &result, std::uint32_t timeout_s);
 
     [[nodiscard]] const std::string &id() const noexcept { return id_; }
@@ -41,9 +45,9 @@ class recorder {
   private:
     struct lane {
         const char *name;
-        std::string text; // small outputs are written once, at the end
+        std::string text; // not written yet; a small output is written once, at the end
         host::unique_fd file;
-        std::uint64_t bytes = 0;
+        std::uint64_t bytes = 0; // of the stream so far; above the limit nothing more is recorded
     };
     void open_entry();
     void append_audit(std::string_view line);
@@ -61,14 +65,15 @@ class recorder {
     std::string problem_;
 };
 
-/// A sink that records what it passes on. A terminal gets it through a terminal_filter, unless it is
-/// to be raw; a pipe and a file get every byte as it is.
+/// A sink that records what it passes on. A terminal gets it through a terminal_filter, except after
+/// be_raw(); a pipe and a file get every byte as it is.
 class recorded_sink final : public host::output_sink {
   public:
+    /// `fd` is 1 or 2. `to` and `line` may be null; otherwise they must outlive the sink.
     recorded_sink(int fd, recorder *to, waiting_line *line)
         : inner_(fd), to_(to), line_(line), is_stdout_(fd == 1), fd_(fd) {}
 
-    /// Call it before the first output: the command has this terminal.
+    /// Call it before the first output if the command uses this terminal: its bytes then pass unchanged.
     void be_raw() noexcept { has_begun_ = true; }
 
     [[nodiscard]] std::size_t take(bytes_view data) override {
@@ -84,6 +89,7 @@ class recorded_sink final : public host::output_sink {
     [[nodiscard]] int blocked_on() const override { return inner_.blocked_on(); }
     [[nodiscard]] bool broken() const override { return inner_.broken(); }
     [[nodiscard]] int error() const noexcept { return inner_.error(); }
+    /// The command has closed this stream: closes `fd` too. A terminal that is filtered stays open.
     void end() override;
     /// After the last output: waits until a terminal has taken all of it, or for a signal whose number
     /// comes from `signal_fd`.
@@ -97,7 +103,8 @@ class recorded_sink final : public host::output_sink {
     host::descriptor_sink inner_;
     bool has_begun_ = false;
     std::optional<terminal_filter> filter_;
-    std::string shown_; // has passed the filter, and the terminal has not taken it yet
+    std::string shown_;      // has passed the filter, and the terminal has not taken it yet
+    bool has_first_ = false; // the first byte of the next take() has passed the filter already
     recorder *to_;
     waiting_line *line_;
     bool is_stdout_;

@@ -384,8 +384,7 @@ tl::expected<route, no_access> find_stream(const settings &how, const home &wher
 class about_job {
   public:
     about_job(const settings &how, const home &where, job_run &request)
-        : how_(how), where_(where), request_(request),
-          line_(::isatty(STDERR_FILENO) && !how.quiet && !request.has_terminal) {
+        : how_(how), where_(where), request_(request) {
         io_.out = &out_;
         io_.err = &err_;
         if (report::instance().is_json()) {
@@ -452,7 +451,6 @@ class about_job {
     }
     // After the last output.
     void close(const host::run_result *result) {
-        line_.stop();
         out_.finish(signal_pipe[0]);
         err_.finish(signal_pipe[0]);
         session_.reset();
@@ -467,8 +465,7 @@ class about_job {
     const home &where_;
     job_run &request_;
     std::uint64_t begin_ms_ = host::boottime_ms();
-    waiting_line line_;
-    recorded_sink out_{STDOUT_FILENO, nullptr, &line_}, err_{STDERR_FILENO, nullptr, &line_};
+    recorded_sink out_{STDOUT_FILENO, nullptr, nullptr}, err_{STDERR_FILENO, nullptr, nullptr};
     std::optional<json_sink> json_out_, json_err_; // these, with --json
     host::run_streams io_;
     std::optional<terminal_session> session_;

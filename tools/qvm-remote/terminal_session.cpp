@@ -18,6 +18,7 @@ namespace {
 struct {
     int signals = -1;
     termios before{}, raw{};
+    bool is_known = false; // before and raw are set
     volatile std::sig_atomic_t is_raw = 0;
 } handler_state;
 
@@ -44,12 +45,15 @@ void restore() {
 }
 
 void make_raw() {
-    static termios now; // static, since gcc 12 takes the copy of a local one for a pointer to it
+    static termios
+        now; // static: gcc 12 at -O3 takes the copy of a local one for a dangling pointer
     if (handler_state.is_raw != 0 || !in_foreground() || ::tcgetattr(STDIN_FILENO, &now) != 0)
         return;
     // If a parent without job control stopped us, the modes are still our own.
-    if (now.c_lflag != handler_state.raw.c_lflag || now.c_iflag != handler_state.raw.c_iflag)
+    if (!handler_state.is_known || now.c_lflag != handler_state.raw.c_lflag ||
+        now.c_iflag != handler_state.raw.c_iflag)
         handler_state.before = now;
+    handler_state.is_known = true;
     handler_state.raw = handler_state.before;
     ::cfmakeraw(&handler_state.raw);
     handler_state.raw.c_cc[VMIN] = 1;
@@ -93,9 +97,10 @@ void stop(int) {
     sigset_t blocked;
     ::sigprocmask(SIG_UNBLOCK, &only, &blocked);
     ::raise(SIGTSTP);
-    // We go on, and SIGCONT has told the loop to look at the terminal.
     ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
     handle(SIGTSTP, stop);
+    // We go on. No SIGCONT has come if the kernel did not stop us, as in an orphaned process group.
+    look_at_terminal(SIGTSTP);
 }
 
 } // namespace
@@ -137,10 +142,11 @@ host::terminal_size terminal_session::size() {
     return {now.ws_col, now.ws_row};
 }
 
-std::size_t terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) {
+host::input_filter::passed terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) {
+    using then = host::input_filter::action;
     make_raw(); // in case this program was in the background before
     if (!::isatty(STDIN_FILENO))
-        return n;
+        return {n, then::go_on};
     typed_.assign(as_text(data.first(n)));
     std::size_t written = 0;
     for (bytes_view left = as_bytes(typed_); !left.empty();) {
@@ -149,9 +155,9 @@ std::size_t terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) 
         written += done.written;
         switch (done.what) {
         case escape_scanner::action::leave:
-            return leave;
+            return {written, then::leave};
         case escape_scanner::action::detach:
-            return detach;
+            return {written, then::detach};
         case escape_scanner::action::suspend:
             stop(SIGTSTP);
             break;
@@ -162,14 +168,14 @@ std::size_t terminal_session::pass(std::span<std::uint8_t> data, std::size_t n) 
             break;
         }
     }
-    return written;
+    return {written, then::go_on};
 }
 
 void terminal_session::show_help() const {
     const std::string e = escape_ < 0x20 ? std::string("^") + static_cast<char>(escape_ + 0x40)
                                          : std::string(1, static_cast<char>(escape_));
     const std::string text = e + "?\r\nEscapes, each at the beginning of a line:\r\n " + e +
-                             ".   end the command and leave; leave a job\r\n " + e +
+                             ".   leave: the command ends, a job goes on\r\n " + e +
                              "d   leave the command running as a job\r\n " + e +
                              "^Z  suspend qvm-remote\r\n " + e + "?   this text\r\n " + e + e +
                              "   send the character itself\r\n";

@@ -33,7 +33,8 @@ class terminal_session final : public host::input_filter {
     /// stopped, since other programs set its modes meanwhile.
     [[nodiscard]] host::terminal_size size();
 
-    [[nodiscard]] std::size_t pass(std::span<std::uint8_t> data, std::size_t n) override;
+    /// Carries out the escapes in what was typed. The rest is to be sent.
+    [[nodiscard]] passed pass(std::span<std::uint8_t> data, std::size_t n) override;
 
   private:
     void show_help() const;

@@ -105,7 +105,7 @@ struct request_view {
     std::array<std::optional<bool>, 4> in_level;
 };
 
-// Whether a rule matches the qube, if its tags are known.
+// Whether a rule is about the qube. unknown: that depends on tags, and dom0 does not know them.
 enum class concerns : std::uint8_t { no, unknown, yes };
 [[nodiscard]] inline concerns concerns_peer(const qube_selector &selector, const peer &who) {
     switch (selector.what) {
@@ -204,8 +204,8 @@ enum class concerns : std::uint8_t { no, unknown, yes };
     if (what.tty && !out.how.tty)
         return denied(rule.reference(), "dom0's policy allows no terminal for this");
     if (what.detach && out.how.input == stdin_mode::collected)
-        return denied(rule.reference(), "an operator cannot see the input that a job gets later; "
-                                        "stdin=live in the rule passes it on unseen");
+        return denied(rule.reference(), "a job can get input later, which an operator cannot see; "
+                                        "to allow that, write stdin=live in the rule");
     if (out.what != policy_action::ask)
         return out;
     out.why = "needs approval";

@@ -61,10 +61,10 @@ class policy_reader {
 
     std::string file_;
     std::vector<policy_problem> &problems_;
-    std::uint32_t line_ = 0;
+    std::uint32_t line_ = 1;
 };
 
-// A word of the file for a message: it is printable ASCII, and is cut here.
+// A word of the file, for a message. It is printable ASCII already; a long one is cut.
 [[nodiscard]] inline std::string shown(std::string_view word) {
     constexpr std::size_t most = 64;
     return "'" + std::string(word.substr(0, most)) + (word.size() > most ? "...'" : "'");
@@ -169,7 +169,8 @@ inline bool policy_reader::read_word(const policy_word &word, bool is_last, word
             return !is_alnum(c) && c != '_' && c != '-' && c != '*';
         });
         if (glob.empty() || bad != glob.end() || glob.size() > 2 * limits::qube_name) {
-            wrong(word.column + 6, "a pattern for qubes is letters, digits, '_', '-' and '*'");
+            wrong(word.column + 6, "a pattern for qubes is letters, digits, '_', '-' and '*', " +
+                                       std::to_string(2 * limits::qube_name) + " at most");
             return false;
         }
         out = {kind::qube, std::string(glob)};
@@ -179,11 +180,13 @@ inline bool policy_reader::read_word(const policy_word &word, bool is_last, word
         std::find_if(word.text.begin(), word.text.end(), [](char c) { return !is_plain(c); });
     if (bad != word.text.end()) {
         const auto at = static_cast<std::uint32_t>(bad - word.text.begin());
-        wrong(word.column + at,
-              *bad == '*' ? "* stands alone, for one word; only {qube:GLOB} takes it within a name"
-                          : shown({&*bad, 1}) +
-                                " is not allowed in a word: words are of "
-                                "[A-Za-z0-9_@%+:,./=-], *, **, {qube:GLOB}, {number} or {name}");
+        wrong(
+            word.column + at,
+            *bad == '*'
+                ? "* stands alone, as a whole word; inside a word it is allowed only in {qube:GLOB}"
+                : shown({&*bad, 1}) +
+                      " is not allowed in a word: words are of "
+                      "[A-Za-z0-9_@%+:,./=-], *, **, {qube:GLOB}, {number} or {name}");
         return false;
     }
     out = {kind::literal, std::string(word.text)};
@@ -290,7 +293,7 @@ inline bool policy_reader::read_option(const policy_word &word, policy_rule &out
         return true;
     };
     constexpr std::string_view duration = "seconds, or a number with s, m, h or d; a year at most";
-    constexpr std::string_view size = "bytes, or a number with K, M or G";
+    constexpr std::string_view size = "bytes up to 2147483647, or a number with K, M or G";
     constexpr std::string_view count = "a number from 1 to 1000000";
     if (key == "ttl")
         return once(o.ttl_s, parse_duration(value), duration);
@@ -356,8 +359,8 @@ inline bool policy_reader::read_rule(std::span<const policy_word> words, policy_
         wrong(action < 2 ? last.column + static_cast<std::uint32_t>(last.text.size())
                          : words[action].column,
               action < 2 ? "a rule is QUBE REQUEST ACTION; the action is allow, ask or deny"
-                         : shown(words[action].text) +
-                               " is not allow, ask or deny, nor an option KEY=VALUE after it");
+                         : shown(words[action].text) + " is not allow, ask or deny, nor an option "
+                                                       "(KEY=VALUE) that follows one of them");
         return false;
     }
     if (!read_request(words.subspan(1, action - 1), out.request))

@@ -75,12 +75,14 @@ struct terminal_size {
 class input_filter {
   public:
     virtual ~input_filter() = default;
+    enum class action : std::uint8_t { go_on, leave, detach };
+    struct passed {
+        std::size_t n; ///< how many bytes of `data` to send first
+        action next;   ///< then: go on, give the session up, or let the command go on as a job
+    };
     /// The first `n` bytes of `data` were read from stdin; `data` has room for at least one more.
-    /// Changes them in place and returns how many to send, or `leave` to give the session up.
-    [[nodiscard]] virtual std::size_t pass(std::span<std::uint8_t> data, std::size_t n) = 0;
-    static constexpr std::size_t leave = SIZE_MAX;
-    /// Return this in place of `leave` to let the command in dom0's terminal go on as a job.
-    static constexpr std::size_t detach = SIZE_MAX - 1;
+    /// Changes them in place.
+    [[nodiscard]] virtual passed pass(std::span<std::uint8_t> data, std::size_t n) = 0;
 };
 
 /// Takes one stream of output. An implementation never blocks for long; it takes what it can.

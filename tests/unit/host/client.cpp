@@ -82,14 +82,16 @@ host::command in_terminal() {
 // Turns input into upper case; '!' gives the session up.
 class shouting final : public host::input_filter {
   public:
-    [[nodiscard]] std::size_t pass(std::span<std::uint8_t> data, std::size_t n) override {
+    [[nodiscard]] passed pass(std::span<std::uint8_t> data, std::size_t n) override {
         REQUIRE(data.size() > n);
+        std::size_t done = 0;
         for (std::uint8_t &c : data.first(n)) {
             if (c == '!')
-                return leave;
+                return {done, action::leave};
             c = static_cast<std::uint8_t>(c - 'a' + 'A');
+            ++done;
         }
-        return n;
+        return {n, action::go_on};
     }
 };
 

@@ -249,7 +249,7 @@ class job_viewer {
             if (event->kind == job_link::event::input && event->error_number == 0)
                 input_ = std::move(event->input_end);
             else if (event->kind == job_link::event::input)
-                std::fprintf(stderr, "qvm-remote-dom0: nothing that you type goes to it\n");
+                std::fprintf(stderr, "qvm-remote-dom0: your input does not reach the job\n");
             else if (event->kind != job_link::event::more)
                 link_.reset();
         }

@@ -125,6 +125,12 @@ class admission {
     [[nodiscard]] host::outcome<void> reload(const std::optional<std::vector<qube_name>> &listed,
                                              std::string protocols);
 
+    /// Wipes the keys that check() and check_entry() keep for the events of one moment.
+    void drop_keys() {
+        keys_found_ = host::failed("no key was read yet");
+        keys_owner_.clear();
+    }
+
     /// First half, for a REQUEST frame: checks the token under the keys that are registered for
     /// this peer now, then the ID, and marks the ID as used. After a failure the client has been
     /// told and the log written.

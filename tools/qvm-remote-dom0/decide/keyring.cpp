@@ -156,13 +156,20 @@ host::outcome<void> keyring::write(const qube_name &qube, const char *suffix,
 
 host::outcome<void> keyring::store(const qube_name &qube, const secret &key,
                                    std::optional<std::int64_t> until) const {
-    // In this order a crash does not let anybody in for longer than was meant.
+    // An earlier time is written before the key, a later one after it. So at no moment, and after no
+    // failure, does the old or the new key last longer than was meant.
+    const auto old = this->until(qube);
+    const bool is_earlier = until && (!old || *until <= *old);
+    const auto write_until = [&] { return write(qube, until_file, std::to_string(*until) + "\n"); };
     ::unlink(path(qube, previous_file).c_str());
-    if (until)
-        if (auto written = write(qube, until_file, std::to_string(*until) + "\n"); !written)
+    if (is_earlier)
+        if (auto written = write_until(); !written)
             return written;
     if (auto written = write(qube, key_file, std::string(as_text(key.text())) + "\n"); !written)
         return written;
+    if (until && !is_earlier)
+        if (auto written = write_until(); !written)
+            return written;
     if (!until && ::unlink(path(qube, until_file).c_str()) != 0 && errno != ENOENT)
         return host::failed("cannot remove " + path(qube, until_file), errno);
     return {};
@@ -187,12 +194,16 @@ bool keyring::is_pinned(const qube_name &qube, const digest256 &mark) const {
     const auto text = host::read_trusted(path(qube, pin_file), host::trusted::file, largest_file);
     if (!text)
         return text.error().error_number != ENOENT;
-    return *text == to_hex(mark) + "\n";
+    return text->find(to_hex(mark)) != std::string::npos;
 }
 
 host::outcome<void> keyring::pin(const qube_name &qube, const digest256 &mark) const {
-    return host::write_atomically(path(qube, pin_file), to_hex(mark) + "\n", 0600,
-                                  host::durability::synced);
+    std::string text = to_hex(mark) + "\n";
+    // The last two marks, since two keys are usable after a rotation.
+    if (const auto old =
+            host::read_trusted(path(qube, pin_file), host::trusted::file, largest_file))
+        text += old->substr(0, text.size());
+    return host::write_atomically(path(qube, pin_file), text, 0600, host::durability::synced);
 }
 
 host::outcome<void> keyring::remove(const qube_name &qube) const {

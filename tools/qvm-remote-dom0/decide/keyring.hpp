@@ -38,7 +38,7 @@ class keyring {
 
     /// The keys at `now`, in seconds since 1970: the present one and the one before it. Each is usable
     /// until its time is over; when the present one has expired, the other one has too. Fails as load
-    /// does.
+    /// does. A previous key that is not safe or does not parse is left out.
     [[nodiscard]] host::outcome<known_keys> known(const qube_name &qube, std::int64_t now) const;
 
     /// The usable keys, the present one first. Fails as load does, and with EKEYEXPIRED when the time
@@ -51,7 +51,7 @@ class keyring {
     /// When the previous key expires; nothing when there is none.
     [[nodiscard]] std::optional<std::int64_t> previous_until(const qube_name &qube) const;
 
-    /// Registers a key, durably, in place of an older one and its `until`.
+    /// Registers a key, durably, in place of the present one, the previous one and `until`.
     [[nodiscard]] host::outcome<void> store(const qube_name &qube, const secret &key,
                                             std::optional<std::int64_t> until = {}) const;
 
@@ -63,10 +63,11 @@ class keyring {
     /// Removes a qube's keys, durably. ENOENT when there is none.
     [[nodiscard]] host::outcome<void> remove(const qube_name &qube) const;
 
-    /// Whether a request with this key, by its mark, has verified by protocol 2. This is kept beside the
-    /// key, so that nobody between qube and dom0 can force protocol 1 later (COMPAT-V1.md). If the file
-    /// cannot be read, the answer is yes.
+    /// Whether a request under this key has verified by protocol 2. `mark` is the SHA-256 of the key's
+    /// text. This is kept beside the key, so that nobody between qube and dom0 can force protocol 1
+    /// later. If the file cannot be read, the answer is yes.
     [[nodiscard]] bool is_pinned(const qube_name &qube, const digest256 &mark) const;
+    /// Records that, durably.
     [[nodiscard]] host::outcome<void> pin(const qube_name &qube, const digest256 &mark) const;
 
     /// The qubes that have a key file, by name. Files with other names are ignored.

@@ -232,8 +232,8 @@ host::outcome<job *> job_table::prepare(const peer &from, const envelope &header
     if (plain.body_follows)
         record.body = std::move(plain.body);
     const auto before = jobs_.find(key(from.name.text(), header.id->text()));
-    if (before != jobs_.end() && !before->second->end)
-        return host::failed("a job with this ID runs", EEXIST);
+    if (before != jobs_.end() && (!before->second->end || !before->second->watchers.empty()))
+        return host::failed("a job with this ID runs, or its output is being read", EEXIST);
     remove_job_files(directory->get(), *header.id); // of a request with this ID that never started
     if (auto made = job_files::make(directory->get(), *header.id, record); !made) {
         remove_job_files(directory->get(), *header.id);

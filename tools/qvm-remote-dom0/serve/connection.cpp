@@ -156,8 +156,10 @@ void connection::read_more() {
     in_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
                    [self = shared_from_this()](boost::system::error_code ec) {
                        self->reading_ = false;
-                       if (!ec && !self->closed_)
-                           self->on_readable();
+                       if (ec || self->closed_)
+                           return;
+                       self->on_readable();
+                       self->context_.admission.drop_keys();
                    });
 }
 

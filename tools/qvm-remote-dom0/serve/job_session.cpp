@@ -17,7 +17,7 @@
 namespace qvmremote::dom0 {
 
 namespace {
-// How many pieces are sent before other sessions get their turn.
+// How many rounds, each of one piece of each stream, are sent before other sessions get their turn.
 constexpr int most_pieces = 8;
 } // namespace
 
@@ -39,7 +39,7 @@ void job_session::begin() {
     if (!context_.jobs)
         return refuse(errc::unsupported);
     std::size_t &readers = context_.readers_of[from_.name.text()];
-    // A job can be cancelled however many read.
+    // Requests to cancel have places of their own, so that readers cannot keep a job from being cancelled.
     const std::size_t more = about_.what == verb::cancel ? limits::running_per_qube : 0;
     if (readers >= limits::readers_per_qube + more)
         return refuse(errc::busy, "too many requests of this qube read its jobs");
@@ -90,8 +90,8 @@ void job_session::cancel_job() {
     accept(false);
 }
 
-// Opens the streams at the offsets that the qube names. They may lie in what is gone, but not in what
-// is not written yet.
+// Opens the streams at the offsets that the qube names. An offset may lie in a part that is gone, but
+// not beyond what the job has written.
 bool job_session::open_output() {
     auto files = context_.jobs->files_of(*job_);
     if (!files) {
@@ -150,7 +150,7 @@ bool job_session::send_what_is_there() {
     port_->flush();
     if (over_)
         return false;
-    // Nobody calls again when flush() has made room.
+    // flush() has made room again, and no event will tell us, so go on from the loop.
     if ((more || stalled) && !port_->stalled())
         boost::asio::post(context_.loop, [weak = weak_from_this()] {
             if (const auto alive = weak.lock())
@@ -197,7 +197,7 @@ void job_session::on_input(host::outcome<host::unique_fd> input) {
     if (!input) {
         accept(false);
         if (!over_ && port_) {
-            port_->notify("nothing that you type goes to it: " + input.error().what);
+            port_->notify("your input does not reach the job: " + input.error().what);
             port_->flush();
         }
         return;

@@ -288,13 +288,13 @@ class client::running {
         const auto room = c_.machine_.prepare_stdin(session_);
         const ssize_t n = ::read(io_.stdin_fd, room.data(), room.size() - (io_.filter ? 1u : 0u));
         if (n > 0 && io_.filter) {
-            const std::size_t passed = io_.filter->pass(room, static_cast<std::size_t>(n));
-            if (passed == input_filter::leave)
+            const auto passed = io_.filter->pass(room, static_cast<std::size_t>(n));
+            if (passed.n > 0)
+                c_.machine_.commit_stdin(session_, passed.n);
+            if (passed.next == input_filter::action::leave)
                 give_up();
-            else if (passed == input_filter::detach)
+            else if (passed.next == input_filter::action::detach)
                 detach();
-            else if (passed > 0)
-                c_.machine_.commit_stdin(session_, passed);
             return false;
         }
         if (n > 0) {
