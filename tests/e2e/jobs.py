@@ -594,8 +594,8 @@ def an_operator_attaches_in_dom0(f):
     equal(t.end(), 0)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         t = attach()
-        t.type(b"echo b$X\r")
-        t.wait_for(b"b5\r\n")  # so it is attached
+        t.type(f"echo b{number}-$X\r".encode())
+        t.wait_for(f"b{number}-5\r\n".encode())  # so it is attached
         t.program.send_signal(number)
         equal((number, t.end()), (number, 128 + number))
     equal(rows(f)[ident], ("running", "-"))
@@ -613,8 +613,9 @@ def a_terminal_becomes_a_job(f):
     t.wait_for(b"ready> ")
     t.type(b"sleep 1000 & X=5; echo a$X\r")
     t.wait_for(b"a5\r\n")
-    t.type(b"\r~d")
+    t.type(f"echo before >{f.path}/typed\r~d".encode())  # at once: what is before the escape is sent too
     equal(t.end(), 0)
+    eventually(lambda: os.path.exists(f"{f.path}/typed"), "the line before the escape")
     ident = re.search(rb"goes on as job (\S+):", t.shown)
     check(ident, t.shown)
     ident = ident[1].decode()

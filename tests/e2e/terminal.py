@@ -455,6 +455,21 @@ def input_and_output_that_are_no_terminal(f):
 
 
 @case
+def a_stopped_terminal_gets_the_last_output(f):
+    """Nothing comes after the output that the terminal did not take at first."""
+    f.start()
+    for words in (("echo ready; exec sleep 1000",), ("--json=lines", "echo ready; exec sleep 1000")):
+        t = Terminal(f, *words)
+        termios.tcflow(t.other, termios.TCOOFF)
+        eventually(lambda: [r for r in f.audit() if r["kind"] == "START"], "it runs")
+        time.sleep(0.5)
+        termios.tcflow(t.other, termios.TCOON)
+        t.see("ready")
+        t.program.terminate()
+        equal(t.ended(), 143)
+
+
+@case
 def what_is_refused(f):
     f.start()
     for letter in "LRD":

@@ -116,6 +116,33 @@ TEST_CASE("expired keys are listed after the usable ones") {
     }
 }
 
+TEST_CASE("I7: a new key whose file cannot be written gives the old one no more time") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    REQUIRE(ring.store(work, key_of('a'), 1000));
+    const std::string file = dir / "keys/work.key";
+    REQUIRE(::unlink(file.c_str()) == 0);
+    REQUIRE(::mkdir(file.c_str(), 0700) == 0);
+    CHECK_FALSE(ring.store(work, key_of('b'), 9000));
+    CHECK(ring.until(work) == 1000);
+    CHECK_FALSE(ring.store(work, key_of('b'), 500));
+    CHECK(ring.until(work) == 500);
+}
+
+TEST_CASE("the present key and the one before it stay pinned to protocol 2") {
+    const scratch dir;
+    const keyring ring(dir / "keys");
+    REQUIRE(ring.store(work, key_of('a')));
+    const digest256 marks[] = {{1}, {2}, {3}};
+    for (const digest256 &mark : marks) {
+        CHECK_FALSE(ring.is_pinned(work, mark));
+        REQUIRE(ring.pin(work, mark));
+    }
+    CHECK_FALSE(ring.is_pinned(work, marks[0]));
+    CHECK(ring.is_pinned(work, marks[1]));
+    CHECK(ring.is_pinned(work, marks[2]));
+}
+
 TEST_CASE("all files of a removed key are removed") {
     const scratch dir;
     const keyring ring(dir / "keys");

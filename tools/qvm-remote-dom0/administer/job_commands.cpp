@@ -282,12 +282,23 @@ class job_viewer {
         return true;
     }
     [[nodiscard]] bool send(bytes_view data) {
-        const int flags = ::fcntl(input_.get(), F_GETFL);
-        ::fcntl(input_.get(), F_SETFL, flags & ~O_NONBLOCK);
-        const bool sent = host::write_all(input_.get(), as_text(data));
-        ::fcntl(input_.get(), F_SETFL, flags);
-        if (!sent)
-            input_.reset(); // the job does not read any more
+        // Its flags stay as they are: they are the keeper's too, which reads from the same terminal and
+        // must not block.
+        while (!data.empty()) {
+            const ssize_t n = ::write(input_.get(), data.data(), data.size());
+            if (n >= 0) {
+                data = data.subspan(static_cast<std::size_t>(n));
+            } else if (errno == EAGAIN) {
+                pollfd room[] = {{input_.get(), POLLOUT, 0},
+                                 {raw_ ? raw_->signals() : -1, POLLIN, 0}};
+                ::poll(room, 2, -1);
+                if (room[1].revents != 0)
+                    return true; // wait() takes the signal
+            } else if (errno != EINTR) {
+                input_.reset(); // the job does not read any more
+                break;
+            }
+        }
         return true;
     }
 
