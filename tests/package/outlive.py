@@ -176,6 +176,44 @@ def jobs_that_end_without_a_daemon(machine):
     jobs.check_all()
 
 
+def jobs_and_the_unit_of_their_group(machine):
+    """Its process may be killed. When the unit is stopped, jobs end; the daemon finds out, and later finds it again."""
+    def detach(command):
+        said = machine.in_work("qvm-remote --detach " + command)
+        return said.split()[-1], "it ends with dom0's daemon" in said
+
+    def status():
+        return machine.run("qvm-remote-dom0", "status")
+
+    ident, is_bound = detach("'sleep 1000'")
+    for signal in ("TERM", "KILL"):
+        machine.run("systemctl", "start", HOLDER)
+        machine.run("systemctl", "kill", "--kill-who=main", "--signal", signal, HOLDER)
+        eventually(lambda: machine.run("systemctl", "show", "-p", "SubState", "--value", HOLDER) == "exited\n",
+                   f"its process ends by {signal}")
+        machine.run("systemctl", "restart", UNIT)
+        machine.in_work(f"qvm-remote job list | grep '^{ident} *running'")
+        check(not is_bound and "they outlive this daemon" in status(), "the job goes on")
+        machine.in_work(f"qvm-remote job cancel {ident}")
+        machine.run("systemctl", "restart", HOLDER)
+        ident, is_bound = detach("'sleep 1000'")  # the daemon is the same, and the group another
+    pid = machine.main_pid()
+    check(not is_bound, "a job in the new group outlives the daemon")
+    machine.run("systemctl", "stop", HOLDER)
+    machine.in_work(f"qvm-remote job wait {ident}", wanted=143)
+    check("they end with this daemon: " in status(), status())
+    ident, is_bound = detach("'sleep 1; exit 7'")
+    check(is_bound, "the answer says that this job does not outlive the daemon")
+    machine.in_work(f"qvm-remote job wait {ident}", wanted=7)
+    machine.run("systemctl", "start", HOLDER)
+    check("they outlive this daemon" in status(), status())
+    ident, is_bound = detach("'sleep 1; exit 8'")
+    check(not is_bound, "this one does")
+    check(machine.main_pid() == pid, "all of that is the same daemon")
+    machine.run("systemctl", "restart", UNIT)
+    machine.in_work(f"qvm-remote job wait {ident}", wanted=8)
+
+
 def upgrade(machine, package, install):
     """install() installs `package`, whose version is higher by .1, and its scripts restart the daemon."""
     def version():
@@ -217,5 +255,5 @@ def a_reboot_ends_jobs(machine):
         check([kind for kind, _ in records] == ["START", "END"], f"{jobs.names[ident]}: the records are {records}")
 
 
-CASES = (jobs_and_a_restart, jobs_and_a_kill, jobs_that_end_without_a_daemon, jobs_and_an_upgrade,
-         an_upgrade_that_is_a_job, a_reboot_ends_jobs)
+CASES = (jobs_and_a_restart, jobs_and_a_kill, jobs_that_end_without_a_daemon,
+         jobs_and_the_unit_of_their_group, jobs_and_an_upgrade, an_upgrade_that_is_a_job, a_reboot_ends_jobs)
