@@ -526,11 +526,15 @@ class Typist:
 
     def __init__(self, f, *words, program=fixture.CLIENT):
         self.control, self.other = pty.openpty()
-        fcntl.ioctl(self.other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.resize(30, 100)
         self.modes = termios.tcgetattr(self.other)
         self.shown = b""
         self.program = subprocess.Popen([program, *words], env=f.env(TERM="xterm"), stdin=self.other,
                                         stdout=self.other, stderr=self.other, preexec_fn=fixture.at_a_terminal)
+
+    def resize(self, rows, columns):
+        """What a window does: the kernel tells the programs in the terminal by SIGWINCH."""
+        fcntl.ioctl(self.control, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def type(self, text):
         os.write(self.control, text)
@@ -603,6 +607,28 @@ def an_operator_attaches_in_dom0(f):
     t.type(b"exit 8\r")
     equal(t.end(), 8)
     equal([e["exit"] for e in ends(f, ident)], [8])
+
+
+@case
+def a_job_has_the_size_of_the_operators_window(f):
+    start(f)
+    ident = detach(f, "--tty", "stty size; trap 'stty size' WINCH; until read -t 0.1 -r line; do :; done; exit 5")
+    eventually(lambda: b"24 80\r\n" in job(f, "logs", ident), "output")
+    t = Typist(f, "--root", f.root, "jobs", "attach", "work", ident, program=fixture.DAEMON)
+    t.wait_for(b"30 100\r\n")
+    for rows, columns in ((20, 60), (50, 200)):
+        time.sleep(0.3)  # bash loses a signal while it runs the trap of that signal
+        t.resize(rows, columns)
+        t.wait_for(b"%d %d\r\n" % (rows, columns))
+    # While the program is stopped, the shell has other modes.
+    t.program.send_signal(signal.SIGSTOP)
+    termios.tcsetattr(t.other, termios.TCSANOW, t.modes)
+    t.resize(21, 61)
+    t.program.send_signal(signal.SIGCONT)
+    t.wait_for(b"21 61\r\n")
+    check(not termios.tcgetattr(t.other)[3] & termios.ICANON, "the terminal is raw again")
+    t.type(b"\r")
+    equal(t.end(), 5)
 
 
 @case

@@ -35,6 +35,14 @@ def package(name):
     return root.package(BUILD, name)
 
 
+def documents(name):
+    """What tells programs how to read --json."""
+    if name == "qvm-remote-dev":
+        return set()
+    schemas = ["schema/" + path for path in os.listdir(os.path.join(SOURCE, "doc/schema"))]
+    return {f"/usr/share/doc/{name}/{path}" for path in ("JSON.md", *schemas)}
+
+
 def contents():
     for name, tags in TAGS.items():
         files = {}
@@ -49,6 +57,8 @@ def contents():
         ours = {path.removesuffix(".gz").replace("/zsh/vendor-completions/", "/zsh/site-functions/") for path in files
                 if not path.startswith(("/usr/share/doc/", "/usr/share/lintian/"))}
         check(ours == installed(BUILD, *tags), f"{name} differs from Meson by {sorted(ours ^ installed(BUILD, *tags))}")
+        got = {path for path in files if "/JSON" in path or "/schema/" in path}
+        check(got == documents(name), f"{name}: documents differ by {sorted(got ^ documents(name))}")
         for path, mode in files.items():
             is_program = "/bin/" in path or path.startswith("/usr/lib/qvm-remote/") or path.endswith(".sh")
             check(mode == ("-rwxr-xr-x" if is_program else "-rw-r--r--"), f"{path} has {mode}")

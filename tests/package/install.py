@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From a fresh machine to the first command, as README tells it: the packages in a clean Debian with apt
-alone, the unit under a systemd of its own, stand-ins for Qubes' programs, and a qube in a second root.
+alone, the unit under a systemd of its own, stand-ins for Qubes' programs, and a qube in a second root. Then
+restarts and upgrades in the middle of jobs (outlive.py).
 
     install.py BUILD-DIRECTORY
 
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 
+import outlive
 import root
 
 BUILD = os.path.abspath(sys.argv[1])
@@ -71,7 +73,10 @@ def prepare(scratch):
     os.mkdir(dom0.file("srv/machine/qubes/work/home"))
     dom0.write("/etc/where", "dom0\n")
     dom0.run("groupadd", "--system", "qubes")
-    dom0.put(root.newer(package("qvm-remote-dom0"), scratch))
+    newest = package("qvm-remote-dom0")
+    for n in (1, 2, 3):
+        newest = root.newer(newest, scratch, f"newer-{n}")
+        dom0.put(newest)
     return dom0
 
 
@@ -142,7 +147,7 @@ def boots(machine):
 def upgrade(machine):
     """By a command of the very daemon that is replaced."""
     pid = machine.main_pid()
-    said = machine.in_work("qvm-remote 'apt-get -q install -y /srv/newer.deb && echo done'")
+    said = machine.in_work("qvm-remote 'apt-get -q install -y /srv/newer-3.deb && echo done'")
     check(said.endswith("done\n"), "the upgrade ends")
     end = time.monotonic() + root.HANG
     while machine.main_pid() in (pid, "0") or machine.state()[0] != "active":
@@ -170,7 +175,7 @@ def main():
         with contextlib.closing(Machine(prepare(scratch))) as machine:
             machine.boot()
             say("booted")
-            for case in (first_command, in_order, boots, upgrade, removed):
+            for case in (first_command, in_order, boots, *outlive.CASES, upgrade, removed):
                 try:
                     case(machine)
                 except Exception:

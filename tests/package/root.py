@@ -59,16 +59,16 @@ def package(build, name):
     return path
 
 
-def newer(path, scratch):
-    """The same package with a higher version."""
-    tree = os.path.join(scratch, "newer")
+def newer(path, scratch, name="newer"):
+    """The same package with a higher version, as NAME.deb."""
+    tree = os.path.join(scratch, name)
     output("dpkg-deb", "-R", path, tree)
     version = output("dpkg-deb", "-f", path, "Version").strip()
     with open(tree + "/DEBIAN/control", encoding="utf-8") as f:
         text = f.read()
     with open(tree + "/DEBIAN/control", "w", encoding="utf-8") as f:
         f.write(text.replace(f"Version: {version}\n", f"Version: {version}.1\n"))
-    output("dpkg-deb", "--root-owner-group", "-b", tree, tree + ".deb")
+    output("dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, tree + ".deb")
     return tree + ".deb"
 
 

@@ -218,6 +218,8 @@ def contents():
             elif not path.startswith(("/usr/share/doc/", "/usr/share/licenses/", "/usr/lib/.build-id")):
                 got[path] = " ".join([mode] + [f for f in flags if f])
         equal(got, want, f"the files of {name}")
+        schemas = {path.rsplit("/", 1)[1] for path in (row.split(" ")[0] for row in rows) if "/schema/" in path}
+        equal(schemas, set() if name == DEVEL else set(os.listdir(os.path.join(SOURCE, "doc/schema"))), f"schemas in {name}")
         check(any(re.search(r"/LICENSE$", row.split(" ")[0]) for row in rows), f"{name} has the licence")
     headers = {p.split(" ")[0] for p in query(package(DEVEL), "[%{FILENAMES} \n]")}
     check({"/usr/include/qvmremote/qvmremote.hpp", "/usr/include/qvmremote/transport_abi.h",

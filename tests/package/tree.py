@@ -95,6 +95,10 @@ def tarball(scratch):
         check(tracked <= inside, f"all that is committed is in it, not {sorted(tracked - inside)}")
 
 
+def json_schemas():
+    return ["schema/" + name for name in os.listdir(os.path.join(SOURCE, "doc/schema"))]
+
+
 def arch(scratch):
     """makepkg reads it, and what its functions install is what belongs into a qube."""
     place = os.path.join(scratch, "arch")
@@ -116,11 +120,14 @@ def arch(scratch):
         check(f"{tree}/packaging/arch/PKGBUILD.install" in tar.getnames(), "its sources hold what it names")
     os.makedirs(os.path.join(place, "src", tree))
     os.symlink(BUILD, os.path.join(place, "src", tree, "build"))
+    os.symlink(os.path.join(SOURCE, "doc"), os.path.join(place, "src", tree, "doc"))
+    documents = {f"/usr/share/doc/qvm-remote/{name}" for name in ("JSON.md", *json_schemas())}
     for name, tags in (("qvm-remote", ("qube", "transport")), ("qvm-remote-devel", ("devel",))):
         into = os.path.join(place, "pkg", name)
         output("bash", "-euc", f"source ./PKGBUILD; srcdir=$PWD/src pkgdir=$PWD/pkg/{name}; package_{name}", cwd=place)
         got = {os.path.join("/", os.path.relpath(os.path.join(d, f), into)) for d, _, fs in os.walk(into) for f in fs}
-        check(got == installed(BUILD, *tags), f"{name} holds {sorted(got ^ installed(BUILD, *tags))} too much or too little")
+        wanted = installed(BUILD, *tags) | (documents if name == "qvm-remote" else set())
+        check(got == wanted, f"{name} holds {sorted(got ^ wanted)} too much or too little")
     # vercmp is pacman's; this one knows what is before 2.0.0.
     for before, words in (("1.4.0-1", 1), ("2.0.0-1", 0)):
         said = output("bash", "-euc", "vercmp() { [[ $1 < $2 ]] && echo -1 || echo 1; }; source ./PKGBUILD.install; "

@@ -14,6 +14,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <termios.h>
 #include <unistd.h>
@@ -107,21 +108,22 @@ int list_jobs(const invocation &in) {
 }
 
 // Our terminal while a job's terminal is shown in it. The destructor restores it, so what would end us
-// does not do so at once, but is read from a descriptor.
+// does not do so at once, but is read from a descriptor. So are the signals after which the terminal
+// may be another: its size has changed, or we go on after a stop.
 class raw_terminal {
   public:
     raw_terminal() {
-        sigset_t ends_us;
-        ::sigemptyset(&ends_us);
-        for (const int number : {SIGHUP, SIGINT, SIGQUIT, SIGTERM})
-            ::sigaddset(&ends_us, number);
-        ::sigprocmask(SIG_BLOCK, &ends_us, nullptr);
-        signals_.reset(::signalfd(-1, &ends_us, SFD_CLOEXEC));
+        sigset_t wanted;
+        ::sigemptyset(&wanted);
+        for (const int number : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH, SIGCONT})
+            ::sigaddset(&wanted, number);
+        ::sigprocmask(SIG_BLOCK, &wanted, nullptr);
+        signals_.reset(::signalfd(-1, &wanted, SFD_CLOEXEC));
         if (::tcgetattr(STDIN_FILENO, &before_) != 0)
             return;
-        termios raw = before_;
-        ::cfmakeraw(&raw);
-        is_raw_ = ::tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
+        raw_ = before_;
+        ::cfmakeraw(&raw_);
+        is_raw_ = make_raw();
     }
     raw_terminal(const raw_terminal &) = delete;
     raw_terminal &operator=(const raw_terminal &) = delete;
@@ -138,9 +140,18 @@ class raw_terminal {
         const bool is_whole = ::read(signals_.get(), &came, sizeof came) == sizeof came;
         return is_whole ? static_cast<int>(came.ssi_signo) : SIGTERM;
     }
+    /// Also after a stop: a shell has set other modes meanwhile.
+    [[nodiscard]] bool make_raw() const noexcept {
+        return ::tcsetattr(STDIN_FILENO, TCSANOW, &raw_) == 0;
+    }
+    /// Zeros when it does not say.
+    [[nodiscard]] winsize size() const noexcept {
+        winsize out{};
+        return ::ioctl(STDIN_FILENO, TIOCGWINSZ, &out) == 0 ? out : winsize{};
+    }
 
   private:
-    termios before_{};
+    termios before_{}, raw_{};
     unique_fd signals_;
     bool is_raw_ = false;
 };
@@ -239,21 +250,36 @@ class job_viewer {
                                        {raw_ ? raw_->signals() : -1, POLLIN, 0}}};
         ::poll(watched.data(), watched.size(), link_ ? -1 : lost_keeper_ms);
         if (watched[2].revents != 0) {
-            left_by_ = raw_->take_signal();
-            return false;
+            const int number = raw_->take_signal();
+            if (number != SIGWINCH && number != SIGCONT) {
+                left_by_ = number;
+                return false;
+            }
+            (void)raw_->make_raw();
+            pass_size();
         }
         while (link_) {
             auto event = link_->next();
             if (!event)
                 break;
-            if (event->kind == job_link::event::input && event->error_number == 0)
+            if (event->kind == job_link::event::input && event->error_number == 0) {
                 input_ = std::move(event->input_end);
-            else if (event->kind == job_link::event::input)
+                pass_size();
+            } else if (event->kind == job_link::event::input)
                 std::fprintf(stderr, "qvm-remote-dom0: your input does not reach the job\n");
             else if (event->kind != job_link::event::more)
                 link_.reset();
         }
         return watched[1].revents == 0 || pass_input();
+    }
+
+    // Whoever types decides how large the job's terminal is.
+    void pass_size() const {
+        if (!raw_ || !input_)
+            return;
+        const winsize now = raw_->size();
+        if (now.ws_col != 0 && now.ws_row != 0)
+            resize_terminal(input_.get(), now.ws_col, now.ws_row);
     }
 
     [[nodiscard]] bool pass_input() {

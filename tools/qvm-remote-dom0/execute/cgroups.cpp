@@ -235,6 +235,11 @@ cgroup_home claim_cgroup() {
 }
 
 cgroup_home claim_jobs_cgroup(const std::string &name) {
+    const auto not_now = [&](std::string why) {
+        cgroup_home out = none(std::move(why));
+        out.name = name; // for claim_jobs_cgroup_again
+        return out;
+    };
     if (name.empty())
         return none("QVM_REMOTE_JOBS_CGROUP names none");
 #if !defined(__x86_64__)
@@ -242,24 +247,31 @@ cgroup_home claim_jobs_cgroup(const std::string &name) {
 #endif
     const auto point = mount_point();
     if (!point)
-        return none("cgroup v2 is not mounted");
+        return not_now("cgroup v2 is not mounted");
     cgroup_home out;
     out.name = name;
     out.directory = *point + name;
     if (name[0] != '/' || name.find("/.") != name.npos)
         return none(name + " is not the name of a group");
     if (!is_delegated(out.directory))
-        return none(name + " is not there, or not delegated: systemctl start qvm-remote-jobs");
+        return not_now(name + " is not there, or not delegated: systemctl start qvm-remote-jobs");
     if (::access((out.directory + "/cgroup.kill").c_str(), W_OK) != 0)
         return none("the kernel is too old");
     if (!make_group(out.directory, keepers_group) || !make_group(out.directory, holder_group))
-        return none(name + " cannot be divided: " + std::strerror(errno));
+        return not_now(name + " cannot be divided: " + std::strerror(errno));
     for_each_line(text_of(out.directory + "/cgroup.procs").value_or(std::string()),
                   [&](std::string_view pid) {
                       (void)put(out.directory + std::string(holder_group) + "/cgroup.procs", pid);
                   });
     enable_controllers(out);
     return out;
+}
+
+void claim_jobs_cgroup_again(cgroup_home &jobs) {
+    const bool is_as_claimed =
+        jobs && ::access((jobs.directory + std::string(keepers_group)).c_str(), F_OK) == 0;
+    if (!is_as_claimed && !jobs.name.empty())
+        jobs = claim_jobs_cgroup(std::string(jobs.name));
 }
 
 host::outcome<void> join_keepers(const cgroup_home &jobs) {

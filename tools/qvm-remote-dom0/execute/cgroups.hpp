@@ -55,6 +55,10 @@ struct cgroup_home {
 ///     └─ job-NAME      one job
 [[nodiscard]] cgroup_home claim_jobs_cgroup(const std::string &name);
 
+/// The same after a while: that unit may have been stopped or started meanwhile, and its group is
+/// another then.
+void claim_jobs_cgroup_again(cgroup_home &jobs);
+
 /// Moves this process to the keepers of jobs.
 [[nodiscard]] host::outcome<void> join_keepers(const cgroup_home &jobs);
 

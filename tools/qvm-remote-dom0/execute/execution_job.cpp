@@ -31,6 +31,7 @@ host::outcome<void> execution::hand_over(job_table *jobs, const digest256 &key_m
         return host::failed("it has ended");
     if (!jobs)
         return host::failed("it was not allowed as one");
+    jobs->look_for_group();
     if (!jobs->groups())
         return host::failed("it would end with dom0's daemon: " + jobs->groups().why_none);
     auto made = jobs->prepare(what_.from(), what_.request(), key_mark);

@@ -203,6 +203,7 @@ host::outcome<void> job_table::make_room(const qube_name &qube) {
 
 host::outcome<job *> job_table::prepare(const peer &from, const envelope &header,
                                         const digest256 &key_mark) {
+    look_for_group();
     if (auto room = make_room(from.name); !room)
         return tl::unexpected(room.error());
     auto directory = directory_of(from.name, true);

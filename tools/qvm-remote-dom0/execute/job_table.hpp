@@ -93,6 +93,8 @@ class job_table {
 
     /// Whether jobs outlive the daemon; if not, why.
     [[nodiscard]] const cgroup_home &groups() const noexcept { return groups_; }
+    /// Finds out again whether the next job outlives it; prepare() does so too.
+    void look_for_group() { claim_jobs_cgroup_again(groups_); }
 
     /// Before START: makes the job's files and its secret. Fails when the qube has too many jobs.
     [[nodiscard]] host::outcome<job *> prepare(const peer &from, const envelope &what,

@@ -305,6 +305,7 @@ void operators_desk::on_panic(std::string_view, const requester &who,
 }
 
 ordered_json operators_desk::status() const {
+    jobs_.look_for_group();
     auto qubes = ordered_json::array();
     std::set<std::string> connected;
     for (const auto &c : context_.connections)
