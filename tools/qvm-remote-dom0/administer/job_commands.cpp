@@ -249,15 +249,8 @@ class job_viewer {
                                        {input_ ? STDIN_FILENO : -1, POLLIN, 0},
                                        {raw_ ? raw_->signals() : -1, POLLIN, 0}}};
         ::poll(watched.data(), watched.size(), link_ ? -1 : lost_keeper_ms);
-        if (watched[2].revents != 0) {
-            const int number = raw_->take_signal();
-            if (number != SIGWINCH && number != SIGCONT) {
-                left_by_ = number;
-                return false;
-            }
-            (void)raw_->make_raw();
-            pass_size();
-        }
+        if (watched[2].revents != 0 && !take_signal())
+            return false;
         while (link_) {
             auto event = link_->next();
             if (!event)
@@ -271,6 +264,18 @@ class job_viewer {
                 link_.reset();
         }
         return watched[1].revents == 0 || pass_input();
+    }
+
+    // Returns false if the signal ends this program.
+    [[nodiscard]] bool take_signal() {
+        const int number = raw_->take_signal();
+        if (number != SIGWINCH && number != SIGCONT) {
+            left_by_ = number;
+            return false;
+        }
+        (void)raw_->make_raw();
+        pass_size();
+        return true;
     }
 
     // Whoever types decides how large the job's terminal is.
@@ -307,6 +312,7 @@ class job_viewer {
         }
         return true;
     }
+    // Returns false if a signal ends this program.
     [[nodiscard]] bool send(bytes_view data) {
         // Its flags stay as they are: they are the keeper's too, which reads from the same terminal and
         // must not block.
@@ -318,8 +324,8 @@ class job_viewer {
                 pollfd room[] = {{input_.get(), POLLOUT, 0},
                                  {raw_ ? raw_->signals() : -1, POLLIN, 0}};
                 ::poll(room, 2, -1);
-                if (room[1].revents != 0)
-                    return true; // wait() takes the signal
+                if (room[1].revents != 0 && !take_signal())
+                    return false;
             } else if (errno != EINTR) {
                 input_.reset(); // the job does not read any more
                 break;
