@@ -307,13 +307,20 @@ class job_viewer {
         }
         return true;
     }
+    // Waits until the job takes it. O_NONBLOCK stays set, since the keeper has the same open file of a
+    // terminal: it would block in read(), and nobody could attach.
     [[nodiscard]] bool send(bytes_view data) {
-        const int flags = ::fcntl(input_.get(), F_GETFL);
-        ::fcntl(input_.get(), F_SETFL, flags & ~O_NONBLOCK);
-        const bool sent = host::write_all(input_.get(), as_text(data));
-        ::fcntl(input_.get(), F_SETFL, flags);
-        if (!sent)
-            input_.reset(); // the job does not read any more
+        while (input_ && !data.empty()) {
+            const ssize_t n = ::write(input_.get(), data.data(), data.size());
+            if (n >= 0) {
+                data = data.subspan(static_cast<std::size_t>(n));
+            } else if (errno == EAGAIN) {
+                pollfd ready{input_.get(), POLLOUT, 0};
+                ::poll(&ready, 1, -1);
+            } else if (errno != EINTR) {
+                input_.reset(); // the job does not read any more
+            }
+        }
         return true;
     }
 
