@@ -316,7 +316,7 @@ class job_viewer {
     [[nodiscard]] bool send(bytes_view data) {
         // Its flags stay as they are: they are the keeper's too, which reads from the same terminal and
         // must not block.
-        while (!data.empty()) {
+        while (input_ && !data.empty()) {
             const ssize_t n = ::write(input_.get(), data.data(), data.size());
             if (n >= 0) {
                 data = data.subspan(static_cast<std::size_t>(n));
@@ -328,7 +328,6 @@ class job_viewer {
                     return false;
             } else if (errno != EINTR) {
                 input_.reset(); // the job does not read any more
-                break;
             }
         }
         return true;
