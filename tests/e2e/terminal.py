@@ -464,7 +464,7 @@ def a_stopped_terminal_gets_the_last_output(f):
         eventually(lambda: [r for r in f.audit() if r["kind"] == "START"], "it runs")
         time.sleep(0.5)
         termios.tcflow(t.other, termios.TCOON)
-        t.see("ready")
+        t.see(b"ready")
         t.program.terminate()
         equal(t.ended(), 143)
 
