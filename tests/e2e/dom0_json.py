@@ -115,10 +115,12 @@ def a_command_may_have_the_word_too(f):
 @case
 def an_output_that_is_full(f):
     house = House(f, "work")
-    with open("/dev/full", "wb") as full:
-        got = subprocess.run([DAEMON, "--root", f.root, "--json", "status"], env=house.f.plain_env(), stdout=full,
-                             stderr=subprocess.PIPE, timeout=HANG, check=False)
-    equal(got.returncode, 255)
+    for words in (("--json", "status"), ("keys",), ("--json", "keys"), ("--help",), ("--version",)):
+        with open("/dev/full", "wb") as full:
+            got = subprocess.run([DAEMON, "--root", f.root, *words], env=house.f.plain_env(), stdout=full,
+                                 stderr=subprocess.PIPE, timeout=HANG, check=False)
+        equal((words, got.returncode), (words, 255))
+        check(b"cannot write the output" in got.stderr, got)
 
 
 if __name__ == "__main__":

@@ -377,7 +377,9 @@ def signals(f):
 @case
 def standard_output_that_fails(f):
     f.start()
-    for words in (("--json", "echo x"), ("--json=lines", "echo x"), ("ping", "--json")):
+    f.run("echo x")  # for the history
+    for words in (("--json", "echo x"), ("--json=lines", "echo x"), ("ping", "--json"), ("history",),
+                  ("--help",), ("--version",)):
         reading, writing = os.pipe()
         os.close(reading)
         p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE)

@@ -134,13 +134,13 @@ int main(int argc, char **argv) {
         return report::instance().end(1);
     if (typed->json)
         report::instance().use_json();
-    if (typed->standard.help) {
-        cli::print_help<handler>(stdout, this_program, subcommands);
-        return 0;
-    }
-    if (typed->standard.version) {
-        cli::print_version(this_program);
-        return 0;
+    if (typed->standard.help || typed->standard.version) {
+        report::instance().has_own_form();
+        if (typed->standard.help)
+            cli::print_help<handler>(stdout, this_program, subcommands);
+        else
+            cli::print_version(this_program);
+        return report::instance().end(0);
     }
     if (typed->words.empty() && !typed->json)
         return serve(typed->how);

@@ -106,9 +106,21 @@ bool report::write_out() {
     return true;
 }
 
+namespace {
+// The exit code when standard output has failed.
+int output_failed(int error) {
+    if (error == EPIPE)
+        return 141;
+    report::print(host::failed("cannot write the result", error).value().what);
+    return 255;
+}
+} // namespace
+
 int report::end(int code) {
-    if (!is_json())
-        return code;
+    if (!is_json()) {
+        errno = 0;
+        return std::fflush(stdout) == 0 && std::ferror(stdout) == 0 ? code : output_failed(errno);
+    }
     if (!object_)
         begin_object();
     if (has_result_)
@@ -126,12 +138,7 @@ int report::end(int code) {
     object_->end();
     object_->end();
     pending_ += '\n';
-    if (write_out())
-        return code;
-    if (out_.error() == EPIPE)
-        return 141;
-    print(host::failed("cannot write the result", out_.error()).value().what);
-    return 255;
+    return write_out() ? code : output_failed(out_.error());
 }
 
 void complain(error_name name, const std::string &what) { report::instance().error(name, what); }

@@ -45,8 +45,8 @@ class report {
     [[nodiscard]] bool flush();
     [[nodiscard]] const host::descriptor_sink &out() const noexcept { return out_; }
 
-    /// With --json completes the object. Returns the exit code: `code`, unless standard output
-    /// failed.
+    /// With --json completes the object. Returns the exit code: `code`, unless standard output failed,
+    /// with --json or without.
     [[nodiscard]] int end(int code);
 
   private:

@@ -23,8 +23,15 @@ void report::warn(const std::string &what) {
 }
 
 int report::end(int code) {
-    if (!is_json_ || has_own_form_)
+    if (is_json_ && !has_own_form_)
+        print_object(code);
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0)
         return code;
+    std::fprintf(stderr, "qvm-remote-dom0: cannot write the output\n");
+    return 255;
+}
+
+void report::print_object(int code) const {
     ordered_json out;
     if (!result_.is_null())
         out["result"] = result_;
@@ -38,7 +45,6 @@ int report::end(int code) {
     for (; next != lines_.end(); ++next)
         out["warnings"].push_back(next->text);
     std::printf("%s\n", dumped(out).c_str());
-    return std::fflush(stdout) == 0 ? code : 255;
 }
 
 std::string dumped(const ordered_json &value) {

@@ -36,10 +36,13 @@ class report {
     /// The same for what is no failure of the subcommand, whatever its exit code.
     void warn(const std::string &what);
 
-    /// With --json prints the object. Returns the exit code: `code`, unless standard output failed.
+    /// With --json prints the object. Returns the exit code: `code`, unless standard output failed, with
+    /// --json or without.
     [[nodiscard]] int end(int code);
 
   private:
+    void print_object(int code) const;
+
     struct line {
         std::string name;
         std::string text;
