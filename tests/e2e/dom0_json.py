@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 
-from fixture import BUILD, DAEMON, HANG, KEY, case, check, equal, main
+from fixture import BUILD, DAEMON, HANG, KEY, case, check, equal, eventually, main
 from house import House
 from policies import rules
 from schema import validate
@@ -44,6 +44,7 @@ def each_subcommand_prints_one_object(f):
     equal([k["qube"] for k in json.loads(run(house, "--json", "keys").stdout)], ["dev", "off", "work"])
     house.wait_for_agent("dev")
     check(ask(house, "key", "rotate", "dev")["fingerprint"] != fingerprint, "the same key")
+    eventually(lambda: ask(house, "status", "status")["qubes"][0]["connected"], "dev is connected")
     equal(ask(house, "status", "status")["qubes"][0], {"qube": "dev", "connected": True, "running": 0, "waiting": 0})
     results = os.path.join(house.machine.home("work"), ".qvm-remote", "queue", "results")
     with open(os.path.join(results, "20260101-000000-1-0000000a.exit"), "w", encoding="utf-8") as e:
