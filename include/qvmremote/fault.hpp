@@ -20,7 +20,7 @@ namespace qvmremote {
     X(no_home, "this user has no home directory that can be used")                                 \
     X(bad_settings, "a configuration file or a variable is wrong")                                 \
     X(bad_script, "the script cannot be read")                                                     \
-    X(key_missing, "there is no key")                                                              \
+    X(key_missing, "the key that is needed is not there")                                          \
     X(key_unusable, "the key file cannot be read, is not private or holds no key")                 \
     X(key_exists, "there is a key already")                                                        \
     X(transport_unusable, "the transport is not installed, or refuses its options")                \
@@ -34,6 +34,7 @@ namespace qvmremote {
     X(program_not_started, "dom0 could not start the program")                                     \
     X(killed_by_signal, "a signal killed the command in dom0")                                     \
     X(no_record, "nothing with this name, number or digest is there")                              \
+    X(daemon_refused, "the daemon in dom0 does not do it; the message says why")                    \
     X(local_failure, "a file or another part of this machine failed")
 // clang-format on
 

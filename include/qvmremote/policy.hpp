@@ -236,9 +236,9 @@ struct policy_file {
 /// matches decides; if none matches, the request is denied.
 class policy {
   public:
-    /// A policy, or the problems in order; rules are no longer read after limits::policy_problems of
-    /// them. One mistake anywhere means no policy, because the rest could allow what the bad line should
-    /// deny.
+    /// A policy, or its problems in the order of the files; after limits::policy_problems of them the
+    /// reading ends. One mistake anywhere means no policy, because the rest could allow what the bad line
+    /// should deny.
     [[nodiscard]] static tl::expected<policy, std::vector<policy_problem>>
     parse(std::vector<policy_file> files, level_rules levels);
 
@@ -350,9 +350,9 @@ struct verdict {
 ///   digest. The digest does not hold for a command line: bash would run the same bytes, whatever
 ///   their `#!` names.
 /// - If tags are unknown, the first rule that could match by tag denies.
-/// - Without options: under `ask`, stdin is collected and there is no tty. Under `allow`, the request
-///   gets the stdin and tty that it asks for under full; below full, stdin is closed and there is no
-///   tty. The client's environment passes under full, and nothing of it below full.
+/// - If the rule has no options: `ask` collects stdin and gives no tty. `allow` of level:full gives the
+///   stdin and the tty that the request asks for; any other `allow` closes stdin and gives no tty. With
+///   level:full the client's environment passes, otherwise nothing of it.
 /// - A request for a terminal is denied if the rule does not give one. A terminal has live input that
 ///   no operator sees beforehand, so `ask` gives one only with `tty=yes`, and `stdin=closed` and
 ///   `stdin=collected` never give one. TERM and COLORTERM pass with a terminal.

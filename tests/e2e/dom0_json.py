@@ -91,8 +91,8 @@ def failures_have_a_name(f):
             ("key", ("authorize", "../x"), "usage"), ("qube", ("revoke", "nobody"), "key_missing"),
             ("key", ("rotate", "nobody"), "key_missing"), ("log", ("log", "x"), "usage"),
             ("status", ("status", "x"), "usage"), ("done", ("nonsense",), "usage"), ("done", (), "usage"),
-            ("audit-show", ("audit", "show", "99999"), "no_record"), ("done", ("approvals", "deny", "1"), "no_record"),
-            ("done", ("jobs", "cancel", "work", "20260101-000000-1-0000000a"), "no_record"),
+            ("audit-show", ("audit", "show", "99999"), "no_record"), ("done", ("approvals", "deny", "1"), "daemon_refused"),
+            ("done", ("jobs", "cancel", "work", "20260101-000000-1-0000000a"), "daemon_refused"),
             ("policy-lint", ("policy", "lint"), None)):
         got = run(house, "--json", *words)
         out = json.loads(got.stdout)

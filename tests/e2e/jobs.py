@@ -271,6 +271,14 @@ def the_oldest_output_goes_and_a_mark_says_how_much(f):
     kept = sum(os.stat(os.path.join(files_of(f, ident), n)).st_blocks * 512 for n in ("out", "err"))
     check(kept <= 160 * 1024, kept)
     equal([(e["exit"], e["stdout_bytes"]) for e in ends(f, ident)], [(3, len(whole))])
+    for words, code in ((("job", "logs", ident), 255), (("--json", "job", "logs", ident), 255)):
+        with open("/dev/full", "wb") as full:
+            p = f.popen(*words, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+            said = p.communicate(timeout=fixture.HANG)[1]
+        check(p.returncode == code and b"No space left" in said, (words, p.returncode, said))
+    with open("/dev/full", "wb") as full:
+        equal(subprocess.run([fixture.DAEMON, "--root", f.root, "jobs", "logs", "work", ident], env=f.plain_env(),
+                             stdout=full, stderr=subprocess.DEVNULL, check=False).returncode, 255)
     # Somebody who reads all the time misses nothing, or is told.
     ident = detach(f, "for i in {1..40000}; do echo line-$i; done")
     got = f.run("job", "logs", "-f", ident)

@@ -90,6 +90,19 @@ struct known_reason {
     std::string what;
 };
 
+// Why our own output failed; 0 if it did not.
+int sink_error_of(const recorded_sink &out, const recorded_sink &err) {
+    if (report::instance().is_json())
+        return report::instance().out().error();
+    return out.broken() ? out.error() : err.error();
+}
+
+// As ssh and other tools: a reader who has enough (EPIPE) is no failure of ours.
+int exit_code_of(const host::run_result &r, int sink_error) {
+    return r.how == host::run_result::kind::sink_broken && sink_error != EPIPE ? 255
+                                                                               : r.exit_code();
+}
+
 // One command, as shown to the user and as recorded.
 class shown_run {
   public:
@@ -134,9 +147,7 @@ class shown_run {
         err_.finish(signal_pipe[0]);
         session_.reset();
         record_.finish(result, timeout_s);
-        const int sink_error = json_out_       ? report::instance().out().error()
-                               : out_.broken() ? out_.error()
-                                               : err_.error();
+        const int sink_error = sink_error_of(out_, err_);
         if (why)
             complain(why->name, why->what);
         else
@@ -146,9 +157,7 @@ class shown_run {
                        result, *json_out_, *json_err_);
         if (!record_.problem().empty() && !quiet_)
             warn("the history is not complete: " + record_.problem());
-        if (result.how == host::run_result::kind::sink_broken && sink_error != EPIPE)
-            return 255;
-        return result.exit_code();
+        return exit_code_of(result, sink_error);
     }
 
   private:
@@ -347,7 +356,7 @@ constexpr std::uint64_t resume_ms = 60'000;
 constexpr int resume_pause_ms = 200;
 
 // Says how a request about a job ended, unless the job ended by itself.
-void explain_about(const host::run_result &r, const job_run &request) {
+void explain_about(const host::run_result &r, const job_run &request, int sink_error) {
     using kind = host::run_result::kind;
     const std::string id = request.about.id ? request.about.id->text() : "";
     if (r.how == kind::interrupted)
@@ -362,7 +371,7 @@ void explain_about(const host::run_result &r, const job_run &request) {
         r.end.value == static_cast<std::uint32_t>(errc::outcome_unknown))
         return complain(errc::outcome_unknown,
                         "nobody knows how job " + id + " ended: " + for_terminal(r.end.text));
-    explain(r, 0, true);
+    explain(r, sink_error, true);
 }
 
 // Whether the same request may succeed in a moment: the stream broke, or dom0's daemon ends.
@@ -449,6 +458,8 @@ class about_job {
                     no_access{fault::interrupted, "left; the job goes on", 128 + number});
         }
     }
+    [[nodiscard]] int sink_error() const { return sink_error_of(out_, err_); }
+
     // After the last output.
     void close(const host::run_result *result) {
         out_.finish(signal_pipe[0]);
@@ -485,8 +496,8 @@ int run_about_job(const settings &how, const home &where, job_run request) {
         complain(result.error().name, result.error().what);
         return result.error().exit_code;
     }
-    explain_about(*result, request);
-    return result->exit_code();
+    explain_about(*result, request, asked.sink_error());
+    return exit_code_of(*result, asked.sink_error());
 }
 
 tl::expected<std::vector<job_row>, int> list_jobs(const settings &how, const home &where) {

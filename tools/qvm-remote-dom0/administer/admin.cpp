@@ -57,6 +57,12 @@ int fail_with(const host::failure &why) {
 
 int no_answer(const host::failure &why) { return fail_with(fault::unreachable, why.what); }
 
+int done_by_daemon(std::string_view answer) {
+    return answer == "ok\n" ? 0
+                            : fail_with(fault::daemon_refused,
+                                        for_terminal(answer.substr(0, answer.find('\n'))));
+}
+
 host::outcome<qube_name> named_qube(std::string_view typed) {
     auto qube = qube_name::parse(typed);
     if (!qube)

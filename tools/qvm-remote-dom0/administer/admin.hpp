@@ -61,6 +61,9 @@ int fail_with(const std::string &what);
 int fail_with(const host::failure &why);
 /// For a failure of ask_daemon.
 int no_answer(const host::failure &why);
+/// Returns 0 if the daemon's answer says that it has done what it was asked for. Otherwise prints why it
+/// has not, and returns 1.
+int done_by_daemon(std::string_view answer);
 /// The name of a qube as people type it.
 [[nodiscard]] host::outcome<qube_name> named_qube(std::string_view typed);
 /// Makes a running daemon read its files again. It is not an error when no daemon runs.

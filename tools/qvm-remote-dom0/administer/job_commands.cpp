@@ -197,8 +197,10 @@ class job_viewer {
             if (link_)
                 link_->order(job_order::watch); // first, so that nothing that comes now is missed
             const bool has_ended = files_.ended().has_value();
-            if (!drain())
-                return fail_with("cannot write the output");
+            if (!drain()) {
+                (void)fail_with("cannot write the output");
+                return 255;
+            }
             if (until_ == how_long::now)
                 return 0;
             if (has_ended)
@@ -373,9 +375,7 @@ int jobs_command(const invocation &in) {
                                        jobs_answer_seconds);
         if (!answer)
             return no_answer(answer.error());
-        return *answer == "ok\n" ? 0
-                                 : fail_with(fault::no_record,
-                                             for_terminal(answer->substr(0, answer->find('\n'))));
+        return done_by_daemon(*answer);
     }
     if (report::instance().is_json())
         return fail_with("usage: --json belongs to jobs list and jobs cancel: the others pass on "

@@ -63,9 +63,7 @@ int send_command(const invocation &in, const std::string &request) {
     const auto answer = ask_daemon(in.where, request);
     if (!answer)
         return no_answer(answer.error());
-    return *answer == "ok\n"
-               ? 0
-               : fail_with(fault::no_record, for_terminal(answer->substr(0, answer->find('\n'))));
+    return done_by_daemon(*answer);
 }
 
 int list(const invocation &in) {

@@ -33,7 +33,7 @@ class report {
     /// others are warnings. A name never changes (doc/JSON.md).
     void say(error_name name, const std::string &what);
 
-    /// The same for what is no failure of the subcommand, whatever its exit code.
+    /// Prints a line in the same way. It is a warning, whatever the exit code of the subcommand.
     void warn(const std::string &what);
 
     /// With --json prints the object. Returns the exit code: `code`, unless standard output failed, with
